@@ -1,0 +1,18 @@
+//! The one clock, `CLOCK_BOOTTIME`, which counts suspend as etcd's own clock does.
+//! It must not know what the moments are for.
+
+use std::time::Duration;
+
+use rustix::time::{ClockId, clock_gettime};
+
+use crate::core::lease::Instant;
+
+/// Now.
+pub(crate) fn now() -> Instant {
+    let now = clock_gettime(ClockId::Boottime);
+    // The clock starts at zero on boot, so neither field is ever negative.
+    Instant::from_boot(Duration::new(
+        now.tv_sec.try_into().unwrap_or(0),
+        now.tv_nsec.try_into().unwrap_or(0),
+    ))
+}

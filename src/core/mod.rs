@@ -1,0 +1,6 @@
+//! The decisions, pure: time comes in as an argument and orders go out as values.
+//! Nothing in here knows a clock, input or output, tokio, etcd or a process id.
+
+pub(crate) mod lease;
+pub mod name;
+pub(crate) mod holder;

@@ -1,0 +1,2 @@
+//! Calls the library; knows nothing else.
+fn main() -> ! { dlock::main() }
