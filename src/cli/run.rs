@@ -9,6 +9,8 @@ use clap::{Args, ValueHint};
 
 use super::{duration, signal};
 use crate::config::layers::{Found, Layers};
+use crate::core::lease::Terms;
+use crate::core::leftovers::Leftovers;
 use crate::core::name::LockName;
 use crate::exit::{self, Failure, OrFail};
 
@@ -16,7 +18,6 @@ const TTL: Duration = Duration::from_secs(30);
 /// Below it a renewal, its second try and the margins of `core::lease` do not fit any more.
 const SHORTEST_TTL: Duration = Duration::from_secs(5);
 const LONGEST_TTL: Duration = Duration::from_hours(24);
-const KILL_AFTER: Duration = Duration::from_secs(5);
 
 /// The words.
 #[derive(Args, Debug)]
@@ -103,12 +104,13 @@ pub(crate) enum Patience {
     Endless,
 }
 
-/// What happens to processes that outlive the command.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Leftovers {
-    Kill,
-    Wait,
-    Leave,
+impl Options {
+    /// The command's first word.
+    pub(crate) fn program(&self) -> &OsStr {
+        self.command
+            .first()
+            .map_or(OsStr::new(""), OsString::as_os_str)
+    }
 }
 
 impl Words {
@@ -198,10 +200,10 @@ fn times(
         .transpose()?
         .unwrap_or(TTL);
     let Some(found) = layers.find(kill_after, "kill-after") else {
-        return Ok((ttl, KILL_AFTER.min(ttl / 5)));
+        return Ok((ttl, Terms::default_grace(ttl)));
     };
     let grace = found.parse(duration::parse)?;
-    let longest = longest_grace(ttl);
+    let longest = Terms::longest_grace(ttl);
     if grace > longest {
         let fitting = (grace + Duration::from_millis(500)) * 2;
         return Err(anyhow!(
@@ -215,12 +217,6 @@ fn times(
         ));
     }
     Ok((ttl, grace))
-}
-
-/// The command is told to end at 0.9 TTL - 0.5 s - grace after the last proof, renewals leave every
-/// TTL/5: two of them fit before that moment if the grace is at most this.
-pub(crate) fn longest_grace(ttl: Duration) -> Duration {
-    (ttl / 2).saturating_sub(Duration::from_millis(500))
 }
 
 fn whole_ttl(text: &str) -> Result<Duration, String> {

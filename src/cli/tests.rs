@@ -10,7 +10,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::run::{Leftovers, Options, Patience};
+use super::run::{Options, Patience};
+use crate::core::leftovers::Leftovers;
 use super::{Request, Run, layers, parse, settings};
 use crate::exit::{Exit, Failure};
 use crate::log::Level;

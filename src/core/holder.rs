@@ -14,34 +14,34 @@ const LONGEST: usize = 1024;
 
 /// The record. Texts may hold anything: show them through [`printable`] or [`Holder::sentence`].
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Holder {
-    pub(crate) v: u32,
+pub struct Holder {
+    pub v: u32,
     #[serde(default)]
-    pub(crate) host: String,
+    pub host: String,
     #[serde(default)]
-    pub(crate) pid: u32,
+    pub pid: u32,
     #[serde(default)]
-    pub(crate) user: String,
+    pub user: String,
     /// The command's name without its arguments: those hold secrets.
     #[serde(default)]
-    pub(crate) program: String,
+    pub program: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) note: Option<String>,
+    pub note: Option<String>,
     /// The page of the CI job that runs the command.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) url: Option<String>,
+    pub url: Option<String>,
     /// How the lock is held; `exclusive` is the only way yet.
     #[serde(default)]
-    pub(crate) mode: String,
+    pub mode: String,
     /// How many may hold the lock at once.
     #[serde(default = "one")]
-    pub(crate) slots: u32,
+    pub slots: u32,
     /// RFC 3339, of the holder's wall clock.
     #[serde(default)]
-    pub(crate) since: String,
+    pub since: String,
     /// How long the holder's command may take to end when it is told to.
     #[serde(default)]
-    pub(crate) grace_ms: u64,
+    pub grace_ms: u64,
 }
 
 fn one() -> u32 {
@@ -50,7 +50,7 @@ fn one() -> u32 {
 
 impl Holder {
     /// A record of this version that says no more than how long stopping may take.
-    pub(crate) fn new(grace: Duration) -> Self {
+    pub fn new(grace: Duration) -> Self {
         Self {
             v: VERSION,
             mode: "exclusive".to_owned(),
@@ -61,12 +61,12 @@ impl Holder {
     }
 
     /// How long the holder's command may take to end when it is told to.
-    pub(crate) fn grace(&self) -> Duration {
+    pub fn grace(&self) -> Duration {
         Duration::from_millis(self.grace_ms)
     }
 
     /// The value of the key: at most 1 KiB, the longest texts are cut to reach that.
-    pub(crate) fn to_json(&self) -> String {
+    pub fn to_json(&self) -> String {
         let mut record = self.clone();
         loop {
             // A struct of texts and numbers always serialises.
@@ -105,13 +105,13 @@ impl Holder {
 
     /// The record in `value`; nothing for another version, garbage or an empty value (`etcdctl lock`
     /// writes one), which all mean "another client".
-    pub(crate) fn parse(value: &[u8]) -> Option<Self> {
+    pub fn parse(value: &[u8]) -> Option<Self> {
         let holder = serde_json::from_slice::<Self>(value).ok()?;
         (holder.v == VERSION).then_some(holder)
     }
 
     /// For people: `alice@host pid 12, deploy.sh, since 2026-11-23T10:00:00Z, note "..."`.
-    pub(crate) fn sentence(&self) -> String {
+    pub fn sentence(&self) -> String {
         let mut text = format!("{}@{} pid {}", self.user, self.host, self.pid);
         let mut add = |what: &str, value: &str| {
             if !value.is_empty() {
@@ -133,13 +133,13 @@ impl Holder {
 }
 
 /// The sentence for the value of any key in the queue.
-pub(crate) fn describe(value: &[u8]) -> String {
+pub fn describe(value: &[u8]) -> String {
     Holder::parse(value).map_or_else(|| "another client".to_owned(), |holder| holder.sentence())
 }
 
 /// `text` without power over a terminal: control characters, line separators and what overrides the
 /// direction of writing (the "trojan source" characters) become escapes; cut at 1 KiB.
-pub(crate) fn printable(text: &str) -> String {
+pub fn printable(text: &str) -> String {
     let cut = text.floor_char_boundary(LONGEST);
     let mut shown = String::with_capacity(cut);
     for character in text[..cut].chars() {

@@ -86,7 +86,9 @@ impl Model {
         let tick = self.watchdog.due_at().map(|due_at| due_at + late);
         let earliest = (0..self.mail.len()).min_by_key(|letter| self.mail[*letter].0);
         match (tick, earliest) {
-            (Some(tick_at), Some(letter)) if tick_at < self.mail[letter].0 => Some((tick_at, Event::Tick)),
+            (Some(tick_at), Some(letter)) if tick_at < self.mail[letter].0 => {
+                Some((tick_at, Event::Tick))
+            }
             (_, Some(letter)) => Some(self.mail.swap_remove(letter)),
             (Some(tick_at), None) => Some((tick_at, Event::Tick)),
             (None, None) => None,
@@ -94,7 +96,8 @@ impl Model {
     }
 
     fn renew(&mut self, now: Instant, fate: Fate) {
-        self.mail.push((now + self.terms.attempt(), Event::RenewalFailed));
+        self.mail
+            .push((now + self.terms.attempt(), Event::RenewalFailed));
         if fate.lost {
             return;
         }
@@ -129,7 +132,10 @@ impl Model {
         let after = self.watchdog.deadlines();
 
         prop_assert!(after.stop_at <= after.kill_at, "stop precedes kill");
-        prop_assert!(before.kill_at <= after.kill_at, "a deadline never moves back");
+        prop_assert!(
+            before.kill_at <= after.kill_at,
+            "a deadline never moves back"
+        );
         prop_assert!(
             after.kill_at < self.expires_at,
             "the command is dead before the server may give the lock away"
@@ -143,7 +149,10 @@ impl Model {
         }
         if self.was_lost {
             prop_assert!(self.watchdog.standing() != Standing::Held, "lost is lost");
-            prop_assert!(!actions.contains(&Action::Renew), "what is lost is not renewed");
+            prop_assert!(
+                !actions.contains(&Action::Renew),
+                "what is lost is not renewed"
+            );
         }
         self.was_lost |= self.watchdog.standing() != Standing::Held;
         prop_assert!(
@@ -157,7 +166,9 @@ impl Model {
         for action in actions {
             match action {
                 Action::Renew => self.renew(now, fate),
-                Action::Extend { beat, .. } if fate.guarded => self.mail.push((now, Event::Beat(beat))),
+                Action::Extend { beat, .. } if fate.guarded => {
+                    self.mail.push((now, Event::Beat(beat)))
+                }
                 Action::KillTree => self.kills += 1,
                 Action::Extend { .. } | Action::Forward(_) | Action::Kill => {}
             }

@@ -284,7 +284,10 @@ pub(crate) mod tests {
 
     #[test]
     fn a_keepalive_and_a_read_by_one_member_in_one_term_prove() {
-        assert_eq!(claim().judge(&renewal(at(0.0))), Verdict::Proven(Duration::from_secs(10)));
+        assert_eq!(
+            claim().judge(&renewal(at(0.0))),
+            Verdict::Proven(Duration::from_secs(10))
+        );
     }
 
     #[test]
@@ -294,45 +297,94 @@ pub(crate) mod tests {
             ..renewal(at(0.0))
         };
         let cases = [
-            (kept_by(Header { cluster: 8, ..HEADER }), Doubt::OtherCluster),
-            (kept_by(Header { member: 2, ..HEADER }), Doubt::OtherMember),
+            (
+                kept_by(Header {
+                    cluster: 8,
+                    ..HEADER
+                }),
+                Doubt::OtherCluster,
+            ),
+            (
+                kept_by(Header {
+                    member: 2,
+                    ..HEADER
+                }),
+                Doubt::OtherMember,
+            ),
             (kept_by(Header { term: 2, ..HEADER }), Doubt::OtherTerm),
             (
-                Renewal { keepalive: None, ..renewal(at(0.0)) },
+                Renewal {
+                    keepalive: None,
+                    ..renewal(at(0.0))
+                },
                 Doubt::NoTimeLeft,
             ),
             (
-                Renewal { keepalive: Some((HEADER, Duration::ZERO)), ..renewal(at(0.0)) },
+                Renewal {
+                    keepalive: Some((HEADER, Duration::ZERO)),
+                    ..renewal(at(0.0))
+                },
                 Doubt::NoTimeLeft,
             ),
         ];
         for (renewal, doubt) in cases {
-            assert_eq!(claim().judge(&renewal), Verdict::Doubtful(doubt), "{renewal:?}");
+            assert_eq!(
+                claim().judge(&renewal),
+                Verdict::Doubtful(doubt),
+                "{renewal:?}"
+            );
         }
     }
 
     #[test]
     fn a_read_of_another_cluster_or_of_the_past_is_no_loss() {
-        let read = |header, place| Renewal { read: (header, place), ..renewal(at(0.0)) };
+        let read = |header, place| Renewal {
+            read: (header, place),
+            ..renewal(at(0.0))
+        };
         assert_eq!(
-            claim().judge(&read(Header { cluster: 8, ..HEADER }, None)),
+            claim().judge(&read(
+                Header {
+                    cluster: 8,
+                    ..HEADER
+                },
+                None
+            )),
             Verdict::Doubtful(Doubt::OtherCluster)
         );
         assert_eq!(
-            claim().judge(&read(Header { revision: 99, ..HEADER }, None)),
+            claim().judge(&read(
+                Header {
+                    revision: 99,
+                    ..HEADER
+                },
+                None
+            )),
             Verdict::Doubtful(Doubt::OlderRevision)
         );
     }
 
     #[test]
     fn a_key_that_is_gone_or_another_s_is_a_loss_whatever_the_keepalive_says() {
-        let read = |place| Renewal { read: (HEADER, place), ..renewal(at(0.0)) };
+        let read = |place| Renewal {
+            read: (HEADER, place),
+            ..renewal(at(0.0))
+        };
         assert_eq!(claim().judge(&read(None)), Verdict::Lost(Loss::KeyGone));
         for other in [
-            Place { lease: LeaseId(5), ..PLACE },
-            Place { token: FencingToken(91), ..PLACE },
+            Place {
+                lease: LeaseId(5),
+                ..PLACE
+            },
+            Place {
+                token: FencingToken(91),
+                ..PLACE
+            },
         ] {
-            assert_eq!(claim().judge(&read(Some(other))), Verdict::Lost(Loss::KeyTaken));
+            assert_eq!(
+                claim().judge(&read(Some(other))),
+                Verdict::Lost(Loss::KeyTaken)
+            );
         }
     }
 
@@ -350,13 +402,20 @@ pub(crate) mod tests {
 
     #[test]
     fn the_deadlines_are_those_of_the_manual() {
-        for (ttl, grace, stop, kill) in [(10, 2.0, 6.5, 8.5), (30, 5.0, 21.5, 26.5), (60, 5.0, 48.5, 53.5)] {
+        for (ttl, grace, stop, kill) in [
+            (10, 2.0, 6.5, 8.5),
+            (30, 5.0, 21.5, 26.5),
+            (60, 5.0, 48.5, 53.5),
+        ] {
             let ttl = Duration::from_secs(ttl);
             assert_eq!(Terms::default_grace(ttl), Duration::from_secs_f64(grace));
             let terms = Terms::new(ttl, Terms::default_grace(ttl));
             assert_eq!(
                 terms.deadlines(at(100.0)),
-                Deadlines { stop_at: at(100.0 + stop), kill_at: at(100.0 + kill) }
+                Deadlines {
+                    stop_at: at(100.0 + stop),
+                    kill_at: at(100.0 + kill)
+                }
             );
         }
     }
@@ -365,6 +424,9 @@ pub(crate) mod tests {
     fn a_generous_server_does_not_lengthen_the_lease() {
         let terms = Terms::new(Duration::from_secs(10), Duration::from_secs(2));
         assert_eq!(terms.granted(Duration::from_secs(60)), terms);
-        assert_eq!(terms.granted(Duration::from_secs(8)).ttl(), Duration::from_secs(8));
+        assert_eq!(
+            terms.granted(Duration::from_secs(8)).ttl(),
+            Duration::from_secs(8)
+        );
     }
 }

@@ -6,6 +6,7 @@ pub mod holder;
 #[cfg(test)]
 mod laws;
 pub mod lease;
+pub mod leftovers;
 pub mod name;
 pub mod queue;
 pub mod watchdog;

@@ -1,4 +1,4 @@
-//! What a lock is called: its name, its keys in etcd, and the chain of names that a command holds.
+//! What a lock is called: its name, and the chain of names that a command holds.
 //! It must not know who asks etcd for those keys, nor where the chain's text comes from.
 
 use std::fmt;
@@ -7,7 +7,7 @@ use std::str::FromStr;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 
 /// In bytes, before encoding: a file name's limit, so that every lock can have a file of its own.
-pub(crate) const LONGEST: usize = 255;
+pub const LONGEST: usize = 255;
 
 /// All that is encoded: everything but `[A-Za-z0-9._~@:+=,-]`. `%` is in it, which makes the encoding
 /// injective; `/` is in it, which keeps `job` and `job/nightly` apart (etcd-io/website#710).
@@ -24,11 +24,11 @@ const ENCODED: &AsciiSet = &NON_ALPHANUMERIC
 
 /// The name of a lock as its user wrote it, fit for use.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct LockName(String);
+pub struct LockName(String);
 
 /// Why a text cannot name a lock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Unfit {
+pub enum Unfit {
     Empty,
     /// Its length in bytes.
     TooLong(usize),
@@ -74,47 +74,26 @@ impl fmt::Display for LockName {
 
 impl LockName {
     /// The name as it stands in keys and in `DLOCK_HELD`.
-    pub(crate) fn encoded(&self) -> String {
+    pub fn encoded(&self) -> String {
         utf8_percent_encode(&self.0, ENCODED).to_string()
     }
 
     /// The name that `encoded` stands for, if [`LockName::encoded`] could have written it.
-    pub(crate) fn decode(encoded: &str) -> Option<Self> {
+    pub fn decode(encoded: &str) -> Option<Self> {
         let text = percent_decode_str(encoded).decode_utf8().ok()?;
         let name = text.parse::<Self>().ok()?;
         (name.encoded() == encoded).then_some(name)
     }
-
-    /// The prefix of every place in the lock's queue, `<prefix>lock/<name>/`.
-    pub(crate) fn queue(&self, prefix: &str) -> String {
-        format!("{prefix}lock/{}/", self.encoded())
-    }
-
-    /// The place of `lease` in the lock's queue: `<queue><lease in hex>`, as etcd's own
-    /// `concurrency.Mutex` writes it (`client/v3/concurrency/mutex.go`: `"%s%x"`).
-    pub(crate) fn place(&self, prefix: &str, lease: i64) -> String {
-        format!("{}{lease:x}", self.queue(prefix))
-    }
-}
-
-/// The lease whose place in the queue `key` is; nothing if `key` is no place of that queue.
-pub(crate) fn is_place(queue: &str, key: &[u8]) -> Option<i64> {
-    let lease = key.strip_prefix(queue.as_bytes())?;
-    let hex = |byte: &u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
-    if !(1..=16).contains(&lease.len()) || !lease.iter().all(hex) {
-        return None;
-    }
-    i64::from_str_radix(str::from_utf8(lease).ok()?, 16).ok()
 }
 
 /// The locks that surround a command, outermost first: the text of `DLOCK_HELD`, `outer:123 inner:130`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Chain(Vec<(LockName, i64)>);
+pub struct Chain(Vec<(LockName, i64)>);
 
 impl Chain {
     /// Reads what an outer dlock wrote. Whatever is no `<encoded name>:<token>` is left out: the
     /// variable belongs to everybody, and garbage in it must not stop a job.
-    pub(crate) fn parse(text: &str) -> Self {
+    pub fn parse(text: &str) -> Self {
         let link = |word: &str| {
             // A colon may stand in a name, but not in a token.
             let (name, token) = word.rsplit_once(':')?;
@@ -125,14 +104,14 @@ impl Chain {
     }
 
     /// The token under which the chain holds `name`.
-    pub(crate) fn token(&self, name: &LockName) -> Option<i64> {
+    pub fn token(&self, name: &LockName) -> Option<i64> {
         let held = self.0.iter().rev().find(|(held, _)| held == name);
         held.map(|(_, token)| *token)
     }
 
     /// The chain that the command under `name` gets.
     #[must_use]
-    pub(crate) fn with(mut self, name: LockName, token: i64) -> Self {
+    pub fn with(mut self, name: LockName, token: i64) -> Self {
         self.0.push((name, token));
         self
     }
@@ -181,35 +160,9 @@ mod tests {
     }
 
     #[test]
-    fn keys_are_those_of_etcd_s_own_mutex() {
-        assert_eq!(name("job").queue("dlock/"), "dlock/lock/job/");
-        assert_eq!(
-            name("job").place("dlock/", 0x694d_7a3f_0000_1234),
-            "dlock/lock/job/694d7a3f00001234"
-        );
+    fn the_alphabet_of_encoded_names() {
         assert_eq!(name("job/nightly 100%").encoded(), "job%2Fnightly%20100%25");
         assert_eq!(name("a.b_c~d@e:f+g=h,i-j").encoded(), "a.b_c~d@e:f+g=h,i-j");
-    }
-
-    #[test]
-    fn only_lower_case_hex_is_a_place() {
-        let place = |rest: &str| is_place("q/", format!("q/{rest}").as_bytes());
-        assert_eq!(place("ff"), Some(255));
-        assert_eq!(place("7fffffffffffffff"), Some(i64::MAX));
-        for other in [
-            "",
-            "FF",
-            "8000000000000000",
-            "0x1",
-            "-1",
-            "a/b",
-            "g",
-            "00000000000000001",
-        ] {
-            assert_eq!(place(other), None, "{other:?}");
-        }
-        assert_eq!(is_place("q/", b"p/ff"), None);
-        assert_eq!(is_place("q/", b"q/\xff"), None);
     }
 
     #[test]
@@ -248,19 +201,10 @@ mod tests {
         }
 
         #[test]
-        fn a_place_comes_back(text in "\\PC{1,60}", lease in 1..i64::MAX) {
-            let name = name(&text);
-            let place = name.place("dlock/", lease);
-            prop_assert_eq!(is_place(&name.queue("dlock/"), place.as_bytes()), Some(lease));
-        }
-
-        #[test]
         fn nothing_panics(bytes in proptest::collection::vec(any::<u8>(), 0..80)) {
             let text = String::from_utf8_lossy(&bytes);
             let _ = text.parse::<LockName>();
             let _ = LockName::decode(&text);
-            let _ = is_place("q/", &bytes);
-            let _ = is_place("q/", &[b"q/", bytes.as_slice()].concat());
             let chain = Chain::parse(&text);
             prop_assert_eq!(Chain::parse(&chain.to_string()), chain);
         }

@@ -79,6 +79,8 @@ fn after(prefix: &str) -> String {
 mod tests {
     use super::*;
 
+    use proptest::prelude::*;
+
     fn queue(name: &str) -> Queue {
         Queue::new("dlock/", &name.parse::<LockName>().unwrap())
     }
@@ -120,5 +122,22 @@ mod tests {
     fn the_namespace_ends_before_its_neighbour() {
         assert_eq!(queue("job").namespace_end(), "dlock0");
         assert_eq!(queue("job").end(), "dlock/lock/job0");
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn a_place_comes_back(name in "\\PC{1,60}", lease in 1..i64::MAX) {
+            let queue = queue(&name);
+            prop_assert_eq!(queue.place(queue.key(LeaseId(lease)).as_bytes()), Some(LeaseId(lease)));
+        }
+
+        #[test]
+        fn nothing_panics(bytes in proptest::collection::vec(any::<u8>(), 0..80)) {
+            let queue = queue("job");
+            let _ = queue.place(&bytes);
+            let _ = queue.place(&[queue.prefix().as_bytes(), &bytes].concat());
+        }
     }
 }

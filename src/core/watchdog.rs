@@ -111,7 +111,9 @@ impl Watchdog {
         }
         if let Standing::Held = self.standing {
             let renew_at = self.heartbeat.due_at();
-            return Some(renew_at.map_or(self.deadlines.stop_at, |at| at.min(self.deadlines.stop_at)));
+            return Some(
+                renew_at.map_or(self.deadlines.stop_at, |at| at.min(self.deadlines.stop_at)),
+            );
         }
         self.overdue_at
     }
@@ -276,11 +278,16 @@ mod tests {
     fn a_proof_moves_the_deadline_from_the_moment_of_its_question() {
         let mut watchdog = watchdog();
         let sent_at = renew_once(&mut watchdog);
-        let actions = watchdog.step(sent_at + Duration::from_secs(3), &Event::Renewed(renewal(sent_at)));
+        let actions = watchdog.step(
+            sent_at + Duration::from_secs(3),
+            &Event::Renewed(renewal(sent_at)),
+        );
         let deadlines = watchdog.deadlines();
         assert_eq!(deadlines.kill_at, sent_at + Duration::from_millis(8500));
         assert_eq!(deadlines.stop_at, sent_at + Duration::from_millis(6500));
-        assert!(matches!(actions[..], [Action::Extend { deadlines: told, .. }] if told == deadlines));
+        assert!(
+            matches!(actions[..], [Action::Extend { deadlines: told, .. }] if told == deadlines)
+        );
     }
 
     #[test]
@@ -289,7 +296,11 @@ mod tests {
         let sent_at = renew_once(&mut watchdog);
         watchdog.step(sent_at, &Event::Renewed(renewal(sent_at)));
         let before = watchdog.deadlines();
-        assert!(watchdog.step(at(3.0), &Event::Renewed(renewal(at(0.5)))).is_empty());
+        assert!(
+            watchdog
+                .step(at(3.0), &Event::Renewed(renewal(at(0.5))))
+                .is_empty()
+        );
         assert_eq!(watchdog.deadlines(), before);
     }
 
@@ -301,7 +312,11 @@ mod tests {
         let mut doubtful = renewal(sent_at);
         doubtful.read.0 = Header { term: 4, ..HEADER };
         assert_eq!(watchdog.doubt(&doubtful), Some(Doubt::OtherTerm));
-        assert!(watchdog.step(sent_at + Duration::from_secs(1), &Event::Renewed(doubtful)).is_empty());
+        assert!(
+            watchdog
+                .step(sent_at + Duration::from_secs(1), &Event::Renewed(doubtful))
+                .is_empty()
+        );
         assert_eq!(watchdog.deadlines(), before);
         assert!(watchdog.due_at().unwrap() <= sent_at + Duration::from_secs(1));
     }
@@ -361,7 +376,11 @@ mod tests {
         let actions = watchdog.step(at(1.0), &Event::Lost(Loss::KeyGone));
         answer(&mut watchdog, at(1.01), &actions);
         let due_at = watchdog.due_at().unwrap();
-        assert!(!watchdog.step(due_at, &Event::Tick).contains(&Action::KillTree));
+        assert!(
+            !watchdog
+                .step(due_at, &Event::Tick)
+                .contains(&Action::KillTree)
+        );
         assert!(watchdog.due_at().unwrap() > due_at);
     }
 
@@ -380,7 +399,10 @@ mod tests {
     #[test]
     fn a_dead_guard_ends_the_tree_and_the_renewals() {
         let mut watchdog = watchdog();
-        assert_eq!(watchdog.step(at(1.0), &Event::GuardDead), [Action::KillTree]);
+        assert_eq!(
+            watchdog.step(at(1.0), &Event::GuardDead),
+            [Action::KillTree]
+        );
         assert_eq!(watchdog.due_at(), None);
         assert!(watchdog.step(at(3.0), &Event::Tick).is_empty());
     }

@@ -12,7 +12,9 @@ use tokio::time::{sleep, timeout};
 
 use super::connection::{Connection, connect};
 use super::trouble::{Kind, Trouble};
-use crate::config::{Credentials, Endpoint, Settings, Tls};
+use crate::config::credentials::Credentials;
+use crate::config::endpoint::Endpoint;
+use crate::config::{Settings, Tls};
 use crate::core::lease::Header;
 
 /// An endpoint that has not answered within this gets a rival.
@@ -65,7 +67,9 @@ impl Cluster {
 
     /// Who asks, for messages.
     pub(crate) fn user(&self) -> Option<&str> {
-        self.credentials.as_ref().map(|credentials| credentials.user.as_str())
+        self.credentials
+            .as_ref()
+            .map(|credentials| credentials.user.as_str())
     }
 
     /// Asks another endpoint from now on, unless that has been decided already.
@@ -76,7 +80,11 @@ impl Cluster {
     }
 
     /// The endpoint's connection, made when there is none, within `limit`.
-    pub(crate) async fn connection(&self, index: usize, limit: Duration) -> Result<Connection, Trouble> {
+    pub(crate) async fn connection(
+        &self,
+        index: usize,
+        limit: Duration,
+    ) -> Result<Connection, Trouble> {
         let limit = limit.min(self.connect_limit);
         let mut slot = self.connections[index].lock().await;
         if let Some(connection) = &*slot {
@@ -227,7 +235,10 @@ impl Cluster {
                 format!("'{}': {cause}", self.name(index))
             })
             .collect();
-        let hint = troubles.iter().flatten().find_map(|trouble| trouble.hint.clone());
+        let hint = troubles
+            .iter()
+            .flatten()
+            .find_map(|trouble| trouble.hint.clone());
         Trouble {
             kind: Kind::Elsewhere,
             cause: format!(

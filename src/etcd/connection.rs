@@ -2,8 +2,8 @@
 //! It must not know the other endpoints, nor what is asked over it.
 
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use etcd_client::{Certificate, Channel, Client, ConnectOptions, Error, Identity, TlsOptions};
@@ -12,7 +12,9 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::trouble::{Kind, Trouble, connect_hint};
-use crate::config::{Credentials, Endpoint, Tls};
+use crate::config::Tls;
+use crate::config::credentials::Credentials;
+use crate::config::endpoint::Endpoint;
 
 /// A connection that is never made anew behind our back: when it breaks, everything on it fails, so
 /// all that it answered came from one server.
@@ -39,10 +41,12 @@ pub(crate) async fn connect(
                 humantime::format_duration(limit)
             )))
         })
-        .map_err(|trouble| match connect_hint(endpoint.https, &trouble.cause) {
-            Some(hint) => trouble.hinting(hint),
-            None => trouble,
-        })?;
+        .map_err(
+            |trouble| match connect_hint(endpoint.https, &trouble.cause) {
+                Some(hint) => trouble.hinting(hint),
+                None => trouble,
+            },
+        )?;
     Ok(Connection { client, index })
 }
 
@@ -91,7 +95,8 @@ async fn authenticate(
             Ok(client) => return Ok(client),
             // As etcd's own client does (client/v3/client.go getToken): without authentication
             // on the server a user is not wrong, only not needed.
-            Err(Error::GRpcStatus(status)) if status.message().contains("authentication is not enabled") => {}
+            Err(Error::GRpcStatus(status))
+                if status.message().contains("authentication is not enabled") => {}
             Err(error) => return Err(credentials_trouble(user, error)),
         }
     }

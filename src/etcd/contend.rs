@@ -6,8 +6,8 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use etcd_client::{
-    Client, Compare, CompareOp, GetOptions, KeyValue, LeaseGrantOptions, PutOptions, SortOrder, SortTarget,
-    Txn, TxnOp, TxnOpResponse, TxnResponse,
+    Client, Compare, CompareOp, GetOptions, KeyValue, LeaseGrantOptions, PutOptions, SortOrder,
+    SortTarget, Txn, TxnOp, TxnOpResponse, TxnResponse,
 };
 use tokio::time::{sleep, timeout};
 
@@ -149,7 +149,9 @@ impl Contender {
     async fn enter(&self, limit: Duration) -> Result<Entry, Trouble> {
         let entered = self
             .cluster
-            .call(limit, async |connection: Connection| self.enter_at(connection).await)
+            .call(limit, async |connection: Connection| {
+                self.enter_at(connection).await
+            })
             .await
             .map_err(|trouble| self.explain(trouble));
         match &entered {
@@ -326,7 +328,9 @@ impl Contender {
                 },
                 Some(News::Failed { endpoint, cause }) => {
                     heartbeat.failed(clock::now());
-                    tell(Waiting::Trouble(Trouble::elsewhere(format!("'{endpoint}': {cause}"))));
+                    tell(Waiting::Trouble(Trouble::elsewhere(format!(
+                        "'{endpoint}': {cause}"
+                    ))));
                 }
                 Some(News::Lost(_)) => return Ok(None),
                 Some(News::PredecessorGone) if ours => {}
@@ -393,7 +397,11 @@ impl Contender {
         let oldest = reads.next().unwrap_or_default();
         let holder = oldest
             .first()
-            .filter(|key| places.first().is_some_and(|oldest| oldest.as_bytes() == key.key()))
+            .filter(|key| {
+                places
+                    .first()
+                    .is_some_and(|oldest| oldest.as_bytes() == key.key())
+            })
             .and_then(|key| Holder::parse(key.value()));
         let count = places.len();
         Ok(Look {

@@ -190,7 +190,10 @@ async fn attempt(
 ) -> Result<Renewal, Trouble> {
     let limit = subject.terms.attempt();
     let connection = subject.cluster.connection(index, limit).await?;
-    if keeping.as_ref().is_some_and(|keeping| keeping.index != index) {
+    if keeping
+        .as_ref()
+        .is_some_and(|keeping| keeping.index != index)
+    {
         *keeping = None;
     }
     let question = ask(subject, keeping, index, connection.client, predecessor);
@@ -213,7 +216,11 @@ async fn ask(
     let lease = subject.place.lease;
     if keeping.is_none() {
         // The client library keeps the first answer of a new stream to itself.
-        match client.lease_keep_alive(lease.0).await.map_err(Trouble::from) {
+        match client
+            .lease_keep_alive(lease.0)
+            .await
+            .map_err(Trouble::from)
+        {
             Ok((keeper, answers)) => {
                 *keeping = Some(Keeping {
                     index,

@@ -162,17 +162,41 @@ pub(crate) fn connect_hint(https: bool, cause: &str) -> Option<&'static str> {
         Some("give the certificate authority that signed the server's certificate with --cacert")
     } else if says(&["notvalidforname", "not valid for name"]) {
         Some("the server's certificate is for another name: use the name that it was made for")
-    } else if says(&["certificaterequired", "certificate required", "bad certificate"]) {
+    } else if says(&[
+        "certificaterequired",
+        "certificate required",
+        "bad certificate",
+    ]) {
         Some("the server wants a client certificate: give --cert and --key")
     } else if says(&["connection refused"]) {
-        Some("is etcd running there? the endpoints come from --endpoints, DLOCK_ENDPOINTS, ETCDCTL_ENDPOINTS or the configuration file")
-    } else if says(&["failed to lookup", "name or service not known", "name resolution"]) {
+        Some(
+            "is etcd running there? the endpoints come from --endpoints, DLOCK_ENDPOINTS, ETCDCTL_ENDPOINTS or the configuration file",
+        )
+    } else if says(&[
+        "failed to lookup",
+        "name or service not known",
+        "name resolution",
+    ]) {
         Some("check the host name in --endpoints")
     } else if !https
-        && says(&["h2 protocol error", "broken pipe", "connection reset", "frame", "connection closed", "unexpected end of file"])
+        && says(&[
+            "h2 protocol error",
+            "broken pipe",
+            "connection reset",
+            "frame",
+            "connection closed",
+            "unexpected end of file",
+        ])
     {
         Some("the server may speak TLS there: use https:// with --cacert")
-    } else if https && says(&["broken pipe", "connection reset", "eof", "connection closed"]) {
+    } else if https
+        && says(&[
+            "broken pipe",
+            "connection reset",
+            "eof",
+            "connection closed",
+        ])
+    {
         Some("the server may want a client certificate: give --cert and --key")
     } else {
         None
@@ -189,13 +213,21 @@ mod tests {
             (Code::Unknown, "context deadline exceeded", Kind::Elsewhere),
             (Code::Unknown, "not a primary lessor", Kind::Elsewhere),
             (Code::Unavailable, "etcdserver: no leader", Kind::Elsewhere),
-            (Code::ResourceExhausted, "etcdserver: too many requests", Kind::Elsewhere),
+            (
+                Code::ResourceExhausted,
+                "etcdserver: too many requests",
+                Kind::Elsewhere,
+            ),
             (
                 Code::ResourceExhausted,
                 "etcdserver: mvcc: database space exceeded",
                 Kind::Refused,
             ),
-            (Code::Unauthenticated, "etcdserver: invalid auth token", Kind::Token),
+            (
+                Code::Unauthenticated,
+                "etcdserver: invalid auth token",
+                Kind::Token,
+            ),
             (
                 Code::InvalidArgument,
                 "etcdserver: revision of auth store is old",
