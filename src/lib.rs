@@ -48,7 +48,7 @@ fn run() -> Result<Exit, Failure> {
             Ok(Exit::Done)
         }
         Request::Run(run) => {
-            log::init(&run.output);
+            log::init(run.output);
             for warning in &run.warnings {
                 tracing::warn!("{warning}");
             }

@@ -11,8 +11,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::run::{Options, Patience};
-use crate::core::leftovers::Leftovers;
 use super::{Request, Run, layers, parse, settings};
+use crate::core::leftovers::Leftovers;
 use crate::exit::{Exit, Failure};
 use crate::log::Level;
 

@@ -186,10 +186,10 @@ impl<'a> Runner<'a> {
         };
         match event {
             Event::Won(won) => Ok(Acquired::Won(Box::new(
-                won.map_err(|trouble| self.cannot_lock(trouble))?,
+                won.map_err(|trouble| self.cannot_lock(&trouble))?,
             ))),
             Event::Tried(tried) => {
-                Ok(match tried.map_err(|trouble| self.cannot_lock(trouble))? {
+                Ok(match tried.map_err(|trouble| self.cannot_lock(&trouble))? {
                     Ok(won) => Acquired::Won(Box::new(won)),
                     Err(ahead) => Acquired::Busy(ahead),
                 })
@@ -209,7 +209,7 @@ impl<'a> Runner<'a> {
         }
     }
 
-    fn cannot_lock(&self, trouble: Trouble) -> Failure {
+    fn cannot_lock(&self, trouble: &Trouble) -> Failure {
         Failure {
             hint: trouble.hint.clone(),
             ..anyhow!("cannot lock '{}': {}", self.options.name, trouble.cause).into()
@@ -385,7 +385,7 @@ fn narrate(options: &Options, waiting: Waiting, ahead: &mut Ahead) {
             options.name
         ),
         Waiting::Trouble(trouble) => {
-            info!("waiting for '{}' goes on, though {trouble}", options.name)
+            info!("waiting for '{}' goes on, though {trouble}", options.name);
         }
     }
 }

@@ -85,15 +85,15 @@ impl Supervision<'_> {
         }
         let mut end = None;
         for action in actions {
-            end = end.or(self.act(action));
+            end = end.or(self.act(&action));
         }
         end
     }
 
-    fn act(&mut self, action: Action) -> Option<End> {
+    fn act(&mut self, action: &Action) -> Option<End> {
         let guard = &mut self.post.guard;
         // A guard that cannot be told is dead or stopped; its silence leads to `KillTree`.
-        let told = match action {
+        let told = match *action {
             Action::Renew => {
                 self.session.renew();
                 Ok(())

@@ -137,12 +137,18 @@ pub fn describe(value: &[u8]) -> String {
     Holder::parse(value).map_or_else(|| "another client".to_owned(), |holder| holder.sentence())
 }
 
-/// `text` without power over a terminal: control characters, line separators and what overrides the
-/// direction of writing (the "trojan source" characters) become escapes; cut at 1 KiB.
+/// `text` without power over a terminal, cut at 1 KiB.
 pub fn printable(text: &str) -> String {
     let cut = text.floor_char_boundary(LONGEST);
-    let mut shown = String::with_capacity(cut);
-    for character in text[..cut].chars() {
+    let ellipsis = if cut < text.len() { "..." } else { "" };
+    escaped(&text[..cut]) + ellipsis
+}
+
+/// `text` without power over a terminal: control characters, line separators and what overrides the
+/// direction of writing (the "trojan source" characters) become escapes.
+pub fn escaped(text: &str) -> String {
+    let mut shown = String::with_capacity(text.len());
+    for character in text.chars() {
         match character {
             '\u{200e}'
             | '\u{200f}'
@@ -154,9 +160,6 @@ pub fn printable(text: &str) -> String {
             character if character.is_control() => shown.extend(character.escape_default()),
             character => shown.push(character),
         }
-    }
-    if cut < text.len() {
-        shown.push_str("...");
     }
     shown
 }

@@ -91,7 +91,6 @@ impl Cluster {
             return Ok(connection.clone());
         }
         let connection = connect(
-            index,
             &self.endpoints[index],
             &self.tls,
             self.credentials.as_ref(),

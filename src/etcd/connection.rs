@@ -21,13 +21,10 @@ use crate::config::endpoint::Endpoint;
 #[derive(Clone)]
 pub(crate) struct Connection {
     pub(crate) client: Client,
-    /// Which endpoint of the list it leads to.
-    pub(crate) index: usize,
 }
 
 /// Connects and, with credentials, authenticates, within `limit`.
 pub(crate) async fn connect(
-    index: usize,
     endpoint: &Endpoint,
     tls: &Tls,
     credentials: Option<&Credentials>,
@@ -47,7 +44,7 @@ pub(crate) async fn connect(
                 None => trouble,
             },
         )?;
-    Ok(Connection { client, index })
+    Ok(Connection { client })
 }
 
 async fn contact(
