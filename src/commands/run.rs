@@ -10,7 +10,7 @@ use tracing::{info, warn};
 
 use super::post::Post;
 use super::signals::Signals;
-use super::supervise::{End, Supervision, explain};
+use super::supervise::{End, Supervision};
 use crate::cli::Run;
 use crate::cli::run::{Options, Patience};
 use crate::clock;
@@ -20,8 +20,8 @@ use crate::core::lease::{Instant, Place, Terms};
 use crate::core::name::Chain;
 use crate::core::queue::Queue;
 use crate::core::watchdog::{Standing, Watchdog};
-use crate::etcd::contend::{Ahead, Contender, Release, Waiting, Won};
-use crate::etcd::{Cluster, Trouble};
+use crate::etcd::contend::{Contender, Release, Waiting, Won};
+use crate::etcd::{Ahead, Cluster, Trouble};
 use crate::exit::{Exit, Failure};
 use crate::guard::{self, Lookup, Policy, Report, Status, Survivor};
 use crate::whoami;
@@ -255,6 +255,7 @@ impl<'a> Runner<'a> {
             );
         }
         let mut supervision = Supervision {
+            name: &self.options.name,
             watchdog,
             session,
             post: &mut self.post,
@@ -316,12 +317,8 @@ impl<'a> Runner<'a> {
                     Status::Signalled(signal) => Exit::Signalled(signal),
                 })
             }
-            (Standing::Lost(loss), _) => {
+            (Standing::Lost(_), _) => {
                 let _ = self.contender.release(CLEAR).await;
-                warn!(
-                    "the lock '{name}' was lost: {}; the command was killed",
-                    explain(loss)
-                );
                 Ok(Exit::Lost)
             }
             (Standing::Held | Standing::Unguarded, _) => {

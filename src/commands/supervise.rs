@@ -10,6 +10,7 @@ use super::signals::{Signal, Signals};
 use crate::clock;
 use crate::core::lease::{Doubt, Loss, Renewal};
 use crate::core::leftovers::Leftovers;
+use crate::core::name::LockName;
 use crate::core::watchdog::{Action, Event, Standing, Watchdog};
 use crate::etcd::session::{News, Session};
 use crate::guard::{Cause, Report, Status, Survivor};
@@ -30,6 +31,7 @@ pub(crate) enum End {
 
 /// One holding of the lock.
 pub(crate) struct Supervision<'a> {
+    pub(crate) name: &'a LockName,
     pub(crate) watchdog: Watchdog,
     pub(crate) session: Session,
     pub(crate) post: &'a mut Post,
@@ -165,7 +167,7 @@ impl Supervision<'_> {
                         "the command has ended and left {count} process(es) behind: waiting for them"
                     ),
                     Leftovers::Leave => {
-                        info!("the command has ended and left {count} process(es) behind")
+                        info!("the command has ended and left {count} process(es) behind");
                     }
                 }
                 self.leftovers = Some(status);
@@ -181,10 +183,7 @@ impl Supervision<'_> {
                 end.or(Some(End::NotStarted { errno }))
             }
             Report::Survivors(survivors) => Some(End::Survivors(survivors)),
-            Report::GuardDead => {
-                warn!("the guard process is dead: killing the command");
-                self.step(&Event::GuardDead)
-            }
+            Report::GuardDead => self.step(&Event::GuardDead),
         }
     }
 
@@ -200,7 +199,11 @@ impl Supervision<'_> {
         match self.watchdog.standing() {
             Standing::Held => {}
             Standing::Lost(loss) => {
-                warn!("the lock is lost: {}: killing the command", explain(loss))
+                let name = &self.name;
+                warn!(
+                    "the lock '{name}' is lost, the command is killed: {}",
+                    explain(loss)
+                );
             }
             Standing::Unguarded => warn!("the guard process does not answer: killing the command"),
         }
@@ -221,7 +224,7 @@ impl Supervision<'_> {
 }
 
 /// The cause of a loss in plain words.
-pub(crate) fn explain(loss: Loss) -> &'static str {
+fn explain(loss: Loss) -> &'static str {
     match loss {
         Loss::Unproven => "etcd did not prove in time that it is still ours",
         Loss::KeyGone => "its key is gone (lease expired or revoked, or key deleted)",

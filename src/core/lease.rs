@@ -98,7 +98,7 @@ impl Terms {
 
     /// How long after a proof's question was sent the lock is surely still ours.
     fn belief(ttl: Duration) -> Duration {
-        (ttl - ttl / Self::CLOCK_RATE).saturating_sub(Self::SCHEDULING)
+        (ttl / Self::CLOCK_RATE * (Self::CLOCK_RATE - 1)).saturating_sub(Self::SCHEDULING)
     }
 
     /// The time between two renewals.

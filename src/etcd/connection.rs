@@ -58,7 +58,7 @@ async fn contact(
     if endpoint.https {
         target = target
             .tls_config(tls_options(endpoint, tls)?)
-            .map_err(|error| Error::TransportError(error))?;
+            .map_err(Error::TransportError)?;
     }
     let (host, port) = (endpoint.host.clone(), endpoint.port);
     let used = Arc::new(AtomicBool::new(false));

@@ -4,8 +4,10 @@
 mod cluster;
 mod connection;
 pub(crate) mod contend;
+mod places;
 pub(crate) mod session;
 mod trouble;
 
 pub(crate) use cluster::Cluster;
+pub(crate) use places::Ahead;
 pub(crate) use trouble::Trouble;
