@@ -205,7 +205,8 @@ impl Supervision<'_> {
                     explain(loss)
                 );
             }
-            Standing::Unguarded => warn!("the guard process does not answer: killing the command"),
+// Told at the end, as the error that it is.
+            Standing::Unguarded => {}
         }
     }
 
