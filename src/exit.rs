@@ -63,11 +63,11 @@ pub const TABLE: &[Row] = &[
     },
     Row {
         code: "126",
-        meaning: "the command was found but cannot be executed; the lock was not asked for",
+        meaning: "the command was found but cannot be executed",
     },
     Row {
         code: "127",
-        meaning: "the command was not found; the lock was not asked for",
+        meaning: "the command was not found",
     },
 ];
 
@@ -102,7 +102,6 @@ impl Exit {
             // Comes back for real-time signals, which it does not know.
             let _ = signal_hook::low_level::emulate_default_handler(signal);
         }
-        #[expect(clippy::exit, reason = "the one place where dlock ends")]
         process::exit(self.code().into())
     }
 }

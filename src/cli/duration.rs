@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 /// Longer than any job, short enough that adding it to a moment is always right.
-const LONGEST: Duration = Duration::from_hours(24 * 366 * 100);
+const LONGEST: Duration = Duration::from_secs(100 * 366 * 24 * 60 * 60);
 
 const FORMS: &str = "expected a duration such as 30s, 1m30s, 500ms or a number of seconds";
 
@@ -47,7 +47,7 @@ fn seconds(text: &str) -> Result<Duration, String> {
         digits => digits.parse::<u64>().map_err(|_| too_long())?,
     };
     // What is smaller than a nanosecond counts for nothing.
-    let nanoseconds = format!("{:0<9.9}", fraction).parse::<u32>();
+    let nanoseconds = format!("{fraction:0<9.9}").parse::<u32>();
     Ok(Duration::new(whole, nanoseconds.unwrap_or(0)))
 }
 
