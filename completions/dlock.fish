@@ -1,0 +1,82 @@
+# Print an optspec for argparse to handle cmd's options that are independent of any subcommand.
+function __fish_dlock_global_optspecs
+    string join \n endpoints= cacert= cert= key= user= password-file= prefix= connect-timeout= config= v/verbose q/quiet log-format= h/help V/version
+end
+
+function __fish_dlock_needs_command
+    # Figure out if the current invocation already has a command.
+    set -l cmd (commandline -opc)
+    set -e cmd[1]
+    argparse -s (__fish_dlock_global_optspecs) -- $cmd 2>/dev/null
+    or return
+    if set -q argv[1]
+        # Also print the command, so this can be used to figure out what it is.
+        echo $argv[1]
+        return 1
+    end
+    return 0
+end
+
+function __fish_dlock_using_subcommand
+    set -l cmd (__fish_dlock_needs_command)
+    test -z "$cmd"
+    and return 1
+    contains -- $cmd[1] $argv
+end
+
+complete -c dlock -n "__fish_dlock_needs_command" -l endpoints -d 'Members of the etcd cluster, separated by commas' -r -f -a "(__fish_print_hostnames)"
+complete -c dlock -n "__fish_dlock_needs_command" -l cacert -d 'Trust the certificate authorities in this PEM file instead of the system\'s' -r -F
+complete -c dlock -n "__fish_dlock_needs_command" -l cert -d 'Client certificate, a PEM file; needs --key' -r -F
+complete -c dlock -n "__fish_dlock_needs_command" -l key -d 'Private key of the client certificate, a PEM file; needs --cert' -r -F
+complete -c dlock -n "__fish_dlock_needs_command" -l user -d 'etcd user' -r -f
+complete -c dlock -n "__fish_dlock_needs_command" -l password-file -d 'File that holds the user\'s password; one newline at its end is ignored' -r -F
+complete -c dlock -n "__fish_dlock_needs_command" -l prefix -d 'Where dlock\'s keys begin in etcd' -r -f
+complete -c dlock -n "__fish_dlock_needs_command" -l connect-timeout -d 'How long to try to reach etcd before giving up; default 10s' -r -f
+complete -c dlock -n "__fish_dlock_needs_command" -l config -d 'Configuration file' -r -F
+complete -c dlock -n "__fish_dlock_needs_command" -l log-format -d 'Form of the messages on stderr, text or json; default text' -r -f -a "text\t''
+json\t''"
+complete -c dlock -n "__fish_dlock_needs_command" -s v -l verbose -d 'Say more: what is waited for; twice: every step'
+complete -c dlock -n "__fish_dlock_needs_command" -s q -l quiet -d 'Say errors only'
+complete -c dlock -n "__fish_dlock_needs_command" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c dlock -n "__fish_dlock_needs_command" -s V -l version -d 'Print version'
+complete -c dlock -n "__fish_dlock_needs_command" -f -a "run" -d 'Run a command while holding a lock'
+complete -c dlock -n "__fish_dlock_needs_command" -f -a "completions" -d 'Print the completions for a shell'
+complete -c dlock -n "__fish_dlock_using_subcommand run" -s c -l command -d 'Run STRING with $SHELL -c instead of a command' -r -f -a "(__fish_complete_command)"
+complete -c dlock -n "__fish_dlock_using_subcommand run" -s w -l wait -d 'If the lock is busy, wait no longer than this; 0 is --no-wait' -r -f
+complete -c dlock -n "__fish_dlock_using_subcommand run" -s E -l conflict-exit-code -d 'Exit status for a busy lock, 0 to 255; default 75' -r -f
+complete -c dlock -n "__fish_dlock_using_subcommand run" -l ttl -d 'How long etcd keeps the lock for a dlock that it cannot hear; default 30s' -r -f
+complete -c dlock -n "__fish_dlock_using_subcommand run" -s k -l kill-after -d 'How long the command may take to end when it is told to, before it is killed' -r -f
+complete -c dlock -n "__fish_dlock_using_subcommand run" -l signal -d 'Signal that tells the command to end; default TERM' -r -f
+complete -c dlock -n "__fish_dlock_using_subcommand run" -l note -d 'Text that others see while they wait for the lock' -r -f
+complete -c dlock -n "__fish_dlock_using_subcommand run" -l leftovers -d 'What to do with processes that the command leaves behind: kill, wait or leave; default kill' -r -f -a "kill\t''
+wait\t''
+leave\t''"
+complete -c dlock -n "__fish_dlock_using_subcommand run" -l endpoints -d 'Members of the etcd cluster, separated by commas' -r -f -a "(__fish_print_hostnames)"
+complete -c dlock -n "__fish_dlock_using_subcommand run" -l cacert -d 'Trust the certificate authorities in this PEM file instead of the system\'s' -r -F
+complete -c dlock -n "__fish_dlock_using_subcommand run" -l cert -d 'Client certificate, a PEM file; needs --key' -r -F
+complete -c dlock -n "__fish_dlock_using_subcommand run" -l key -d 'Private key of the client certificate, a PEM file; needs --cert' -r -F
+complete -c dlock -n "__fish_dlock_using_subcommand run" -l user -d 'etcd user' -r -f
+complete -c dlock -n "__fish_dlock_using_subcommand run" -l password-file -d 'File that holds the user\'s password; one newline at its end is ignored' -r -F
+complete -c dlock -n "__fish_dlock_using_subcommand run" -l prefix -d 'Where dlock\'s keys begin in etcd' -r -f
+complete -c dlock -n "__fish_dlock_using_subcommand run" -l connect-timeout -d 'How long to try to reach etcd before giving up; default 10s' -r -f
+complete -c dlock -n "__fish_dlock_using_subcommand run" -l config -d 'Configuration file' -r -F
+complete -c dlock -n "__fish_dlock_using_subcommand run" -l log-format -d 'Form of the messages on stderr, text or json; default text' -r -f -a "text\t''
+json\t''"
+complete -c dlock -n "__fish_dlock_using_subcommand run" -s n -l no-wait -d 'If the lock is busy, end at once'
+complete -c dlock -n "__fish_dlock_using_subcommand run" -s v -l verbose -d 'Say more: what is waited for; twice: every step'
+complete -c dlock -n "__fish_dlock_using_subcommand run" -s q -l quiet -d 'Say errors only'
+complete -c dlock -n "__fish_dlock_using_subcommand run" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c dlock -n "__fish_dlock_using_subcommand completions" -l endpoints -d 'Members of the etcd cluster, separated by commas' -r -f -a "(__fish_print_hostnames)"
+complete -c dlock -n "__fish_dlock_using_subcommand completions" -l cacert -d 'Trust the certificate authorities in this PEM file instead of the system\'s' -r -F
+complete -c dlock -n "__fish_dlock_using_subcommand completions" -l cert -d 'Client certificate, a PEM file; needs --key' -r -F
+complete -c dlock -n "__fish_dlock_using_subcommand completions" -l key -d 'Private key of the client certificate, a PEM file; needs --cert' -r -F
+complete -c dlock -n "__fish_dlock_using_subcommand completions" -l user -d 'etcd user' -r -f
+complete -c dlock -n "__fish_dlock_using_subcommand completions" -l password-file -d 'File that holds the user\'s password; one newline at its end is ignored' -r -F
+complete -c dlock -n "__fish_dlock_using_subcommand completions" -l prefix -d 'Where dlock\'s keys begin in etcd' -r -f
+complete -c dlock -n "__fish_dlock_using_subcommand completions" -l connect-timeout -d 'How long to try to reach etcd before giving up; default 10s' -r -f
+complete -c dlock -n "__fish_dlock_using_subcommand completions" -l config -d 'Configuration file' -r -F
+complete -c dlock -n "__fish_dlock_using_subcommand completions" -l log-format -d 'Form of the messages on stderr, text or json; default text' -r -f -a "text\t''
+json\t''"
+complete -c dlock -n "__fish_dlock_using_subcommand completions" -s v -l verbose -d 'Say more: what is waited for; twice: every step'
+complete -c dlock -n "__fish_dlock_using_subcommand completions" -s q -l quiet -d 'Say errors only'
+complete -c dlock -n "__fish_dlock_using_subcommand completions" -s h -l help -d 'Print help (see more with \'--help\')'

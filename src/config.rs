@@ -103,8 +103,13 @@ fn tls(layers: &Layers, flags: &Connection) -> Result<Tls, Failure> {
     let cacert = layers.find(flags.cacert.as_deref(), "cacert");
     let cert = layers.find(flags.cert.as_deref(), "cert");
     let key = layers.find(flags.key.as_deref(), "key");
-    if let (Some(one), None, other) | (None, Some(one), other) = (&cert, &key, missing(&cert)) {
-        return Err(anyhow!("cannot use {one} without --{other}"))
+    let alone = match (&cert, &key) {
+        (Some(cert), None) => Some((cert, "key")),
+        (None, Some(key)) => Some((key, "cert")),
+        _ => None,
+    };
+    if let Some((found, other)) = alone {
+        return Err(anyhow!("cannot use {found} without --{other}"))
             .or_hint("a client certificate and its private key come together");
     }
     Ok(Tls {
@@ -112,10 +117,6 @@ fn tls(layers: &Layers, flags: &Connection) -> Result<Tls, Failure> {
         cert: cert.as_ref().map(readable).transpose()?,
         key: key.as_ref().map(readable).transpose()?,
     })
-}
-
-fn missing(cert: &Option<Found>) -> &'static str {
-    if cert.is_some() { "key" } else { "cert" }
 }
 
 /// The path, once a byte could be read: better an error now than in the middle of a job.

@@ -18,8 +18,6 @@ pub(crate) enum Exit {
     Busy(u8),
     Lost,
     Unkillable,
-    /// The time limit for holding the lock has passed.
-    TimedOut,
     /// dlock itself failed.
     Failed,
     NotExecutable,
@@ -54,20 +52,16 @@ pub const TABLE: &[Row] = &[
         meaning: "a process of the command could not be killed",
     },
     Row {
-        code: "124",
-        meaning: "kept for a time limit on holding the lock, as in timeout(1); nothing uses it yet",
-    },
-    Row {
         code: "125",
         meaning: "dlock itself failed: usage, configuration, or an etcd that cannot be reached or refuses",
     },
     Row {
         code: "126",
-        meaning: "the command was found but cannot be executed; the lock was not asked for",
+        meaning: "the command was found but cannot be executed",
     },
     Row {
         code: "127",
-        meaning: "the command was not found; the lock was not asked for",
+        meaning: "the command was not found",
     },
 ];
 
@@ -80,7 +74,6 @@ impl Exit {
             Self::Signalled(signal) => u8::try_from(signal).unwrap_or(0).saturating_add(128),
             Self::Lost => 121,
             Self::Unkillable => 122,
-            Self::TimedOut => 124,
             Self::Failed => 125,
             Self::NotExecutable => 126,
             Self::NotFound => 127,
@@ -102,7 +95,6 @@ impl Exit {
             // Comes back for real-time signals, which it does not know.
             let _ = signal_hook::low_level::emulate_default_handler(signal);
         }
-        #[expect(clippy::exit, reason = "the one place where dlock ends")]
         process::exit(self.code().into())
     }
 }
@@ -161,7 +153,6 @@ mod tests {
             Exit::Busy(BUSY),
             Exit::Lost,
             Exit::Unkillable,
-            Exit::TimedOut,
             Exit::Failed,
             Exit::NotExecutable,
             Exit::NotFound,

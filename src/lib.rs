@@ -32,7 +32,9 @@ use exit::{Exit, Failure};
 
 /// The whole program.
 pub fn main() -> ! {
-    let exit = run().unwrap_or_else(|failure| {
+    // A panic has been told by the hook of log.rs; a status that the command may return must not follow.
+    let ended = std::panic::catch_unwind(run).unwrap_or(Ok(Exit::Failed));
+    let exit = ended.unwrap_or_else(|failure| {
         log::fail(&failure);
         failure.exit
     });

@@ -17,7 +17,7 @@ use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
 use tracing::{Event, Metadata, Subscriber};
 
-use crate::core::holder::escaped;
+use crate::core::holder::{cut, escaped};
 use crate::exit::Failure;
 use crate::whoami;
 
@@ -177,11 +177,11 @@ fn shortest(line: impl Fn(usize) -> String) -> String {
 /// nothing in it may steer a terminal.
 fn fit(text: &str, limit: usize) -> String {
     let text = escaped(text.trim_end());
-    let cut = text.floor_char_boundary(limit);
-    if cut == text.len() {
+    let shown = cut(&text, limit);
+    if shown.len() == text.len() {
         return text;
     }
-    format!("{}...", &text[..cut])
+    format!("{shown}...")
 }
 
 impl Visit for Said {

@@ -32,8 +32,7 @@ pub(crate) struct Connection {
     /// etcd user
     ///
     /// NAME:PASSWORD is understood as etcdctl does when no password is given in another way, but the
-    /// arguments of a process are visible to everybody on its machine: better use --password-file or
-    /// DLOCK_PASSWORD.
+    /// arguments of a process are visible to everybody on its machine: better use --password-file.
     #[arg(long, global = true, value_name = "NAME", value_hint = ValueHint::Other)]
     pub(crate) user: Option<OsString>,
 
@@ -53,8 +52,7 @@ pub(crate) struct Connection {
 
     /// Configuration file
     ///
-    /// Without it: $XDG_CONFIG_HOME/dlock/config.toml (~/.config when unset), else /etc/dlock/config.toml,
-    /// the first that exists.
+    /// Default: the first that exists of ~/.config/dlock/config.toml and /etc/dlock/config.toml.
     #[arg(long, global = true, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub(crate) config: Option<OsString>,
 }
@@ -71,7 +69,7 @@ pub(crate) struct Output {
     #[arg(short, long, global = true)]
     pub(crate) quiet: bool,
 
-    /// Form of the messages on stderr; default text
-    #[arg(long, global = true, value_name = "FORMAT", value_parser = ["text", "json"])]
+    /// Form of the messages on stderr, text or json; default text
+    #[arg(long, global = true, value_name = "FORMAT", value_parser = ["text", "json"], hide_possible_values = true)]
     pub(crate) log_format: Option<String>,
 }

@@ -47,7 +47,7 @@ fn seconds(text: &str) -> Result<Duration, String> {
         digits => digits.parse::<u64>().map_err(|_| too_long())?,
     };
     // What is smaller than a nanosecond counts for nothing.
-    let nanoseconds = format!("{:0<9.9}", fraction).parse::<u32>();
+    let nanoseconds = format!("{fraction:0<9.9}").parse::<u32>();
     Ok(Duration::new(whole, nanoseconds.unwrap_or(0)))
 }
 

@@ -44,7 +44,7 @@ enum Command {
     #[command(
         override_usage = "dlock run [OPTIONS] NAME [--] COMMAND [ARG]...\n       dlock run [OPTIONS] NAME -c STRING"
     )]
-    Run(run::Words),
+    Run(Box<run::Words>),
     /// Print the completions for a shell
     Completions(CompletionsWords),
 }

@@ -70,11 +70,11 @@ pub(crate) struct Words {
     #[arg(long, value_name = "TEXT", value_hint = ValueHint::Other)]
     note: Option<OsString>,
 
-    /// What to do with processes that the command leaves behind; default kill
+    /// What to do with processes that the command leaves behind: kill, wait or leave; default kill
     ///
     /// kill: end them, then release the lock. wait: hold the lock until the last one has ended, as flock(1) does.
     /// leave: release the lock and let them run.
-    #[arg(long, value_name = "WHAT", value_parser = ["kill", "wait", "leave"])]
+    #[arg(long, value_name = "WHAT", value_parser = ["kill", "wait", "leave"], hide_possible_values = true)]
     leftovers: Option<String>,
 }
 
@@ -118,8 +118,8 @@ impl Words {
     pub(crate) fn resolve(self, layers: &Layers) -> Result<Options, Failure> {
         let name = self.name.to_str().ok_or_else(|| {
             anyhow!(
-                "cannot use the lock name {:?}: it is not UTF-8 text",
-                self.name
+                "cannot use the lock name '{}': it is not UTF-8 text",
+                self.name.display()
             )
         })?;
         let name = name
@@ -161,7 +161,7 @@ fn command(
 ) -> Result<Vec<OsString>, Failure> {
     match string {
         Some(_) if !command.is_empty() => {
-            Err(anyhow!("cannot use -c together with the command {:?}", command[0]))
+            Err(anyhow!("cannot use -c together with the command '{}'", command[0].display()))
                 .or_hint("dlock run NAME -c 'COMMAND ARG...' needs no further words; put the options before the command")
         }
         Some(string) => {

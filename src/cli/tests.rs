@@ -227,7 +227,7 @@ fn every_option() {
 fn nonsense_is_refused() {
     for (words, part) in [
         (&[][..], "subcommand"),
-        (&["nonsense"], "nonsense"),
+        (&["nonsense"], "dlock run NAME -- COMMAND"),
         (&["run"], "<NAME>"),
         (&["run", "x"], "no command to run"),
         (&["run", "x", "-n"], "no command to run"),

@@ -3,6 +3,7 @@
 
 use anyhow::anyhow;
 use clap::Error;
+use clap::error::ErrorKind;
 
 use crate::exit::{Exit, Failure};
 
@@ -17,11 +18,16 @@ pub(super) fn failure(error: &Error) -> Failure {
         .flat_map(str::lines)
         .find_map(|line| line.trim().strip_prefix("tip: "))
         .map(one_line);
+    let other = match error.kind() {
+        // Peers have no sub-command: `flock FILE COMMAND`.
+        ErrorKind::InvalidSubcommand => {
+            "to run a command under a lock: dlock run NAME -- COMMAND [ARG...]"
+        }
+        _ => "dlock --help and dlock run --help list the options",
+    };
     Failure {
         exit: Exit::Failed,
-        hint: Some(
-            tip.unwrap_or_else(|| "dlock --help and dlock run --help list the options".to_owned()),
-        ),
+        hint: Some(tip.unwrap_or_else(|| other.to_owned())),
         error: anyhow!(what),
     }
 }

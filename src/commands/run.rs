@@ -22,7 +22,7 @@ use crate::core::queue::Queue;
 use crate::core::watchdog::{Standing, Watchdog};
 use crate::etcd::contend::{Contender, Release, Waiting, Won};
 use crate::etcd::{Ahead, Cluster, Trouble};
-use crate::exit::{Exit, Failure};
+use crate::exit::{Exit, Failure, OrFail as _};
 use crate::guard::{self, Lookup, Policy, Report, Status, Survivor};
 use crate::whoami;
 
@@ -65,14 +65,11 @@ fn refuse_self_deadlock(options: &Options) -> Result<(), Failure> {
     let Some(token) = held().token(&options.name) else {
         return Ok(());
     };
-    Err(Failure {
-        hint: Some("take it once around both commands, or unset DLOCK_HELD if it is not held any more".to_owned()),
-        ..anyhow!(
-            "cannot lock '{}': this command runs under it already (token {token}) and would wait for itself",
-            options.name
-        )
-        .into()
-    })
+    Err(anyhow!(
+        "cannot lock '{}': this command runs under it already (token {token}) and would wait for itself",
+        options.name
+    ))
+    .or_hint("take it once around both commands, or unset DLOCK_HELD if it is not held any more")
 }
 
 /// The locks under which dlock itself was started.
@@ -88,15 +85,13 @@ fn command(options: &Options) -> Result<guard::Command, Failure> {
             path,
             argv: options.command.clone(),
         }),
-        Err(lookup) => {
-            let (exit, cause) = match lookup {
-                Lookup::NotFound => (Exit::NotFound, "command not found".to_owned()),
-                Lookup::NotExecutable(error) => (Exit::NotExecutable, error.to_string()),
-            };
-            Err(Failure {
-                exit,
-                ..anyhow!("cannot run '{}': {cause}", program.display()).into()
-            })
+        Err(Lookup::NotFound) => Err(anyhow!(
+            "cannot run '{}': command not found",
+            program.display()
+        ))
+        .or_exit(Exit::NotFound),
+        Err(Lookup::NotExecutable(error)) => {
+            Err(anyhow!("cannot run '{}': {error}", program.display())).or_exit(Exit::NotExecutable)
         }
     }
 }
@@ -270,7 +265,7 @@ impl<'a> Runner<'a> {
             End::Dead(status) => self.finish(&watchdog, status).await,
             End::NotStarted { errno } => {
                 self.contender.leave().await;
-                Err(self.not_started(errno))
+                self.not_started(errno)
             }
         }
     }
@@ -346,16 +341,17 @@ impl<'a> Runner<'a> {
         Exit::Unkillable
     }
 
-    fn not_started(&self, errno: i32) -> Failure {
+    fn not_started(&self, errno: i32) -> Result<Exit, Failure> {
         let error = io::Error::from_raw_os_error(errno);
         let exit = match error.kind() {
             io::ErrorKind::NotFound => Exit::NotFound,
             _ => Exit::NotExecutable,
         };
-        Failure {
-            exit,
-            ..anyhow!("cannot run '{}': {error}", self.options.program().display()).into()
-        }
+        Err(anyhow!(
+            "cannot run '{}': {error}",
+            self.options.program().display()
+        ))
+        .or_exit(exit)
     }
 }
 

@@ -196,17 +196,13 @@ impl Supervision<'_> {
     }
 
     fn tell_loss(&self) {
-        match self.watchdog.standing() {
-            Standing::Held => {}
-            Standing::Lost(loss) => {
-                let name = &self.name;
-                warn!(
-                    "the lock '{name}' is lost, the command is killed: {}",
-                    explain(loss)
-                );
-            }
-// Told at the end, as the error that it is.
-            Standing::Unguarded => {}
+        // That nobody guards the command is told at the end, as the error that it is.
+        if let Standing::Lost(loss) = self.watchdog.standing() {
+            let name = &self.name;
+            warn!(
+                "the lock '{name}' is lost, the command is killed: {}",
+                explain(loss)
+            );
         }
     }
 

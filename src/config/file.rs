@@ -123,7 +123,7 @@ fn read(path: &Path) -> anyhow::Result<String> {
 
 fn line_of(text: &str, offset: usize) -> usize {
     let before = &text.as_bytes()[..offset.min(text.len())];
-    1 + before.iter().filter(|byte| **byte == b'\n').count()
+    before.split(|byte| *byte == b'\n').count()
 }
 
 fn text_of(value: &DeValue<'_>) -> Option<String> {

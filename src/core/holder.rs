@@ -95,7 +95,7 @@ impl Holder {
         ];
         match texts.into_iter().flatten().max_by_key(|text| text.len()) {
             Some(longest) if !longest.is_empty() => {
-                let end = longest.floor_char_boundary(longest.len().saturating_sub(excess));
+                let end = cut(longest, longest.len().saturating_sub(excess)).len();
                 longest.truncate(end);
             }
             // Escapes alone can make a short link long.
@@ -139,9 +139,18 @@ pub fn describe(value: &[u8]) -> String {
 
 /// `text` without power over a terminal, cut at 1 KiB.
 pub fn printable(text: &str) -> String {
-    let cut = text.floor_char_boundary(LONGEST);
-    let ellipsis = if cut < text.len() { "..." } else { "" };
-    escaped(&text[..cut]) + ellipsis
+    let shown = cut(text, LONGEST);
+    let ellipsis = if shown.len() < text.len() { "..." } else { "" };
+    escaped(shown) + ellipsis
+}
+
+/// The beginning of `text`, at most `limit` bytes of it.
+pub fn cut(text: &str, limit: usize) -> &str {
+    let mut end = limit.min(text.len());
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    &text[..end]
 }
 
 /// `text` without power over a terminal: control characters, line separators and what overrides the
