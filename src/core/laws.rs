@@ -12,6 +12,7 @@ use super::watchdog::{Action, Event, Standing, Watchdog};
 
 /// What becomes of one renewal.
 #[derive(Clone, Copy, Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a fault of its own")]
 struct Fate {
     /// The request never arrives.
     lost: bool,
@@ -167,7 +168,7 @@ impl Model {
             match action {
                 Action::Renew => self.renew(now, fate),
                 Action::Extend { beat, .. } if fate.guarded => {
-                    self.mail.push((now, Event::Beat(beat)))
+                    self.mail.push((now, Event::Beat(beat)));
                 }
                 Action::KillTree => self.kills += 1,
                 Action::Extend { .. } | Action::Forward(_) | Action::Kill => {}

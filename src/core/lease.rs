@@ -423,7 +423,7 @@ pub(crate) mod tests {
     #[test]
     fn a_generous_server_does_not_lengthen_the_lease() {
         let terms = Terms::new(Duration::from_secs(10), Duration::from_secs(2));
-        assert_eq!(terms.granted(Duration::from_secs(60)), terms);
+        assert_eq!(terms.granted(Duration::from_mins(1)), terms);
         assert_eq!(
             terms.granted(Duration::from_secs(8)).ttl(),
             Duration::from_secs(8)
