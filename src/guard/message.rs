@@ -42,7 +42,7 @@ pub(crate) enum Report {
         status: Option<Status>,
         cause: Cause,
     },
-    /// These live on 2 s after the first SIGKILL. The guard goes on trying, also without dlock. Sent again when they change.
+    /// These live on 2 s after the first SIGKILL. The guard goes on trying, also without dlock. Sent again when others are left.
     Survivors(Vec<Survivor>),
     /// There is no guard any more.
     GuardDead,

@@ -126,7 +126,7 @@ impl Plan {
             }
             Phase::Draining { until_at } if now >= until_at => return Some(Step::Leftovers),
             Phase::Stopping { since_at } if now >= since_at + self.grace => {
-                self.kill(self.cause, now)
+                self.kill(self.cause, now);
             }
             _ => return None,
         }

@@ -14,7 +14,7 @@ use super::message::Order;
 use super::plan::{Plan, Step};
 use super::spawn::{self, Launched, Program};
 use super::tree::Tree;
-use super::{Cause, Policy, Report, Status, Survivor, descriptors};
+use super::{Cause, Policy, Report, Status, descriptors};
 use crate::clock;
 use crate::core::lease::{Deadlines, Instant};
 use crate::core::leftovers::Leftovers;
@@ -190,8 +190,8 @@ struct Watch<'a> {
     status: Option<Status>,
     /// Once killing has begun.
     hunt: Option<Hunt>,
-    /// What dlock knows of survivors.
-    reported: Option<Vec<Survivor>>,
+    /// The survivors that dlock knows of.
+    reported: Option<Vec<i32>>,
 }
 
 impl<'a> Watch<'a> {
@@ -335,14 +335,13 @@ impl<'a> Watch<'a> {
         if !hunt.is_overdue(now) {
             return;
         }
-        let survivors = Some(tree.survivors());
-        if survivors != self.reported
-            && let (Some(link), Some(list)) = (&mut self.process.link, &survivors)
-            && link
-                .offer(&Report::Survivors(list.clone()))
-                .is_ok_and(|sent| sent)
+        let survivors = tree.survivors();
+        let pids = Some(survivors.iter().map(|survivor| survivor.pid).collect());
+        if pids != self.reported
+            && let Some(link) = &mut self.process.link
+            && let Ok(true) = link.offer(&Report::Survivors(survivors))
         {
-            self.reported = survivors;
+            self.reported = pids;
         }
     }
 

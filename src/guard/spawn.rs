@@ -55,7 +55,7 @@ fn lookup_in(program: &OsStr, path: &OsStr) -> Result<PathBuf, Lookup> {
         match executable(&path) {
             Ok(()) => return Ok(path),
             Err(error @ (Errno::ACCESS | Errno::ISDIR)) => {
-                failure = Lookup::NotExecutable(error.into())
+                failure = Lookup::NotExecutable(error.into());
             }
             Err(_) => {}
         }
@@ -116,16 +116,14 @@ impl Program {
         let (outcome, report) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
         let parent = getpid();
         // SAFETY: the child calls only functions that are async-signal-safe, and never returns.
-        match unsafe { fork() }? {
-            Some(pid) => Ok(Launched { pid, outcome }),
-            None => {
-                let error = image.become_it(parent, group);
-                // When the parent is not there to read it, nobody is.
-                let _ = rustix::io::write(&report, &error.raw_os_error().to_ne_bytes());
-                // SAFETY: ends the process, and runs nothing of the parent's.
-                unsafe { libc::_exit(127) }
-            }
+        if let Some(pid) = unsafe { fork() }? {
+            return Ok(Launched { pid, outcome });
         }
+        let error = image.become_it(parent, group);
+        // When the parent is not there to read it, nobody is.
+        let _ = rustix::io::write(&report, &error.raw_os_error().to_ne_bytes());
+        // SAFETY: ends the process, and runs nothing of the parent's.
+        unsafe { libc::_exit(127) }
     }
 }
 
@@ -160,7 +158,7 @@ struct Image<'a> {
 impl Image<'_> {
     /// Turns this process into the command, or answers why not. Async-signal-safe.
     fn become_it(&self, parent: Pid, group: Pid) -> Errno {
-        if let Err(error) = self.prepare(parent, group) {
+        if let Err(error) = prepare(parent, group) {
             return error;
         }
         let error = self.exec(self.path, &self.argv);
@@ -171,22 +169,23 @@ impl Image<'_> {
         }
     }
 
-    fn prepare(&self, parent: Pid, group: Pid) -> Result<(), Errno> {
-        set_parent_process_death_signal(Some(Signal::KILL))?;
-        if getppid() != Some(parent) {
-            // It died before it could be our death.
-            return Err(Errno::SRCH);
-        }
-        setpgid(None, Some(group))?;
-        inherited::restore();
-        Ok(())
-    }
-
     fn exec(&self, path: &CStr, argv: &[*const c_char]) -> Errno {
         // SAFETY: both lists are of pointers to strings that outlive this call, and end with a null pointer.
         unsafe { libc::execve(path.as_ptr(), argv.as_ptr(), self.environment.as_ptr()) };
         Errno::from_io_error(&io::Error::last_os_error()).unwrap_or(Errno::IO)
     }
+}
+
+/// What happens between fork and exec. Async-signal-safe.
+fn prepare(parent: Pid, group: Pid) -> Result<(), Errno> {
+    set_parent_process_death_signal(Some(Signal::KILL))?;
+    if getppid() != Some(parent) {
+        // It died before it could be our death.
+        return Err(Errno::SRCH);
+    }
+    setpgid(None, Some(group))?;
+    inherited::restore();
+    Ok(())
 }
 
 fn pointers<'a>(strings: impl Iterator<Item = &'a CStr>) -> Vec<*const c_char> {

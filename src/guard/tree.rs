@@ -27,6 +27,13 @@ pub(super) struct Identity {
     start: u64,
 }
 
+impl Identity {
+    #[cfg(test)]
+    pub(super) fn pid(self) -> i32 {
+        self.pid
+    }
+}
+
 /// A process as it was found. Its directory goes stale when it has been reaped and never shows another.
 pub(super) struct Process {
     directory: OwnedFd,

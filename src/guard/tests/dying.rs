@@ -1,0 +1,208 @@
+//! How a tree ends that has to.
+//! It must not know what the command is for.
+
+use super::*;
+
+#[test]
+fn at_the_deadline_the_whole_tree_is_dead() {
+    alone(|scratch| {
+        let now = clock::now();
+        let deadlines = Deadlines {
+            stop_at: now + Duration::from_secs(2),
+            kill_at: now + Duration::from_secs(3),
+        };
+        let script = format!(r#"trap "" TERM; {FAR} while :; do sleep 1000; done"#);
+        let mut guard = scratch.start_until(&script, PATIENT, deadlines);
+        let far = scratch.pid("far");
+        assert_eq!(
+            next(&mut guard),
+            ended(Status::Signalled(libc::SIGKILL), Cause::Deadline)
+        );
+        assert!(clock::now() >= deadlines.kill_at);
+        assert!(!is_alive(far));
+    });
+}
+
+#[test]
+fn it_is_asked_before_it_is_killed_even_if_it_is_stopped() {
+    alone(|scratch| {
+        let script = r#"trap 'exit 3' TERM; echo $$ > "$DIR/pid"; kill -STOP $$; while :; do sleep 0.1; done"#;
+        let mut guard = scratch.start(script, PATIENT);
+        let command = guard
+            .tree
+            .find(scratch.pid("pid"))
+            .unwrap()
+            .identity()
+            .pid();
+        eventually(|| {
+            fs::read_to_string(format!("/proc/{command}/status"))
+                .unwrap()
+                .contains("\nState:\tT")
+        });
+        guard.stop().unwrap();
+        assert_eq!(next(&mut guard), ended(Status::Exited(3), Cause::Ordered));
+    });
+}
+
+#[test]
+fn a_stopped_command_is_killed() {
+    alone(|scratch| {
+        let mut guard = scratch.start(r#"echo $$ > "$DIR/pid"; kill -STOP $$"#, PATIENT);
+        let command = scratch.pid("pid");
+        eventually(|| {
+            fs::read_to_string(format!("/proc/{command}/status"))
+                .unwrap()
+                .contains("\nState:\tT")
+        });
+        guard.kill().unwrap();
+        assert_eq!(
+            next(&mut guard),
+            ended(Status::Signalled(libc::SIGKILL), Cause::Ordered)
+        );
+    });
+}
+
+#[test]
+fn without_dlock_the_tree_dies() {
+    alone(|scratch| {
+        let guard = scratch.start(
+            &format!(r#"trap "" TERM; echo $$ > "$DIR/pid"; {FAR} while :; do sleep 1; done"#),
+            HASTY,
+        );
+        let (command, far) = (scratch.pid("pid"), scratch.pid("far"));
+        drop(guard);
+        eventually(|| !is_alive(command) && !is_alive(far));
+    });
+}
+
+#[test]
+fn the_last_word_reaches_a_dlock_that_did_not_read() {
+    alone(|scratch| {
+        let mut guard = scratch.start("sleep 1000", PATIENT);
+        for beat in 0..20_000 {
+            while guard.extend(beat, far()).is_err() {
+                thread::yield_now();
+            }
+        }
+        guard.stop().unwrap();
+        let mut beats = 0;
+        let last = loop {
+            match next(&mut guard) {
+                Report::Beat(_) => beats += 1,
+                report => break report,
+            }
+        };
+        assert!(beats < 20_000, "the socket was never full");
+        assert_eq!(
+            last,
+            ended(Status::Signalled(libc::SIGTERM), Cause::Ordered)
+        );
+    });
+}
+
+#[test]
+fn without_its_guard_the_command_dies_and_dlock_kills_the_rest() {
+    alone(|scratch| {
+        let mut guard = scratch.start(
+            &format!(r#"echo $$ > "$DIR/pid"; {FAR} while :; do sleep 1; done"#),
+            PATIENT,
+        );
+        let (command, far) = (scratch.pid("pid"), scratch.pid("far"));
+        guard_process(&guard).signal(libc::SIGKILL).unwrap();
+        assert_eq!(next(&mut guard), Report::GuardDead);
+        eventually(|| !is_alive(command));
+        assert!(is_alive(far));
+        assert_eq!(guard.kill_tree(LIMIT), []);
+        assert!(!is_alive(far));
+    });
+}
+
+#[test]
+fn dlock_kills_a_stopped_guard_and_the_tree() {
+    alone(|scratch| {
+        let mut guard = scratch.start(
+            &format!(r#"echo $$ > "$DIR/pid"; {FAR} while :; do sleep 1; done"#),
+            PATIENT,
+        );
+        let (command, far) = (scratch.pid("pid"), scratch.pid("far"));
+        guard_process(&guard).signal(libc::SIGSTOP).unwrap();
+        assert_eq!(guard.kill_tree(LIMIT), []);
+        assert!(!is_alive(command) && !is_alive(far));
+    });
+}
+
+/// Forks and ends, for ever and as fast as possible.
+fn chain() -> ! {
+    loop {
+        // SAFETY: neither parent nor child does anything else.
+        unsafe {
+            if libc::fork() > 0 {
+                libc::_exit(0);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_chain_of_forks_is_exhausted() {
+    if env::var_os("CHAIN").is_some() {
+        chain();
+    }
+    alone(|_| {
+        let name = thread::current().name().unwrap().to_owned();
+        let command = Command {
+            path: env::current_exe().unwrap(),
+            argv: ["chain", &name, "--exact", "--test-threads=1"]
+                .map(OsString::from)
+                .into(),
+        };
+        let policy = Policy {
+            leftovers: Leftovers::Wait,
+            ..PATIENT
+        };
+        let mut guard = launch(command, policy).unwrap();
+        guard
+            .start(&[("CHAIN".to_owned(), "1".to_owned())], far())
+            .unwrap();
+        assert_eq!(next(&mut guard), Report::Started);
+        assert!(matches!(next(&mut guard), Report::Leftovers { .. }));
+        guard.kill().unwrap();
+        assert_eq!(next(&mut guard), ended(Status::Exited(0), Cause::Ordered));
+        assert_eq!(next(&mut guard), Report::GuardDead);
+        eventually(|| reap(|_, _| ()) == Children::None);
+    });
+}
+
+#[test]
+fn who_does_not_die_is_named_and_killed_as_soon_as_possible() {
+    alone(|scratch| {
+        let mut guard = scratch.start(
+            r#"echo $$ > "$DIR/pid"; while :; do sleep 1; done"#,
+            PATIENT,
+        );
+        let command = scratch.pid("pid");
+        let ptrace = |request, data: libc::c_int| {
+            // SAFETY: these requests take no address, and data by value.
+            unsafe { libc::ptrace(request, command, 0, data) }
+        };
+        // As good as uninterruptible sleep: on its way out it waits for us to let it go.
+        assert_eq!(ptrace(libc::PTRACE_SEIZE, libc::PTRACE_O_TRACEEXIT), 0);
+        guard.kill().unwrap();
+        let Report::Survivors(survivors) = next(&mut guard) else {
+            panic!("no survivors");
+        };
+        assert!(
+            survivors
+                .iter()
+                .any(|survivor| survivor.pid == command && survivor.program == "sh"),
+            "{survivors:?}"
+        );
+        guard.extend(1, far()).unwrap();
+        assert_eq!(next(&mut guard), Report::Beat(1));
+        assert_eq!(ptrace(libc::PTRACE_DETACH, 0), 0);
+        assert_eq!(
+            next(&mut guard),
+            ended(Status::Signalled(libc::SIGKILL), Cause::Ordered)
+        );
+    });
+}

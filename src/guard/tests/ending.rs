@@ -1,0 +1,148 @@
+//! How a run ends that nobody kills.
+//! It must not know deadlines.
+
+use super::*;
+
+#[test]
+fn leftovers_are_killed_before_the_end() {
+    alone(|scratch| {
+        let mut guard = scratch.start(
+            &format!(r#"{FAR} while ! [ -s "$DIR/far" ]; do sleep 0.01; done; exit 7"#),
+            HASTY,
+        );
+        let Report::Leftovers {
+            status: Status::Exited(7),
+            count: 1..,
+        } = next(&mut guard)
+        else {
+            panic!("no leftovers");
+        };
+        assert_eq!(next(&mut guard), ended(Status::Exited(7), Cause::Command));
+        assert!(!is_alive(scratch.pid("far")));
+    });
+}
+
+#[test]
+fn leftovers_are_waited_for() {
+    alone(|scratch| {
+        let policy = Policy {
+            leftovers: Leftovers::Wait,
+            ..HASTY
+        };
+        let mut guard = scratch.start(
+            r#"mkfifo "$DIR/gate"; (read line < "$DIR/gate") & exit 7"#,
+            policy,
+        );
+        let status = Status::Exited(7);
+        assert_eq!(next(&mut guard), Report::Leftovers { status, count: 1 });
+        guard.extend(1, far()).unwrap();
+        assert_eq!(next(&mut guard), Report::Beat(1));
+        fs::write(scratch.0.join("gate"), "go\n").unwrap();
+        assert_eq!(next(&mut guard), ended(status, Cause::Command));
+    });
+}
+
+#[test]
+fn leftovers_are_left() {
+    alone(|scratch| {
+        let policy = Policy {
+            leftovers: Leftovers::Leave,
+            ..HASTY
+        };
+        let mut guard = scratch.start(
+            &format!(r#"{FAR} while ! [ -s "$DIR/far" ]; do sleep 0.01; done; exit 7"#),
+            policy,
+        );
+        assert_eq!(next(&mut guard), ended(Status::Exited(7), Cause::Command));
+        assert_eq!(next(&mut guard), Report::GuardDead);
+        assert!(is_alive(scratch.pid("far")));
+        assert_eq!(guard.kill_tree(LIMIT), []);
+        assert!(!is_alive(scratch.pid("far")));
+    });
+}
+
+#[test]
+fn the_status_is_the_commands() {
+    alone(|scratch| {
+        for (script, status) in [
+            ("exit 0", Status::Exited(0)),
+            ("exit 255", Status::Exited(255)),
+            ("kill -USR1 $$", Status::Signalled(libc::SIGUSR1)),
+            ("kill -KILL $$", Status::Signalled(libc::SIGKILL)),
+        ] {
+            let mut guard = scratch.start(script, PATIENT);
+            assert_eq!(next(&mut guard), ended(status, Cause::Command));
+        }
+    });
+}
+
+#[test]
+fn what_cannot_be_started_is_said() {
+    alone(|_| {
+        let command = Command {
+            path: "/nonexistent/program".into(),
+            argv: vec!["program".into()],
+        };
+        let mut guard = launch(command, PATIENT).unwrap();
+        guard.start(&[], far()).unwrap();
+        assert_eq!(
+            next(&mut guard),
+            Report::CannotStart {
+                errno: libc::ENOENT
+            }
+        );
+        assert_eq!(next(&mut guard), Report::GuardDead);
+    });
+}
+
+#[test]
+fn nothing_is_started_too_late() {
+    alone(|scratch| {
+        let mut guard = launch(shell("echo > \"$DIR/ran\""), PATIENT).unwrap();
+        guard.extend(1, far()).unwrap();
+        assert_eq!(next(&mut guard), Report::Beat(1));
+        guard
+            .start(
+                &[],
+                Deadlines {
+                    stop_at: clock::now(),
+                    ..far()
+                },
+            )
+            .unwrap();
+        assert_eq!(
+            next(&mut guard),
+            Report::Ended {
+                status: None,
+                cause: Cause::Deadline
+            }
+        );
+        assert!(!scratch.0.join("ran").exists());
+    });
+}
+
+#[test]
+fn nothing_is_started_after_a_stop() {
+    alone(|_| {
+        let mut guard = launch(shell("exit"), PATIENT).unwrap();
+        guard.stop().unwrap();
+        assert_eq!(
+            next(&mut guard),
+            Report::Ended {
+                status: None,
+                cause: Cause::Ordered
+            }
+        );
+    });
+}
+
+#[test]
+fn a_signal_is_passed_on_to_the_command() {
+    alone(|scratch| {
+        let script = r#"trap 'exit 5' USR1; echo > "$DIR/up"; while :; do sleep 0.1; done"#;
+        let mut guard = scratch.start(script, PATIENT);
+        scratch.line("up");
+        guard.forward(libc::SIGUSR1).unwrap();
+        assert_eq!(next(&mut guard), ended(Status::Exited(5), Cause::Command));
+    });
+}

@@ -1,0 +1,164 @@
+//! The guard as dlock uses it, with real processes and no etcd.
+//! It must not know how the guard does it.
+
+mod caller;
+mod dying;
+mod ending;
+
+use std::env;
+use std::fs;
+use std::process::Stdio;
+
+use rustix::event::{PollFd, PollFlags, poll};
+
+use super::*;
+
+/// Says that this process is the one that [`alone`] has made.
+const ALONE: &str = "DLOCK_TEST_ALONE";
+/// Ends it, so that a run of no test at all is not taken for a good one.
+const DONE: i32 = 42;
+/// Nothing here takes nearly as long, even on a busy machine.
+const LIMIT: Duration = Duration::from_secs(60);
+
+const PATIENT: Policy = Policy {
+    signal: libc::SIGTERM,
+    grace: LIMIT,
+    leftovers: Leftovers::Kill,
+};
+const HASTY: Policy = Policy {
+    grace: Duration::from_millis(100),
+    ..PATIENT
+};
+
+/// Runs `body` in a process of its own, for `launch` forks and changes descriptors and dispositions: the test binary is
+/// run again for this one test. There libtest still has a second thread, which is harmless: it only waits for the one
+/// that runs the test, so it holds no lock that the forked guard could need. And what the command dies with is the guard's
+/// only thread, not the one that forked the guard.
+fn alone(body: impl FnOnce(Scratch)) {
+    alone_after(|_| (), body);
+}
+
+fn alone_after(prepare: impl FnOnce(&mut std::process::Command), body: impl FnOnce(Scratch)) {
+    if let Some(scratch) = env::var_os(ALONE) {
+        // SAFETY: only sets a timer. It ends this process, and so the guard and its tree, when a test hangs.
+        unsafe { libc::alarm(u32::try_from(LIMIT.as_secs()).unwrap()) };
+        body(Scratch(scratch.into()));
+        #[expect(
+            clippy::exit,
+            reason = "this process is over, and libtest's stdout is gone"
+        )]
+        std::process::exit(DONE);
+    }
+    let name = thread::current().name().unwrap().to_owned();
+    let scratch = Scratch::new(&name);
+    let mut again = std::process::Command::new(env::current_exe().unwrap());
+    again
+        .args([&name, "--exact", "--nocapture", "--test-threads=1"])
+        .env(ALONE, &scratch.0)
+        .stdout(Stdio::null());
+    prepare(&mut again);
+    let status = again.status().unwrap();
+    fs::remove_dir_all(&scratch.0).unwrap();
+    assert_eq!(status.code(), Some(DONE), "{status}");
+}
+
+/// A directory in which the commands leave word.
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn new(test: &str) -> Self {
+        let name = format!("dlock-{}-{}", test.replace("::", "-"), std::process::id());
+        let directory = env::temp_dir().join(name);
+        fs::create_dir_all(&directory).unwrap();
+        Self(directory)
+    }
+
+    /// Waits for a file that somebody writes one line to.
+    fn line(&self, file: &str) -> String {
+        let mut content = String::new();
+        eventually(|| {
+            content = fs::read_to_string(self.0.join(file)).unwrap_or_default();
+            content.ends_with('\n')
+        });
+        content.trim_end().to_owned()
+    }
+
+    fn pid(&self, file: &str) -> i32 {
+        self.line(file).parse().unwrap()
+    }
+
+    /// Starts `script`, which finds this directory in `$DIR`.
+    fn start(&self, script: &str, policy: Policy) -> Guard {
+        self.start_until(script, policy, far())
+    }
+
+    fn start_until(&self, script: &str, policy: Policy, deadlines: Deadlines) -> Guard {
+        let mut guard = launch(shell(script), policy).unwrap();
+        guard
+            .start(
+                &[("DIR".to_owned(), self.0.to_str().unwrap().to_owned())],
+                deadlines,
+            )
+            .unwrap();
+        assert_eq!(next(&mut guard), Report::Started);
+        guard
+    }
+}
+
+fn shell(script: &str) -> Command {
+    Command {
+        path: "/bin/sh".into(),
+        argv: ["sh", "-c", script].map(OsString::from).into(),
+    }
+}
+
+fn far() -> Deadlines {
+    let now = clock::now();
+    Deadlines {
+        stop_at: now + LIMIT * 2,
+        kill_at: now + LIMIT * 3,
+    }
+}
+
+fn eventually(mut condition: impl FnMut() -> bool) {
+    // The alarm ends it.
+    while !condition() {
+        thread::sleep(Duration::from_millis(1));
+    }
+}
+
+fn is_alive(pid: i32) -> bool {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    status
+        .lines()
+        .any(|line| line.starts_with("State:") && !line.contains('Z'))
+}
+
+fn next(guard: &mut Guard) -> Report {
+    loop {
+        if let Some(report) = guard.report().unwrap() {
+            return report;
+        }
+        poll(&mut [PollFd::new(&guard.link, PollFlags::IN)], None).unwrap();
+    }
+}
+
+/// The child of this process that is the guard.
+fn guard_process(guard: &Guard) -> tree::Process {
+    let mut first = None;
+    guard.tree.walk(|process| {
+        first.get_or_insert(process.identity());
+    });
+    guard.tree.find(first.unwrap().pid()).unwrap()
+}
+
+fn ended(status: Status, cause: Cause) -> Report {
+    Report::Ended {
+        status: Some(status),
+        cause,
+    }
+}
+
+/// Leaves a process behind that no signal but SIGKILL reaches, two forks and a session away; its pid is in `$DIR/far`.
+const FAR: &str =
+    r#"(setsid sh -c 'trap "" TERM; echo $$ > "$DIR/far"; while :; do sleep 1000; done' &); "#;
