@@ -61,10 +61,7 @@ fn the_command_finds_everything_as_it_would_without_dlock() {
             odd(again);
         },
         |scratch| {
-            assert!(
-                inherited::ignored_at_start(libc::SIGHUP)
-                    && !inherited::ignored_at_start(libc::SIGINT)
-            );
+            assert!(ignored_at_start(libc::SIGHUP) && !ignored_at_start(libc::SIGINT));
             let mut guard = launch(shell(MIRROR), PATIENT).unwrap();
             let out = scratch.0.join("guarded").to_str().unwrap().to_owned();
             guard.start(&[("OUT".to_owned(), out)], far()).unwrap();

@@ -18,7 +18,7 @@ const ALONE: &str = "DLOCK_TEST_ALONE";
 /// Ends it, so that a run of no test at all is not taken for a good one.
 const DONE: i32 = 42;
 /// Nothing here takes nearly as long, even on a busy machine.
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_mins(1);
 
 const PATIENT: Policy = Policy {
     signal: libc::SIGTERM,
