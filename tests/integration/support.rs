@@ -18,7 +18,7 @@ use std::time::Duration;
 use rustix::time::{ClockId, clock_gettime};
 
 pub(crate) use cluster::Cluster;
-pub(crate) use dlock::{Dlock, Outcome, Running};
+pub(crate) use dlock::{Dlock, Outcome, Running, hold};
 pub(crate) use etcd::{Etcd, etcdctl_program};
 pub(crate) use link::{BlackHole, Direction, Link, Mode};
 pub(crate) use oracle::Oracle;

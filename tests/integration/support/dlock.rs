@@ -358,3 +358,12 @@ impl Outcome {
         self
     }
 }
+
+/// A dlock that has the lock and keeps it for ten minutes.
+#[track_caller]
+pub(crate) fn hold(dlock: Dlock, options: &[&str], name: &str) -> Running {
+    let command = ["--", "sh", "-c", "echo on; exec sleep 600"];
+    let mut holder = dlock.run([options, &[name], &command[..]].concat()).start();
+    holder.says("on\n");
+    holder
+}
