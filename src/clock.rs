@@ -16,3 +16,14 @@ pub(crate) fn now() -> Instant {
         now.tv_nsec.try_into().unwrap_or(0),
     ))
 }
+
+/// Waits until `at`, or for ever when there is no such moment.
+///
+/// tokio's timers stop while the machine sleeps, so this may end late by the time slept: nothing
+/// that must be in time rests on it. The guard has a timer of its own that does not stop.
+pub(crate) async fn until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep(at.since(now())).await,
+        None => std::future::pending().await,
+    }
+}

@@ -1,4 +1,58 @@
-//! stub
-pub mod core;
+//! dlock runs a command under an etcd lock, and kills it before anybody else can get the lock.
+//! This file is the map, and the way from the command line to the exit; it must not know etcd or processes.
+//!
+//! | question | room |
+//! |---|---|
+//! | which word on the command line, which setting? | `cli/`, `config/` |
+//! | when is the command stopped or killed? | `core/watchdog.rs` |
+//! | what proves that the lock is ours, and for how long? | `core/lease.rs` |
+//! | when is the next renewal? | `core/heartbeat.rs` |
+//! | which keys, whose turn? | `core/name.rs`, `core/queue.rs` |
+//! | what do others see of the holder? | `core/holder.rs`, `whoami.rs` |
+//! | what is said to etcd? | `etcd/` |
+//! | how is the command started, and how does all of it die? | `guard/` |
+//! | in what order does it all happen? | `commands/run.rs` |
+//! | which exit status? | `exit.rs` |
+
+pub mod cli;
 mod clock;
-pub fn main() -> ! { std::process::exit(0) }
+mod commands;
+mod config;
+pub mod core;
+mod etcd;
+pub mod exit;
+mod guard;
+mod log;
+mod whoami;
+
+use std::io::Write as _;
+
+use cli::Request;
+use exit::{Exit, Failure};
+
+/// The whole program.
+pub fn main() -> ! {
+    let exit = run().unwrap_or_else(|failure| {
+        log::fail(&failure);
+        failure.exit
+    });
+    exit.leave()
+}
+
+fn run() -> Result<Exit, Failure> {
+    let argv = std::env::args_os().collect();
+    match cli::parse(argv, &|name| std::env::var_os(name))? {
+        Request::Print(text) => {
+            // Whoever closed the pipe has read enough.
+            let _ = std::io::stdout().write_all(text.as_bytes());
+            Ok(Exit::Done)
+        }
+        Request::Run(run) => {
+            log::init(run.output);
+            for warning in &run.warnings {
+                tracing::warn!("{warning}");
+            }
+            commands::run::run(&run)
+        }
+    }
+}

@@ -1,2 +1,4 @@
 //! Calls the library; knows nothing else.
-fn main() -> ! { dlock::main() }
+fn main() -> ! {
+    dlock::main()
+}

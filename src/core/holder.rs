@@ -1,1 +1,270 @@
-//! stub
+//! What the holder of a lock says of itself: the record in its key, for people only, never trusted.
+//! It must not know where the facts come from (`whoami`), nor who shows them.
+
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+/// The version of the record that this dlock writes and understands.
+const VERSION: u32 = 1;
+
+/// In bytes: neither a record nor anything shown from one is longer.
+const LONGEST: usize = 1024;
+
+/// The record. Texts may hold anything: show them through [`printable`] or [`Holder::sentence`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Holder {
+    pub v: u32,
+    #[serde(default)]
+    pub host: String,
+    #[serde(default)]
+    pub pid: u32,
+    #[serde(default)]
+    pub user: String,
+    /// The command's name without its arguments: those hold secrets.
+    #[serde(default)]
+    pub program: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub note: Option<String>,
+    /// The page of the CI job that runs the command.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub url: Option<String>,
+    /// How the lock is held; `exclusive` is the only way yet.
+    #[serde(default)]
+    pub mode: String,
+    /// How many may hold the lock at once.
+    #[serde(default = "one")]
+    pub slots: u32,
+    /// RFC 3339, of the holder's wall clock.
+    #[serde(default)]
+    pub since: String,
+    /// How long the holder's command may take to end when it is told to.
+    #[serde(default)]
+    pub grace_ms: u64,
+}
+
+fn one() -> u32 {
+    1
+}
+
+impl Holder {
+    /// A record of this version that says no more than how long stopping may take.
+    pub fn new(grace: Duration) -> Self {
+        Self {
+            v: VERSION,
+            mode: "exclusive".to_owned(),
+            slots: 1,
+            grace_ms: grace.as_millis().try_into().unwrap_or(u64::MAX),
+            ..Self::default()
+        }
+    }
+
+    /// How long the holder's command may take to end when it is told to.
+    pub fn grace(&self) -> Duration {
+        Duration::from_millis(self.grace_ms)
+    }
+
+    /// The value of the key: at most 1 KiB, the longest texts are cut to reach that.
+    pub fn to_json(&self) -> String {
+        let mut record = self.clone();
+        loop {
+            // A struct of texts and numbers always serialises.
+            let json = serde_json::to_string(&record).unwrap_or_default();
+            let Some(excess) = json.len().checked_sub(LONGEST + 1) else {
+                return json;
+            };
+            record.shorten(excess + 1);
+        }
+    }
+
+    /// Takes `excess` bytes from the longest text, or all of it.
+    fn shorten(&mut self, excess: usize) {
+        let length = |text: &Option<String>| text.as_ref().map_or(0, String::len);
+        // Half a link is none.
+        if length(&self.url) > LONGEST / 2 {
+            self.url = None;
+            return;
+        }
+        let texts = [
+            self.note.as_mut(),
+            Some(&mut self.program),
+            Some(&mut self.host),
+            Some(&mut self.user),
+            Some(&mut self.since),
+        ];
+        match texts.into_iter().flatten().max_by_key(|text| text.len()) {
+            Some(longest) if !longest.is_empty() => {
+                let end = longest.floor_char_boundary(longest.len().saturating_sub(excess));
+                longest.truncate(end);
+            }
+            // Escapes alone can make a short link long.
+            _ => self.url = None,
+        }
+    }
+
+    /// The record in `value`; nothing for another version, garbage or an empty value (`etcdctl lock`
+    /// writes one), which all mean "another client".
+    pub fn parse(value: &[u8]) -> Option<Self> {
+        let holder = serde_json::from_slice::<Self>(value).ok()?;
+        (holder.v == VERSION).then_some(holder)
+    }
+
+    /// For people: `alice@host pid 12, deploy.sh, since 2026-11-23T10:00:00Z, note "..."`.
+    pub fn sentence(&self) -> String {
+        let mut text = format!("{}@{} pid {}", self.user, self.host, self.pid);
+        let mut add = |what: &str, value: &str| {
+            if !value.is_empty() {
+                // Writing to a String cannot fail.
+                let _ = write!(text, ", {what}{value}");
+            }
+        };
+        add("", &self.program);
+        add("since ", &self.since);
+        if let Some(note) = &self.note {
+            // Quotes inside would let a note end early and go on as if it were our own words.
+            add("note ", &format!("\"{}\"", note.replace('"', "'")));
+        }
+        if let Some(url) = &self.url {
+            add("", url);
+        }
+        printable(&text)
+    }
+}
+
+/// The sentence for the value of any key in the queue.
+pub fn describe(value: &[u8]) -> String {
+    Holder::parse(value).map_or_else(|| "another client".to_owned(), |holder| holder.sentence())
+}
+
+/// `text` without power over a terminal, cut at 1 KiB.
+pub fn printable(text: &str) -> String {
+    let cut = text.floor_char_boundary(LONGEST);
+    let ellipsis = if cut < text.len() { "..." } else { "" };
+    escaped(&text[..cut]) + ellipsis
+}
+
+/// `text` without power over a terminal: control characters, line separators and what overrides the
+/// direction of writing (the "trojan source" characters) become escapes.
+pub fn escaped(text: &str) -> String {
+    let mut shown = String::with_capacity(text.len());
+    for character in text.chars() {
+        match character {
+            '\u{200e}'
+            | '\u{200f}'
+            | '\u{061c}'
+            | '\u{202a}'..='\u{202e}'
+            | '\u{2066}'..='\u{2069}'
+            | '\u{2028}'
+            | '\u{2029}' => shown.extend(character.escape_unicode()),
+            character if character.is_control() => shown.extend(character.escape_default()),
+            character => shown.push(character),
+        }
+    }
+    shown
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn alice() -> Holder {
+        Holder {
+            host: "db1".into(),
+            pid: 12,
+            user: "alice".into(),
+            program: "deploy.sh".into(),
+            note: Some("ticket 7".into()),
+            since: "2026-11-23T10:00:00Z".into(),
+            ..Holder::new(Duration::from_secs(5))
+        }
+    }
+
+    #[test]
+    fn a_record_comes_back() {
+        assert_eq!(Holder::parse(alice().to_json().as_bytes()), Some(alice()));
+        assert_eq!(alice().grace(), Duration::from_secs(5));
+        assert_eq!(
+            alice().to_json(),
+            r#"{"v":1,"host":"db1","pid":12,"user":"alice","program":"deploy.sh","note":"ticket 7","mode":"exclusive","slots":1,"since":"2026-11-23T10:00:00Z","grace_ms":5000}"#
+        );
+    }
+
+    #[test]
+    fn a_sentence_for_people() {
+        assert_eq!(
+            alice().sentence(),
+            "alice@db1 pid 12, deploy.sh, since 2026-11-23T10:00:00Z, note \"ticket 7\""
+        );
+        let liar = Holder {
+            note: Some("x\", since 1970\u{202e}\n".into()),
+            ..alice()
+        };
+        assert!(
+            liar.sentence()
+                .ends_with(r#"note "x', since 1970\u{202e}\n""#)
+        );
+    }
+
+    #[test]
+    fn other_clients_have_no_record() {
+        for value in [
+            &b""[..],
+            b"x",
+            b"{}",
+            b"[]",
+            br#"{"v":2,"host":"x"}"#,
+            b"\xff",
+            b"null",
+            b"1",
+        ] {
+            assert_eq!(Holder::parse(value), None, "{value:?}");
+            assert_eq!(describe(value), "another client");
+        }
+        assert!(Holder::parse(br#"{"v":1,"later":[1]}"#).is_some());
+    }
+
+    #[test]
+    fn a_long_record_is_cut() {
+        let long = Holder {
+            note: Some("\u{1}".repeat(5000)),
+            url: Some("u".repeat(3000)),
+            program: "ä".repeat(2000),
+            host: "h".repeat(900),
+            ..alice()
+        };
+        let json = long.to_json();
+        assert!(json.len() <= LONGEST, "{}", json.len());
+        let cut = Holder::parse(json.as_bytes()).unwrap();
+        assert_eq!((cut.user.as_str(), cut.pid, cut.url), ("alice", 12, None));
+    }
+
+    #[test]
+    fn nothing_shown_moves_the_cursor() {
+        assert_eq!(
+            printable("a\u{1b}[2J\n\u{85}\u{202e}b ü 漢"),
+            r"a\u{1b}[2J\n\u{85}\u{202e}b ü 漢"
+        );
+        assert_eq!(printable(&"x".repeat(2000)).len(), LONGEST + 3);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn any_value_is_fit_to_show(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+            prop_assert!(!describe(&bytes).chars().any(char::is_control));
+            prop_assert!(!printable(&String::from_utf8_lossy(&bytes)).chars().any(char::is_control));
+        }
+
+        #[test]
+        fn any_record_fits(note in ".{0,2000}", program in ".{0,2000}", host in ".{0,500}", url in ".{0,1500}") {
+            let holder = Holder { note: Some(note), program, host, url: Some(url), ..alice() };
+            let json = holder.to_json();
+            prop_assert!(json.len() <= LONGEST);
+            prop_assert!(Holder::parse(json.as_bytes()).is_some());
+        }
+    }
+}

@@ -1,6 +1,12 @@
 //! The decisions, pure: time comes in as an argument and orders go out as values.
 //! Nothing in here knows a clock, input or output, tokio, etcd or a process id.
 
-pub(crate) mod lease;
+pub mod heartbeat;
+pub mod holder;
+#[cfg(test)]
+mod laws;
+pub mod lease;
+pub mod leftovers;
 pub mod name;
-pub(crate) mod holder;
+pub mod queue;
+pub mod watchdog;

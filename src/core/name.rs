@@ -1,1 +1,212 @@
-//! stub
+//! What a lock is called: its name, and the chain of names that a command holds.
+//! It must not know who asks etcd for those keys, nor where the chain's text comes from.
+
+use std::fmt;
+use std::str::FromStr;
+
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
+
+/// In bytes, before encoding: a file name's limit, so that every lock can have a file of its own.
+pub const LONGEST: usize = 255;
+
+/// All that is encoded: everything but `[A-Za-z0-9._~@:+=,-]`. `%` is in it, which makes the encoding
+/// injective; `/` is in it, which keeps `job` and `job/nightly` apart (etcd-io/website#710).
+const ENCODED: &AsciiSet = &NON_ALPHANUMERIC
+    .remove(b'.')
+    .remove(b'_')
+    .remove(b'~')
+    .remove(b'@')
+    .remove(b':')
+    .remove(b'+')
+    .remove(b'=')
+    .remove(b',')
+    .remove(b'-');
+
+/// The name of a lock as its user wrote it, fit for use.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct LockName(String);
+
+/// Why a text cannot name a lock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unfit {
+    Empty,
+    /// Its length in bytes.
+    TooLong(usize),
+    Control,
+}
+
+impl fmt::Display for Unfit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Empty => write!(f, "a lock's name must not be empty"),
+            Self::TooLong(length) => write!(
+                f,
+                "a lock's name has at most {LONGEST} bytes, this one has {length}"
+            ),
+            Self::Control => write!(f, "a lock's name must not hold control characters"),
+        }
+    }
+}
+
+impl std::error::Error for Unfit {}
+
+impl FromStr for LockName {
+    type Err = Unfit;
+
+    fn from_str(text: &str) -> Result<Self, Unfit> {
+        if text.is_empty() {
+            Err(Unfit::Empty)
+        } else if text.len() > LONGEST {
+            Err(Unfit::TooLong(text.len()))
+        } else if text.chars().any(char::is_control) {
+            Err(Unfit::Control)
+        } else {
+            Ok(Self(text.to_owned()))
+        }
+    }
+}
+
+impl fmt::Display for LockName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl LockName {
+    /// The name as it stands in keys and in `DLOCK_HELD`.
+    pub fn encoded(&self) -> String {
+        utf8_percent_encode(&self.0, ENCODED).to_string()
+    }
+
+    /// The name that `encoded` stands for, if [`LockName::encoded`] could have written it.
+    pub fn decode(encoded: &str) -> Option<Self> {
+        let text = percent_decode_str(encoded).decode_utf8().ok()?;
+        let name = text.parse::<Self>().ok()?;
+        (name.encoded() == encoded).then_some(name)
+    }
+}
+
+/// The locks that surround a command, outermost first: the text of `DLOCK_HELD`, `outer:123 inner:130`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Chain(Vec<(LockName, i64)>);
+
+impl Chain {
+    /// Reads what an outer dlock wrote. Whatever is no `<encoded name>:<token>` is left out: the
+    /// variable belongs to everybody, and garbage in it must not stop a job.
+    pub fn parse(text: &str) -> Self {
+        let link = |word: &str| {
+            // A colon may stand in a name, but not in a token.
+            let (name, token) = word.rsplit_once(':')?;
+            let token = token.parse::<i64>().ok().filter(|token| *token > 0)?;
+            Some((LockName::decode(name)?, token))
+        };
+        Self(text.split_ascii_whitespace().filter_map(link).collect())
+    }
+
+    /// The token under which the chain holds `name`.
+    pub fn token(&self, name: &LockName) -> Option<i64> {
+        let held = self.0.iter().rev().find(|(held, _)| held == name);
+        held.map(|(_, token)| *token)
+    }
+
+    /// The chain that the command under `name` gets.
+    #[must_use]
+    pub fn with(mut self, name: LockName, token: i64) -> Self {
+        self.0.push((name, token));
+        self
+    }
+}
+
+impl fmt::Display for Chain {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (position, (name, token)) in self.0.iter().enumerate() {
+            let blank = if position == 0 { "" } else { " " };
+            write!(f, "{blank}{}:{token}", name.encoded())?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn name(text: &str) -> LockName {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn unfit_names_are_refused() {
+        assert_eq!("".parse::<LockName>(), Err(Unfit::Empty));
+        assert_eq!(
+            "x".repeat(256).parse::<LockName>(),
+            Err(Unfit::TooLong(256))
+        );
+        assert_eq!(
+            "ä".repeat(128).parse::<LockName>(),
+            Err(Unfit::TooLong(256))
+        );
+        for control in ["a\nb", "\0", "\u{7f}", "\u{85}", "a\tb", "\u{1b}[1m"] {
+            assert_eq!(
+                control.parse::<LockName>(),
+                Err(Unfit::Control),
+                "{control:?}"
+            );
+        }
+        assert!("x".repeat(255).parse::<LockName>().is_ok());
+        assert!("ünïcode name".parse::<LockName>().is_ok());
+    }
+
+    #[test]
+    fn the_alphabet_of_encoded_names() {
+        assert_eq!(name("job/nightly 100%").encoded(), "job%2Fnightly%20100%25");
+        assert_eq!(name("a.b_c~d@e:f+g=h,i-j").encoded(), "a.b_c~d@e:f+g=h,i-j");
+    }
+
+    #[test]
+    fn a_chain_reads_what_it_wrote() {
+        let chain = Chain::default()
+            .with(name("outer x"), 123)
+            .with(name("a:b"), 130);
+        assert_eq!(chain.to_string(), "outer%20x:123 a:b:130");
+        assert_eq!(Chain::parse(&chain.to_string()), chain);
+        assert_eq!(chain.token(&name("a:b")), Some(130));
+        assert_eq!(chain.token(&name("a")), None);
+    }
+
+    #[test]
+    fn a_chain_leaves_garbage_out() {
+        let chain = Chain::parse("  x :1 y:z a:5  %zz:1 n:-4 %41:7 m:0 b:6");
+        assert_eq!(chain.to_string(), "a:5 b:6");
+        assert_eq!(Chain::parse(""), Chain::default());
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn encoding_is_injective(one in "\\PC{1,40}", other in "\\PC{1,40}") {
+            prop_assume!(one != other);
+            prop_assert_ne!(name(&one).encoded(), name(&other).encoded());
+        }
+
+        #[test]
+        fn encoding_comes_back(text in "\\PC{1,60}") {
+            let name = name(&text);
+            let encoded = name.encoded();
+            prop_assert!(encoded.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'/'));
+            prop_assert_eq!(LockName::decode(&encoded), Some(name));
+        }
+
+        #[test]
+        fn nothing_panics(bytes in proptest::collection::vec(any::<u8>(), 0..80)) {
+            let text = String::from_utf8_lossy(&bytes);
+            let _ = text.parse::<LockName>();
+            let _ = LockName::decode(&text);
+            let chain = Chain::parse(&text);
+            prop_assert_eq!(Chain::parse(&chain.to_string()), chain);
+        }
+    }
+}

@@ -1,0 +1,77 @@
+//! The words for how etcd is reached and how dlock talks: the options of every sub-command.
+//! It must not know how they become settings (`config`), nor what a connection is.
+
+use std::ffi::OsString;
+
+use clap::{ArgAction, Args, ValueHint};
+
+/// How etcd is reached.
+#[derive(Args, Clone, Debug, Default)]
+#[command(next_help_heading = "Connection options")]
+pub(crate) struct Connection {
+    /// Members of the etcd cluster, separated by commas
+    ///
+    /// May be repeated. HOST:PORT, http://HOST:PORT or https://HOST:PORT; the port is 2379 when absent; IPv6
+    /// addresses stand in brackets. Without a scheme, https is taken if any TLS option is given, else http.
+    /// Default: 127.0.0.1:2379.
+    #[arg(long, global = true, value_name = "LIST", action = ArgAction::Append, value_hint = ValueHint::Hostname)]
+    pub(crate) endpoints: Vec<OsString>,
+
+    /// Trust the certificate authorities in this PEM file instead of the system's
+    #[arg(long, global = true, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) cacert: Option<OsString>,
+
+    /// Client certificate, a PEM file; needs --key
+    #[arg(long, global = true, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) cert: Option<OsString>,
+
+    /// Private key of the client certificate, a PEM file; needs --cert
+    #[arg(long, global = true, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) key: Option<OsString>,
+
+    /// etcd user
+    ///
+    /// NAME:PASSWORD is understood as etcdctl does when no password is given in another way, but the
+    /// arguments of a process are visible to everybody on its machine: better use --password-file or
+    /// DLOCK_PASSWORD.
+    #[arg(long, global = true, value_name = "NAME", value_hint = ValueHint::Other)]
+    pub(crate) user: Option<OsString>,
+
+    /// File that holds the user's password; one newline at its end is ignored
+    #[arg(long, global = true, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) password_file: Option<OsString>,
+
+    /// Where dlock's keys begin in etcd
+    ///
+    /// All users of a lock need the same prefix. A slash is added at its end when it has none. Default: dlock/.
+    #[arg(long, global = true, value_name = "PREFIX", value_hint = ValueHint::Other)]
+    pub(crate) prefix: Option<OsString>,
+
+    /// How long to try to reach etcd before giving up; default 10s
+    #[arg(long, global = true, value_name = "DURATION", value_hint = ValueHint::Other, allow_negative_numbers = true)]
+    pub(crate) connect_timeout: Option<OsString>,
+
+    /// Configuration file
+    ///
+    /// Without it: $XDG_CONFIG_HOME/dlock/config.toml (~/.config when unset), else /etc/dlock/config.toml,
+    /// the first that exists.
+    #[arg(long, global = true, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) config: Option<OsString>,
+}
+
+/// How dlock talks.
+#[derive(Args, Clone, Debug, Default)]
+#[command(next_help_heading = "Output options")]
+pub(crate) struct Output {
+    /// Say more: what is waited for; twice: every step
+    #[arg(short, long, global = true, action = ArgAction::Count)]
+    pub(crate) verbose: u8,
+
+    /// Say errors only
+    #[arg(short, long, global = true)]
+    pub(crate) quiet: bool,
+
+    /// Form of the messages on stderr; default text
+    #[arg(long, global = true, value_name = "FORMAT", value_parser = ["text", "json"])]
+    pub(crate) log_format: Option<String>,
+}

@@ -1,0 +1,204 @@
+//! The words of the command line, their limits, and what they ask for.
+//! It must not know tokio, etcd or processes.
+
+pub(crate) mod connection;
+pub(crate) mod duration;
+pub(crate) mod run;
+mod signal;
+#[cfg(test)]
+mod tests;
+mod usage;
+
+use std::ffi::{OsStr, OsString};
+
+use clap::error::ErrorKind;
+use clap::{Args, ColorChoice, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
+
+use self::connection::{Connection, Output};
+use crate::config::file::File;
+use crate::config::layers::{self, Found, Layers};
+use crate::config::{self, Settings};
+use crate::exit::Failure;
+use crate::log;
+
+/// Run a command under an etcd lock, and kill it before anybody else can get the lock
+#[derive(Parser, Debug)]
+#[command(name = "dlock", version, color = ColorChoice::Never, args_override_self = true)]
+#[command(
+    disable_help_subcommand = true,
+    arg_required_else_help = false,
+    max_term_width = 100
+)]
+struct Words {
+    #[command(subcommand)]
+    command: Command,
+    #[command(flatten)]
+    connection: Connection,
+    #[command(flatten)]
+    output: Output,
+}
+
+#[derive(Subcommand, Debug)]
+enum Command {
+    /// Run a command while holding a lock
+    #[command(
+        override_usage = "dlock run [OPTIONS] NAME [--] COMMAND [ARG]...\n       dlock run [OPTIONS] NAME -c STRING"
+    )]
+    Run(run::Words),
+    /// Print the completions for a shell
+    Completions(CompletionsWords),
+}
+
+#[derive(Args, Debug)]
+struct CompletionsWords {
+    /// The shell
+    shell: Shell,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Shell {
+    Bash,
+    Zsh,
+    Fish,
+}
+
+/// What the command line asks for.
+pub(crate) enum Request {
+    /// Text for stdout, and nothing else to do.
+    Print(String),
+    Run(Box<Run>),
+}
+
+/// A run with all its settings.
+pub(crate) struct Run {
+    pub(crate) output: log::Form,
+    pub(crate) settings: Settings,
+    pub(crate) options: run::Options,
+    /// What is odd but works, to be said once the log is there.
+    pub(crate) warnings: Vec<String>,
+}
+
+/// The definitions with the variables' names, for help, man pages and completions.
+pub fn command() -> clap::Command {
+    fn with_variables(command: clap::Command) -> clap::Command {
+        command
+            .mut_args(|arg| match arg.get_long() {
+                Some(long) if has_variable(long) => {
+                    // clap wants names for the life of the process; only help and tests come here.
+                    let name: &'static str = layers::variable(long).leak();
+                    arg.env(name).hide_env_values(true)
+                }
+                _ => arg,
+            })
+            .mut_subcommands(with_variables)
+    }
+    with_variables(Words::command())
+}
+
+/// `-c` is the command itself; help and version are no settings.
+fn has_variable(long: &str) -> bool {
+    !matches!(long, "command" | "help" | "version")
+}
+
+/// Every setting: its long option, its variable and etcdctl's variable that stands in for it.
+pub fn settings() -> Vec<(String, String, Option<&'static str>)> {
+    fn collect(command: &clap::Command, longs: &mut Vec<String>) {
+        let own = command.get_arguments().filter_map(clap::Arg::get_long);
+        longs.extend(own.filter(|long| has_variable(long)).map(str::to_owned));
+        command
+            .get_subcommands()
+            .for_each(|sub| collect(sub, longs));
+    }
+    let mut longs = Vec::new();
+    collect(&Words::command(), &mut longs);
+    let setting = |long: String| {
+        let (variable, fall_back) = (layers::variable(&long), layers::fall_back(&long));
+        (long, variable, fall_back)
+    };
+    longs.into_iter().map(setting).collect()
+}
+
+/// Reads the command line, the variables and the file.
+pub(crate) fn parse(
+    argv: Vec<OsString>,
+    variables: &dyn Fn(&str) -> Option<OsString>,
+) -> Result<Request, Failure> {
+    let words = Words::command()
+        .try_get_matches_from(&argv)
+        .and_then(|matches| Words::from_arg_matches(&matches));
+    let words = match words {
+        Ok(words) => words,
+        Err(error) => match error.kind() {
+            ErrorKind::DisplayVersion => return Ok(Request::Print(error.render().to_string())),
+            ErrorKind::DisplayHelp => {
+                return Ok(Request::Print(
+                    help(argv).unwrap_or(error).render().to_string(),
+                ));
+            }
+            _ => return Err(usage::failure(&error)),
+        },
+    };
+    let run = match words.command {
+        Command::Completions(words) => {
+            return Ok(Request::Print(completions(words.shell).to_owned()));
+        }
+        Command::Run(run) => run,
+    };
+    let chosen = config::chosen_file(&words.connection, variables);
+    // The file's own place cannot stand in the file.
+    let keys: Vec<String> = settings()
+        .into_iter()
+        .map(|(long, ..)| long)
+        .filter(|long| long != "config")
+        .collect();
+    let layers = Layers::new(variables, File::load(chosen, variables, &keys)?);
+    let mut warnings = Vec::new();
+    Ok(Request::Run(Box::new(Run {
+        output: output(&layers, &words.output)?,
+        options: run.resolve(&layers)?,
+        settings: config::resolve(&layers, &words.connection, &mut warnings)?,
+        warnings,
+    })))
+}
+
+/// The help that was asked for, from the definitions that name the variables.
+fn help(argv: Vec<OsString>) -> Option<clap::Error> {
+    command().try_get_matches_from(argv).err()
+}
+
+fn completions(shell: Shell) -> &'static str {
+    match shell {
+        Shell::Bash => include_str!("../../completions/dlock.bash"),
+        Shell::Zsh => include_str!("../../completions/_dlock"),
+        Shell::Fish => include_str!("../../completions/dlock.fish"),
+    }
+}
+
+fn output(layers: &Layers, flags: &Output) -> Result<log::Form, Failure> {
+    let count = (flags.verbose > 0).then(|| OsString::from(flags.verbose.to_string()));
+    let verbose = layers.find(count.as_deref(), "verbose");
+    let quiet = layers.switch(flags.quiet, "quiet")?;
+    let level = match Found::stronger(quiet, verbose)? {
+        None => log::Level::WARN,
+        Some(found) if found.option == "quiet" => log::Level::ERROR,
+        Some(found) => {
+            match found.parse(|text| {
+                text.parse::<u8>()
+                    .map_err(|_| "expected 0, 1 or 2".to_owned())
+            })? {
+                0 => log::Level::WARN,
+                1 => log::Level::INFO,
+                _ => log::Level::DEBUG,
+            }
+        }
+    };
+    let json = layers.find(flags.log_format.as_deref().map(OsStr::new), "log-format");
+    let json = json.map_or(Ok(false), |found| {
+        found.parse(|text| match text {
+            "text" => Ok(false),
+            "json" => Ok(true),
+            _ => Err("expected text or json".to_owned()),
+        })
+    })?;
+    Ok(log::Form { level, json })
+}

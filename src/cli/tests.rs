@@ -1,0 +1,628 @@
+//! What the command line means, with variables and a file under it.
+//! Nothing here starts a process or a connection.
+
+use std::cell::RefCell;
+use std::collections::BTreeSet;
+use std::ffi::{OsStr, OsString};
+use std::fs;
+use std::os::unix::ffi::OsStringExt;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::run::{Options, Patience};
+use super::{Request, Run, layers, parse, settings};
+use crate::core::leftovers::Leftovers;
+use crate::exit::{Exit, Failure};
+use crate::log::Level;
+
+/// A folder that goes away with the test.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new(name: &str) -> Self {
+        let path = std::env::temp_dir().join(format!("dlock-cli-{}-{name}", std::process::id()));
+        fs::create_dir_all(&path).unwrap();
+        Self(path)
+    }
+
+    fn file(&self, name: &str, text: &str) -> String {
+        let path = self.0.join(name);
+        fs::write(&path, text).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+        path.into_os_string().into_string().unwrap()
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+fn ask(words: &[&str], set: &[(&str, &str)]) -> Result<Request, Failure> {
+    let argv = std::iter::once("dlock")
+        .chain(words.iter().copied())
+        .map(OsString::from);
+    let variables = |name: &str| {
+        set.iter()
+            .find(|(key, _)| *key == name)
+            .map(|(_, value)| OsString::from(value))
+    };
+    parse(argv.collect(), &variables)
+}
+
+fn run_with(words: &[&str], set: &[(&str, &str)]) -> Run {
+    match ask(words, set) {
+        Ok(Request::Run(run)) => *run,
+        Ok(Request::Print(text)) => panic!("{text}"),
+        Err(failure) => panic!("{failure:?}"),
+    }
+}
+
+fn run(words: &[&str]) -> Options {
+    run_with(words, &[]).options
+}
+
+/// Message and hint; every one of them is 125.
+fn refused(words: &[&str], set: &[(&str, &str)]) -> String {
+    let Err(failure) = ask(words, set) else {
+        panic!("{words:?} is accepted");
+    };
+    assert_eq!(failure.exit, Exit::Failed);
+    let text = format!(
+        "{:#}\nhint: {}",
+        failure.error,
+        failure.hint.unwrap_or_default()
+    );
+    assert_eq!(text.lines().count(), 2, "{text}");
+    text
+}
+
+fn endpoints(run: &Run) -> String {
+    let shown: Vec<String> = run
+        .settings
+        .endpoints
+        .iter()
+        .map(ToString::to_string)
+        .collect();
+    shown.join(" ")
+}
+
+#[test]
+fn options_stop_at_the_command() {
+    for (words, command) in [
+        (
+            &["run", "x", "sh", "-c", "echo -n"][..],
+            &["sh", "-c", "echo -n"][..],
+        ),
+        (&["run", "x", "--", "cmd", "-n", "-w"], &["cmd", "-n", "-w"]),
+        (
+            &["run", "x", "cmd", "--", "-n", "--"],
+            &["cmd", "--", "-n", "--"],
+        ),
+        (&["run", "x", "--", "--", "y"], &["--", "y"]),
+        (&["run", "--", "x", "cmd", "-q"], &["cmd", "-q"]),
+        (
+            &["run", "x", "cmd", "--endpoints", "nonsense:x"],
+            &["cmd", "--endpoints", "nonsense:x"],
+        ),
+        (
+            &["run", "x", "cmd", "", "a b", "--help", "-V"],
+            &["cmd", "", "a b", "--help", "-V"],
+        ),
+        (&["run", "x", ""], &[""]),
+    ] {
+        let options = run(words);
+        assert_eq!(options.command, command, "{words:?}");
+        assert_eq!(options.name.to_string(), "x");
+        assert_eq!(options.patience, Patience::Endless);
+    }
+    for words in [
+        &["run", "-n", "x", "cmd"][..],
+        &["run", "x", "-n", "--", "cmd"],
+        &["run", "x", "-n", "cmd"],
+        &["run", "-w0", "x", "cmd"],
+        &["run", "-w", "0", "x", "cmd"],
+    ] {
+        let options = run(words);
+        assert_eq!(options.command, ["cmd"], "{words:?}");
+        assert_eq!(options.patience, Patience::None, "{words:?}");
+    }
+}
+
+#[test]
+fn arguments_need_not_be_text() {
+    let odd = OsString::from_vec(vec![b'-', 0xff, b' ']);
+    let argv = ["dlock", "run", "x", "cmd"].map(OsString::from);
+    let argv = argv.into_iter().chain([odd.clone()]).collect();
+    let Ok(Request::Run(run)) = parse(argv, &|_| None) else {
+        panic!("refused");
+    };
+    assert_eq!(run.options.command, [OsString::from("cmd"), odd.clone()]);
+    let argv = vec!["dlock".into(), "run".into(), odd, "cmd".into()];
+    assert!(parse(argv, &|_| None).is_err());
+    let argv = vec![
+        "dlock".into(),
+        "run".into(),
+        OsString::from_vec(vec![0xff]),
+        "cmd".into(),
+    ];
+    let failure = parse(argv, &|_| None).err().unwrap();
+    assert!(failure.error.to_string().contains("UTF-8"));
+}
+
+#[test]
+fn a_shell_string() {
+    assert_eq!(
+        run(&["run", "x", "-c", "a | b"]).command,
+        ["/bin/sh", "-c", "a | b"]
+    );
+    assert_eq!(
+        run(&["run", "-c", "-n", "x"]).command,
+        ["/bin/sh", "-c", "-n"]
+    );
+    assert_eq!(run(&["run", "x", "-c", ""]).command, ["/bin/sh", "-c", ""]);
+    let bash = run_with(&["run", "x", "--command=ls"], &[("SHELL", "/bin/bash")]);
+    assert_eq!(bash.options.command, ["/bin/bash", "-c", "ls"]);
+    assert!(refused(&["run", "x", "-c", "a", "b"], &[]).contains("-c together with the command"));
+}
+
+#[test]
+fn defaults() {
+    let run = run_with(&["run", "x", "cmd"], &[]);
+    let options = &run.options;
+    assert_eq!(options.ttl, Duration::from_secs(30));
+    assert_eq!(options.grace, Duration::from_secs(5));
+    assert_eq!((options.conflict, options.signal), (75, 15));
+    assert_eq!(options.leftovers, Leftovers::Kill);
+    assert_eq!(options.note, None);
+    assert_eq!(endpoints(&run), "http://127.0.0.1:2379");
+    assert_eq!(run.settings.prefix, "dlock/");
+    assert_eq!(run.settings.connect_timeout, Duration::from_secs(10));
+    assert!(run.settings.credentials.is_none() && run.warnings.is_empty());
+    assert!(!run.output.json && run.output.level == Level::WARN);
+}
+
+#[test]
+fn every_option() {
+    let options = run(&[
+        "run",
+        "-w",
+        "1m30s",
+        "-E",
+        "0",
+        "--ttl",
+        "1m",
+        "-k",
+        "2",
+        "--signal",
+        "int",
+        "--note",
+        "n",
+        "--leftovers",
+        "wait",
+        "job/nightly",
+        "cmd",
+    ]);
+    assert_eq!(options.patience, Patience::For(Duration::from_secs(90)));
+    assert_eq!((options.conflict, options.signal), (0, 2));
+    assert_eq!(
+        (options.ttl, options.grace),
+        (Duration::from_mins(1), Duration::from_secs(2))
+    );
+    assert_eq!(options.note.as_deref(), Some("n"));
+    assert_eq!(options.leftovers, Leftovers::Wait);
+    assert_eq!(
+        run(&["run", "--ttl", "5", "x", "y"]).grace,
+        Duration::from_secs(1)
+    );
+    assert_eq!(
+        run(&["run", "--ttl=5", "--ttl=6", "x", "y"]).ttl,
+        Duration::from_secs(6)
+    );
+}
+
+#[test]
+fn nonsense_is_refused() {
+    for (words, part) in [
+        (&[][..], "subcommand"),
+        (&["nonsense"], "nonsense"),
+        (&["run"], "<NAME>"),
+        (&["run", "x"], "no command to run"),
+        (&["run", "x", "-n"], "no command to run"),
+        (&["run", "", "y"], "must not be empty"),
+        (&["run", "a\nb", "y"], "control characters"),
+        (
+            &["run", "-n", "-w", "5", "x", "y"],
+            "--no-wait together with --wait",
+        ),
+        (
+            &["run", "-q", "-v", "x", "y"],
+            "--quiet together with --verbose",
+        ),
+        (
+            &["run", "-E", "256", "x", "y"],
+            "--conflict-exit-code '256'",
+        ),
+        (&["run", "-E", "-1", "x", "y"], "0 to 255"),
+        (&["run", "-E", "+1", "x", "y"], "0 to 255"),
+        (&["run", "-w", "soon", "x", "y"], "--wait 'soon'"),
+        (&["run", "-w", "-5", "x", "y"], "negative"),
+        (&["run", "--ttl", "4", "x", "y"], "5s to 24h"),
+        (&["run", "--ttl", "25h", "x", "y"], "5s to 24h"),
+        (&["run", "--ttl", "5.5", "x", "y"], "whole seconds"),
+        (&["run", "-k", "14.6", "x", "y"], "at most 14s 500ms"),
+        (&["run", "--signal", "NOPE", "x", "y"], "--signal 'NOPE'"),
+        (&["run", "--leftovers", "nope", "x", "y"], "nope"),
+        (&["run", "--log-format", "xml", "x", "y"], "xml"),
+        (&["run", "--tt", "5", "x", "y"], "--ttl"),
+        (&["run", "--endpoints", "a:99999", "x", "y"], "'a:99999'"),
+        (
+            &["run", "--endpoints", "http://a,https://b", "x", "y"],
+            "mixed",
+        ),
+        (&["run", "--prefix", "", "x", "y"], "must not be empty"),
+        (
+            &["run", "--prefix", "a\u{1}", "x", "y"],
+            "control characters",
+        ),
+        (&["run", "--connect-timeout", "0", "x", "y"], "more than 0"),
+        (&["run", "--cacert", "/nowhere/x", "x", "y"], "'/nowhere/x'"),
+        (&["run", "--cert", "/nowhere/x", "x", "y"], "without --key"),
+        (&["run", "--key", "/nowhere/x", "x", "y"], "without --cert"),
+        (
+            &["run", "--user", "alice", "x", "y"],
+            "there is no password",
+        ),
+        (&["run", "--user", ":x", "x", "y"], "user is empty"),
+        (&["run", "--user", "alice:", "x", "y"], "password is empty"),
+        (
+            &["run", "--password-file", "/nowhere/x", "x", "y"],
+            "there is no user",
+        ),
+        (&["run", "--config", "/nowhere/x", "x", "y"], "'/nowhere/x'"),
+        (&["completions", "ksh"], "ksh"),
+    ] {
+        let text = refused(words, &[]);
+        assert!(text.contains(part), "{words:?}: {text}");
+        assert!(
+            !text.contains("error:") && !text.contains('\u{1b}'),
+            "{text}"
+        );
+    }
+    let text = refused(&["run", "-k", "14.6", "x", "y"], &[]);
+    assert!(text.ends_with("--ttl 31s or more"), "{text}");
+    assert_eq!(
+        run(&["run", "-k", "14.5", "x", "y"]).grace,
+        Duration::from_millis(14500)
+    );
+}
+
+#[test]
+fn help_and_version_are_for_stdout() {
+    for words in [
+        &["--help"][..],
+        &["-h"],
+        &["run", "--help"],
+        &["run", "x", "--help"],
+        &["completions", "-h"],
+    ] {
+        let Ok(Request::Print(text)) = ask(words, &[]) else {
+            panic!("{words:?}");
+        };
+        assert!(text.contains("Usage: dlock"), "{text}");
+    }
+    let Ok(Request::Print(text)) = ask(&["run", "--help"], &[]) else {
+        panic!("refused");
+    };
+    assert!(
+        text.contains("[env: DLOCK_TTL]") && text.contains("[env: DLOCK_CLIENT_KEY]"),
+        "{text}"
+    );
+    assert!(
+        matches!(ask(&["--version"], &[]), Ok(Request::Print(text)) if text.starts_with("dlock "))
+    );
+    assert!(
+        matches!(ask(&["completions", "bash"], &[]), Ok(Request::Print(text)) if text.contains("dlock"))
+    );
+}
+
+#[test]
+fn flag_before_variable_before_etcdctl_before_file_before_default() {
+    let folder = Folder::new("layers");
+    let file = folder.file(
+        "c.toml",
+        "endpoints = ['file:1', 'file:2']\nttl = 50\nprefix = 'file'\n",
+    );
+    let etcdctl = [
+        ("DLOCK_CONFIG", file.as_str()),
+        ("ETCDCTL_ENDPOINTS", "ctl:1"),
+    ];
+    let own = [
+        etcdctl[0],
+        etcdctl[1],
+        ("DLOCK_ENDPOINTS", "own:1"),
+        ("DLOCK_TTL", "40"),
+    ];
+
+    let run = run_with(&["run", "--config", &file, "x", "y"], &[]);
+    assert_eq!(endpoints(&run), "http://file:1 http://file:2");
+    assert_eq!(
+        (run.options.ttl, run.settings.prefix.as_str()),
+        (Duration::from_secs(50), "file/")
+    );
+    assert_eq!(
+        endpoints(&run_with(&["run", "x", "y"], &etcdctl)),
+        "http://ctl:1"
+    );
+    let run = run_with(&["run", "x", "y"], &own);
+    assert_eq!(endpoints(&run), "http://own:1");
+    assert_eq!(run.options.ttl, Duration::from_secs(40));
+    let run = run_with(
+        &[
+            "--endpoints",
+            "f:1,g:1",
+            "run",
+            "--ttl=20",
+            "--endpoints",
+            "h:1",
+            "x",
+            "y",
+        ],
+        &own,
+    );
+    assert_eq!(run.options.ttl, Duration::from_secs(20));
+    assert!(
+        endpoints(&run).contains("http://h:1"),
+        "{}",
+        endpoints(&run)
+    );
+    let run = run_with(
+        &[
+            "run",
+            "--endpoints",
+            "f:1",
+            "--endpoints",
+            "g:1,h:1",
+            "x",
+            "y",
+        ],
+        &own,
+    );
+    assert_eq!(endpoints(&run), "http://f:1 http://g:1 http://h:1");
+    let empty = [
+        ("DLOCK_ENDPOINTS", ""),
+        ("DLOCK_TTL", ""),
+        ("DLOCK_CONFIG", ""),
+        ("DLOCK_QUIET", ""),
+    ];
+    assert_eq!(
+        endpoints(&run_with(&["run", "x", "y"], &empty)),
+        "http://127.0.0.1:2379"
+    );
+}
+
+#[test]
+fn a_wrong_value_is_named_with_its_place() {
+    let folder = Folder::new("places");
+    let file = folder.file("c.toml", "\n\nttl = 'x'\n");
+    let words = ["run", "x", "y"];
+    assert!(
+        refused(&words, &[("DLOCK_TTL", "x")]).starts_with("cannot use DLOCK_TTL 'x': expected")
+    );
+    let text = refused(&words, &[("DLOCK_CONFIG", &file)]);
+    assert!(
+        text.starts_with(&format!("cannot use ttl 'x' in line 3 of '{file}': ")),
+        "{text}"
+    );
+    let text = refused(&words, &[("ETCDCTL_ENDPOINTS", "a,unix:x")]);
+    assert!(
+        text.starts_with("cannot use ETCDCTL_ENDPOINTS: endpoint 'unix:x': "),
+        "{text}"
+    );
+    assert!(refused(&words, &[("DLOCK_NO_WAIT", "maybe")]).contains("DLOCK_NO_WAIT 'maybe'"));
+}
+
+#[test]
+fn of_two_that_contradict_the_stronger_layer_counts() {
+    let patience = |words: &[&str], set: &[(&str, &str)]| run_with(words, set).options.patience;
+    let five = Patience::For(Duration::from_secs(5));
+    assert_eq!(
+        patience(&["run", "-n", "x", "y"], &[("DLOCK_WAIT", "5")]),
+        Patience::None
+    );
+    assert_eq!(
+        patience(&["run", "-w5", "x", "y"], &[("DLOCK_NO_WAIT", "1")]),
+        five
+    );
+    assert_eq!(
+        patience(
+            &["run", "x", "y"],
+            &[("DLOCK_WAIT", "5"), ("DLOCK_NO_WAIT", "0")]
+        ),
+        five
+    );
+    let both = [("DLOCK_WAIT", "5"), ("DLOCK_NO_WAIT", "yes")];
+    assert!(refused(&["run", "x", "y"], &both).contains("DLOCK_NO_WAIT together with DLOCK_WAIT"));
+    let level = |words: &[&str], set: &[(&str, &str)]| run_with(words, set).output.level;
+    assert_eq!(
+        level(&["-v", "run", "x", "y"], &[("DLOCK_QUIET", "1")]),
+        Level::INFO
+    );
+    assert_eq!(level(&["run", "-vv", "x", "y"], &[]), Level::DEBUG);
+    assert_eq!(
+        level(&["run", "-q", "x", "y"], &[("DLOCK_VERBOSE", "2")]),
+        Level::ERROR
+    );
+}
+
+#[test]
+fn what_a_command_gets_never_configures_a_dlock_inside() {
+    let own = [
+        "DLOCK_NAME",
+        "DLOCK_KEY",
+        "DLOCK_LEASE",
+        "DLOCK_HELD",
+        "DLOCK_FENCING_TOKEN",
+    ];
+    for (long, variable, _) in settings() {
+        assert!(!own.contains(&variable.as_str()), "--{long}");
+    }
+    assert_eq!(layers::variable("key"), "DLOCK_CLIENT_KEY");
+}
+
+#[test]
+fn every_setting_is_looked_up_as_variable() {
+    let asked = RefCell::new(BTreeSet::new());
+    let variables = |name: &str| {
+        asked.borrow_mut().insert(name.to_owned());
+        None
+    };
+    let argv = ["dlock", "run", "x", "y"].map(OsString::from).to_vec();
+    assert!(parse(argv, &variables).is_ok());
+    let asked = asked.into_inner();
+    for (long, variable, fall_back) in settings() {
+        assert!(asked.contains(&variable), "--{long}: {variable}");
+        assert!(
+            fall_back.is_none_or(|name| asked.contains(name)),
+            "--{long}"
+        );
+    }
+}
+
+#[test]
+fn passwords() {
+    let folder = Folder::new("passwords");
+    let secret = folder.file("secret", "from file\n");
+    let credentials = |words: &[&str], set: &[(&str, &str)]| {
+        let words: Vec<&str> = [words, &["run", "x", "y"]].concat();
+        let run = run_with(&words, set);
+        let credentials = run.settings.credentials.unwrap();
+        format!("{} {}", credentials.user, credentials.password)
+    };
+    let own = ("DLOCK_PASSWORD", "own");
+    let ctl = ("ETCDCTL_PASSWORD", "ctl");
+    let user = ["--user", "alice:inline"];
+    assert_eq!(
+        credentials(&["--user", "a", "--password-file", &secret], &[own, ctl]),
+        "a from file"
+    );
+    assert_eq!(credentials(&["--user", "a"], &[own, ctl]), "a own");
+    assert_eq!(credentials(&["--user", "a"], &[ctl]), "a ctl");
+    assert_eq!(credentials(&user, &[]), "alice inline");
+    assert_eq!(
+        credentials(&user, &[ctl]),
+        "alice:inline ctl",
+        "a name may hold a colon, as with etcdctl"
+    );
+    assert_eq!(credentials(&[], &[("ETCDCTL_USER", "b:c:d")]), "b c:d");
+
+    let file = folder.file("c.toml", "user = 'filed'\npassword-file = 'secret'\n");
+    assert_eq!(credentials(&["--config", &file], &[]), "filed from file");
+    assert_eq!(credentials(&["--config", &file], &[own]), "filed own");
+    assert_eq!(
+        credentials(&["--config", &file, "--user", "a:b"], &[]),
+        "a b"
+    );
+    assert_eq!(
+        credentials(&["--config", &file, "--user", "a"], &[]),
+        "a from file"
+    );
+
+    for (text, password) in [("x", "x"), ("x\r\n", "x"), ("x\n\n", "x\n"), (" x ", " x ")] {
+        let path = folder.file("p", text);
+        assert_eq!(
+            credentials(&["--user", "a", "--password-file", &path], &[]),
+            format!("a {password}")
+        );
+    }
+    for (text, part) in [
+        ("", "empty"),
+        ("\n", "empty"),
+        (&"x".repeat(70_000), "64 KiB"),
+    ] {
+        let path = folder.file("p", text);
+        let text = refused(
+            &["--user", "a", "--password-file", &path, "run", "x", "y"],
+            &[],
+        );
+        assert!(text.contains(part) && text.contains(&path), "{text}");
+    }
+    let text = refused(
+        &[
+            "--user",
+            "a",
+            "--password-file",
+            "/nowhere/p",
+            "run",
+            "x",
+            "y",
+        ],
+        &[],
+    );
+    assert!(
+        text.starts_with("cannot read the password file '/nowhere/p': No such file"),
+        "{text}"
+    );
+    let text = refused(&["run", "x", "y"], &[own]);
+    assert!(
+        text.contains("password of DLOCK_PASSWORD") && !text.contains("own"),
+        "{text}"
+    );
+
+    fs::set_permissions(Path::new(&secret), fs::Permissions::from_mode(0o644)).unwrap();
+    let run = run_with(
+        &["--user", "a", "--password-file", &secret, "run", "x", "y"],
+        &[],
+    );
+    assert!(run.warnings[0].contains(&secret), "{:?}", run.warnings);
+}
+
+#[test]
+fn tls_files() {
+    let folder = Folder::new("tls");
+    let (ca, cert, key) = (
+        folder.file("ca", "x"),
+        folder.file("cert", "x"),
+        folder.file("key", "x"),
+    );
+    let words = [
+        "run",
+        "--cacert",
+        &ca,
+        "--cert",
+        &cert,
+        "--key",
+        &key,
+        "--endpoints",
+        "a",
+        "x",
+        "y",
+    ];
+    let run = run_with(&words, &[]);
+    assert_eq!(endpoints(&run), "https://a:2379");
+    assert_eq!(run.settings.tls.key.as_deref(), Some(Path::new(&key)));
+    assert_eq!(
+        endpoints(&run_with(&["run", "x", "y"], &[("ETCDCTL_CACERT", &ca)])),
+        "https://127.0.0.1:2379"
+    );
+    let text = refused(
+        &["run", "--endpoints", "http://a", "x", "y"],
+        &[("DLOCK_CACERT", &ca)],
+    );
+    assert!(
+        text.contains("'http://a'") && text.contains("TLS"),
+        "{text}"
+    );
+    let directory = folder.0.to_str().unwrap();
+    assert!(refused(&["run", "--cacert", directory, "x", "y"], &[]).contains("directory"));
+    let empty = folder.file("empty", "");
+    assert!(refused(&["run", "--cacert", &empty, "x", "y"], &[]).contains("empty"));
+    let file = folder.file("c.toml", "cacert = 'ca'\n");
+    let run = run_with(&["run", "--config", &file, "x", "y"], &[]);
+    assert_eq!(
+        run.settings.tls.cacert.as_deref().map(Path::as_os_str),
+        Some(OsStr::new(&ca))
+    );
+}

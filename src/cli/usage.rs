@@ -1,0 +1,32 @@
+//! A usage error in dlock's own form: what is wrong on one line, what would help on the next.
+//! It must not know which options exist.
+
+use anyhow::anyhow;
+use clap::Error;
+
+use crate::exit::{Exit, Failure};
+
+/// Turns clap's paragraphs into a failure with a hint.
+pub(super) fn failure(error: &Error) -> Failure {
+    // Without colours: they are in the ansi() form only.
+    let text = error.render().to_string();
+    let mut paragraphs = text.split("\n\n");
+    let what = paragraphs.next().unwrap_or_default().trim();
+    let what = one_line(what.strip_prefix("error: ").unwrap_or(what));
+    let tip = paragraphs
+        .flat_map(str::lines)
+        .find_map(|line| line.trim().strip_prefix("tip: "))
+        .map(one_line);
+    Failure {
+        exit: Exit::Failed,
+        hint: Some(
+            tip.unwrap_or_else(|| "dlock --help and dlock run --help list the options".to_owned()),
+        ),
+        error: anyhow!(what),
+    }
+}
+
+fn one_line(paragraph: &str) -> String {
+    let lines: Vec<&str> = paragraph.lines().map(str::trim).collect();
+    lines.join(" ")
+}

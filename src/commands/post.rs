@@ -1,0 +1,43 @@
+//! The guard's reports, awaited.
+//! It must not know what they lead to.
+
+use std::io;
+
+use tokio::io::Interest;
+use tokio::net::UnixStream;
+
+use crate::guard::{Guard, Report};
+
+/// The guard and the socket over which it reports.
+pub(crate) struct Post {
+    pub(crate) guard: Guard,
+    socket: UnixStream,
+}
+
+impl Post {
+    /// Must be called inside a runtime.
+    pub(crate) fn open(guard: Guard) -> io::Result<Self> {
+        let socket = UnixStream::from_std(guard.socket()?)?;
+        Ok(Self { guard, socket })
+    }
+
+    /// The next report; cancel-safe. A guard that cannot be heard any more is a dead one.
+    pub(crate) async fn report(&mut self) -> Report {
+        loop {
+            let guard = &mut self.guard;
+            let heard = self.socket.try_io(Interest::READABLE, || {
+                guard
+                    .report()?
+                    .ok_or_else(|| io::ErrorKind::WouldBlock.into())
+            });
+            match heard {
+                Ok(report) => return report,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(_) => return Report::GuardDead,
+            }
+            if self.socket.readable().await.is_err() {
+                return Report::GuardDead;
+            }
+        }
+    }
+}

@@ -1,0 +1,233 @@
+//! The holding of the lock: feeds the watchdog with what happens and carries out what it orders.
+//! It must not know how the lock was won, nor how it is given back.
+
+use std::time::Duration;
+
+use tracing::{debug, info, warn};
+
+use super::post::Post;
+use super::signals::{Signal, Signals};
+use crate::clock;
+use crate::core::lease::{Doubt, Loss, Renewal};
+use crate::core::leftovers::Leftovers;
+use crate::core::name::LockName;
+use crate::core::watchdog::{Action, Event, Standing, Watchdog};
+use crate::etcd::session::{News, Session};
+use crate::guard::{Cause, Report, Status, Survivor};
+
+/// How long dlock itself tries to kill what a dead guard has left.
+const KILLING: Duration = Duration::from_secs(2);
+
+/// How the command ended.
+#[derive(Debug)]
+pub(crate) enum End {
+    /// Nothing of it is left; the status of the command itself, if it was started.
+    Dead(Option<Status>),
+    /// It could not be started, for this reason.
+    NotStarted { errno: i32 },
+    /// These processes do not die.
+    Survivors(Vec<Survivor>),
+}
+
+/// One holding of the lock.
+pub(crate) struct Supervision<'a> {
+    pub(crate) name: &'a LockName,
+    pub(crate) watchdog: Watchdog,
+    pub(crate) session: Session,
+    pub(crate) post: &'a mut Post,
+    pub(crate) signals: &'a mut Signals,
+    /// What is done with processes that the command leaves behind.
+    pub(crate) policy: Leftovers,
+    /// The command itself has ended and left others behind.
+    pub(crate) leftovers: Option<Status>,
+}
+
+/// What can happen while the lock is held.
+enum Input {
+    Report(Report),
+    Due,
+    News(News),
+    Signal(Signal),
+}
+
+impl Supervision<'_> {
+    /// Until nothing of the command is left, or what is left cannot be killed.
+    pub(crate) async fn run(&mut self) -> End {
+        loop {
+            // In this order: what the guard has done is done, and a deadline is older than the
+            // answer that arrives with it.
+            let input = tokio::select! {
+                biased;
+                report = self.post.report() => Input::Report(report),
+                () = clock::until(self.watchdog.due_at()) => Input::Due,
+                news = self.session.news() => Input::News(news),
+                signal = self.signals.next() => Input::Signal(signal),
+            };
+            if let Some(end) = self.take(input) {
+                return end;
+            }
+        }
+    }
+
+    fn take(&mut self, input: Input) -> Option<End> {
+        match input {
+            Input::Due => self.step(&Event::Tick),
+            Input::News(news) => self.hear(news),
+            Input::Signal(signal) => self.receive(signal),
+            Input::Report(report) => self.read(report),
+        }
+    }
+
+    fn step(&mut self, event: &Event) -> Option<End> {
+        let standing = self.watchdog.standing();
+        let actions = self.watchdog.step(clock::now(), event);
+        debug!("{event:?} -> {actions:?}");
+        if standing == Standing::Held {
+            self.tell_loss();
+        }
+        let mut end = None;
+        for action in actions {
+            end = end.or(self.act(&action));
+        }
+        end
+    }
+
+    fn act(&mut self, action: &Action) -> Option<End> {
+        let guard = &mut self.post.guard;
+        // A guard that cannot be told is dead or stopped; its silence leads to `KillTree`.
+        let told = match *action {
+            Action::Renew => {
+                self.session.renew();
+                Ok(())
+            }
+            Action::Extend { beat, deadlines } => guard.extend(beat, deadlines),
+            Action::Forward(signal) => guard.forward(signal),
+            Action::Kill => guard.kill(),
+            Action::KillTree => return Some(self.kill_tree()),
+        };
+        if let Err(error) = told {
+            debug!("the guard cannot be told: {error}");
+        }
+        None
+    }
+
+    fn kill_tree(&mut self) -> End {
+        let survivors = self.post.guard.kill_tree(KILLING);
+        if !survivors.is_empty() {
+            return End::Survivors(survivors);
+        }
+        self.watchdog
+            .step(clock::now(), &Event::TreeDead { in_time: true });
+        End::Dead(None)
+    }
+
+    fn hear(&mut self, news: News) -> Option<End> {
+        match news {
+            News::Renewed(renewal) => {
+                self.tell_doubt(&renewal);
+                self.step(&Event::Renewed(renewal))
+            }
+            News::Failed { endpoint, cause } => {
+                info!(
+                    "cannot renew at '{endpoint}', {} left: {cause}",
+                    self.left()
+                );
+                self.step(&Event::RenewalFailed)
+            }
+            News::Lost(loss) => self.step(&Event::Lost(loss)),
+            News::PredecessorGone => None,
+        }
+    }
+
+    fn receive(&mut self, signal: Signal) -> Option<End> {
+        debug!("received {signal:?}");
+        if self.leftovers.is_some() && signal.ends() {
+            // There is no command any more that could act on it; what it left is to go.
+            if let Err(error) = self.post.guard.stop() {
+                debug!("the guard cannot be told: {error}");
+            }
+            return None;
+        }
+        if signal.from_terminal {
+            return None;
+        }
+        self.step(&Event::Signal(signal.number))
+    }
+
+    fn read(&mut self, report: Report) -> Option<End> {
+        match report {
+            Report::Started => None,
+            Report::Beat(beat) => self.step(&Event::Beat(beat)),
+            Report::Leftovers { status, count } => {
+                match self.policy {
+                    Leftovers::Kill => warn!(
+                        "the command has ended and left {count} process(es) behind: stopping them"
+                    ),
+                    Leftovers::Wait => info!(
+                        "the command has ended and left {count} process(es) behind: waiting for them"
+                    ),
+                    Leftovers::Leave => {
+                        info!("the command has ended and left {count} process(es) behind");
+                    }
+                }
+                self.leftovers = Some(status);
+                None
+            }
+            Report::Ended { status, cause } => {
+                let in_time = cause != Cause::Deadline;
+                let end = self.step(&Event::TreeDead { in_time });
+                end.or(Some(End::Dead(status)))
+            }
+            Report::CannotStart { errno } => {
+                let end = self.step(&Event::TreeDead { in_time: true });
+                end.or(Some(End::NotStarted { errno }))
+            }
+            Report::Survivors(survivors) => Some(End::Survivors(survivors)),
+            Report::GuardDead => self.step(&Event::GuardDead),
+        }
+    }
+
+    /// The time in which a proof still helps, for people.
+    fn left(&self) -> humantime::FormattedDuration {
+        let left = self.watchdog.deadlines().stop_at.since(clock::now());
+        humantime::format_duration(Duration::from_millis(
+            left.as_millis().try_into().unwrap_or(u64::MAX),
+        ))
+    }
+
+    fn tell_loss(&self) {
+        match self.watchdog.standing() {
+            Standing::Held => {}
+            Standing::Lost(loss) => {
+                let name = &self.name;
+                warn!(
+                    "the lock '{name}' is lost, the command is killed: {}",
+                    explain(loss)
+                );
+            }
+            Standing::Unguarded => warn!("the guard process does not answer: killing the command"),
+        }
+    }
+
+    fn tell_doubt(&self, renewal: &Renewal) {
+        if let Some(doubt) = self.watchdog.doubt(renewal) {
+            let doubt = match doubt {
+                Doubt::OtherCluster => "the answer came from another cluster",
+                Doubt::OtherMember => "two members answered",
+                Doubt::OtherTerm => "a leader was being elected",
+                Doubt::OlderRevision => "the server went back in time",
+                Doubt::NoTimeLeft => "the server does not know the lease's time",
+            };
+            info!("a renewal proved nothing, {} left: {doubt}", self.left());
+        }
+    }
+}
+
+/// The cause of a loss in plain words.
+fn explain(loss: Loss) -> &'static str {
+    match loss {
+        Loss::Unproven => "etcd did not prove in time that it is still ours",
+        Loss::KeyGone => "its key is gone (lease expired or revoked, or key deleted)",
+        Loss::KeyTaken => "its key was overwritten",
+    }
+}

@@ -1,0 +1,149 @@
+//! What command line, variables and file say about etcd, put together and checked.
+//! It must not know how a connection is made.
+
+pub(crate) mod credentials;
+pub(crate) mod endpoint;
+pub(crate) mod file;
+pub(crate) mod layers;
+
+use std::ffi::{OsStr, OsString};
+use std::fs;
+use std::io::Read;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, anyhow};
+
+use self::credentials::Credentials;
+use self::endpoint::Endpoint;
+use self::layers::{Found, Layers};
+use crate::cli::connection::Connection;
+use crate::cli::duration;
+use crate::exit::{Failure, OrFail};
+
+const ENDPOINTS: &str = "127.0.0.1:2379";
+const PREFIX: &str = "dlock/";
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+const LONGEST_CONNECT_TIMEOUT: Duration = Duration::from_hours(24);
+
+/// All that is needed to reach etcd.
+pub(crate) struct Settings {
+    /// Never empty, no duplicates, all of one scheme.
+    pub(crate) endpoints: Vec<Endpoint>,
+    pub(crate) tls: Tls,
+    pub(crate) credentials: Option<Credentials>,
+    /// Ends in a slash.
+    pub(crate) prefix: String,
+    pub(crate) connect_timeout: Duration,
+}
+
+/// PEM files. They are read again at every connection, since certificates are renewed under a long job.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Tls {
+    pub(crate) cacert: Option<PathBuf>,
+    /// Present exactly if `key` is.
+    pub(crate) cert: Option<PathBuf>,
+    pub(crate) key: Option<PathBuf>,
+}
+
+/// The configuration file's path, if one was chosen.
+pub(crate) fn chosen_file(
+    flags: &Connection,
+    variables: &dyn Fn(&str) -> Option<OsString>,
+) -> Option<PathBuf> {
+    let variable = || variables(&layers::variable("config")).filter(|value| !value.is_empty());
+    flags.config.clone().or_else(variable).map(PathBuf::from)
+}
+
+/// The settings; what is odd but works goes to `warnings`.
+pub(crate) fn resolve(
+    layers: &Layers,
+    flags: &Connection,
+    warnings: &mut Vec<String>,
+) -> Result<Settings, Failure> {
+    let tls = tls(layers, flags)?;
+    let any_tls = tls != Tls::default();
+    let prefix = layers
+        .find(flags.prefix.as_deref(), "prefix")
+        .map_or_else(|| Ok(PREFIX.to_owned()), |found| found.parse(whole_prefix))?;
+    let connect_timeout = layers
+        .find(flags.connect_timeout.as_deref(), "connect-timeout")
+        .map_or(Ok(CONNECT_TIMEOUT), |found| found.parse(patience))?;
+    Ok(Settings {
+        endpoints: endpoints(layers, flags, any_tls)?,
+        tls,
+        credentials: credentials::resolve(layers, flags, warnings)?,
+        prefix,
+        connect_timeout,
+    })
+}
+
+fn endpoints(layers: &Layers, flags: &Connection, tls: bool) -> Result<Vec<Endpoint>, Failure> {
+    let flag = flags.endpoints.join(OsStr::new(","));
+    let flag = (!flags.endpoints.is_empty()).then_some(flag.as_os_str());
+    let found = layers.find(flag, "endpoints");
+    let text = match &found {
+        Some(found) => found
+            .text
+            .to_str()
+            .ok_or_else(|| anyhow!("cannot use {found}: not UTF-8 text"))?,
+        None => ENDPOINTS,
+    };
+    let list = endpoint::parse_list(text, tls);
+    // The list itself is not repeated: it may hold a password in the wrong place.
+    let place = || {
+        found
+            .as_ref()
+            .map_or_else(|| "--endpoints".to_owned(), Found::place)
+    };
+    Ok(list.map_err(|error| anyhow!("cannot use {}: {error}", place()))?)
+}
+
+fn tls(layers: &Layers, flags: &Connection) -> Result<Tls, Failure> {
+    let cacert = layers.find(flags.cacert.as_deref(), "cacert");
+    let cert = layers.find(flags.cert.as_deref(), "cert");
+    let key = layers.find(flags.key.as_deref(), "key");
+    if let (Some(one), None, other) | (None, Some(one), other) = (&cert, &key, missing(&cert)) {
+        return Err(anyhow!("cannot use {one} without --{other}"))
+            .or_hint("a client certificate and its private key come together");
+    }
+    Ok(Tls {
+        cacert: cacert.as_ref().map(readable).transpose()?,
+        cert: cert.as_ref().map(readable).transpose()?,
+        key: key.as_ref().map(readable).transpose()?,
+    })
+}
+
+fn missing(cert: &Option<Found>) -> &'static str {
+    if cert.is_some() { "key" } else { "cert" }
+}
+
+/// The path, once a byte could be read: better an error now than in the middle of a job.
+fn readable(found: &Found) -> Result<PathBuf, Failure> {
+    let path = found.path();
+    let read = || fs::File::open(&path)?.read(&mut [0]);
+    match read() {
+        Ok(0) => Err(anyhow!("cannot use {found}: the file is empty").into()),
+        Ok(_) => Ok(path),
+        Err(error) => Err(error).with_context(|| format!("cannot read {found}"))?,
+    }
+}
+
+fn whole_prefix(text: &str) -> Result<String, String> {
+    if text.is_empty() {
+        return Err("a prefix must not be empty".to_owned());
+    }
+    if text.chars().any(char::is_control) {
+        return Err("a prefix must not hold control characters".to_owned());
+    }
+    let slash = if text.ends_with('/') { "" } else { "/" };
+    Ok(format!("{text}{slash}"))
+}
+
+fn patience(text: &str) -> Result<Duration, String> {
+    let timeout = duration::parse(text)?;
+    if timeout.is_zero() || timeout > LONGEST_CONNECT_TIMEOUT {
+        return Err("expected more than 0 and at most 24h".to_owned());
+    }
+    Ok(timeout)
+}

@@ -1,0 +1,133 @@
+//! Who we are to etcd: user and password from the places where both may stand.
+//! It must not know how etcd checks them.
+
+use std::fs;
+use std::io::{self, Read};
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+use anyhow::{Context, anyhow};
+
+use super::layers::{Found, Layers};
+use crate::cli::connection::Connection;
+use crate::exit::{Failure, OrFail};
+
+const LONGEST_PASSWORD: u64 = 64 * 1024;
+
+/// A user of etcd. No Debug: the password must not find its way into a log.
+#[derive(Clone, PartialEq, Eq)]
+pub(crate) struct Credentials {
+    pub(crate) user: String,
+    pub(crate) password: String,
+}
+
+/// Where a password stands.
+enum Place {
+    File(Found),
+    Variable(&'static str),
+}
+
+/// The credentials, if any are given; what is odd but works goes to `warnings`.
+pub(crate) fn resolve(
+    layers: &Layers,
+    flags: &Connection,
+    warnings: &mut Vec<String>,
+) -> Result<Option<Credentials>, Failure> {
+    let user = layers.find(flags.user.as_deref(), "user");
+    let user_set_for_this_run = layers.find_set(flags.user.as_deref(), "user").is_some();
+    let file = layers.find_set(flags.password_file.as_deref(), "password-file");
+    let variable = || {
+        let names = ["DLOCK_PASSWORD", "ETCDCTL_PASSWORD"];
+        let set = names
+            .into_iter()
+            .find(|name| layers.variable(name).is_some());
+        set.map(Place::Variable)
+    };
+    let place = file.map(Place::File).or_else(variable);
+    let in_file = || layers.find_in_file("password-file").map(Place::File);
+    let Some(user) = user else {
+        let Some(place) = place.or_else(in_file) else {
+            return Ok(None);
+        };
+        let place = match &place {
+            Place::File(found) => found.place(),
+            Place::Variable(name) => (*name).to_owned(),
+        };
+        return Err(anyhow!(
+            "cannot use the password of {place}: there is no user to it"
+        ))
+        .or_hint("name the user with --user or DLOCK_USER");
+    };
+    let name = user
+        .text
+        .to_str()
+        .ok_or_else(|| anyhow!("cannot use {}: not UTF-8 text", user.place()))?;
+    // A name may hold a colon if the password stands elsewhere, as with etcdctl. The file's own
+    // password-file is weaker than a NAME:PASSWORD that was set for this run.
+    let split = name.split_once(':');
+    let place = match place {
+        None if user_set_for_this_run && split.is_some() => None,
+        None => in_file(),
+        place => place,
+    };
+    let (name, password) = match (place, split) {
+        (Some(place), _) => (name, password(layers, place, warnings)?),
+        (None, Some((name, password))) => (name, password.to_owned()),
+        (None, None) => {
+            return Err(anyhow!(
+                "cannot use the user '{name}' of {}: there is no password",
+                user.place()
+            ))
+            .or_hint("give it by --password-file or DLOCK_PASSWORD");
+        }
+    };
+    if name.is_empty() || password.is_empty() {
+        let what = if name.is_empty() { "user" } else { "password" };
+        return Err(anyhow!("cannot use {}: the {what} is empty", user.place()).into());
+    }
+    Ok(Some(Credentials {
+        user: name.to_owned(),
+        password,
+    }))
+}
+
+fn password(layers: &Layers, place: Place, warnings: &mut Vec<String>) -> Result<String, Failure> {
+    match place {
+        Place::Variable(name) => {
+            let value = layers.variable(name).unwrap_or_default();
+            let value = value.into_string();
+            Ok(value.map_err(|_| anyhow!("cannot use {name}: not UTF-8 text"))?)
+        }
+        Place::File(found) => {
+            let path = found.path();
+            let read = read(&path, warnings);
+            Ok(read
+                .with_context(|| format!("cannot read the password file '{}'", path.display()))?)
+        }
+    }
+}
+
+fn read(path: &Path, warnings: &mut Vec<String>) -> anyhow::Result<String> {
+    let file = fs::File::open(path)?;
+    let metadata = file.metadata()?;
+    let mut text = Vec::new();
+    file.take(LONGEST_PASSWORD + 1).read_to_end(&mut text)?;
+    if text.len() as u64 > LONGEST_PASSWORD {
+        return Err(anyhow!("it is longer than 64 KiB"));
+    }
+    let text = String::from_utf8(text)
+        .map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "it is not UTF-8 text"))?;
+    let line = text.strip_suffix('\n').unwrap_or(&text);
+    // An editor that ends lines in the other way must not change the password.
+    let password = line.strip_suffix('\r').unwrap_or(line);
+    if password.is_empty() {
+        return Err(anyhow!("it is empty"));
+    }
+    if metadata.is_file() && metadata.permissions().mode() & 0o044 != 0 {
+        warnings.push(format!(
+            "others can read the password file '{}'; chmod 600 keeps it to its owner",
+            path.display()
+        ));
+    }
+    Ok(password.to_owned())
+}

@@ -1,0 +1,287 @@
+//! The configuration file: TOML, every key the long option of the same name.
+//! It must not know what any key means.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::fs;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, anyhow};
+use toml::de::{DeTable, DeValue};
+
+use crate::exit::{Failure, OrFail};
+
+/// Far more than all keys can fill; keeps a wrong path such as `/dev/zero` from filling the memory.
+const LONGEST: u64 = 64 * 1024;
+
+/// What the file says; empty when there is none.
+#[derive(Debug, Default)]
+pub(crate) struct File {
+    pub(crate) path: PathBuf,
+    entries: BTreeMap<String, Entry>,
+}
+
+/// One key's value.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Entry {
+    /// Counted from 1.
+    pub(crate) line: usize,
+    /// As it would stand behind the flag; lists are joined by commas.
+    pub(crate) text: String,
+}
+
+impl File {
+    /// The file that `chosen` names, else the first of the usual ones that exists.
+    pub(crate) fn load(
+        chosen: Option<PathBuf>,
+        variables: &dyn Fn(&str) -> Option<OsString>,
+        keys: &[String],
+    ) -> Result<Self, Failure> {
+        // One that cannot be looked at (another user's home) counts as missing.
+        let usual = || {
+            usual(variables)
+                .into_iter()
+                .find(|path| fs::metadata(path).is_ok())
+        };
+        let Some(path) = chosen.or_else(usual) else {
+            return Ok(Self::default());
+        };
+        let text = read(&path)
+            .with_context(|| format!("cannot read the configuration file '{}'", path.display()))?;
+        Self::parse(path, &text, keys)
+    }
+
+    fn parse(path: PathBuf, text: &str, keys: &[String]) -> Result<Self, Failure> {
+        let complain = |offset: usize, what: String| {
+            let line = line_of(text, offset);
+            anyhow!("cannot use '{}', line {line}: {what}", path.display())
+        };
+        let table = DeTable::parse(text).map_err(|error| {
+            let offset = error.span().map_or(0, |span| span.start);
+            complain(offset, error.message().trim().replace('\n', ", "))
+        })?;
+        let mut entries = BTreeMap::new();
+        for (key, value) in table.into_inner() {
+            let offset = key.span().start;
+            let key = key.into_inner().into_owned();
+            if !keys.contains(&key) {
+                let error = Err(complain(offset, format!("unknown key '{key}'")));
+                return match nearest(&key, keys) {
+                    Some(near) => error.or_hint(format!("did you mean '{near}'?")),
+                    None => error.or_hint(format!("the keys are {}", keys.join(", "))),
+                };
+            }
+            let text_of = text_of(value.get_ref()).ok_or_else(|| {
+                complain(
+                    value.span().start,
+                    format!("'{key}' has no such kind of value"),
+                )
+            })?;
+            let line = line_of(text, offset);
+            entries.insert(
+                key,
+                Entry {
+                    line,
+                    text: text_of,
+                },
+            );
+        }
+        Ok(Self { path, entries })
+    }
+
+    pub(crate) fn entry(&self, key: &str) -> Option<&Entry> {
+        self.entries.get(key)
+    }
+}
+
+/// Where the file is looked for.
+fn usual(variables: &dyn Fn(&str) -> Option<OsString>) -> Vec<PathBuf> {
+    // The base directory specification: a relative path there is to be ignored.
+    let absolute = |name| {
+        variables(name)
+            .map(PathBuf::from)
+            .filter(|path| path.is_absolute())
+    };
+    let user = absolute("XDG_CONFIG_HOME").or_else(|| Some(absolute("HOME")?.join(".config")));
+    user.into_iter()
+        .chain([PathBuf::from("/etc")])
+        .map(|folder| folder.join("dlock/config.toml"))
+        .collect()
+}
+
+fn read(path: &Path) -> anyhow::Result<String> {
+    let mut text = Vec::new();
+    fs::File::open(path)?
+        .take(LONGEST + 1)
+        .read_to_end(&mut text)?;
+    if text.len() as u64 > LONGEST {
+        return Err(anyhow!("it is longer than 64 KiB"));
+    }
+    String::from_utf8(text).map_err(|_| anyhow!("it is not UTF-8 text"))
+}
+
+fn line_of(text: &str, offset: usize) -> usize {
+    let before = &text.as_bytes()[..offset.min(text.len())];
+    1 + before.iter().filter(|byte| **byte == b'\n').count()
+}
+
+fn text_of(value: &DeValue<'_>) -> Option<String> {
+    match value {
+        DeValue::String(text) => Some(text.to_string()),
+        DeValue::Integer(number) => Some(number.to_string()),
+        DeValue::Float(number) => Some(number.as_str().to_owned()),
+        DeValue::Boolean(on) => Some(on.to_string()),
+        DeValue::Array(list) => {
+            let words = list.iter().map(|word| match word.get_ref() {
+                DeValue::String(word) => Some(word.to_string()),
+                _ => None,
+            });
+            Some(words.collect::<Option<Vec<_>>>()?.join(","))
+        }
+        DeValue::Datetime(_) | DeValue::Table(_) => None,
+    }
+}
+
+/// The known key that differs by the fewest letters, if by few enough to be a slip.
+fn nearest<'a>(key: &str, keys: &'a [String]) -> Option<&'a String> {
+    let key = key.to_lowercase().replace('_', "-");
+    let near = keys
+        .iter()
+        .map(|known| (distance(&key, known), known))
+        .min()?;
+    (near.0 <= 1 + near.1.len() / 4).then_some(near.1)
+}
+
+/// Levenshtein's.
+fn distance(one: &str, other: &str) -> usize {
+    let other: Vec<char> = other.chars().collect();
+    let mut row: Vec<usize> = (0..=other.len()).collect();
+    for (i, a) in one.chars().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, b) in other.iter().enumerate() {
+            let replaced = diagonal + usize::from(a != *b);
+            diagonal = row[j + 1];
+            row[j + 1] = replaced.min(row[j] + 1).min(diagonal + 1);
+        }
+    }
+    row[other.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn keys() -> Vec<String> {
+        ["endpoints", "ttl", "no-wait", "connect-timeout"]
+            .map(str::to_owned)
+            .to_vec()
+    }
+
+    fn parse(text: &str) -> Result<File, Failure> {
+        File::parse("/x/config.toml".into(), text, &keys())
+    }
+
+    #[test]
+    fn every_kind_of_value() {
+        let file = parse(
+            "# ours\nendpoints = [\"a\", 'b']\nttl = 30\n\nno-wait = true\nconnect-timeout = 0.5\n",
+        )
+        .unwrap();
+        let entry = |key: &str| {
+            file.entry(key)
+                .map(|entry| (entry.line, entry.text.as_str()))
+        };
+        assert_eq!(entry("endpoints"), Some((2, "a,b")));
+        assert_eq!(entry("ttl"), Some((3, "30")));
+        assert_eq!(entry("no-wait"), Some((5, "true")));
+        assert_eq!(entry("connect-timeout"), Some((6, "0.5")));
+        assert!(parse("").unwrap().entry("ttl").is_none());
+    }
+
+    #[test]
+    fn an_unknown_key_is_named_with_its_line() {
+        let failure = parse("ttl = 5\n\nendpoint = 'x'\n").unwrap_err();
+        assert_eq!(
+            failure.error.to_string(),
+            "cannot use '/x/config.toml', line 3: unknown key 'endpoint'"
+        );
+        assert_eq!(failure.hint.as_deref(), Some("did you mean 'endpoints'?"));
+        let failure = parse("connect_timeout = 3").unwrap_err();
+        assert_eq!(
+            failure.hint.as_deref(),
+            Some("did you mean 'connect-timeout'?")
+        );
+        let failure = parse("zzzzzzz = 3").unwrap_err();
+        assert!(
+            failure
+                .hint
+                .unwrap()
+                .starts_with("the keys are endpoints, ")
+        );
+        let failure = parse("[run]\nttl = 3").unwrap_err();
+        assert!(
+            failure
+                .error
+                .to_string()
+                .contains("line 1: unknown key 'run'")
+        );
+    }
+
+    #[test]
+    fn what_is_not_toml_is_named_with_its_line() {
+        for text in [
+            "\nttl = ",
+            "\nttl 5",
+            "\nttl = 5 5",
+            "\nttl = [1]",
+            "\nttl = {}",
+            "\n\u{7f}",
+            "ttl=1\nttl=2",
+        ] {
+            let error = parse(text).unwrap_err().error.to_string();
+            assert!(
+                error.starts_with("cannot use '/x/config.toml', line 2: "),
+                "{text:?}: {error}"
+            );
+            assert!(!error.contains('\n'), "{error:?}");
+        }
+    }
+
+    #[test]
+    fn the_usual_places() {
+        let places = |set: &'static [(&str, &str)]| {
+            usual(&move |name| {
+                set.iter()
+                    .find(|(key, _)| *key == name)
+                    .map(|(_, value)| (*value).into())
+            })
+        };
+        let etc = PathBuf::from("/etc/dlock/config.toml");
+        assert_eq!(places(&[]), std::slice::from_ref(&etc));
+        assert_eq!(
+            places(&[("HOME", "/h")]),
+            [PathBuf::from("/h/.config/dlock/config.toml"), etc.clone()]
+        );
+        assert_eq!(
+            places(&[("HOME", "/h"), ("XDG_CONFIG_HOME", "/x")]),
+            [PathBuf::from("/x/dlock/config.toml"), etc.clone()]
+        );
+        assert_eq!(
+            places(&[("HOME", "/h"), ("XDG_CONFIG_HOME", "x")]),
+            [PathBuf::from("/h/.config/dlock/config.toml"), etc]
+        );
+    }
+
+    #[test]
+    fn a_chosen_file_must_exist() {
+        let failure = File::load(Some("/nowhere/at/all".into()), &|_| None, &keys()).unwrap_err();
+        let error = format!("{:#}", failure.error);
+        assert!(
+            error.starts_with("cannot read the configuration file '/nowhere/at/all': "),
+            "{error}"
+        );
+        assert!(File::load(Some("/dev/zero".into()), &|_| None, &keys()).is_err());
+    }
+}

@@ -1,0 +1,196 @@
+//! Where a setting's text comes from: flag, `DLOCK_` variable, `ETCDCTL_` variable, file, in this order.
+//! It must not know what any setting means.
+
+use std::ffi::{OsStr, OsString};
+use std::fmt;
+use std::path::PathBuf;
+
+use anyhow::anyhow;
+
+use super::file::File;
+use crate::exit::{Failure, OrFail};
+
+/// What etcdctl's users have set already.
+const ETCDCTL: [(&str, &str); 5] = [
+    ("endpoints", "ETCDCTL_ENDPOINTS"),
+    ("cacert", "ETCDCTL_CACERT"),
+    ("cert", "ETCDCTL_CERT"),
+    ("key", "ETCDCTL_KEY"),
+    ("user", "ETCDCTL_USER"),
+];
+
+/// The variable of a long option. `DLOCK_KEY` is what a command gets, so a dlock inside must not take it
+/// for its own private key: the client's two files say CLIENT.
+pub(crate) fn variable(option: &str) -> String {
+    match option {
+        "cert" => "DLOCK_CLIENT_CERT".to_owned(),
+        "key" => "DLOCK_CLIENT_KEY".to_owned(),
+        _ => format!("DLOCK_{}", option.to_ascii_uppercase().replace('-', "_")),
+    }
+}
+
+/// The variable of etcdctl that stands in for an option's own.
+pub(crate) fn fall_back(option: &str) -> Option<&'static str> {
+    let known = ETCDCTL.iter().find(|(known, _)| *known == option);
+    known.map(|(_, name)| *name)
+}
+
+/// The variables and the file under the flags.
+pub(crate) struct Layers<'a> {
+    variables: &'a dyn Fn(&str) -> Option<OsString>,
+    file: File,
+}
+
+/// A setting's text and where it was found.
+#[derive(Debug)]
+pub(crate) struct Found {
+    /// The long option.
+    pub(crate) option: &'static str,
+    pub(crate) text: OsString,
+    pub(crate) source: Source,
+}
+
+/// The strongest first.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Source {
+    Flag,
+    Variable(String),
+    File { path: PathBuf, line: usize },
+}
+
+impl<'a> Layers<'a> {
+    pub(crate) fn new(variables: &'a dyn Fn(&str) -> Option<OsString>, file: File) -> Self {
+        Self { variables, file }
+    }
+
+    /// A variable that is set to something.
+    pub(crate) fn variable(&self, name: &str) -> Option<OsString> {
+        (self.variables)(name).filter(|value| !value.is_empty())
+    }
+
+    /// The strongest text for an option.
+    pub(crate) fn find(&self, flag: Option<&OsStr>, option: &'static str) -> Option<Found> {
+        self.find_set(flag, option)
+            .or_else(|| self.find_in_file(option))
+    }
+
+    /// The strongest text that was set for this run: by a flag or a variable.
+    pub(crate) fn find_set(&self, flag: Option<&OsStr>, option: &'static str) -> Option<Found> {
+        let from_variable = |name: String| {
+            let text = self.variable(&name)?;
+            Some((text, Source::Variable(name)))
+        };
+        let (text, source) = flag
+            .map(|text| (text.to_owned(), Source::Flag))
+            .or_else(|| from_variable(variable(option)))
+            .or_else(|| from_variable(fall_back(option)?.to_owned()))?;
+        Some(Found {
+            option,
+            text,
+            source,
+        })
+    }
+
+    /// The file's text for an option.
+    pub(crate) fn find_in_file(&self, option: &'static str) -> Option<Found> {
+        let entry = self.file.entry(option)?;
+        Some(Found {
+            option,
+            text: entry.text.clone().into(),
+            source: Source::File {
+                path: self.file.path.clone(),
+                line: entry.line,
+            },
+        })
+    }
+
+    /// A switch that is on; one that a layer turns off hides those below.
+    pub(crate) fn switch(
+        &self,
+        flag: bool,
+        option: &'static str,
+    ) -> Result<Option<Found>, Failure> {
+        let flag = flag.then_some(OsStr::new("true"));
+        let Some(found) = self.find(flag, option) else {
+            return Ok(None);
+        };
+        let on = found.parse(|text| match text.to_ascii_lowercase().as_str() {
+            "1" | "true" | "yes" | "on" => Ok(true),
+            "0" | "false" | "no" | "off" => Ok(false),
+            _ => Err("expected true or false".to_owned()),
+        })?;
+        Ok(on.then_some(found))
+    }
+}
+
+impl Found {
+    /// The value; an error says where the text was found.
+    pub(crate) fn parse<T>(&self, parse: impl Fn(&str) -> Result<T, String>) -> Result<T, Failure> {
+        let text = self.text.to_str();
+        let value = text
+            .ok_or_else(|| "not UTF-8 text".to_owned())
+            .and_then(parse);
+        Ok(value.map_err(|error| anyhow!("cannot use {self}: {error}"))?)
+    }
+
+    /// The text as a path; the file's own paths begin where the file is, since cron's folder is anybody's guess.
+    pub(crate) fn path(&self) -> PathBuf {
+        match &self.source {
+            Source::File { path, .. } => path
+                .parent()
+                .map_or_else(PathBuf::new, PathBuf::from)
+                .join(&self.text),
+            _ => PathBuf::from(&self.text),
+        }
+    }
+
+    /// Of two settings that exclude each other the one from the stronger layer; both in one layer is an error.
+    pub(crate) fn stronger(
+        one: Option<Self>,
+        other: Option<Self>,
+    ) -> Result<Option<Self>, Failure> {
+        let rank = |found: &Self| match found.source {
+            Source::Flag => 0,
+            Source::Variable(_) => 1,
+            Source::File { .. } => 2,
+        };
+        match (one, other) {
+            (Some(one), Some(other)) if rank(&one) == rank(&other) => Err(anyhow!(
+                "cannot use {} together with {}",
+                one.place(),
+                other.place()
+            ))
+            .or_hint("the two contradict each other: choose one"),
+            (Some(one), Some(other)) if rank(&other) < rank(&one) => Ok(Some(other)),
+            (Some(found), _) | (None, Some(found)) => Ok(Some(found)),
+            (None, None) => Ok(None),
+        }
+    }
+
+    /// The place without the text, which may be a secret.
+    pub(crate) fn place(&self) -> String {
+        match &self.source {
+            Source::Flag => format!("--{}", self.option),
+            Source::Variable(name) => name.clone(),
+            Source::File { path, line } => {
+                format!("{} in line {line} of '{}'", self.option, path.display())
+            }
+        }
+    }
+}
+
+impl fmt::Display for Found {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let text = self.text.to_string_lossy();
+        match &self.source {
+            Source::Flag => write!(f, "--{} '{text}'", self.option),
+            Source::Variable(name) => write!(f, "{name} '{text}'"),
+            Source::File { path, line } => write!(
+                f,
+                "{} '{text}' in line {line} of '{}'",
+                self.option,
+                path.display()
+            ),
+        }
+    }
+}

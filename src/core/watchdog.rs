@@ -1,0 +1,420 @@
+//! The holder's decisions: what happens goes in as an [`Event`], what is to be done comes out as [`Action`]s.
+//! It must not know a clock, etcd, a process id or a signal's meaning.
+
+use std::time::Duration;
+
+use super::heartbeat::Heartbeat;
+use super::lease::{Claim, Deadlines, Doubt, Instant, Loss, Renewal, Terms, Verdict};
+
+/// After an order to kill, a guard that has not answered within this does not run any more.
+const GUARD_ANSWERS: Duration = Duration::from_millis(250);
+
+/// What happened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// The moment that [`Watchdog::due_at`] named has come.
+    Tick,
+    /// A renewal was answered.
+    Renewed(Renewal),
+    /// A renewal was refused or not answered in time.
+    RenewalFailed,
+    /// A watch saw our key deleted or taken.
+    Lost(Loss),
+    /// The guard answered the message with this number.
+    Beat(u64),
+    /// The guard is dead.
+    GuardDead,
+    /// A process asks us to hand this signal on.
+    Signal(i32),
+    /// Nothing of the command is left; `in_time` when no deadline made it end.
+    TreeDead { in_time: bool },
+}
+
+/// What is to be done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Send a renewal; its end comes back as `Renewed` or `RenewalFailed`.
+    Renew,
+    /// Tell the guard the deadlines; it answers with the same number.
+    Extend { beat: u64, deadlines: Deadlines },
+    /// The guard is to hand the signal to the command.
+    Forward(i32),
+    /// The guard is to kill everything now.
+    Kill,
+    /// The guard does not do its work: kill it and everything else.
+    KillTree,
+}
+
+/// How it stands with the lock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// As far as we can prove it is ours.
+    Held,
+    /// It is not, and never will be again.
+    Lost(Loss),
+    /// It may well be ours, but nobody guards the command any more: it is being killed.
+    Unguarded,
+}
+
+/// Guards one holding of the lock, from the start of the command until the last of it is dead.
+///
+/// Its laws:
+/// 1. a deadline moves only by a proof, and only to what [`Terms::deadlines`] makes of its sending;
+/// 2. once the lock is lost, nothing brings it back, and nothing is renewed;
+/// 3. a guard that does not answer is replaced by [`Action::KillTree`], once, and renewals end;
+/// 4. after a `Tick` at [`Watchdog::due_at`], either that moment moves on or there is none.
+#[derive(Clone, Debug)]
+pub struct Watchdog {
+    terms: Terms,
+    claim: Claim,
+    deadlines: Deadlines,
+    heartbeat: Heartbeat,
+    standing: Standing,
+    /// The last number told to the guard, and the last that it answered.
+    told: u64,
+    answered: u64,
+    /// When the guard is to be found out, while an order to kill is under way.
+    overdue_at: Option<Instant>,
+    tree_dead: bool,
+}
+
+impl Watchdog {
+    /// The command is started at `deadlines`, which follow from the proof sent at `proven_at`.
+    pub fn new(terms: Terms, claim: Claim, proven_at: Instant, seed: u64) -> Self {
+        Self {
+            terms,
+            claim,
+            deadlines: terms.deadlines(proven_at),
+            heartbeat: Heartbeat::new(terms, proven_at, seed),
+            standing: Standing::Held,
+            told: 0,
+            answered: 0,
+            overdue_at: None,
+            tree_dead: false,
+        }
+    }
+
+    /// The deadlines in force.
+    pub const fn deadlines(&self) -> Deadlines {
+        self.deadlines
+    }
+
+    /// How it stands with the lock.
+    pub const fn standing(&self) -> Standing {
+        self.standing
+    }
+
+    /// When to call with [`Event::Tick`] at the latest.
+    pub fn due_at(&self) -> Option<Instant> {
+        if self.tree_dead {
+            return None;
+        }
+        if let Standing::Held = self.standing {
+            let renew_at = self.heartbeat.due_at();
+            return Some(
+                renew_at.map_or(self.deadlines.stop_at, |at| at.min(self.deadlines.stop_at)),
+            );
+        }
+        self.overdue_at
+    }
+
+    /// Why a renewal did not count, for the log: call before [`Watchdog::step`] with the same renewal.
+    pub fn doubt(&self, renewal: &Renewal) -> Option<Doubt> {
+        match self.claim.clone().judge(renewal) {
+            Verdict::Doubtful(doubt) => Some(doubt),
+            Verdict::Proven(_) | Verdict::Lost(_) => None,
+        }
+    }
+
+    /// The one entry: decide what `event` leads to.
+    pub fn step(&mut self, now: Instant, event: &Event) -> Vec<Action> {
+        if self.tree_dead {
+            return Vec::new();
+        }
+        // A renewal that arrives with, or after, the end of our belief comes too late.
+        if self.standing == Standing::Held && self.deadlines.stop_at <= now {
+            let mut actions = self.lose(Loss::Unproven, now);
+            actions.extend(self.decide(now, event));
+            return actions;
+        }
+        self.decide(now, event)
+    }
+
+    fn decide(&mut self, now: Instant, event: &Event) -> Vec<Action> {
+        match (event, self.standing) {
+            (Event::TreeDead { in_time }, standing) => {
+                self.tree_dead = true;
+                if !in_time && standing == Standing::Held {
+                    self.standing = Standing::Lost(Loss::Unproven);
+                }
+                Vec::new()
+            }
+            (Event::Signal(signal), _) => vec![Action::Forward(*signal)],
+            (Event::Beat(beat), _) => {
+                self.answered = self.answered.max(*beat);
+                Vec::new()
+            }
+            (Event::GuardDead, Standing::Held) => self.unguarded(),
+            (Event::GuardDead, _) => self.kill_tree(),
+            (Event::Renewed(renewal), Standing::Held) => self.judge(now, renewal),
+            (Event::RenewalFailed, Standing::Held) => {
+                self.heartbeat.failed(now);
+                Vec::new()
+            }
+            (Event::Lost(loss), Standing::Held) => self.lose(*loss, now),
+            (Event::Tick, Standing::Held) => self.renew(now),
+            (Event::Tick, Standing::Lost(_)) => self.find_out(now),
+            (
+                Event::Tick | Event::Renewed(_) | Event::RenewalFailed | Event::Lost(_),
+                Standing::Lost(_) | Standing::Unguarded,
+            ) => Vec::new(),
+        }
+    }
+
+    fn judge(&mut self, now: Instant, renewal: &Renewal) -> Vec<Action> {
+        match self.claim.judge(renewal) {
+            Verdict::Proven(ttl) => {
+                self.heartbeat.proven(renewal.sent_at);
+                let proven = self.terms.granted(ttl).deadlines(renewal.sent_at);
+                if proven.kill_at <= self.deadlines.kill_at {
+                    return Vec::new();
+                }
+                self.deadlines = proven;
+                vec![self.extend()]
+            }
+            Verdict::Doubtful(_) => {
+                self.heartbeat.failed(now);
+                Vec::new()
+            }
+            Verdict::Lost(loss) => self.lose(loss, now),
+        }
+    }
+
+    /// No guard, no renewals: one that has not answered the last message by now does not run.
+    fn renew(&mut self, now: Instant) -> Vec<Action> {
+        if !self.heartbeat.ask(now) {
+            return Vec::new();
+        }
+        if self.answered < self.told {
+            return self.unguarded();
+        }
+        vec![self.extend(), Action::Renew]
+    }
+
+    fn extend(&mut self) -> Action {
+        self.told += 1;
+        Action::Extend {
+            beat: self.told,
+            deadlines: self.deadlines,
+        }
+    }
+
+    fn lose(&mut self, loss: Loss, now: Instant) -> Vec<Action> {
+        self.standing = Standing::Lost(loss);
+        if loss == Loss::Unproven {
+            // The guard stops the command by itself and has until `kill_at` for it.
+            self.overdue_at = Some(self.deadlines.kill_at.max(now));
+            return vec![self.extend()];
+        }
+        // Somebody else may hold the lock already: there is no time left for a grace.
+        self.overdue_at = Some(now + GUARD_ANSWERS);
+        vec![self.extend(), Action::Kill]
+    }
+
+    /// The guard had to kill by now; whether it still runs shows in its answers.
+    fn find_out(&mut self, now: Instant) -> Vec<Action> {
+        let Some(overdue_at) = self.overdue_at.filter(|at| *at <= now) else {
+            return Vec::new();
+        };
+        if self.answered < self.told {
+            return self.kill_tree();
+        }
+        // It ran a moment ago. Ask again for as long as it takes: it reports what it cannot kill.
+        self.overdue_at = Some(overdue_at.max(now) + GUARD_ANSWERS);
+        vec![self.extend(), Action::Kill]
+    }
+
+    fn unguarded(&mut self) -> Vec<Action> {
+        self.standing = Standing::Unguarded;
+        self.kill_tree()
+    }
+
+    fn kill_tree(&mut self) -> Vec<Action> {
+        self.overdue_at = None;
+        vec![Action::KillTree]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::lease::tests::{at, claim, renewal};
+    use super::super::lease::{Header, tests::HEADER};
+    use super::*;
+
+    /// TTL 10 s, grace 2 s, proven at 0: renewals from 1.8 s, stop at 6.5 s, kill at 8.5 s.
+    fn watchdog() -> Watchdog {
+        let terms = Terms::new(Duration::from_secs(10), Duration::from_secs(2));
+        Watchdog::new(terms, claim(), at(0.0), 1)
+    }
+
+    /// Lets the guard answer whatever it was told.
+    fn answer(watchdog: &mut Watchdog, now: Instant, actions: &[Action]) {
+        for action in actions {
+            if let Action::Extend { beat, .. } = action {
+                assert!(watchdog.step(now, &Event::Beat(*beat)).is_empty());
+            }
+        }
+    }
+
+    fn renew_once(watchdog: &mut Watchdog) -> Instant {
+        let due_at = watchdog.due_at().unwrap();
+        let actions = watchdog.step(due_at, &Event::Tick);
+        assert_eq!(actions.last(), Some(&Action::Renew));
+        answer(watchdog, due_at, &actions);
+        due_at
+    }
+
+    #[test]
+    fn a_proof_moves_the_deadline_from_the_moment_of_its_question() {
+        let mut watchdog = watchdog();
+        let sent_at = renew_once(&mut watchdog);
+        let actions = watchdog.step(
+            sent_at + Duration::from_secs(3),
+            &Event::Renewed(renewal(sent_at)),
+        );
+        let deadlines = watchdog.deadlines();
+        assert_eq!(deadlines.kill_at, sent_at + Duration::from_millis(8500));
+        assert_eq!(deadlines.stop_at, sent_at + Duration::from_millis(6500));
+        assert!(
+            matches!(actions[..], [Action::Extend { deadlines: told, .. }] if told == deadlines)
+        );
+    }
+
+    #[test]
+    fn a_late_answer_to_an_early_question_moves_nothing_back() {
+        let mut watchdog = watchdog();
+        let sent_at = renew_once(&mut watchdog);
+        watchdog.step(sent_at, &Event::Renewed(renewal(sent_at)));
+        let before = watchdog.deadlines();
+        assert!(
+            watchdog
+                .step(at(3.0), &Event::Renewed(renewal(at(0.5))))
+                .is_empty()
+        );
+        assert_eq!(watchdog.deadlines(), before);
+    }
+
+    #[test]
+    fn a_doubtful_answer_moves_nothing_and_is_asked_again() {
+        let mut watchdog = watchdog();
+        let sent_at = renew_once(&mut watchdog);
+        let before = watchdog.deadlines();
+        let mut doubtful = renewal(sent_at);
+        doubtful.read.0 = Header { term: 4, ..HEADER };
+        assert_eq!(watchdog.doubt(&doubtful), Some(Doubt::OtherTerm));
+        assert!(
+            watchdog
+                .step(sent_at + Duration::from_secs(1), &Event::Renewed(doubtful))
+                .is_empty()
+        );
+        assert_eq!(watchdog.deadlines(), before);
+        assert!(watchdog.due_at().unwrap() <= sent_at + Duration::from_secs(1));
+    }
+
+    #[test]
+    fn without_a_proof_the_lock_is_lost_at_the_stop_and_a_proof_at_that_moment_is_too_late() {
+        let mut watchdog = watchdog();
+        let sent_at = renew_once(&mut watchdog);
+        let actions = watchdog.step(at(6.5), &Event::Renewed(renewal(sent_at)));
+        assert!(matches!(actions[..], [Action::Extend { .. }]));
+        assert_eq!(watchdog.standing(), Standing::Lost(Loss::Unproven));
+        assert_eq!(watchdog.deadlines().kill_at, at(8.5));
+    }
+
+    #[test]
+    fn a_huge_jump_of_time_is_a_loss_and_not_a_renewal() {
+        let mut watchdog = watchdog();
+        let actions = watchdog.step(at(9999.0), &Event::Tick);
+        assert!(!actions.contains(&Action::Renew));
+        assert_eq!(watchdog.standing(), Standing::Lost(Loss::Unproven));
+    }
+
+    #[test]
+    fn a_key_that_is_gone_kills_at_once() {
+        let mut watchdog = watchdog();
+        let actions = watchdog.step(at(1.0), &Event::Lost(Loss::KeyGone));
+        assert_eq!(actions.last(), Some(&Action::Kill));
+        assert_eq!(watchdog.standing(), Standing::Lost(Loss::KeyGone));
+    }
+
+    #[test]
+    fn nothing_is_renewed_after_a_loss() {
+        let mut watchdog = watchdog();
+        watchdog.step(at(1.0), &Event::Lost(Loss::KeyTaken));
+        for seconds in 1..100 {
+            let now = at(f64::from(seconds));
+            let mut actions = watchdog.step(now, &Event::Tick);
+            actions.extend(watchdog.step(now, &Event::Renewed(renewal(now))));
+            assert!(!actions.contains(&Action::Renew));
+        }
+        assert_eq!(watchdog.standing(), Standing::Lost(Loss::KeyTaken));
+    }
+
+    #[test]
+    fn a_guard_that_does_not_answer_an_order_to_kill_is_replaced_once() {
+        let mut watchdog = watchdog();
+        watchdog.step(at(1.0), &Event::Lost(Loss::KeyGone));
+        let due_at = watchdog.due_at().unwrap();
+        assert_eq!(due_at, at(1.25));
+        assert_eq!(watchdog.step(due_at, &Event::Tick), [Action::KillTree]);
+        assert_eq!(watchdog.due_at(), None);
+    }
+
+    #[test]
+    fn a_guard_that_answers_is_left_to_its_work() {
+        let mut watchdog = watchdog();
+        let actions = watchdog.step(at(1.0), &Event::Lost(Loss::KeyGone));
+        answer(&mut watchdog, at(1.01), &actions);
+        let due_at = watchdog.due_at().unwrap();
+        assert!(
+            !watchdog
+                .step(due_at, &Event::Tick)
+                .contains(&Action::KillTree)
+        );
+        assert!(watchdog.due_at().unwrap() > due_at);
+    }
+
+    #[test]
+    fn a_silent_guard_is_found_out_at_the_next_renewal() {
+        let mut watchdog = watchdog();
+        let due_at = watchdog.due_at().unwrap();
+        let actions = watchdog.step(due_at, &Event::Tick);
+        assert!(actions.contains(&Action::Renew));
+        watchdog.step(due_at, &Event::Renewed(renewal(due_at)));
+        let due_at = watchdog.due_at().unwrap();
+        assert_eq!(watchdog.step(due_at, &Event::Tick), [Action::KillTree]);
+        assert_eq!(watchdog.standing(), Standing::Unguarded);
+    }
+
+    #[test]
+    fn a_dead_guard_ends_the_tree_and_the_renewals() {
+        let mut watchdog = watchdog();
+        assert_eq!(
+            watchdog.step(at(1.0), &Event::GuardDead),
+            [Action::KillTree]
+        );
+        assert_eq!(watchdog.due_at(), None);
+        assert!(watchdog.step(at(3.0), &Event::Tick).is_empty());
+    }
+
+    #[test]
+    fn a_guard_that_stopped_the_command_at_a_deadline_means_a_loss() {
+        let mut watchdog = watchdog();
+        watchdog.step(at(1.0), &Event::TreeDead { in_time: false });
+        assert_eq!(watchdog.standing(), Standing::Lost(Loss::Unproven));
+        let mut watchdog = self::watchdog();
+        watchdog.step(at(1.0), &Event::TreeDead { in_time: true });
+        assert_eq!(watchdog.standing(), Standing::Held);
+        assert_eq!(watchdog.due_at(), None);
+    }
+}

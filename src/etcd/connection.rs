@@ -1,0 +1,148 @@
+//! One connection to one endpoint: name look-up, TCP, TLS, the user's token.
+//! It must not know the other endpoints, nor what is asked over it.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use etcd_client::{Certificate, Channel, Client, ConnectOptions, Error, Identity, TlsOptions};
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+use super::trouble::{Kind, Trouble, connect_hint};
+use crate::config::Tls;
+use crate::config::credentials::Credentials;
+use crate::config::endpoint::Endpoint;
+
+/// A connection that is never made anew behind our back: when it breaks, everything on it fails, so
+/// all that it answered came from one server.
+#[derive(Clone)]
+pub(crate) struct Connection {
+    pub(crate) client: Client,
+}
+
+/// Connects and, with credentials, authenticates, within `limit`.
+pub(crate) async fn connect(
+    endpoint: &Endpoint,
+    tls: &Tls,
+    credentials: Option<&Credentials>,
+    limit: Duration,
+) -> Result<Connection, Trouble> {
+    let client = timeout(limit, contact(endpoint, tls, credentials, limit))
+        .await
+        .unwrap_or_else(|_| {
+            Err(Trouble::elsewhere(format!(
+                "no connection within {}",
+                humantime::format_duration(limit)
+            )))
+        })
+        .map_err(
+            |trouble| match connect_hint(endpoint.https, &trouble.cause) {
+                Some(hint) => trouble.hinting(hint),
+                None => trouble,
+            },
+        )?;
+    Ok(Connection { client })
+}
+
+async fn contact(
+    endpoint: &Endpoint,
+    tls: &Tls,
+    credentials: Option<&Credentials>,
+    limit: Duration,
+) -> Result<Client, Trouble> {
+    let mut target = tonic::transport::Endpoint::from_shared(endpoint.to_string())
+        .map_err(|error| Trouble::refused(error.to_string(), None))?;
+    if endpoint.https {
+        target = target
+            .tls_config(tls_options(endpoint, tls)?)
+            .map_err(Error::TransportError)?;
+    }
+    let (host, port) = (endpoint.host.clone(), endpoint.port);
+    let used = Arc::new(AtomicBool::new(false));
+    let connector = tower::service_fn(move |_| {
+        let (host, again) = (host.clone(), used.swap(true, Ordering::Relaxed));
+        async move {
+            if again {
+                return Err(std::io::Error::other("the connection was closed"));
+            }
+            dial(&host, port, limit).await.map(TokioIo::new)
+        }
+    });
+    let channel = target
+        .connect_with_connector(connector)
+        .await
+        .map_err(Error::TransportError)?;
+    authenticate(channel, credentials).await
+}
+
+async fn authenticate(
+    channel: tonic::transport::Channel,
+    credentials: Option<&Credentials>,
+) -> Result<Client, Trouble> {
+    // A member without a leader fails at once instead of after the server's 7 s.
+    let options = ConnectOptions::new()
+        .with_require_leader(true)
+        .with_auto_token_refresh(true);
+    if let Some(Credentials { user, password }) = credentials {
+        let with_user = options.clone().with_user(user, password);
+        match Client::from_channel(Channel::Tonic(channel.clone()), Some(with_user)).await {
+            Ok(client) => return Ok(client),
+            // As etcd's own client does (client/v3/client.go getToken): without authentication
+            // on the server a user is not wrong, only not needed.
+            Err(Error::GRpcStatus(status))
+                if status.message().contains("authentication is not enabled") => {}
+            Err(error) => return Err(credentials_trouble(user, error)),
+        }
+    }
+    Ok(Client::from_channel(Channel::Tonic(channel), Some(options)).await?)
+}
+
+fn credentials_trouble(user: &str, error: Error) -> Trouble {
+    let trouble = Trouble::from(error);
+    if trouble.kind == Kind::Refused {
+        return Trouble {
+            cause: format!("cannot log in as '{user}': {}", trouble.cause),
+            ..trouble
+        };
+    }
+    trouble
+}
+
+/// Tries the addresses of a name one after the other, each with its share of the time.
+async fn dial(host: &str, port: u16, limit: Duration) -> std::io::Result<TcpStream> {
+    let addresses: Vec<SocketAddr> = tokio::net::lookup_host((host, port)).await?.collect();
+    let share = limit / u32::try_from(addresses.len().max(1)).unwrap_or(u32::MAX);
+    let mut failure = std::io::Error::other("the name has no address");
+    for address in addresses {
+        match timeout(share, TcpStream::connect(address)).await {
+            Ok(Ok(stream)) => {
+                stream.set_nodelay(true)?;
+                return Ok(stream);
+            }
+            Ok(Err(error)) => failure = error,
+            Err(_) => failure = std::io::ErrorKind::TimedOut.into(),
+        }
+    }
+    Err(failure)
+}
+
+/// The files are read anew for every connection, so that rotated certificates are picked up.
+fn tls_options(endpoint: &Endpoint, tls: &Tls) -> Result<TlsOptions, Trouble> {
+    let read = |path: &std::path::Path| {
+        std::fs::read(path).map_err(|error| {
+            Trouble::refused(format!("cannot read '{}': {error}", path.display()), None)
+        })
+    };
+    let mut options = TlsOptions::new().domain_name(endpoint.host.clone());
+    options = match &tls.cacert {
+        Some(cacert) => options.ca_certificate(Certificate::from_pem(read(cacert)?)),
+        None => options.with_native_roots(),
+    };
+    if let (Some(cert), Some(key)) = (&tls.cert, &tls.key) {
+        options = options.identity(Identity::from_pem(read(cert)?, read(key)?));
+    }
+    Ok(options)
+}

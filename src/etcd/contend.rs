@@ -1,0 +1,319 @@
+//! The queue in etcd: taking a place, waiting for the turn, leaving.
+//! It must not know the command that runs under the lock.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::time::Duration;
+
+use super::Cluster;
+use super::connection::Connection;
+use super::places::{Ahead, Entry, Look, Places};
+use super::session::{News, Session};
+use super::trouble::{Kind, Trouble};
+use crate::clock;
+use crate::core::heartbeat::Heartbeat;
+use crate::core::lease::{Claim, Instant, LeaseId, Place, Terms, Verdict};
+use crate::core::queue::Queue;
+
+/// How long leaving may take: whoever gives up should not have to wait.
+const LEAVE: Duration = Duration::from_secs(2);
+/// The lock is ours.
+pub(crate) struct Won {
+    pub(crate) claim: Claim,
+    pub(crate) terms: Terms,
+    /// The moment from which the freshest proof counts.
+    pub(crate) proven_at: Instant,
+    pub(crate) session: Session,
+}
+
+/// What a waiter has to tell.
+pub(crate) enum Waiting {
+    /// Waiting begins, or somebody else holds the lock now.
+    Behind(Ahead),
+    /// Our own lease ended while waiting: the place is lost, and taken anew at the end.
+    PlaceLost,
+    /// etcd does not answer; waiting goes on.
+    Trouble(Trouble),
+}
+
+/// What became of a release.
+pub(crate) enum Release {
+    /// Our key was there to the end, so nobody else held the lock in between.
+    Confirmed,
+    /// It was not our lock any more.
+    NotOurs,
+    /// etcd did not answer.
+    Unconfirmed(Trouble),
+}
+
+/// One who wants the lock.
+pub(crate) struct Contender {
+    places: Places,
+    /// Our place, from the moment that we know of it until it is given up.
+    place: Cell<Option<Place>>,
+    /// Leases of attempts whose end we have not seen: each may hold a place that nobody uses.
+    abandoned: RefCell<Vec<LeaseId>>,
+}
+
+impl Contender {
+    /// `record` is what others are shown of us.
+    pub(crate) fn new(cluster: Rc<Cluster>, queue: Queue, record: String, terms: Terms) -> Self {
+        Self {
+            places: Places {
+                cluster,
+                queue,
+                record,
+                terms,
+            },
+            place: Cell::new(None),
+            abandoned: RefCell::default(),
+        }
+    }
+
+    /// The key of our place.
+    pub(crate) fn key(&self, lease: LeaseId) -> String {
+        self.places.queue.key(lease)
+    }
+
+    /// Takes the lock if it is free, else leaves no trace and says who holds it.
+    pub(crate) async fn try_acquire(&self, limit: Duration) -> Result<Result<Won, Ahead>, Trouble> {
+        loop {
+            let entry = self.enter(limit).await?;
+            if entry.look.predecessor.is_some() {
+                self.leave().await;
+                return Ok(Err(entry.look.ahead));
+            }
+            if let Some(won) = self.wait(entry, &mut |_| {}).await? {
+                return Ok(Ok(won));
+            }
+        }
+    }
+
+    /// Queues up and waits for the turn. May be dropped at any await; call [`Self::leave`] then.
+    ///
+    /// # Errors
+    /// When etcd does not answer within `limit` at first, or refuses.
+    pub(crate) async fn acquire(
+        &self,
+        limit: Duration,
+        mut tell: impl FnMut(Waiting),
+    ) -> Result<Won, Trouble> {
+        let mut entry = self.enter(limit).await?;
+        loop {
+            if let Some(won) = self.wait(entry, &mut tell).await? {
+                return Ok(won);
+            }
+            tell(Waiting::PlaceLost);
+            entry = loop {
+                match self.enter(limit).await {
+                    Err(trouble) if trouble.kind == Kind::Elsewhere => {
+                        tell(Waiting::Trouble(trouble));
+                    }
+                    other => break other?,
+                }
+            };
+        }
+    }
+
+    /// Takes a place at the end of the queue.
+    async fn enter(&self, limit: Duration) -> Result<Entry, Trouble> {
+        let entered = self
+            .places
+            .cluster
+            .call(limit, async |connection: Connection| {
+                // An id of its own for every attempt: what became of an unanswered one is not known.
+                let lease = random_lease()?;
+                self.abandoned.borrow_mut().push(lease);
+                let entry = self.places.take(connection, lease).await;
+                if matches!(&entry, Err(trouble) if trouble.kind == Kind::LeaseExists) {
+                    // Somebody else's. Never adopt it, never revoke it.
+                    self.abandoned.borrow_mut().retain(|id| *id != lease);
+                }
+                entry
+            });
+        let entered = entered.await.map_err(|trouble| self.explain(trouble));
+        match &entered {
+            Ok(entry) => {
+                let lease = entry.claim.place.lease;
+                self.abandoned.borrow_mut().retain(|id| *id != lease);
+                self.place.set(Some(entry.claim.place));
+                self.clear_up().await;
+            }
+            Err(trouble) if trouble.kind == Kind::Refused => self.clear_up().await,
+            // Nobody is there to be told.
+            Err(_) => {}
+        }
+        entered
+    }
+
+    /// Waits until it is our turn and that is proven; `None` when our own place is lost.
+    async fn wait(
+        &self,
+        entry: Entry,
+        tell: &mut impl FnMut(Waiting),
+    ) -> Result<Option<Won>, Trouble> {
+        let Entry {
+            mut claim,
+            terms,
+            sent_at: mut proven_at,
+            look,
+        } = entry;
+        let mut ahead = look.ahead;
+        // Nobody is before us. The command starts on a young proof only: after a slow entry or a
+        // long wait it takes another one.
+        let mut ours = look.predecessor.is_none();
+        if !ours {
+            tell(Waiting::Behind(ahead.clone()));
+        }
+        let key = self.places.queue.key(claim.place.lease);
+        let mut session = Session::open(
+            &self.places.cluster,
+            &key,
+            claim.place,
+            terms,
+            look.predecessor,
+        );
+        let seed = claim.place.lease.0.unsigned_abs();
+        let mut heartbeat = Heartbeat::new(terms, proven_at, seed);
+        loop {
+            if ours && clock::now().since(proven_at) < terms.heartbeat() {
+                session.follow(None);
+                return Ok(Some(Won {
+                    claim,
+                    terms,
+                    proven_at,
+                    session,
+                }));
+            }
+            if ours {
+                heartbeat.hurry(clock::now());
+            }
+            if heartbeat.ask(clock::now()) {
+                session.renew();
+            }
+            let news = tokio::select! {
+                news = session.news() => Some(news),
+                () = clock::until(heartbeat.due_at()) => None,
+            };
+            match news {
+                None => {}
+                Some(News::Renewed(renewal)) => match claim.judge(&renewal) {
+                    Verdict::Proven(_) => {
+                        proven_at = renewal.sent_at;
+                        heartbeat.proven(proven_at);
+                    }
+                    Verdict::Doubtful(_) => heartbeat.failed(clock::now()),
+                    Verdict::Lost(_) => return Ok(None),
+                },
+                Some(News::Failed { endpoint, cause }) => {
+                    heartbeat.failed(clock::now());
+                    tell(Waiting::Trouble(Trouble::elsewhere(format!(
+                        "'{endpoint}': {cause}"
+                    ))));
+                }
+                Some(News::Lost(_)) => return Ok(None),
+                Some(News::PredecessorGone) if ours => {}
+                Some(News::PredecessorGone) => {
+                    let look = self.look_again(claim.place, terms, tell).await?;
+                    if !look.own {
+                        return Ok(None);
+                    }
+                    claim.highest_revision = claim.highest_revision.max(look.revision);
+                    ours = look.predecessor.is_none();
+                    if !ours && look.ahead != ahead {
+                        ahead = look.ahead;
+                        tell(Waiting::Behind(ahead.clone()));
+                    }
+                    session.follow(look.predecessor);
+                }
+            }
+        }
+    }
+
+    /// The read that decides, tried for as long as we wait at all.
+    async fn look_again(
+        &self,
+        place: Place,
+        terms: Terms,
+        tell: &mut impl FnMut(Waiting),
+    ) -> Result<Look, Trouble> {
+        loop {
+            let look = self
+                .places
+                .cluster
+                .call(terms.ttl(), async |connection: Connection| {
+                    self.places.look(connection.client, place).await
+                });
+            let look = look.await;
+            match look {
+                Err(trouble) if trouble.kind == Kind::Elsewhere => tell(Waiting::Trouble(trouble)),
+                other => return other.map_err(|trouble| self.explain(trouble)),
+            }
+        }
+    }
+
+    /// Gives the lock back: deletes our key if it is still the one that we won with. The success of
+    /// that comparison proves, without any clock, that nobody else held the lock in between.
+    pub(crate) async fn release(&self, limit: Duration) -> Release {
+        let Some(place) = self.place.take() else {
+            return Release::Confirmed;
+        };
+        let attempts = Cell::new(0_u32);
+        let deleted = self
+            .places
+            .cluster
+            .call(limit, async |connection: Connection| {
+                attempts.set(attempts.get() + 1);
+                self.places.give_up(connection, place).await
+            });
+        match deleted.await {
+            Ok(true) => Release::Confirmed,
+            // An earlier attempt, whose answer we did not get, may have deleted it.
+            Ok(false) if attempts.get() > 1 => Release::Unconfirmed(Trouble::elsewhere(
+                "the answer to the first attempt was lost",
+            )),
+            Ok(false) => Release::NotOurs,
+            Err(trouble) => Release::Unconfirmed(trouble),
+        }
+    }
+
+    /// Gives up: removes our place and whatever unfinished attempts may have left.
+    pub(crate) async fn leave(&self) {
+        let _ = self.release(LEAVE).await;
+        self.clear_up().await;
+    }
+
+    /// Revokes the leases of attempts whose end was not seen, in one go and without insisting.
+    async fn clear_up(&self) {
+        let leases = self.abandoned.take();
+        if !leases.is_empty() {
+            self.places.revoke(&leases, LEAVE).await;
+        }
+    }
+
+    /// Says what a refusal means here.
+    fn explain(&self, trouble: Trouble) -> Trouble {
+        if !trouble.cause.contains("permission denied") {
+            return trouble;
+        }
+        let user = self
+            .places
+            .cluster
+            .user()
+            .unwrap_or("the certificate's user");
+        trouble.hinting(&format!(
+            "the role of '{user}' needs readwrite on the range ['{0}', '{1}'): etcdctl role grant-permission ROLE readwrite --prefix {0}",
+            self.places.queue.namespace(),
+            self.places.queue.namespace_end(),
+        ))
+    }
+}
+
+/// A random positive id: one that the server picks would be lost with the answer.
+fn random_lease() -> Result<LeaseId, Trouble> {
+    let mut bytes = [0_u8; 8];
+    // Eight bytes come whole, and without waiting once the system is up (getrandom(2)).
+    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())
+        .map_err(|error| Trouble::refused(format!("no random lease id: {error}"), None))?;
+    Ok(LeaseId((i64::from_ne_bytes(bytes) & i64::MAX).max(1)))
+}

@@ -1,0 +1,84 @@
+//! Killing until nothing of the tree is left, and collecting the dead.
+//! It must not know why the tree has to die, nor who is told.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use rustix::io::Errno;
+use rustix::process::{WaitOptions, WaitStatus, wait};
+
+use super::tree::{Identity, Tree};
+use crate::core::lease::Instant;
+
+/// Who lives this long after the first SIGKILL does not obey it.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// Between rounds while the killed are dying, in case that no SIGCHLD tells of it.
+const BRISK: Duration = Duration::from_millis(10);
+/// Between rounds once only those are left that do not die.
+const DOGGED: Duration = Duration::from_secs(1);
+
+/// The dead collected at once at most: a fork bomb makes them as fast as we collect.
+const MOST_DEAD: usize = 1024;
+
+/// Successive rounds of SIGKILL.
+pub(super) struct Hunt {
+    since_at: Instant,
+    /// Whom the last round met.
+    met: BTreeSet<Identity>,
+}
+
+impl Hunt {
+    pub(super) fn new(now: Instant) -> Self {
+        Self {
+            since_at: now,
+            met: BTreeSet::new(),
+        }
+    }
+
+    /// SIGKILL to every descendant. Answers when the next round should be: at once if it met somebody new, dead or
+    /// alive, for then something is still forking.
+    pub(super) fn round(&mut self, tree: &Tree, now: Instant) -> Instant {
+        let mut met = BTreeSet::new();
+        tree.walk(|process| {
+            // Who is dead already needs none; who may not be killed by us is met again until he dies.
+            let _ = process.signal(libc::SIGKILL);
+            met.insert(process.identity());
+        });
+        let news = !met.is_subset(&self.met);
+        self.met = met;
+        match (news, self.is_overdue(now)) {
+            (true, _) => now,
+            (false, false) => now + BRISK,
+            (false, true) => now + DOGGED,
+        }
+    }
+
+    /// Whether those who are left now are survivors.
+    pub(super) fn is_overdue(&self, now: Instant) -> bool {
+        now >= self.since_at + PATIENCE
+    }
+}
+
+/// What is left after [`reap`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Children {
+    /// And so no descendants: those of the dead become ours.
+    None,
+    /// None of them has ended.
+    Alive,
+    /// There may be more to collect.
+    More,
+}
+
+/// Collects the children that have ended, without waiting.
+pub(super) fn reap(mut ended: impl FnMut(i32, WaitStatus)) -> Children {
+    for _ in 0..MOST_DEAD {
+        match wait(WaitOptions::NOHANG) {
+            Ok(Some((pid, status))) => ended(pid.as_raw_nonzero().get(), status),
+            Ok(None) => return Children::Alive,
+            Err(Errno::CHILD) => return Children::None,
+            Err(_) => break,
+        }
+    }
+    Children::More
+}

@@ -1,0 +1,167 @@
+//! Messages over a socket pair, one line of JSON each, of which neither side ever waits for the other.
+//! It must not know what the messages say.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixStream;
+
+use rustix::io::Errno;
+use rustix::net::{SendFlags, send};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+/// A longer line is no message of ours. The longest one carries the variables of the command.
+const LONGEST: usize = 1 << 20;
+
+/// One end.
+pub(super) struct Link {
+    socket: UnixStream,
+    /// Of the line that is on its way in.
+    received: Vec<u8>,
+    /// Of lines that the socket had no room for.
+    unsent: Vec<u8>,
+}
+
+impl Link {
+    pub(super) fn pair() -> io::Result<(Self, Self)> {
+        let (one, other) = UnixStream::pair()?;
+        Ok((Self::new(one)?, Self::new(other)?))
+    }
+
+    fn new(socket: UnixStream) -> io::Result<Self> {
+        socket.set_nonblocking(true)?;
+        Ok(Self {
+            socket,
+            received: Vec::new(),
+            unsent: Vec::new(),
+        })
+    }
+
+    pub(super) fn socket(&self) -> &UnixStream {
+        &self.socket
+    }
+
+    /// The next message, `None` if it is not here yet. An error means that the peer is gone or talks nonsense.
+    pub(super) fn receive<T: DeserializeOwned>(&mut self) -> io::Result<Option<T>> {
+        loop {
+            if let Some(end) = self.received.iter().position(|&byte| byte == b'\n') {
+                let line: Vec<u8> = self.received.drain(..=end).collect();
+                return Ok(Some(serde_json::from_slice(&line)?));
+            }
+            if self.received.len() > LONGEST {
+                return Err(io::ErrorKind::InvalidData.into());
+            }
+            let mut chunk = [0; 4096];
+            match rustix::io::read(&self.socket, &mut chunk) {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(length) => self.received.extend(chunk.iter().take(length)),
+                Err(Errno::AGAIN) => return Ok(None),
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// Sends a message that must not be lost: what the socket has no room for now, [`flush`](Self::flush) sends later.
+    pub(super) fn owe(&mut self, message: &impl Serialize) -> io::Result<()> {
+        serde_json::to_writer(&mut self.unsent, message)?;
+        self.unsent.push(b'\n');
+        self.flush()
+    }
+
+    /// Sends a message that may be lost. Answers whether it was not.
+    pub(super) fn offer(&mut self, message: &impl Serialize) -> io::Result<bool> {
+        self.flush()?;
+        let room = !self.owes();
+        if room {
+            self.owe(message)?;
+        }
+        Ok(room)
+    }
+
+    /// Sends on what is owed, as far as there is room.
+    pub(super) fn flush(&mut self) -> io::Result<()> {
+        while self.owes() {
+            match send(&self.socket, &self.unsent, SendFlags::NOSIGNAL) {
+                Ok(length) => drop(self.unsent.drain(..length.min(self.unsent.len()))),
+                Err(Errno::AGAIN) => break,
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether [`flush`](Self::flush) has something to send as soon as the socket is writable.
+    pub(super) fn owes(&self) -> bool {
+        !self.unsent.is_empty()
+    }
+}
+
+impl AsFd for Link {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    #[test]
+    fn what_is_owed_arrives_when_the_peer_reads_again_and_offers_do_not_pile_up() {
+        let (mut one, mut other) = Link::pair().unwrap();
+        let mut taken = 0_u32;
+        while one.offer(&taken).unwrap() && !one.owes() {
+            taken += 1;
+        }
+        let owed = "x".repeat(LONGEST / 2);
+        one.owe(&owed).unwrap();
+        let pending = one.unsent.len();
+        assert!(!one.offer(&0).unwrap());
+        assert_eq!(one.unsent.len(), pending);
+
+        for expected in 0..taken {
+            assert_eq!(other.receive::<u32>().unwrap(), Some(expected));
+        }
+        let text = loop {
+            one.flush().unwrap();
+            match other.receive::<serde_json::Value>().unwrap() {
+                Some(serde_json::Value::String(text)) => break text,
+                Some(_) | None => {}
+            }
+        };
+        assert!(text == owed && !one.owes());
+        assert_eq!(other.receive::<u32>().unwrap(), None);
+    }
+
+    #[test]
+    fn the_end_comes_after_the_last_message() {
+        let (mut one, mut other) = Link::pair().unwrap();
+        // Unread, it makes the kernel answer "connection reset" on the other side: but last.
+        other.owe(&7).unwrap();
+        one.owe(&8).unwrap();
+        drop(one);
+        assert_eq!(other.receive::<u32>().unwrap(), Some(8));
+        assert!(other.receive::<u32>().is_err());
+        assert!(other.owe(&9).is_err());
+    }
+
+    #[test]
+    fn nonsense_and_endless_lines_are_errors() {
+        let (mut one, mut other) = Link::pair().unwrap();
+        one.socket.write_all(b"\xff{]\n").unwrap();
+        assert!(other.receive::<u32>().is_err());
+        let endless = loop {
+            if let Err(Errno::PIPE) = send(&one.socket, &[b'1'; 4096], SendFlags::NOSIGNAL) {
+                panic!("the other end is open");
+            }
+            if let Err(error) = other.receive::<u32>() {
+                break error;
+            }
+        };
+        assert_eq!(endless.kind(), io::ErrorKind::InvalidData);
+    }
+}

@@ -1,0 +1,220 @@
+//! The guard of a command: forked first of all, it starts the command, keeps its deadlines and kills its whole tree,
+//! whatever becomes of dlock. It must not know etcd, nor which runtime dlock waits in.
+//!
+//! *What does dlock ask for?* here · *what is said?* message · *how does it travel?* link · *when does what happen?* plan ·
+//! *the guard's loop?* process · *start?* spawn · *what did the caller hand on?* inherited · *find and signal the tree?* tree ·
+//! *kill it?* hunt · *system calls?* signals, descriptors
+#![expect(unsafe_code, reason = "forks the guard")]
+
+mod descriptors;
+mod hunt;
+mod inherited;
+mod link;
+mod message;
+mod plan;
+mod process;
+mod signals;
+mod spawn;
+mod tree;
+
+#[cfg(test)]
+mod tests;
+
+use std::ffi::OsString;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::net::UnixStream;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
+use std::thread;
+use std::time::Duration;
+
+use rustix::process::{getpgrp, getpid, set_child_subreaper};
+use rustix::stdio::{dup2_stdin, dup2_stdout};
+use rustix::time::{TimerfdClockId, TimerfdFlags, timerfd_create};
+
+use self::hunt::{Children, Hunt, reap};
+pub(crate) use self::inherited::ignored_at_start;
+use self::link::Link;
+use self::message::Order;
+pub(crate) use self::message::{Cause, Report, Status, Survivor};
+use self::process::Equipment;
+use self::spawn::Program;
+pub(crate) use self::spawn::{Lookup, lookup};
+use self::tree::Tree;
+use crate::clock;
+use crate::core::lease::Deadlines;
+use crate::core::leftovers::Leftovers;
+
+/// Between two looks at a tree that is dying.
+const LOOK_AGAIN: Duration = Duration::from_millis(1);
+
+/// What to run.
+#[derive(Clone, Debug)]
+pub(crate) struct Command {
+    /// As [`spawn::lookup`] found it.
+    pub(crate) path: PathBuf,
+    /// The first one is the program as the user named it.
+    pub(crate) argv: Vec<OsString>,
+}
+
+/// How the tree of a command is brought to an end.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Policy {
+    /// Asks it to stop.
+    pub(crate) signal: i32,
+    /// From asking to killing, which the deadlines may shorten.
+    pub(crate) grace: Duration,
+    pub(crate) leftovers: Leftovers,
+}
+
+/// dlock's side. Dropping it is the end for the command too.
+pub(crate) struct Guard {
+    link: Link,
+    tree: Tree,
+}
+
+/// Makes the guard of `command` and leaves to it what the caller handed on: dlock keeps stderr alone, and no other
+/// descriptor from 3 on. To be called while there is one thread, nothing is open and no child of ours exists.
+pub(crate) fn launch(command: Command, policy: Policy) -> io::Result<Guard> {
+    let guard = fork_guard(command, policy)?;
+    guard.settle()?;
+    Ok(guard)
+}
+
+/// Everything that may be missing is made and tried before the fork: an error means that nothing has been started.
+fn fork_guard(command: Command, policy: Policy) -> io::Result<Guard> {
+    let program = Program::new(command)?;
+    let (ours, theirs) = Link::pair()?;
+    let tree = Tree::open()?;
+    let deaths = signals::descriptor(libc::SIGCHLD)?;
+    let timer = timerfd_create(
+        TimerfdClockId::Boottime,
+        TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK,
+    )?;
+    let null = descriptors::null()?;
+    let group = getpgrp();
+    // With SIGCHLD ignored, both would lose how their children ended.
+    signals::set_ignored(libc::SIGCHLD, false);
+    // The tree of a guard that is killed comes to us.
+    set_child_subreaper(Some(getpid()))?;
+    let mask = signals::set_mask(signals::ALL);
+    // SAFETY: dlock has one thread.
+    let forked = unsafe { spawn::fork() };
+    if matches!(forked, Ok(None)) {
+        drop(ours);
+        let equipment = Equipment {
+            tree,
+            deaths,
+            timer,
+            null,
+            program,
+            policy,
+            group,
+        };
+        // Nothing of dlock's own may run here. When the guard ends, whatever made it, the command dies with it.
+        let over = catch_unwind(AssertUnwindSafe(|| process::run(theirs, equipment)));
+        let code = i32::from(!matches!(over, Ok(Ok(()))));
+        // SAFETY: ends the process, and runs nothing of dlock's.
+        unsafe { libc::_exit(code) }
+    }
+    signals::set_mask(mask);
+    forked?;
+    Ok(Guard { link: ours, tree })
+}
+
+impl Guard {
+    /// Lets go of what the guard keeps for the command.
+    fn settle(&self) -> io::Result<()> {
+        let null = descriptors::null()?;
+        dup2_stdin(&null)?;
+        dup2_stdout(&null)?;
+        drop(null);
+        descriptors::close_all_but(&[self.link.as_fd().as_raw_fd(), self.tree.descriptor()])?;
+        // A line on stderr must not stop dlock when it runs in the background of a terminal (`stty tostop`).
+        signals::set_mask(signals::mask() | signals::set_of(libc::SIGTTOU));
+        Ok(())
+    }
+
+    /// For its readiness only: readable means that [`report`](Self::report) has something to say.
+    pub(crate) fn socket(&self) -> io::Result<UnixStream> {
+        self.link.socket().try_clone()
+    }
+
+    /// Runs the command with these variables on top of what it inherits, unless its deadline has passed.
+    pub(crate) fn start(
+        &mut self,
+        env: &[(String, String)],
+        deadlines: Deadlines,
+    ) -> io::Result<()> {
+        self.order(&Order::Start {
+            variables: env.to_vec(),
+            deadlines,
+        })
+    }
+
+    /// Later deadlines, and a ping that is answered by [`Report::Beat`]. Earlier ones are no error and change nothing.
+    pub(crate) fn extend(&mut self, beat: u64, deadlines: Deadlines) -> io::Result<()> {
+        self.order(&Order::Extend { beat, deadlines })
+    }
+
+    /// Sends `signal` to the command itself.
+    pub(crate) fn forward(&mut self, signal: i32) -> io::Result<()> {
+        self.order(&Order::Forward(signal))
+    }
+
+    /// Asks the whole tree to stop, and kills it after the grace or at the deadline.
+    pub(crate) fn stop(&mut self) -> io::Result<()> {
+        self.order(&Order::Stop)
+    }
+
+    /// Kills the whole tree.
+    pub(crate) fn kill(&mut self) -> io::Result<()> {
+        self.order(&Order::Kill)
+    }
+
+    /// Never waits. A guard that does not take orders is stopped or dead.
+    fn order(&mut self, order: &Order) -> io::Result<()> {
+        if self.link.offer(order)? && !self.link.owes() {
+            return Ok(());
+        }
+        Err(io::ErrorKind::WouldBlock.into())
+    }
+
+    /// What the guard has to say; `None` if nothing yet. Never waits.
+    pub(crate) fn report(&mut self) -> io::Result<Option<Report>> {
+        match self.link.receive() {
+            Err(error)
+                if [io::ErrorKind::UnexpectedEof, io::ErrorKind::ConnectionReset]
+                    .contains(&error.kind()) =>
+            {
+                Ok(Some(Report::GuardDead))
+            }
+            report => report,
+        }
+    }
+
+    /// Without the guard, which is dead or stopped: kills it and every descendant of this process until none is left,
+    /// or for as long as `limit`. Answers who is left. Blocks.
+    pub(crate) fn kill_tree(&mut self, limit: Duration) -> Vec<Survivor> {
+        let begun_at = clock::now();
+        let mut hunt = Hunt::new(begun_at);
+        loop {
+            let now = clock::now();
+            // The guard comes first: it is our oldest child.
+            let again_at = hunt.round(&self.tree, now);
+            let children = reap(|_, _| ());
+            let nothing_new = again_at > now;
+            // With children of another's making, that none is ours has to do.
+            if children == Children::None || nothing_new && self.tree.count() == 0 {
+                return Vec::new();
+            }
+            if now.since(begun_at) >= limit {
+                return self.tree.survivors();
+            }
+            if nothing_new && children == Children::Alive {
+                thread::sleep(LOOK_AGAIN);
+            }
+        }
+    }
+}

@@ -1,0 +1,384 @@
+//! The guard's own process: one loop that starts the command, keeps its deadlines and sees its tree die.
+//! It must not know the lock, the network, or why dlock gives an order.
+
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::process::{Pid, WaitStatus, getpid, set_child_subreaper, setpgid};
+use rustix::stdio::{dup2_stderr, dup2_stdin, dup2_stdout};
+use rustix::time::{Itimerspec, TimerfdTimerFlags, Timespec, timerfd_settime};
+
+use super::hunt::{Children, Hunt, reap};
+use super::link::Link;
+use super::message::Order;
+use super::plan::{Plan, Step};
+use super::spawn::{self, Launched, Program};
+use super::tree::Tree;
+use super::{Cause, Policy, Report, Status, Survivor, descriptors};
+use crate::clock;
+use crate::core::lease::{Deadlines, Instant};
+use crate::core::leftovers::Leftovers;
+
+/// Does not wait.
+const AT_ONCE: Timespec = Timespec {
+    tv_sec: 0,
+    tv_nsec: 0,
+};
+
+/// What the guard works with. Made before the fork, so that dlock learns when something is missing.
+pub(super) struct Equipment {
+    pub(super) tree: Tree,
+    /// Readable when a child has ended.
+    pub(super) deaths: OwnedFd,
+    /// On `CLOCK_BOOTTIME`: a timeout of `poll(2)` stands still while the machine sleeps.
+    pub(super) timer: OwnedFd,
+    /// Of /dev/null.
+    pub(super) null: OwnedFd,
+    pub(super) program: Program,
+    pub(super) policy: Policy,
+    /// The caller's process group.
+    pub(super) group: Pid,
+}
+
+/// The guard's life, with every signal blocked. The process has to end after it.
+pub(super) fn run(link: Link, equipment: Equipment) -> rustix::io::Result<()> {
+    // For those who look with ps(1).
+    let _ = rustix::thread::set_name(c"dlock-guard");
+    // What the terminal or a script sends to the caller's group passes us by.
+    setpgid(None, None)?;
+    set_child_subreaper(Some(getpid()))?;
+    let tree = equipment.tree.rooted_here();
+    let mut process = Process {
+        link: Some(link),
+        equipment: Equipment { tree, ..equipment },
+    };
+    let last = match process.await_start() {
+        Some((variables, deadlines)) => process.start(&variables, deadlines),
+        None => Report::Ended {
+            status: None,
+            cause: Cause::Ordered,
+        },
+    };
+    process.tell(&last);
+    process.take_leave();
+    Ok(())
+}
+
+struct Process {
+    /// To dlock, for as long as it lives.
+    link: Option<Link>,
+    equipment: Equipment,
+}
+
+impl Process {
+    /// `None` when there is nothing to start any more.
+    fn await_start(&mut self) -> Option<(Vec<(String, String)>, Deadlines)> {
+        loop {
+            match self.link.as_mut()?.receive() {
+                Ok(Some(Order::Start {
+                    variables,
+                    deadlines,
+                })) => return Some((variables, deadlines)),
+                Ok(Some(Order::Extend { beat, .. })) => self.beat(beat),
+                Ok(Some(Order::Forward(_))) => {}
+                Ok(Some(Order::Stop | Order::Kill)) => return None,
+                Ok(None) => wait(&mut self.link, &[], None),
+                Err(_) => self.link = None,
+            }
+        }
+    }
+
+    /// Sees the command through from its start to the last report.
+    fn start(&mut self, variables: &[(String, String)], deadlines: Deadlines) -> Report {
+        if clock::now() >= deadlines.stop_at.min(deadlines.kill_at) {
+            return Report::Ended {
+                status: None,
+                cause: Cause::Deadline,
+            };
+        }
+        match self
+            .equipment
+            .program
+            .start(variables, self.equipment.group)
+        {
+            Ok(launched) => {
+                self.let_go(&launched.outcome);
+                Watch::new(self, launched, deadlines).run()
+            }
+            Err(error) => Report::CannotStart {
+                errno: error.raw_os_error().unwrap_or(libc::EINVAL),
+            },
+        }
+    }
+
+    /// The command has what the caller handed on: our copies go. Those that do not only keep a reader waiting.
+    fn let_go(&self, outcome: &OwnedFd) {
+        let Equipment {
+            tree,
+            deaths,
+            timer,
+            null,
+            ..
+        } = &self.equipment;
+        let _ = dup2_stdin(null)
+            .and(dup2_stdout(null))
+            .and(dup2_stderr(null));
+        let own = [deaths, timer, null, outcome].map(AsRawFd::as_raw_fd);
+        let link = self.link.as_ref().map(|link| link.as_fd().as_raw_fd());
+        let _ =
+            descriptors::close_all_but(&[&own[..], &[tree.descriptor()], link.as_slice()].concat());
+        let _ = rustix::process::chdir("/");
+    }
+
+    /// Says what dlock has to know. When it is gone, [`Link::receive`] tells.
+    fn tell(&mut self, report: &Report) {
+        if let Some(link) = &mut self.link {
+            let _ = link.owe(report);
+        }
+    }
+
+    /// Answers a ping, unless dlock is far behind in reading.
+    fn beat(&mut self, beat: u64) {
+        if let Some(link) = &mut self.link {
+            let _ = link.offer(&Report::Beat(beat));
+        }
+    }
+
+    /// Sends on what is owed to a dlock that does not read, for as long as it lives.
+    fn take_leave(mut self) {
+        while let Some(link) = &mut self.link
+            && link.flush().is_ok()
+            && link.owes()
+        {
+            let _ = poll(&mut [PollFd::new(link, PollFlags::OUT)], None);
+        }
+    }
+}
+
+/// Waits until one of `sources` or the link has something for us, or `timeout` is over. An error is as good as an event:
+/// whoever waits looks for himself what has happened.
+fn wait(link: &mut Option<Link>, sources: &[&OwnedFd], timeout: Option<&Timespec>) {
+    let mut polled: Vec<_> = sources
+        .iter()
+        .map(|source| PollFd::new(*source, PollFlags::IN))
+        .collect();
+    if let Some(link) = link {
+        let sending = if link.owes() {
+            PollFlags::OUT
+        } else {
+            PollFlags::empty()
+        };
+        polled.push(PollFd::new(link, PollFlags::IN | sending));
+    }
+    let _ = poll(&mut polled, timeout);
+    if let Some(link) = link {
+        // What goes wrong here is met again by who reads.
+        let _ = link.flush();
+    }
+}
+
+/// A command and its tree, from the start to the end.
+struct Watch<'a> {
+    process: &'a mut Process,
+    command: i32,
+    plan: Plan,
+    /// Until it is known whether the command runs.
+    outcome: Option<OwnedFd>,
+    /// Why it does not.
+    failure: Option<i32>,
+    /// Once the command itself has ended.
+    status: Option<Status>,
+    /// Once killing has begun.
+    hunt: Option<Hunt>,
+    /// What dlock knows of survivors.
+    reported: Option<Vec<Survivor>>,
+}
+
+impl<'a> Watch<'a> {
+    fn new(process: &'a mut Process, launched: Launched, deadlines: Deadlines) -> Self {
+        let plan = Plan::new(deadlines, process.equipment.policy.grace);
+        Self {
+            process,
+            command: launched.pid.as_raw_nonzero().get(),
+            plan,
+            outcome: Some(launched.outcome),
+            failure: None,
+            status: None,
+            hunt: None,
+            reported: None,
+        }
+    }
+
+    /// Orders first, for an extension that was sent in time counts, then the dead, then the clock.
+    fn run(mut self) -> Report {
+        loop {
+            self.listen();
+            let had_ended = self.status.is_some();
+            let children = self.collect();
+            self.learn_outcome();
+            if children == Children::None {
+                return self.verdict();
+            }
+            if self.status.is_some() && !had_ended && self.plan.is_running() {
+                if self.process.equipment.policy.leftovers == Leftovers::Leave {
+                    return self.verdict();
+                }
+                self.plan.drain(clock::now());
+            }
+            self.act(clock::now());
+            self.sleep(children);
+        }
+    }
+
+    fn verdict(&self) -> Report {
+        match self.failure {
+            Some(errno) => Report::CannotStart { errno },
+            None => Report::Ended {
+                status: self.status,
+                cause: self.plan.cause(),
+            },
+        }
+    }
+
+    fn listen(&mut self) {
+        while let Some(link) = &mut self.process.link {
+            match link.receive() {
+                Ok(Some(Order::Extend { beat, deadlines })) => {
+                    self.plan.extend(deadlines);
+                    self.process.beat(beat);
+                }
+                Ok(Some(Order::Forward(signal))) => self.forward(signal),
+                Ok(Some(Order::Stop)) => self.stop(Cause::Ordered, clock::now()),
+                Ok(Some(Order::Kill)) => self.plan.kill(Cause::Ordered, clock::now()),
+                Ok(None) => return,
+                // Gone, or not to be understood: without dlock nobody proves that we hold the lock.
+                Ok(Some(Order::Start { .. })) | Err(_) => {
+                    self.process.link = None;
+                    self.stop(Cause::Ordered, clock::now());
+                }
+            }
+        }
+    }
+
+    fn forward(&self, signal: i32) {
+        // The pid is the command's for as long as we have not collected it.
+        if self.status.is_none()
+            && let Ok(command) = self.process.equipment.tree.find(self.command)
+        {
+            // One that has ended, or that is not ours to signal, does not hear it without dlock either.
+            let _ = command.signal(signal);
+        }
+    }
+
+    fn stop(&mut self, cause: Cause, now: Instant) {
+        if self.plan.stop(cause, now) {
+            self.ask();
+        }
+    }
+
+    fn ask(&self) {
+        let Equipment { tree, policy, .. } = &self.process.equipment;
+        tree.ask(policy.signal);
+    }
+
+    fn collect(&mut self) -> Children {
+        // Emptied before we look, so that no death is missed.
+        let _ = rustix::io::read(
+            &self.process.equipment.deaths,
+            &mut [0; size_of::<libc::signalfd_siginfo>()],
+        );
+        let (command, status) = (self.command, &mut self.status);
+        reap(|pid, ended| {
+            // Afterwards its pid may come back as that of any descendant.
+            if pid == command && status.is_none() {
+                *status = Some(Status::from(ended));
+            }
+        })
+    }
+
+    fn learn_outcome(&mut self) {
+        if let Some(outcome) = &self.outcome
+            && let Ok(failure) = spawn::failure(outcome)
+        {
+            self.outcome = None;
+            self.failure = failure;
+            if failure.is_none() {
+                self.process.tell(&Report::Started);
+            }
+        }
+    }
+
+    fn act(&mut self, now: Instant) {
+        match self.plan.step(now) {
+            Some(Step::Stop) => self.ask(),
+            Some(Step::Leftovers) => self.leftovers(now),
+            Some(Step::Kill) => self.kill(now),
+            None => {}
+        }
+    }
+
+    fn leftovers(&mut self, now: Instant) {
+        if let Some(status) = self.status {
+            let count = self.process.equipment.tree.count();
+            self.process.tell(&Report::Leftovers { status, count });
+        }
+        match self.process.equipment.policy.leftovers {
+            Leftovers::Wait => self.plan.wait(),
+            Leftovers::Kill | Leftovers::Leave => self.stop(Cause::Command, now),
+        }
+    }
+
+    fn kill(&mut self, now: Instant) {
+        let tree = &self.process.equipment.tree;
+        let hunt = self.hunt.get_or_insert_with(|| Hunt::new(now));
+        self.plan.kill_again(hunt.round(tree, now));
+        if !hunt.is_overdue(now) {
+            return;
+        }
+        let survivors = Some(tree.survivors());
+        if survivors != self.reported
+            && let (Some(link), Some(list)) = (&mut self.process.link, &survivors)
+            && link
+                .offer(&Report::Survivors(list.clone()))
+                .is_ok_and(|sent| sent)
+        {
+            self.reported = survivors;
+        }
+    }
+
+    /// Until there is news or the next step is due.
+    fn sleep(&mut self, children: Children) {
+        let Process { link, equipment } = &mut *self.process;
+        let due = self.plan.due_at().since_boot();
+        let value = Timespec {
+            tv_sec: i64::try_from(due.as_secs()).unwrap_or(i64::MAX),
+            tv_nsec: due.subsec_nanos().into(),
+        };
+        let once = Itimerspec {
+            it_interval: AT_ONCE,
+            it_value: value,
+        };
+        // A moment that has passed makes it readable at once. Setting it also takes back that it was readable.
+        let armed = timerfd_settime(&equipment.timer, TimerfdTimerFlags::ABSTIME, &once).is_ok();
+        let timeout = (!armed || children == Children::More).then_some(&AT_ONCE);
+        let sources = [&equipment.deaths, &equipment.timer]
+            .into_iter()
+            .chain(&self.outcome);
+        wait(link, &sources.collect::<Vec<_>>(), timeout);
+    }
+}
+
+impl From<WaitStatus> for Status {
+    fn from(status: WaitStatus) -> Self {
+        match status.terminating_signal() {
+            Some(signal) => Self::Signalled(signal),
+            // It fits: exit(2) passes on eight bits.
+            None => Self::Exited(
+                status
+                    .exit_status()
+                    .and_then(|code| u8::try_from(code).ok())
+                    .unwrap_or(u8::MAX),
+            ),
+        }
+    }
+}

@@ -1,0 +1,323 @@
+//! Finding the command and starting it as if dlock were not there.
+//! It must not know how long it may run.
+#![expect(unsafe_code, reason = "fork, exec and the environment")]
+
+use std::env;
+use std::ffi::{CStr, CString, OsStr, c_char};
+use std::io;
+use std::iter;
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+use std::ptr;
+
+use rustix::fs::{Access, AtFlags, CWD, accessat};
+use rustix::io::Errno;
+use rustix::pipe::{PipeFlags, pipe_with};
+use rustix::process::{Pid, Signal, getpid, getppid, set_parent_process_death_signal, setpgid};
+
+use super::{Command, inherited};
+
+/// Where to look without PATH: glibc's `confstr(_CS_PATH)`.
+const DEFAULT_PATH: &str = "/bin:/usr/bin";
+/// Runs a script that does not say by what, as `execvp(3)` does.
+const SHELL: &CStr = c"/bin/sh";
+
+/// Why a command cannot be run.
+#[derive(Debug)]
+pub(crate) enum Lookup {
+    NotFound,
+    NotExecutable(io::Error),
+}
+
+/// The file that `execvp(3)` would run for `program`.
+pub(crate) fn lookup(program: &OsStr) -> Result<PathBuf, Lookup> {
+    let path = env::var_os("PATH").unwrap_or_else(|| DEFAULT_PATH.into());
+    lookup_in(program, &path)
+}
+
+fn lookup_in(program: &OsStr, path: &OsStr) -> Result<PathBuf, Lookup> {
+    if program.is_empty() {
+        return Err(Lookup::NotFound);
+    }
+    if program.as_bytes().contains(&b'/') {
+        let path = PathBuf::from(program);
+        return match executable(&path) {
+            Ok(()) => Ok(path),
+            Err(Errno::NOENT) => Err(Lookup::NotFound),
+            Err(error) => Err(Lookup::NotExecutable(error.into())),
+        };
+    }
+    let mut failure = Lookup::NotFound;
+    for directory in env::split_paths(path) {
+        // An empty one is the working directory, and joining to it leaves the bare name: exec takes it so.
+        let path = directory.join(program);
+        match executable(&path) {
+            Ok(()) => return Ok(path),
+            Err(error @ (Errno::ACCESS | Errno::ISDIR)) => {
+                failure = Lookup::NotExecutable(error.into())
+            }
+            Err(_) => {}
+        }
+    }
+    Err(failure)
+}
+
+fn executable(path: &Path) -> Result<(), Errno> {
+    accessat(CWD, path, Access::EXEC_OK, AtFlags::EACCESS)?;
+    if path.is_dir() {
+        Err(Errno::ISDIR)
+    } else {
+        Ok(())
+    }
+}
+
+/// A command in the form that exec takes.
+pub(super) struct Program {
+    path: CString,
+    argv: Vec<CString>,
+}
+
+/// A command that is on its way.
+pub(super) struct Launched {
+    pub(super) pid: Pid,
+    /// Ends when the command runs; before that, [`failure`] finds why it does not.
+    pub(super) outcome: OwnedFd,
+}
+
+impl Program {
+    pub(super) fn new(command: Command) -> io::Result<Self> {
+        let path = CString::new(command.path.into_os_string().into_vec())?;
+        let argv = command
+            .argv
+            .into_iter()
+            .map(|argument| CString::new(argument.into_vec()));
+        Ok(Self {
+            path,
+            argv: argv.collect::<Result<_, _>>()?,
+        })
+    }
+
+    /// Forks and execs in the child: in the process group `group`, dying with this process, and apart from that as
+    /// the caller had it. To be called in a process with one thread, on whose end the child dies.
+    pub(super) fn start(&self, variables: &[(String, String)], group: Pid) -> io::Result<Launched> {
+        let arguments = self.argv.iter().map(CString::as_c_str);
+        let script = [SHELL, &self.path]
+            .into_iter()
+            .chain(arguments.clone().skip(1));
+        let environment = environment(variables)?;
+        // All that allocates comes before the fork.
+        let image = Image {
+            path: &self.path,
+            argv: pointers(arguments),
+            script: pointers(script),
+            environment: pointers(environment.iter().map(CString::as_c_str)),
+        };
+        let (outcome, report) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
+        let parent = getpid();
+        // SAFETY: the child calls only functions that are async-signal-safe, and never returns.
+        match unsafe { fork() }? {
+            Some(pid) => Ok(Launched { pid, outcome }),
+            None => {
+                let error = image.become_it(parent, group);
+                // When the parent is not there to read it, nobody is.
+                let _ = rustix::io::write(&report, &error.raw_os_error().to_ne_bytes());
+                // SAFETY: ends the process, and runs nothing of the parent's.
+                unsafe { libc::_exit(127) }
+            }
+        }
+    }
+}
+
+/// Why the command of this `outcome` was not started; `Ok(None)` if it was. `WouldBlock`: not known yet.
+pub(super) fn failure(outcome: &OwnedFd) -> Result<Option<i32>, Errno> {
+    let mut errno = [0; size_of::<i32>()];
+    let length = rustix::io::read(outcome, &mut errno)?;
+    Ok((length > 0).then_some(i32::from_ne_bytes(errno)))
+}
+
+/// `fork(2)`; `None` is the child.
+///
+/// # Safety
+///
+/// As long as the process has several threads, the child may only call what is async-signal-safe.
+pub(super) unsafe fn fork() -> io::Result<Option<Pid>> {
+    // SAFETY: the caller keeps the promise.
+    match unsafe { libc::fork() } {
+        -1 => Err(io::Error::last_os_error()),
+        pid => Ok(Pid::from_raw(pid)),
+    }
+}
+
+/// What exec needs, ready to be handed over.
+struct Image<'a> {
+    path: &'a CStr,
+    argv: Vec<*const c_char>,
+    script: Vec<*const c_char>,
+    environment: Vec<*const c_char>,
+}
+
+impl Image<'_> {
+    /// Turns this process into the command, or answers why not. Async-signal-safe.
+    fn become_it(&self, parent: Pid, group: Pid) -> Errno {
+        if let Err(error) = self.prepare(parent, group) {
+            return error;
+        }
+        let error = self.exec(self.path, &self.argv);
+        if error == Errno::NOEXEC {
+            self.exec(SHELL, &self.script)
+        } else {
+            error
+        }
+    }
+
+    fn prepare(&self, parent: Pid, group: Pid) -> Result<(), Errno> {
+        set_parent_process_death_signal(Some(Signal::KILL))?;
+        if getppid() != Some(parent) {
+            // It died before it could be our death.
+            return Err(Errno::SRCH);
+        }
+        setpgid(None, Some(group))?;
+        inherited::restore();
+        Ok(())
+    }
+
+    fn exec(&self, path: &CStr, argv: &[*const c_char]) -> Errno {
+        // SAFETY: both lists are of pointers to strings that outlive this call, and end with a null pointer.
+        unsafe { libc::execve(path.as_ptr(), argv.as_ptr(), self.environment.as_ptr()) };
+        Errno::from_io_error(&io::Error::last_os_error()).unwrap_or(Errno::IO)
+    }
+}
+
+fn pointers<'a>(strings: impl Iterator<Item = &'a CStr>) -> Vec<*const c_char> {
+    strings
+        .map(CStr::as_ptr)
+        .chain(iter::once(ptr::null()))
+        .collect()
+}
+
+/// The environment of this process with `variables` in place of their namesakes. Whatever else stands there stays,
+/// also what `std::env` would drop.
+fn environment(variables: &[(String, String)]) -> io::Result<Vec<CString>> {
+    let own = variables
+        .iter()
+        .map(|(name, value)| CString::new(format!("{name}={value}")));
+    let is_own = |entry: &CStr| {
+        variables.iter().any(|(name, _)| {
+            let rest = entry.to_bytes().strip_prefix(name.as_bytes());
+            rest.is_some_and(|rest| rest.starts_with(b"="))
+        })
+    };
+    let mut environment: Vec<CString> = inherited_environment()
+        .into_iter()
+        .filter(|entry| !is_own(entry))
+        .collect();
+    for variable in own {
+        environment.push(variable?);
+    }
+    Ok(environment)
+}
+
+fn inherited_environment() -> Vec<CString> {
+    unsafe extern "C" {
+        static environ: *const *const c_char;
+    }
+    let mut entries = Vec::new();
+    // SAFETY: the C library keeps a list of strings there that a null pointer ends, and nothing changes it meanwhile:
+    // this process has one thread.
+    unsafe {
+        let mut entry = environ;
+        while !entry.is_null() && !(*entry).is_null() {
+            entries.push(CStr::from_ptr(*entry).to_owned());
+            entry = entry.add(1);
+        }
+    }
+    entries
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{self, Permissions};
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    /// A directory with these files in it, which vanishes with the value.
+    struct Files(PathBuf);
+
+    impl Files {
+        fn new(test: &str, files: &[(&str, u32)]) -> Self {
+            let directory = env::temp_dir().join(format!("dlock-{test}-{}", std::process::id()));
+            fs::create_dir_all(&directory).unwrap();
+            for (name, mode) in files {
+                let path = directory.join(name);
+                fs::write(&path, "").unwrap();
+                fs::set_permissions(&path, Permissions::from_mode(*mode)).unwrap();
+            }
+            Self(directory)
+        }
+    }
+
+    impl Drop for Files {
+        fn drop(&mut self) {
+            let _ = fs::remove_dir_all(&self.0);
+        }
+    }
+
+    fn kind(found: Result<PathBuf, Lookup>) -> io::ErrorKind {
+        match found {
+            Err(Lookup::NotExecutable(error)) => error.kind(),
+            Err(Lookup::NotFound) => io::ErrorKind::NotFound,
+            Ok(path) => panic!("found {}", path.display()),
+        }
+    }
+
+    #[test]
+    fn looks_along_the_path_past_what_cannot_be_run() {
+        let first = Files::new("first", &[("plain", 0o644), ("shadowed", 0o644)]);
+        let second = Files::new("second", &[("shadowed", 0o755)]);
+        fs::create_dir(first.0.join("directory")).unwrap();
+        let path = env::join_paths([&first.0, &PathBuf::from("/nonexistent"), &second.0]).unwrap();
+        let look = |program: &str| lookup_in(program.as_ref(), &path);
+
+        assert_eq!(look("shadowed").unwrap(), second.0.join("shadowed"));
+        assert_eq!(kind(look("plain")), io::ErrorKind::PermissionDenied);
+        assert_eq!(kind(look("directory")), io::ErrorKind::IsADirectory);
+        assert_eq!(kind(look("missing")), io::ErrorKind::NotFound);
+        assert_eq!(kind(look("")), io::ErrorKind::NotFound);
+    }
+
+    #[test]
+    fn takes_a_program_with_a_slash_as_it_is() {
+        let files = Files::new("slash", &[("plain", 0o644), ("program", 0o755)]);
+        let look = |name: &str| lookup_in(files.0.join(name).as_os_str(), "".as_ref());
+
+        assert_eq!(look("program").unwrap(), files.0.join("program"));
+        assert_eq!(kind(look("plain")), io::ErrorKind::PermissionDenied);
+        assert_eq!(kind(look(".")), io::ErrorKind::IsADirectory);
+        assert_eq!(kind(look("missing")), io::ErrorKind::NotFound);
+        assert_eq!(kind(look("program/below")), io::ErrorKind::NotADirectory);
+    }
+
+    #[test]
+    fn an_empty_element_of_the_path_is_the_working_directory() {
+        let found = lookup_in("Cargo.toml".as_ref(), ":/nonexistent".as_ref());
+        assert_eq!(kind(found), io::ErrorKind::PermissionDenied);
+    }
+
+    #[test]
+    fn own_variables_come_last_and_alone() {
+        let own = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+        let merged = environment(&[own("PATH", "ours"), own("PAT", "x=y")]).unwrap();
+        let named = |name: &[u8]| {
+            merged
+                .iter()
+                .filter(|entry| entry.as_bytes().starts_with(name))
+                .count()
+        };
+        assert_eq!((named(b"PATH="), named(b"PAT=")), (1, 1));
+        assert!(merged.ends_with(&[c"PATH=ours".to_owned(), c"PAT=x=y".to_owned()]));
+        assert_eq!(merged.len(), inherited_environment().len() + 1);
+        assert!(environment(&[own("A", "\0")]).is_err());
+    }
+}

@@ -1,0 +1,351 @@
+//! All descendants of this process, found through /proc and signalled without ever hitting a reused pid.
+//! It must not know when or why somebody is signalled.
+
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+
+use rustix::fs::{CWD, Dir, Mode, OFlags, openat};
+use rustix::process::getpid;
+
+use super::{Survivor, signals};
+
+const DIRECTORY: OFlags = OFlags::RDONLY
+    .union(OFlags::DIRECTORY)
+    .union(OFlags::CLOEXEC);
+const FILE: OFlags = OFlags::RDONLY.union(OFlags::CLOEXEC);
+
+/// More names than this are of no use to anybody.
+const MOST_SURVIVORS: usize = 64;
+
+/// One process for as long as the machine is up: a pid comes back, but not within the same tick.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Identity {
+    pid: i32,
+    /// Clock ticks since boot, field 22 of `proc_pid_stat(5)`.
+    start: u64,
+}
+
+/// A process as it was found. Its directory goes stale when it has been reaped and never shows another.
+pub(super) struct Process {
+    directory: OwnedFd,
+    identity: Identity,
+    stat: Stat,
+}
+
+/// The processes below this one.
+pub(super) struct Tree {
+    /// Kept open: it serves even when /proc is unmounted later.
+    proc: OwnedFd,
+    root: i32,
+    /// Whether the kernel lists children (`CONFIG_PROC_CHILDREN`); if not, every process is asked for its parent.
+    lists: bool,
+    /// Children that dlock had from the start, of a shell that said `exec dlock`: none of our business.
+    strangers: Vec<Identity>,
+}
+
+impl Tree {
+    /// Of the calling process. Fails when the kernel or this /proc lacks what killing will need.
+    pub(super) fn open() -> io::Result<Self> {
+        let proc = openat(CWD, "/proc", DIRECTORY, Mode::empty())?;
+        let mut tree = Self {
+            proc,
+            root: 0,
+            lists: true,
+            strangers: Vec::new(),
+        }
+        .rooted_here();
+        let itself = rustix::fs::readlinkat(&tree.proc, "self", Vec::new())?;
+        if itself.to_bytes() != tree.root.to_string().as_bytes() {
+            return Err(io::Error::other("/proc belongs to another pid namespace"));
+        }
+        let root = tree.find(tree.root)?;
+        root.signal(0)?;
+        tree.lists = root.children().is_ok();
+        let mut strangers = Vec::new();
+        tree.walk(|process| strangers.push(process.identity));
+        tree.strangers = strangers;
+        Ok(tree)
+    }
+
+    /// The same for a process that has just been forked and so has no descendants yet.
+    pub(super) fn rooted_here(self) -> Self {
+        let root = getpid().as_raw_nonzero().get();
+        Self {
+            root,
+            strangers: Vec::new(),
+            ..self
+        }
+    }
+
+    /// What must stay open for it.
+    pub(super) fn descriptor(&self) -> RawFd {
+        self.proc.as_raw_fd()
+    }
+
+    pub(super) fn find(&self, pid: i32) -> io::Result<Process> {
+        let directory = openat(&self.proc, pid.to_string(), DIRECTORY, Mode::empty())?;
+        let stat = Stat::parse(&read(&directory, "stat")?)
+            .ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))?;
+        let identity = Identity {
+            pid,
+            start: stat.start,
+        };
+        Ok(Process {
+            directory,
+            identity,
+            stat,
+        })
+    }
+
+    /// Visits every descendant, parents first, zombies too. One that appears or changes its parent meanwhile may be missed.
+    pub(super) fn walk(&self, mut visit: impl FnMut(&Process)) {
+        let all = if self.lists {
+            Vec::new()
+        } else {
+            self.everybody()
+        };
+        let below = |process: &Process| {
+            if self.lists {
+                return process.children().unwrap_or_default();
+            }
+            let pid = process.identity.pid;
+            all.iter()
+                .filter(|(parent, _)| *parent == pid)
+                .map(|(_, child)| *child)
+                .collect()
+        };
+        let mut queue = VecDeque::new();
+        let enqueue = |parent: &Process, queue: &mut VecDeque<(i32, i32)>| {
+            queue.extend(
+                below(parent)
+                    .into_iter()
+                    .map(|child| (parent.identity.pid, child)),
+            );
+        };
+        if let Ok(root) = self.find(self.root) {
+            enqueue(&root, &mut queue);
+        }
+        while let Some((parent, child)) = queue.pop_front() {
+            let Ok(process) = self.find(child) else {
+                continue;
+            };
+            // When its parent has died since, it is a child of ours. Anybody else has only got a dead one's pid.
+            let ours = [parent, self.root].contains(&process.stat.parent);
+            if ours && !self.strangers.contains(&process.identity) {
+                enqueue(&process, &mut queue);
+                visit(&process);
+            }
+        }
+    }
+
+    /// Asks every descendant to stop: `signal` to all, then SIGCONT to all, for a stopped process does not act on it.
+    /// Whoever is forked meanwhile is left alone: it may be what cleans up.
+    pub(super) fn ask(&self, signal: i32) {
+        let mut asked = Vec::new();
+        self.walk(|process| asked.push(process.identity));
+        for signal in [signal, libc::SIGCONT] {
+            for &identity in &asked {
+                if let Ok(process) = self.find(identity.pid)
+                    && process.identity == identity
+                {
+                    // One that is gone needs no signal; one that is not ours to signal will be a survivor.
+                    let _ = process.signal(signal);
+                }
+            }
+        }
+    }
+
+    /// Who of the tree is alive.
+    pub(super) fn survivors(&self) -> Vec<Survivor> {
+        let mut survivors = Vec::new();
+        self.walk(|process| {
+            if process.is_alive() && survivors.len() < MOST_SURVIVORS {
+                survivors.push(process.survivor());
+            }
+        });
+        survivors
+    }
+
+    /// How many of the tree are alive.
+    pub(super) fn count(&self) -> usize {
+        let mut count = 0;
+        self.walk(|process| count += usize::from(process.is_alive()));
+        count
+    }
+
+    /// Everybody on this machine, as parent and child.
+    fn everybody(&self) -> Vec<(i32, i32)> {
+        numbers_in(&self.proc, ".")
+            .unwrap_or_default()
+            .into_iter()
+            .filter_map(|pid| Some((self.find(pid).ok()?.stat.parent, pid)))
+            .collect()
+    }
+}
+
+impl Process {
+    pub(super) fn identity(&self) -> Identity {
+        self.identity
+    }
+
+    pub(super) fn signal(&self, signal: i32) -> io::Result<()> {
+        signals::send(self.directory.as_fd(), signal)
+    }
+
+    /// A zombie may only be the first of several threads.
+    fn is_alive(&self) -> bool {
+        !matches!(self.stat.state, 'Z' | 'X') || self.stat.threads > 1
+    }
+
+    /// Of all its threads: the kernel keeps one list for each.
+    fn children(&self) -> io::Result<Vec<i32>> {
+        let threads = if self.stat.threads > 1 {
+            numbers_in(&self.directory, "task")?
+        } else {
+            vec![self.identity.pid]
+        };
+        let mut children = Vec::new();
+        for thread in threads {
+            let list = match read(&self.directory, &format!("task/{thread}/children")) {
+                Err(_) if thread != self.identity.pid => continue, // a thread that has ended meanwhile
+                list => list?,
+            };
+            children.extend(list.split(|&byte| byte == b' ').filter_map(parse::<i32>));
+        }
+        Ok(children)
+    }
+
+    fn survivor(&self) -> Survivor {
+        let status = read(&self.directory, "status").unwrap_or_default();
+        let uid = status
+            .split(|&byte| byte == b'\n')
+            .find_map(|line| line.strip_prefix(b"Uid:"))
+            .and_then(|uids| uids.split(u8::is_ascii_whitespace).find_map(parse::<u32>));
+        Survivor {
+            pid: self.identity.pid,
+            state: self.stat.state,
+            // Shown to people, and only a process that has died since has none.
+            uid: uid.unwrap_or_default(),
+            program: self.stat.program.clone(),
+        }
+    }
+}
+
+/// What we need of `proc_pid_stat(5)`.
+#[derive(Debug, PartialEq, Eq)]
+struct Stat {
+    program: String,
+    state: char,
+    parent: i32,
+    threads: u32,
+    start: u64,
+}
+
+impl Stat {
+    fn parse(line: &[u8]) -> Option<Self> {
+        // The name is in brackets and may itself hold brackets, blanks and line feeds.
+        let opens = line.iter().position(|&byte| byte == b'(')?;
+        let closes = line.iter().rposition(|&byte| byte == b')')?;
+        let program = String::from_utf8_lossy(line.get(opens + 1..closes)?).into_owned();
+        let mut fields = line.get(closes + 2..)?.split(|&byte| byte == b' ');
+        let state = char::from(*fields.next()?.first()?);
+        let parent = parse(fields.next()?)?;
+        // Fields 20 and 22, counted from 1; the parent is field 4.
+        let threads = parse(fields.nth(15)?)?;
+        let start = parse(fields.nth(1)?)?;
+        Some(Self {
+            program,
+            state,
+            parent,
+            threads,
+            start,
+        })
+    }
+}
+
+fn parse<T: std::str::FromStr>(digits: &[u8]) -> Option<T> {
+    str::from_utf8(digits).ok()?.parse().ok()
+}
+
+fn read(directory: &OwnedFd, name: &str) -> io::Result<Vec<u8>> {
+    let mut content = Vec::with_capacity(512);
+    File::from(openat(directory, name, FILE, Mode::empty())?).read_to_end(&mut content)?;
+    Ok(content)
+}
+
+/// The entries of a directory whose names are numbers: processes or threads.
+fn numbers_in(directory: &OwnedFd, name: &str) -> io::Result<Vec<i32>> {
+    let entries = Dir::new(openat(directory, name, DIRECTORY, Mode::empty())?)?;
+    Ok(entries
+        .filter_map(|entry| parse(entry.ok()?.file_name().to_bytes()))
+        .collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_a_stat_line_whatever_the_program_is_called() {
+        let line = b"42 (a) R 1 (b\n) S 7 42 42 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 3 0 123456 0 0\n";
+        let expected = Stat {
+            program: "a) R 1 (b\n".to_owned(),
+            state: 'S',
+            parent: 7,
+            threads: 3,
+            start: 123_456,
+        };
+        assert_eq!(Stat::parse(line), Some(expected));
+    }
+
+    #[test]
+    fn refuses_anything_else() {
+        for line in [
+            "",
+            "42",
+            "42 (",
+            "42 (sh)",
+            "42 (sh) S",
+            ") (",
+            "42 (sh) S x 1",
+            "42 (sh) S 1 2 3",
+        ] {
+            assert_eq!(Stat::parse(line.as_bytes()), None, "{line}");
+        }
+    }
+
+    #[test]
+    fn lists_and_the_scan_for_parents_agree() {
+        let mut tree = Tree::open().unwrap();
+        let mut child = std::process::Command::new("/bin/sh")
+            .args(["-c", "sleep 1000 & sleep 1000 & wait"])
+            .spawn()
+            .unwrap();
+        let id = i32::try_from(child.id()).unwrap();
+        let below = |tree: &Tree| {
+            let mut found = Vec::new();
+            tree.walk(|process| {
+                if process.identity.pid == id || process.stat.parent == id {
+                    found.push(process.identity);
+                }
+            });
+            found.sort();
+            found
+        };
+        while below(&tree).len() < 3 {
+            std::thread::yield_now();
+        }
+        let listed = below(&tree);
+        tree.lists = false;
+        assert_eq!(below(&tree), listed);
+        for identity in listed {
+            tree.find(identity.pid)
+                .unwrap()
+                .signal(libc::SIGKILL)
+                .unwrap();
+        }
+        child.wait().unwrap();
+    }
+}

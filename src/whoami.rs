@@ -1,0 +1,136 @@
+//! Who runs dlock, for the holder record: host, user, CI page, wall-clock time.
+//! It must not know what the record is used for.
+
+use std::env;
+use std::ffi::OsStr;
+use std::path::Path;
+use std::process;
+use std::time::{Duration, SystemTime};
+
+use crate::core::holder::Holder;
+
+/// The wall clock as RFC 3339 text in UTC, for people's eyes only.
+pub(crate) fn wall_clock() -> String {
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "only ever shown; no decision is made from it"
+    )]
+    let now = SystemTime::now();
+    humantime::format_rfc3339_seconds(now).to_string()
+}
+
+/// The record of this process for a lock under which `program` runs.
+pub(crate) fn holder(program: &OsStr, note: Option<&str>, grace: Duration) -> Holder {
+    let variable = |name: &str| env::var(name).ok().filter(|value| !value.is_empty());
+    let name = Path::new(program).file_name().unwrap_or(program);
+    Holder {
+        host: rustix::system::uname()
+            .nodename()
+            .to_string_lossy()
+            .into_owned(),
+        pid: process::id(),
+        user: variable("USER")
+            .or_else(|| variable("LOGNAME"))
+            .unwrap_or_else(|| format!("uid {}", rustix::process::getuid().as_raw())),
+        program: name.to_string_lossy().into_owned(),
+        note: note.map(str::to_owned),
+        url: ci_page(&variable),
+        since: wall_clock(),
+        ..Holder::new(grace)
+    }
+}
+
+/// The page of the CI job around us, by the variables that each CI documents.
+fn ci_page(variable: &dyn Fn(&str) -> Option<String>) -> Option<String> {
+    let whole = [
+        "CI_JOB_URL", // GitLab
+        "BUILDKITE_BUILD_URL",
+        "CIRCLE_BUILD_URL",
+        "TRAVIS_BUILD_WEB_URL",
+        "DRONE_BUILD_LINK",
+        "CI_PIPELINE_URL", // Woodpecker, after GitLab's more exact one
+        "BUILD_URL",       // Jenkins
+    ];
+    let github = || {
+        let (server, repository, run) = (
+            variable("GITHUB_SERVER_URL")?,
+            variable("GITHUB_REPOSITORY")?,
+            variable("GITHUB_RUN_ID")?,
+        );
+        Some(format!("{server}/{repository}/actions/runs/{run}"))
+    };
+    let azure = || {
+        let (collection, project, build) = (
+            variable("SYSTEM_COLLECTIONURI")?,
+            variable("SYSTEM_TEAMPROJECT")?,
+            variable("BUILD_BUILDID")?,
+        );
+        let collection = collection.trim_end_matches('/');
+        Some(format!(
+            "{collection}/{project}/_build/results?buildId={build}"
+        ))
+    };
+    let bitbucket = || {
+        let (origin, build) = (
+            variable("BITBUCKET_GIT_HTTP_ORIGIN")?,
+            variable("BITBUCKET_BUILD_NUMBER")?,
+        );
+        Some(format!("{origin}/pipelines/results/{build}"))
+    };
+    github()
+        .or_else(|| whole.iter().find_map(|name| variable(name)))
+        .or_else(azure)
+        .or_else(bitbucket)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_record_names_the_program_without_its_folder() {
+        let holder = holder(
+            OsStr::new("/srv/bin/deploy.sh"),
+            Some("x"),
+            Duration::from_secs(1),
+        );
+        assert_eq!(holder.program, "deploy.sh");
+        assert_eq!(holder.pid, process::id());
+        assert!(!holder.host.is_empty() && !holder.user.is_empty());
+        assert!(holder.since.ends_with('Z'));
+    }
+
+    #[test]
+    fn the_ci_page_is_found() {
+        let page = |set: &[(&str, &str)]| {
+            let set: Vec<(String, String)> = set
+                .iter()
+                .map(|(name, value)| ((*name).into(), (*value).into()))
+                .collect();
+            ci_page(&move |name| {
+                set.iter()
+                    .find(|(key, _)| key == name)
+                    .map(|(_, value)| value.clone())
+            })
+        };
+        assert_eq!(page(&[]), None);
+        assert_eq!(
+            page(&[("CI_JOB_URL", "https://g/1")]).as_deref(),
+            Some("https://g/1")
+        );
+        assert_eq!(
+            page(&[("BUILD_URL", "https://j/1")]).as_deref(),
+            Some("https://j/1")
+        );
+        let github = [
+            ("GITHUB_SERVER_URL", "https://github.com"),
+            ("GITHUB_REPOSITORY", "a/b"),
+            ("GITHUB_RUN_ID", "7"),
+        ];
+        assert_eq!(
+            page(&github).as_deref(),
+            Some("https://github.com/a/b/actions/runs/7")
+        );
+        assert_eq!(page(&github[..2]), None);
+    }
+}
