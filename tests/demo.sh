@@ -39,6 +39,9 @@ start_etcd() {
     return 1
 }
 
+# How many hold or wait for the lock.
+queue() { etcdctl --endpoints "127.0.0.1:$port" get --prefix dlock/lock/report/ --keys-only | grep -c . || :; }
+
 for try in 1 2 3 4 5; do
     start_etcd "$((20000 + ($$ + try * 997) % 12000))" && break
     [ "$try" -lt 5 ] || { cat "$dir/etcd.log"; exit 1; }
@@ -61,7 +64,7 @@ wait "$alice" $!
 say "2. Busy? With -n dlock does not wait; 75 says that somebody else has the lock."
 "$dlock" run report -- sleep 2 &
 holder=$!
-until etcdctl --endpoints "127.0.0.1:$port" get --prefix dlock/lock/report/ --keys-only | grep -q .; do sleep 0.05; done
+until [ "$(queue)" = 1 ]; do sleep 0.05; done
 status=0
 "$dlock" run -n report -- echo never 2>&1 | label carol || :
 "$dlock" -q run -n report -- true || status=$?
@@ -71,8 +74,7 @@ wait "$holder"
 say "3. A holder loses its lease: an operator revokes it. The command is killed, and 121 tells the caller."
 (
     status=0
-    "$dlock" run --kill-after 1s report -- sh -c '
-        trap "echo \"told to stop; one second to tidy up\"; exit" TERM
+    "$dlock" run report -- sh -c '
         echo "enter, token $DLOCK_FENCING_TOKEN"
         echo "$DLOCK_LEASE" >"$0"
         while :; do sleep 0.2; echo "working"; done' "$dir/lease" || status=$?
@@ -80,15 +82,18 @@ say "3. A holder loses its lease: an operator revokes it. The command is killed,
 ) 2>&1 | label dave &
 dave=$!
 until [ -s "$dir/lease" ]; do sleep 0.05; done
+"$dlock" run report -- sh -c 'echo "enter, token $DLOCK_FENCING_TOKEN"' 2>&1 | label erin &
+erin=$!
+until [ "$(queue)" = 2 ]; do sleep 0.05; done
 sleep 0.9
 note "  etcdctl lease revoke $(cat "$dir/lease")"
 etcdctl --endpoints "127.0.0.1:$port" lease revoke "$(cat "$dir/lease")" >/dev/null
-wait "$dave"
+wait "$dave" "$erin"
 
 say "4. The same lock, taken by etcdctl and by dlock: they exclude each other."
 etcdctl --endpoints "127.0.0.1:$port" lock dlock/lock/report -- sh -c 'echo enter; sleep 1; echo leave' 2>&1 | label etcdctl &
 peer=$!
-sleep 0.3
+until [ "$(queue)" = 1 ]; do sleep 0.05; done
 "$dlock" run report -- sh -c 'echo "enter, token $DLOCK_FENCING_TOKEN"' 2>&1 | label dlock
 wait "$peer"
 

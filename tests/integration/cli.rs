@@ -42,7 +42,7 @@ fn bad_usage_is_refused() {
         (&["run", "-E", "-1", "job", "true"], "-1"),
         (&["run", "-E", "x", "job", "true"], "x"),
         (&["no-such-command"], "no-such-command"),
-        (&[], "Usage"),
+        (&[], "subcommand"),
     ] {
         let outcome = Dlock::at(NOBODY).args(line).finish();
         assert_eq!(outcome.code(), Some(125), "{line:?}: {outcome:?}");
@@ -342,7 +342,9 @@ fn a_wrong_password_and_a_missing_permission_are_explained() {
     etcd.enable_auth();
     let login = |user: &str, password: &str| {
         let dlock = Dlock::on(&etcd);
-        let file = dlock.home().write("password", &format!("{password}\n"));
+        let file = dlock
+            .home()
+            .write_private("password", &format!("{password}\n"));
         dlock.args([
             "--connect-timeout=5",
             "--user",

@@ -6,8 +6,8 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use crate::support::{
-    Direction, Dlock, Etcd, LIMIT, Link, Mode, Oracle, Running, Scratch, boot_clock, eventually,
-    hold, let_pass, unique,
+    Direction, Dlock, Etcd, LIMIT, Link, Mode, Oracle, Running, Scratch, boot_clock, child,
+    eventually, hold, let_pass, unique,
 };
 
 /// The shortest term that dlock allows.
@@ -99,26 +99,42 @@ fn a_key_under_another_lease_or_none_ends_the_command() {
     }
 }
 
-/// "SIGTERM to all, SIGCONT to all, at the kill moment SIGKILL": there is a time to clean up, and it does not turn a loss
-/// into a success.
+/// "stop_at = kill_at - grace": without a proof there is a time to clean up, and it does not turn a loss into a success.
 #[test]
 fn a_command_may_clean_up_and_the_loss_still_shows() {
     let etcd = Etcd::shared();
     for (option, trapped) in [(&[][..], "TERM"), (&["--signal", "INT"], "INT")] {
-        let name = unique("cleanup");
+        let (name, link) = (unique("cleanup"), Link::to(etcd.port()));
         let script = format!(
             "trap 'echo cleaned up; exit 0' {trapped}; echo on; while :; do sleep 0.05; done"
         );
-        let mut holder = Dlock::on(etcd)
-            .run([option, &[&name, "sh", "-c", &script]].concat())
-            .start();
+        let line = [option, &["--ttl=5", &name, "sh", "-c", &script]].concat();
+        let mut holder = Dlock::at(&link.endpoint()).run(line).start();
         holder.says("on\n");
-        etcd.revoke(&etcd.queue(&name)[0].lease_hex());
+        link.both(Mode::Drop);
         holder
             .wait()
             .expect_code(121)
             .expect_stdout("on\ncleaned up\n");
     }
+}
+
+/// A key that is gone leaves no time for anything: somebody else may have the lock already.
+#[test]
+fn a_key_that_is_gone_kills_at_once() {
+    let etcd = Etcd::shared();
+    let name = unique("at-once");
+    let line = ["--ttl=60", "-k=20", &name, &child("ignores-term.sh")];
+    let mut holder = Dlock::on(etcd).run(line).start();
+    holder.says("on\n");
+    etcd.revoke(&etcd.queue(&name)[0].lease_hex());
+    let revoked_at = boot_clock();
+    is_lost(holder);
+    let lived = boot_clock() - revoked_at;
+    assert!(
+        lived < Duration::from_secs(10),
+        "the command lived on for {lived:?}"
+    );
 }
 
 /// "`kill_at = sent + 0.9 G - 0.5 s`": etcd is gone, and the command is dead before the lease could end.
@@ -249,7 +265,7 @@ fn a_refused_connection_is_survived() {
 fn a_slow_link_is_no_fault() {
     let etcd = Etcd::shared();
     let (name, link) = (unique("slow"), Link::to(etcd.port()));
-    link.both(Mode::Delay(Duration::from_millis(150)));
+    link.both(Mode::Delay(Duration::from_millis(50)));
     let outcome = Dlock::at(&link.endpoint())
         .run(["--ttl=5", &name, "sh", "-c", "sleep 7; echo done"])
         .finish();
@@ -293,10 +309,11 @@ fn an_unconfirmed_release_keeps_the_commands_status_and_warns() {
         etcd.queue_of(&name, 1);
         link.both(Mode::Drop);
         drop(holder.take_stdin());
-        holder
-            .wait()
-            .expect_code(code)
-            .expect_stderr(&["dlock: ", "release", " s"]);
+        holder.wait().expect_code(code).expect_stderr(&[
+            "dlock: ",
+            "release",
+            "frees itself within",
+        ]);
         eventually(LIMIT, "it frees itself", || etcd.queue(&name).is_empty());
     }
 }

@@ -306,13 +306,16 @@ fn a_foreign_key_under_the_lock_is_ignored() {
     }
 }
 
-/// "The waiter's own lease lost: queue again, say so."
+/// "The waiter's own lease lost: queue again, say so" with `-v`.
 #[test]
 fn a_waiter_whose_lease_is_revoked_queues_again() {
     let etcd = Etcd::shared();
     let name = unique("revoked");
     let mut holder = hold_open(etcd, &[], &name);
-    let mut waiter = Dlock::on(etcd).run([&name, "echo", "ran"]).start();
+    let mut waiter = Dlock::on(etcd)
+        .args(["-v"])
+        .run([&name, "echo", "ran"])
+        .start();
     let first = etcd.queue_of(&name, 2).remove(1);
     etcd.revoke(&first.lease_hex());
     eventually(LIMIT, "it is back in the queue", || {

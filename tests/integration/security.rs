@@ -2,6 +2,7 @@
 //! It must not know what a refusal looks like beyond its exit code; `cli.rs` does.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -106,7 +107,7 @@ fn tls_with_a_client_certificate_works() {
 fn a_user_with_the_least_role_can_do_everything() {
     let etcd = with_passwords(&[]);
     let dlock = Dlock::on(&etcd);
-    let file = dlock.home().write("password", "pass:word\n");
+    let file = dlock.home().write_private("password", "pass:word\n");
     dlock
         .args(["--user=team", "--password-file", &file])
         .run(["job", "true"])
@@ -114,7 +115,7 @@ fn a_user_with_the_least_role_can_do_everything() {
         .expect_code(0)
         .expect_silent();
     let dlock = Dlock::on(&etcd);
-    let file = dlock.home().write("password", "pass:word");
+    let file = dlock.home().write_private("password", "pass:word");
     dlock
         .env("DLOCK_USER", "team")
         .env("DLOCK_PASSWORD_FILE", &file)
@@ -151,6 +152,20 @@ fn a_user_with_the_least_role_can_do_everything() {
         .expect_silent()
         .expect_stdout("ran\n");
     etcd.assert_empty();
+}
+
+/// A password that others can read works, with a warning: ssh(1) has taught everybody to expect one.
+#[test]
+fn a_password_file_that_others_can_read_is_warned_about() {
+    let etcd = with_passwords(&[]);
+    let dlock = Dlock::on(&etcd);
+    let file = dlock.home().write("open", "pass:word\n");
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o644)).expect("our own file");
+    let outcome = dlock
+        .args(["--user=team", "--password-file", &file])
+        .run(["job", "true"])
+        .finish();
+    outcome.expect_code(0).expect_stderr(&["dlock: ", &file]);
 }
 
 /// "Re-authenticate when told "invalid auth token"": the token ends during a long hold and a long wait.
@@ -208,7 +223,7 @@ fn the_password_shows_nowhere() {
     // A relay that breaks makes it talk about its connection.
     let link = Link::to(etcd.port());
     let dlock = Dlock::at(&link.endpoint());
-    let file = dlock.home().write("password", "pass:word");
+    let file = dlock.home().write_private("password", "pass:word");
     let mut holder = dlock
         .args(["-v", "--user=team", "--password-file", &file])
         .run(["--ttl=5", "secret", "cat"])

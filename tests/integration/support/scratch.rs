@@ -2,6 +2,7 @@
 //! It must not know what is kept in it.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use super::unique;
@@ -30,6 +31,13 @@ impl Scratch {
         let path = self.file(name);
         fs::write(&path, text).expect("the directory takes a file");
         path
+    }
+
+    /// Writes a file that only its owner can read.
+    pub(crate) fn write_private(&self, name: &str, text: &str) -> String {
+        let path = self.write(name, "");
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).expect("our own file");
+        self.write(name, text)
     }
 
     /// What a file holds by now; nothing when it is not there yet.
