@@ -1,0 +1,60 @@
+# make demo   see it work, in half a minute
+# make test   everything that has to pass
+# make install [PREFIX=/usr/local] [DESTDIR=]
+
+PREFIX ?= /usr/local
+DESTDIR ?=
+CARGO ?= cargo
+SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
+
+.PHONY: help build demo test install tools-build tools-demo tools-test
+
+help:
+	@sed -n 's/^# //p' Makefile
+
+build: tools-build
+	$(CARGO) build --release --locked
+
+demo: tools-demo
+	$(CARGO) build --release --locked
+	tests/demo.sh target/release/dlock
+
+# Debug builds: the checks for overflow and the like stay in.
+test: tools-test
+	$(CARGO) fmt --check
+	$(CARGO) clippy --locked --all-targets -- -D warnings
+	$(CARGO) build --locked
+	$(CARGO) test --locked
+
+install: build
+	install -Dm755 target/release/dlock "$(DESTDIR)$(PREFIX)/bin/dlock"
+	for page in man/*.1; do \
+	    install -Dm644 "$$page" "$(DESTDIR)$(PREFIX)/share/man/man1/$${page##*/}" || exit 1; \
+	done
+	install -Dm644 completions/dlock.bash "$(DESTDIR)$(PREFIX)/share/bash-completion/completions/dlock"
+	install -Dm644 completions/_dlock "$(DESTDIR)$(PREFIX)/share/zsh/site-functions/_dlock"
+	install -Dm644 completions/dlock.fish "$(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/dlock.fish"
+
+# What is missing comes from Debian; where nothing is missing, nothing is asked of anybody.
+# $(call need,program=package ...)
+define need
+	@missing=; \
+	for pair in $(1); do \
+	    command -v "$${pair%%=*}" >/dev/null || missing="$$missing $${pair##*=}"; \
+	done; \
+	if [ -n "$$missing" ]; then \
+	    $(SUDO) apt-get update && \
+	    $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends $$missing; \
+	fi
+endef
+
+ETCD := etcd=etcd-server etcdctl=etcd-client
+
+tools-build:
+	$(call need,protoc=protobuf-compiler)
+
+tools-demo:
+	$(call need,protoc=protobuf-compiler $(ETCD))
+
+tools-test:
+	$(call need,protoc=protobuf-compiler $(ETCD) faketime=faketime openssl=openssl setsid=util-linux script=bsdutils)

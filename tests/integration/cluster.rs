@@ -1,0 +1,231 @@
+//! Several members and several endpoints: which failures the holder survives, and which must end it.
+//! It must not know how a single connection breaks; `loss.rs` does.
+
+use std::process::Stdio;
+use std::time::Duration;
+
+use crate::support::{
+    BlackHole, Cluster, Dlock, Etcd, LIMIT, Link, Mode, Oracle, Running, boot_clock, eventually,
+    let_pass, unique,
+};
+
+/// A holder on the whole cluster until its standard input is closed.
+#[track_caller]
+fn hold_open(endpoints: &str, etcd: &Etcd, ttl: &str, name: &str) -> Running {
+    let line = ["--ttl", ttl, name, "sh", "-c", "echo on; exec cat"];
+    let mut holder = Dlock::at(endpoints).run(line).stdin(Stdio::piped()).start();
+    holder.says("on\n");
+    assert_eq!(etcd.queue(name).len(), 1);
+    holder
+}
+
+#[track_caller]
+fn ends_well(mut holder: Running) {
+    assert!(!holder.is_over(), "{}", holder.stderr());
+    drop(holder.take_stdin());
+    holder.wait().expect_code(0);
+}
+
+/// "several members": the leader dies, the command lives.
+#[test]
+fn a_killed_leader_is_survived() {
+    let cluster = Cluster::start();
+    let leader = cluster.leader();
+    let other = &cluster.members()[(leader + 1) % 3];
+    let holder = hold_open(&cluster.endpoints(), other, "10", "leader");
+    let place = other.queue("leader").remove(0);
+    cluster.members()[leader].kill();
+    let_pass(Duration::from_secs(14));
+    assert_eq!(other.queue("leader"), [place]);
+    ends_well(holder);
+}
+
+/// "A keepalive answer is no proof": a leader that was stopped and comes back answers for leases that the cluster dropped.
+#[test]
+fn a_stopped_leader_that_returns_makes_no_two_holders() {
+    let cluster = Cluster::start();
+    let oracle = Oracle::new();
+    let leader = cluster.leader();
+    let other = &cluster.members()[(leader + 1) % 3];
+    let mut contenders: Vec<Running> = (0..3)
+        .map(|_| {
+            Dlock::at(&cluster.endpoints())
+                .run(["--ttl=5", "--connect-timeout=20", "stopped", "--"])
+                .args(oracle.command(&["sleep", "4"]))
+                .start()
+        })
+        .collect();
+    oracle.entered(1);
+    cluster.members()[leader].stop();
+    let_pass(Duration::from_secs(8));
+    cluster.members()[leader].cont();
+    for contender in &mut contenders {
+        let outcome = contender.wait_within(LIMIT * 2);
+        assert!(matches!(outcome.code(), Some(0 | 121)), "{outcome:?}");
+    }
+    // Whoever lost, the lock works on.
+    let last = Dlock::at(&cluster.endpoints())
+        .run(["stopped", "--"])
+        .args(oracle.command(&["true"]));
+    last.finish().expect_code(0);
+    assert!(oracle.tokens().len() >= 2);
+    assert!(other.queue("stopped").is_empty());
+}
+
+/// The holder's own endpoint is the leader that gets stuck: its stale answers renew nothing, another member does.
+#[test]
+fn a_holder_leaves_a_stopped_leader_for_another_member() {
+    let cluster = Cluster::start();
+    let leader = cluster.leader();
+    let other = &cluster.members()[(leader + 1) % 3];
+    let endpoints = [leader, (leader + 1) % 3, (leader + 2) % 3]
+        .map(|member| cluster.members()[member].endpoint());
+    let holder = hold_open(&endpoints.join(","), other, "20", "leave");
+    cluster.members()[leader].stop();
+    let_pass(Duration::from_secs(8));
+    cluster.members()[leader].cont();
+    let_pass(Duration::from_secs(16));
+    assert_eq!(other.queue("leave").len(), 1);
+    ends_well(holder);
+}
+
+/// "quorum lost for less than the TTL survives"
+#[test]
+fn a_quorum_lost_for_a_moment_is_survived() {
+    let cluster = Cluster::start();
+    let [one, two, three] = cluster.members() else {
+        panic!("three members")
+    };
+    let holder = hold_open(&cluster.endpoints(), three, "20", "moment");
+    one.stop();
+    two.stop();
+    let_pass(Duration::from_secs(3));
+    one.cont();
+    two.cont();
+    let_pass(Duration::from_secs(20));
+    ends_well(holder);
+}
+
+/// "... for more: 121", although the servers' lease clock stands still as well.
+#[test]
+fn a_quorum_lost_for_long_ends_the_command() {
+    let cluster = Cluster::start();
+    let [one, two, three] = cluster.members() else {
+        panic!("three members")
+    };
+    let mut holder = hold_open(&cluster.endpoints(), three, "5", "long");
+    one.stop();
+    two.stop();
+    let stopped_at = boot_clock();
+    holder.tree_dies();
+    let lived = boot_clock() - stopped_at;
+    assert!(
+        lived < Duration::from_secs(5),
+        "the command lived on for {lived:?}"
+    );
+    holder
+        .wait()
+        .expect_code(121)
+        .expect_stderr(&["dlock: ", "lost"]);
+    one.cont();
+    two.cont();
+    eventually(LIMIT * 2, "the lock is free again", || {
+        three.queue("long").is_empty()
+    });
+}
+
+/// "one refused, one silent, one black-holed from the start: acquires in < 3 s"
+#[test]
+fn dead_endpoints_beside_a_live_one_do_not_matter() {
+    let etcd = Etcd::shared();
+    let (silent, hole) = (Link::silent(), BlackHole::new());
+    let dead = [
+        "http://127.0.0.1:1".to_owned(),
+        silent.endpoint(),
+        hole.endpoint(),
+    ];
+    for place in 0..=dead.len() {
+        let mut endpoints = dead.to_vec();
+        endpoints.insert(place, etcd.endpoint());
+        let started_at = boot_clock();
+        let name = unique("dead");
+        Dlock::at(&endpoints.join(","))
+            .run([&name, "true"])
+            .finish()
+            .expect_code(0)
+            .expect_silent();
+        let took = boot_clock() - started_at;
+        // Three seconds on an idle machine.
+        assert!(took < Duration::from_secs(10), "place {place}: {took:?}");
+        assert!(etcd.queue(&name).is_empty());
+    }
+}
+
+/// "the one in use goes silent while holding: the command survives at TTL 10 s"
+#[test]
+fn an_endpoint_that_goes_silent_is_left_for_another() {
+    let etcd = Etcd::shared();
+    let name = unique("silent");
+    let links = [Link::to(etcd.port()), Link::to(etcd.port())];
+    let endpoints = [links[0].endpoint(), links[1].endpoint()].join(",");
+    let holder = hold_open(&endpoints, etcd, "10", &name);
+    let place = etcd.queue(&name).remove(0);
+    // Whichever is in use: first one goes silent, then it is back and the other one does.
+    for link in &links {
+        link.both(Mode::Drop);
+        let_pass(Duration::from_secs(11));
+        link.cut();
+        link.heal();
+        let_pass(Duration::from_secs(3));
+    }
+    assert_eq!(etcd.queue(&name), [place]);
+    ends_well(holder);
+}
+
+/// "Pin the cluster id: a member of another cluster is refused."
+#[test]
+fn a_member_of_another_cluster_is_refused() {
+    let (mine, stranger) = (
+        Etcd::start_with(&["--initial-cluster-token=mine"]),
+        Etcd::start(),
+    );
+    let link = Link::to(mine.port());
+    let endpoints = [link.endpoint(), stranger.endpoint()].join(",");
+    let mut holder = Dlock::at(&endpoints)
+        .run(["--ttl=5", "pinned", "sh", "-c", "echo on; exec sleep 600"])
+        .start();
+    holder.says("on\n");
+    let (used, other) = if mine.queue("pinned").is_empty() {
+        (&stranger, &mine)
+    } else {
+        (&mine, &stranger)
+    };
+    used.stop();
+    holder.wait().expect_code(121);
+    holder.assert_tree_dead();
+    assert!(
+        other.entries("").is_empty(),
+        "nothing was written into the other cluster"
+    );
+    used.cont();
+}
+
+/// "5 / N waiters, one member and three members: exactly one holder at a time, all served"
+#[test]
+fn contenders_on_three_members_run_one_at_a_time() {
+    let cluster = Cluster::start();
+    let oracle = Oracle::new();
+    let all: Vec<Running> = (0..6)
+        .map(|count: usize| {
+            Dlock::on(&cluster.members()[count % 3])
+                .run(["crowd", "--"])
+                .args(oracle.command(&["sleep", "0.05"]))
+                .start()
+        })
+        .collect();
+    for mut one in all {
+        one.wait_within(LIMIT * 2).expect_code(0);
+    }
+    assert_eq!(oracle.tokens().len(), 6);
+    assert!(cluster.members()[0].queue("crowd").is_empty());
+}

@@ -1,0 +1,418 @@
+//! What the command gets and what becomes of how it ends: as if dlock were not there.
+//! It must not know about waiting, loss or the guard.
+
+use std::fs;
+use std::io::Read;
+use std::os::unix::fs::PermissionsExt;
+use std::process::Stdio;
+
+use crate::support::{Dlock, Etcd, LIMIT, Signal, child, eventually, hold, unique};
+
+/// Runs a line of shell under a lock of its own.
+fn shell(script: &str) -> Dlock {
+    Dlock::on(Etcd::shared()).run([&unique("command"), "--", "sh", "-c", script])
+}
+
+/// "the command's: unchanged"
+#[test]
+fn exit_codes_pass_unchanged() {
+    let name = unique("codes");
+    let edges = [
+        0, 1, 2, 3, 63, 64, 69, 74, 75, 76, 77, 100, 101, 111, 119, 120, 121, 122, 123,
+    ];
+    let others = [
+        124, 125, 126, 127, 128, 129, 130, 137, 143, 200, 253, 254, 255,
+    ];
+    for code in edges.into_iter().chain(others) {
+        let exit = format!("exit {code}");
+        let outcome = Dlock::on(Etcd::shared())
+            .run([&name, "sh", "-c", &exit])
+            .finish();
+        outcome.expect_code(code).expect_silent();
+    }
+}
+
+/// "killed by signal n: dlock ends by the same signal (128+n in a shell)"
+#[test]
+fn death_by_a_signal_passes() {
+    let fatal = [
+        Signal::HUP,
+        Signal::INT,
+        Signal::QUIT,
+        Signal::ILL,
+        Signal::ABORT,
+        Signal::FPE,
+        Signal::KILL,
+        Signal::USR1,
+        Signal::SEGV,
+        Signal::USR2,
+        Signal::PIPE,
+        Signal::ALARM,
+        Signal::TERM,
+    ];
+    for signal in fatal {
+        let script = format!("ulimit -c 0; kill -{} $$; sleep 600", signal.as_raw());
+        shell(&script)
+            .finish()
+            .expect_signal(signal)
+            .expect_silent();
+    }
+    let real_time = shell("kill -40 $$; sleep 600").finish();
+    assert_eq!(real_time.signal(), Some(40), "{real_time:?}");
+    let in_a_shell = Dlock::program([
+        "sh",
+        "-c",
+        "\"$0\" run shell sh -c 'kill -TERM $$'; exit $?",
+    ])
+    .args([env!("CARGO_BIN_EXE_dlock")])
+    .env("DLOCK_ENDPOINTS", Etcd::shared().endpoint());
+    in_a_shell.finish().expect_code(143);
+}
+
+/// "stdin, stdout and stderr are the command's"
+#[test]
+fn input_and_output_pass() {
+    let mut cat = Dlock::on(Etcd::shared())
+        .run([&unique("cat"), "cat"])
+        .stdin(Stdio::piped())
+        .start();
+    cat.type_in("one\ntwo\n");
+    drop(cat.take_stdin());
+    cat.wait()
+        .expect_code(0)
+        .expect_silent()
+        .expect_stdout("one\ntwo\n");
+    let outcome = shell("echo out; echo err >&2")
+        .finish()
+        .expect_code(0)
+        .expect_stdout("out\n");
+    assert_eq!(outcome.stderr, "err\n");
+}
+
+/// "It keeps no copy of the command's stdout (a pipeline's reader must see EOF)"
+#[test]
+fn a_reader_of_stdout_sees_its_end_when_the_command_closes_it() {
+    let mut running = shell("echo last; exec >&-; exec sleep 600")
+        .stdout(Stdio::piped())
+        .start();
+    let mut text = String::new();
+    running
+        .take_stdout()
+        .read_to_string(&mut text)
+        .expect("text");
+    assert_eq!(text, "last\n");
+    assert!(!running.is_over());
+}
+
+/// "A writer sees that its reader is gone": dlock keeps no copy of the command's stdin either.
+#[test]
+fn a_writer_to_stdin_sees_that_the_command_closed_it() {
+    let mut running = shell("exec <&-; echo closed; exec sleep 600")
+        .stdin(Stdio::piped())
+        .start();
+    running.says("closed\n");
+    let mut stdin = running.take_stdin();
+    eventually(LIMIT, "a write fails", || {
+        use std::io::Write;
+        stdin.write_all(b"x").is_err()
+    });
+}
+
+/// "Options stop at the command: everything after it is the command's."
+#[test]
+fn arguments_pass_untouched() {
+    let words = [
+        "a b", "", "-n", "--", "--ttl", "4", "é", "*", "$HOME", "a\nb", "-",
+    ];
+    let printed = words.map(|word| format!("<{word}>")).concat();
+    let name = unique("words");
+    for separator in [&["--"][..], &[]] {
+        let line = [&[&*name], separator, &["printf", "<%s>"], &words].concat();
+        Dlock::on(Etcd::shared())
+            .run(line)
+            .finish()
+            .expect_code(0)
+            .expect_stdout(&printed);
+    }
+    let outcome = Dlock::on(Etcd::shared())
+        .run([&name, "sh", "-c", "exit 3"])
+        .finish();
+    outcome.expect_code(3);
+}
+
+/// "`run NAME -c 'shell string'`"
+#[test]
+fn a_shell_string_runs() {
+    let name = unique("string");
+    let outcome = Dlock::on(Etcd::shared())
+        .run([&name, "-c", "echo a  'b  c' | cat; exit 4"])
+        .finish();
+    outcome.expect_code(4).expect_stdout("a b  c\n");
+}
+
+/// "DLOCK_FENCING_TOKEN (decimal), DLOCK_NAME, DLOCK_KEY, DLOCK_LEASE (hex), DLOCK_HELD; also ETCD_LOCK_KEY and
+/// ETCD_LOCK_REV. Always set last. Nothing is removed."
+#[test]
+fn the_command_gets_its_variables() {
+    let etcd = Etcd::shared();
+    let name = unique("variables");
+    let mut running = Dlock::on(etcd)
+        .run([&name, "sh", "-c", "env; echo end; exec sleep 600"])
+        .env("DLOCK_FENCING_TOKEN", "1")
+        .env("DLOCK_LEASE", "preset")
+        .env("ETCD_LOCK_REV", "2")
+        .env("OTHER", "kept")
+        .start();
+    running.says("end\n");
+    let place = &etcd.queue(&name)[0];
+    let token = place.create_revision.to_string();
+    let output = running.stdout();
+    for (variable, value) in [
+        ("DLOCK_FENCING_TOKEN", &token),
+        ("DLOCK_NAME", &name),
+        ("DLOCK_KEY", &place.key),
+        ("DLOCK_LEASE", &place.lease_hex()),
+        ("DLOCK_HELD", &format!("{name}:{token}")),
+        ("ETCD_LOCK_KEY", &place.key),
+        ("ETCD_LOCK_REV", &token),
+        ("OTHER", &"kept".to_owned()),
+        ("DLOCK_ENDPOINTS", &etcd.endpoint()),
+    ] {
+        let values: Vec<&str> = output
+            .lines()
+            .filter_map(|line| line.strip_prefix(variable)?.strip_prefix('='))
+            .collect();
+        assert_eq!(values, [value], "{variable}");
+    }
+}
+
+/// "`etcdctl txn` can compare create("$DLOCK_KEY") = "$DLOCK_FENCING_TOKEN""
+#[test]
+fn etcdctl_can_check_the_token() {
+    let etcd = Etcd::shared();
+    let script = r#"printf 'create("%s") = "%s"\n\nput proven yes\n\n\n' "$DLOCK_KEY" "$DLOCK_FENCING_TOKEN" | "$@" txn"#;
+    let line = ["sh".to_owned(), "-c".into(), script.into(), "sh".into()];
+    let outcome = Dlock::on(etcd)
+        .run(
+            [unique("txn"), "--".into()]
+                .into_iter()
+                .chain(line)
+                .chain(etcd.ctl_command()),
+        )
+        .env("ETCDCTL_API", "3")
+        .finish()
+        .expect_code(0);
+    assert!(outcome.stdout.contains("SUCCESS"), "{}", outcome.stdout);
+}
+
+/// "DLOCK_HELD (`outer:123 inner:130`, the chain of nested locks) ... a nested lock shows its own"
+#[test]
+fn nested_locks_show_their_own_variables_and_the_chain() {
+    let (outer, inner) = (unique("outer"), unique("inner"));
+    let script = r#"echo "$DLOCK_NAME $DLOCK_FENCING_TOKEN $ETCD_LOCK_REV $ETCD_LOCK_KEY"; "$1" run "$2" sh -c 'echo "$DLOCK_NAME $DLOCK_FENCING_TOKEN $ETCD_LOCK_REV $ETCD_LOCK_KEY"; echo "$DLOCK_HELD"'"#;
+    let outcome = Dlock::on(Etcd::shared())
+        .run([
+            &outer,
+            "sh",
+            "-c",
+            script,
+            "sh",
+            env!("CARGO_BIN_EXE_dlock"),
+            &inner,
+        ])
+        .finish()
+        .expect_code(0)
+        .expect_silent();
+    let lines: Vec<Vec<&str>> = outcome
+        .stdout
+        .lines()
+        .map(|line| line.split(' ').collect())
+        .collect();
+    let [first, second, held] = &lines[..] else {
+        panic!("{outcome:?}")
+    };
+    assert_eq!((first[0], second[0]), (&*outer, &*inner));
+    let number = |text: &str| text.parse::<u64>().expect("decimal");
+    assert!(number(first[1]) < number(second[1]));
+    assert_eq!((first[1], second[1]), (first[2], second[2]));
+    assert!(second[3].starts_with(&format!("dlock/lock/{inner}/")));
+    assert_eq!(
+        held,
+        &[
+            format!("{outer}:{}", first[1]),
+            format!("{inner}:{}", second[1])
+        ]
+    );
+}
+
+/// "Locking a name that the chain already holds would wait for itself for ever: refused with 125."
+#[test]
+fn a_lock_inside_itself_is_refused() {
+    let (outer, inner) = (unique("self"), unique("between"));
+    let dlock = env!("CARGO_BIN_EXE_dlock");
+    let outcome = Dlock::on(Etcd::shared())
+        .run([
+            &outer, dlock, "run", &inner, dlock, "run", &outer, "echo", "never",
+        ])
+        .finish()
+        .expect_code(125)
+        .expect_stdout("");
+    outcome.expect_stderr(&[&outer, "hint: "]);
+}
+
+/// "126 / 127: command not executable / not found: found out before queueing"
+#[test]
+fn an_impossible_command_is_found_out_before_queueing() {
+    let etcd = Etcd::shared();
+    let name = unique("lookup");
+    let _holder = hold(Dlock::on(etcd), &[], &name);
+    let plain = Dlock::nowhere();
+    let file = plain.home().write("plain", "echo never\n");
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o644)).expect("our own file");
+    for (command, code) in [
+        ("no-such-program", 127),
+        ("/no/such/program", 127),
+        ("./no-such-program", 127),
+        ("", 127),
+        (&*file, 126),
+        ("/", 126),
+        ("/etc", 126),
+    ] {
+        // Held by another, without any etcd, and with one that never answers: the look-up comes first.
+        for dlock in [Dlock::on(etcd), Dlock::at("http://127.0.0.1:1")] {
+            let outcome = dlock.run([&name, "--", command]).finish();
+            assert_eq!(outcome.code(), Some(code), "{command:?}: {outcome:?}");
+            assert!(outcome.stderr.contains(command), "{}", outcome.stderr);
+            assert_eq!(outcome.stderr.lines().count(), 1, "{}", outcome.stderr);
+        }
+    }
+    assert_eq!(etcd.queue(&name).len(), 1);
+}
+
+/// "126": a file that only the attempt shows to be no program gives the lock back.
+#[test]
+fn a_command_that_cannot_start_releases_the_lock() {
+    let etcd = Etcd::shared();
+    let name = unique("interpreter");
+    let dlock = Dlock::on(etcd);
+    let file = dlock.home().write("script", "#!/no/such/interpreter\n");
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o755)).expect("our own file");
+    let outcome = dlock.run([&name, &file]).finish();
+    assert!(matches!(outcome.code(), Some(126 | 127)), "{outcome:?}");
+    let outcome = outcome.expect_stderr(&[&file]);
+    assert_eq!(outcome.stdout, "");
+    assert!(etcd.queue(&name).is_empty());
+}
+
+/// "as execvp(3)": a script without a first line of its own goes to sh.
+#[test]
+fn a_script_without_an_interpreter_line_runs() {
+    let outcome = Dlock::on(Etcd::shared())
+        .run([&unique("sh"), &child("no-shebang"), "a b"])
+        .finish();
+    outcome.expect_code(0).expect_stdout("run by sh: a b\n");
+}
+
+/// "its dispositions, mask, fds, cwd, umask and limits are exactly those it would have without dlock"
+#[test]
+fn the_command_inherits_as_without_dlock() {
+    let look = "grep -E '^(Sig(Blk|Ign|Cgt)|CapEff|NoNewPrivs|Seccomp):' /proc/self/status; \
+        ls /proc/self/fd; umask; pwd; ulimit -a; nice; cat /proc/self/oom_score_adj; \
+        cut -d' ' -f5,6 /proc/self/stat | wc -w";
+    for setup in [
+        "true",
+        "trap '' HUP PIPE USR1 CHLD INT TERM",
+        "umask 027; cd /; ulimit -n 200 -c 0; exec 7</dev/null 12>/dev/null",
+        "exec <&-",
+        "exec 2>&-",
+        "exec <&- 2>&-",
+        "exec nice -n 3 \"$@\"",
+        "exec env --block-signal=USR2,TERM --default-signal=PIPE \"$@\"",
+    ] {
+        let command = ["sh", "-c", look];
+        let without = Dlock::program(command).after(setup).finish();
+        let with = Dlock::on(Etcd::shared())
+            .run([&unique("inherit"), "--"])
+            .args(command)
+            .after(setup)
+            .finish();
+        assert_eq!(with.code(), without.code(), "{setup}: {with:?}");
+        assert_eq!(with.stdout, without.stdout, "after {setup:?}");
+    }
+}
+
+/// "COMMAND in the caller's process group and terminal"
+#[test]
+fn the_command_is_in_the_callers_process_group_and_session() {
+    let script = r#"group() { cut -d" " -f5,6 "/proc/$1/stat"; }; group $$; "$1" run "$2" sh -c 'cut -d" " -f5,6 /proc/$$/stat'"#;
+    let outcome = Dlock::program([
+        "sh",
+        "-c",
+        script,
+        "sh",
+        env!("CARGO_BIN_EXE_dlock"),
+        &unique("group"),
+    ])
+    .env("DLOCK_ENDPOINTS", Etcd::shared().endpoint())
+    .finish()
+    .expect_code(0);
+    let lines: Vec<&str> = outcome.stdout.lines().collect();
+    assert_eq!(lines[0], lines[1]);
+}
+
+/// "stay ignored for the command (`nohup dlock ...`)"
+#[test]
+fn nohup_holds_for_dlock_and_the_command() {
+    let name = unique("nohup");
+    let mut running = Dlock::on(Etcd::shared())
+        .run([
+            &name,
+            "sh",
+            "-c",
+            "kill -HUP $$; echo survived; read -r line; echo \"$line\"",
+        ])
+        .under(["nohup"])
+        .stdin(Stdio::piped())
+        .start();
+    running.says("survived\n");
+    running.signal(Signal::HUP);
+    running.type_in("after the hangup\n");
+    running
+        .wait()
+        .expect_code(0)
+        .expect_stdout("survived\nafter the hangup\n");
+}
+
+/// "silent when all is well", and `-v` is not.
+#[test]
+fn only_verbose_speaks_when_all_is_well() {
+    let name = unique("silent");
+    Dlock::on(Etcd::shared())
+        .run([&name, "true"])
+        .finish()
+        .expect_code(0)
+        .expect_silent();
+    let outcome = Dlock::on(Etcd::shared())
+        .args(["-v"])
+        .run([&name, "true"])
+        .finish()
+        .expect_code(0);
+    assert!(outcome.stderr.contains(&name), "{}", outcome.stderr);
+    assert!(
+        outcome
+            .stderr
+            .lines()
+            .all(|line| line.starts_with("dlock: ")),
+        "{}",
+        outcome.stderr
+    );
+    let outcome = Dlock::on(Etcd::shared())
+        .args(["-v", "--log-format=json"])
+        .run([&name, "true"])
+        .finish()
+        .expect_code(0);
+    for line in outcome.stderr.lines() {
+        serde_json::from_str::<serde_json::Value>(line).expect(line);
+    }
+    assert_ne!(outcome.stderr, "");
+}

@@ -1,0 +1,484 @@
+//! dlock's own processes fail, are stopped or are told to stop: the command's tree ends in time, whole, and once.
+//! It must not know about failing servers and networks.
+
+use std::process::Stdio;
+use std::time::Duration;
+
+use crate::support::{
+    Dlock, Etcd, LIMIT, Oracle, Running, Signal, Terminal, boot_clock, child, eventually, hold,
+    let_pass, unique,
+};
+
+const TTL: Duration = Duration::from_secs(5);
+
+/// A holder under the oracle whose tree has daemonised members that ignore SIGTERM, and a waiter behind it.
+#[track_caller]
+fn holder_and_waiter(oracle: &Oracle, ttl: &str) -> (Running, Running, String) {
+    let etcd = Etcd::shared();
+    let name = unique("guard");
+    let ttl = format!("--ttl={ttl}");
+    let stubborn = "trap '' TERM; setsid -f sleep 600; sleep 600; sleep 600";
+    let command = oracle.command(&["sh", "-c", stubborn]);
+    let holder = Dlock::on(etcd)
+        .run([&ttl, &name, "--"])
+        .args(command)
+        .start();
+    oracle.entered(1);
+    let waiter = Dlock::on(etcd)
+        .run([&ttl, &name, "--"])
+        .args(oracle.command(&["true"]))
+        .start();
+    etcd.queue_of(&name, 2);
+    (holder, waiter, name)
+}
+
+/// "dlock dead (SIGKILL, OOM, panic): the guard sees EOF, stops the tree at once, kills it at the deadline at the latest."
+#[test]
+fn a_killed_dlock_takes_its_tree_along() {
+    let oracle = Oracle::new();
+    let (holder, mut waiter, _) = holder_and_waiter(&oracle, "5");
+    holder.signal(Signal::KILL);
+    let killed_at = boot_clock();
+    holder.tree_dies();
+    let lived = boot_clock() - killed_at;
+    assert!(lived < TTL, "the tree lived on for {lived:?}");
+    waiter.wait_within(LIMIT * 2).expect_code(0);
+    assert_eq!(oracle.tokens().len(), 2);
+    eventually(LIMIT, "the guard is gone as well", || {
+        holder.everything().is_empty()
+    });
+}
+
+/// A dlock killed while it waits leaves no process.
+#[test]
+fn a_killed_waiter_leaves_no_process() {
+    let oracle = Oracle::new();
+    let (_holder, waiter, _) = holder_and_waiter(&oracle, "5");
+    waiter.signal(Signal::KILL);
+    eventually(LIMIT, "its guard is gone", || {
+        waiter.everything().is_empty()
+    });
+}
+
+/// "dlock stopped: no new deadline arrives, the guard stops and kills the tree in time. Continued too late, dlock finds the
+/// tree dead, renews nothing and exits `lost`."
+#[test]
+fn a_dlock_stopped_past_the_term_has_lost() {
+    let oracle = Oracle::new();
+    let (mut holder, mut waiter, name) = holder_and_waiter(&oracle, "5");
+    let place = Etcd::shared().queue(&name).remove(0);
+    holder.signal(Signal::STOP);
+    waiter.wait_within(LIMIT * 2).expect_code(0);
+    assert_eq!(oracle.tokens().len(), 2);
+    holder.assert_tree_dead();
+    holder.signal(Signal::CONT);
+    holder
+        .wait()
+        .expect_code(121)
+        .expect_stderr(&["dlock: ", "lost"]);
+    assert!(!Etcd::shared().leases().contains(&place.lease_hex()));
+}
+
+/// Stopped for less than the slack: nothing happens.
+#[test]
+fn a_dlock_stopped_for_a_moment_goes_on() {
+    let etcd = Etcd::shared();
+    let name = unique("moment");
+    let mut holder = Dlock::on(etcd)
+        .run(["--ttl=10", &name, "cat"])
+        .stdin(Stdio::piped())
+        .start();
+    let place = etcd.queue_of(&name, 1).remove(0);
+    for _ in 0..3 {
+        holder.signal(Signal::STOP);
+        let_pass(Duration::from_secs(2));
+        holder.signal(Signal::CONT);
+        let_pass(Duration::from_secs(2));
+    }
+    assert_eq!(etcd.queue(&name), [place]);
+    drop(holder.take_stdin());
+    holder.wait().expect_code(0);
+}
+
+/// "guard dead: the command dies with it, the rest re-parents to dlock, which kills it."
+#[test]
+fn a_killed_guard_ends_the_tree_and_the_lock_is_released_at_once() {
+    let oracle = Oracle::new();
+    let (mut holder, mut waiter, name) = holder_and_waiter(&oracle, "600");
+    holder.guard().signal(Signal::KILL);
+    let outcome = holder
+        .wait()
+        .expect_code(125)
+        .expect_stderr(&["dlock: ", "guard"]);
+    assert!(!outcome.stderr.contains("panicked"), "{}", outcome.stderr);
+    holder.assert_tree_dead();
+    // Long before the term ends.
+    waiter.wait().expect_code(0);
+    assert_eq!(oracle.tokens().len(), 2);
+    assert!(Etcd::shared().queue(&name).is_empty());
+}
+
+/// "guard stopped: dlock notices that it does not answer and kills the tree itself."
+#[test]
+fn a_stopped_guard_ends_the_tree_in_time() {
+    let oracle = Oracle::new();
+    let (mut holder, mut waiter, _) = holder_and_waiter(&oracle, "10");
+    holder.guard().signal(Signal::STOP);
+    let outcome = holder.wait();
+    assert!(matches!(outcome.code(), Some(121 | 125)), "{outcome:?}");
+    holder.assert_tree_dead();
+    assert!(holder.everything().is_empty(), "the guard is gone as well");
+    waiter.wait_within(LIMIT * 2).expect_code(0);
+    assert_eq!(oracle.tokens().len(), 2);
+}
+
+/// The guard of a waiter killed: the command is never started unguarded.
+#[test]
+fn a_waiter_without_its_guard_starts_nothing() {
+    let etcd = Etcd::shared();
+    let name = unique("unguarded");
+    let _holder = hold(Dlock::on(etcd), &[], &name);
+    let mut waiter = Dlock::on(etcd).run([&name, "echo", "never"]).start();
+    etcd.queue_of(&name, 2);
+    waiter.guard().signal(Signal::KILL);
+    waiter
+        .wait()
+        .expect_code(125)
+        .expect_stdout("")
+        .expect_stderr(&["guard"]);
+    assert_eq!(etcd.queue(&name).len(), 1);
+}
+
+/// "SIGTERM to all ... SIGKILL in a loop until none is left": whatever the tree is like, a loss leaves nothing of it.
+#[test]
+fn a_loss_ends_every_kind_of_tree() {
+    let etcd = Etcd::shared();
+    let stays = |script: &str| {
+        vec![
+            "sh".to_owned(),
+            "-c".into(),
+            format!("{script}; exec sleep 600"),
+        ]
+    };
+    for (what, command) in [
+        (
+            "a command that ignores TERM",
+            vec![child("ignores-term.sh")],
+        ),
+        ("daemonised grandchildren", stays(&child("daemonises.sh"))),
+        ("a fork chain", vec![child("fork-chain.sh")]),
+        ("a stopped command", stays("echo on; kill -STOP $$")),
+        (
+            "many children",
+            stays("for n in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16; do sleep 600 & done; echo on"),
+        ),
+    ] {
+        let name = unique("tree");
+        let mut holder = Dlock::on(etcd)
+            .run(["--ttl=10", "-k", "1", &name, "--"])
+            .args(command)
+            .start();
+        holder.says("on\n");
+        etcd.revoke(&etcd.queue(&name)[0].lease_hex());
+        let outcome = holder.wait();
+        assert_eq!(outcome.code(), Some(121), "{what}: {outcome:?}");
+        let left = holder.everything();
+        assert!(left.is_empty(), "{what}: {left:?}");
+    }
+}
+
+/// "SIGCONT to all (a stopped process does not act on SIGTERM)": it gets its chance to clean up.
+#[test]
+fn a_stopped_command_is_continued_to_act_on_term() {
+    let name = unique("stopped");
+    let script =
+        "trap 'echo cleaned; exit' TERM; echo on; kill -STOP $$; while :; do sleep 0.05; done";
+    let mut holder = Dlock::on(Etcd::shared())
+        .run([&name, "sh", "-c", script])
+        .start();
+    holder.says("on\n");
+    eventually(LIMIT, "it is stopped", || {
+        holder.tree().iter().any(|it| it.state() == 'T')
+    });
+    holder.signal(Signal::KILL);
+    holder.tree_dies();
+    assert_eq!(holder.stdout(), "on\ncleaned\n");
+}
+
+/// "`-k/--kill-after`": a command that ignores SIGTERM is killed after that time, not earlier and not much later.
+#[test]
+fn the_time_between_term_and_kill_may_be_chosen() {
+    let name = unique("grace");
+    let line = ["--ttl=60", "-k", "2", &name, &child("ignores-term.sh")];
+    let mut holder = Dlock::on(Etcd::shared()).run(line).start();
+    holder.says("on\n");
+    holder.signal(Signal::KILL);
+    let killed_at = boot_clock();
+    holder.tree_dies();
+    let lived = boot_clock() - killed_at;
+    assert!(
+        lived >= Duration::from_millis(1900) && lived < Duration::from_secs(10),
+        "{lived:?}"
+    );
+}
+
+/// "`--leftovers kill` (default: stop, grace, kill, *before* the release, with a warning line)"
+#[test]
+fn leftovers_are_killed_before_the_release() {
+    let etcd = Etcd::shared();
+    for options in [&[][..], &["--leftovers", "kill"]] {
+        let (oracle, name) = (Oracle::new(), unique("leftovers"));
+        let command = oracle.command(&["sh", "-c", &format!("{}; exit 3", child("daemonises.sh"))]);
+        let line = [options, &["-k", "1", &name, "--"]].concat();
+        let mut holder = Dlock::on(etcd).run(line).args(command).start();
+        holder.wait().expect_code(3).expect_stderr(&["dlock: "]);
+        holder.assert_tree_dead();
+        let next = Dlock::on(etcd)
+            .run(["-n", &name, "--"])
+            .args(oracle.command(&["true"]));
+        next.finish().expect_code(0);
+        assert_eq!(oracle.tokens().len(), 2);
+    }
+}
+
+/// A descendant that ends by itself a moment after the command is no leftover: `cmd > >(tee log)` stays silent.
+#[test]
+fn a_descendant_that_ends_at_once_is_no_leftover() {
+    let script = "(sleep 0.02; echo drained) & exit 0";
+    let outcome = Dlock::on(Etcd::shared())
+        .run([&unique("drain"), "sh", "-c", script])
+        .finish();
+    outcome
+        .expect_code(0)
+        .expect_stdout("drained\n")
+        .expect_silent();
+}
+
+/// "`wait` (hold the lock until the last is gone, as flock does)"
+#[test]
+fn leftovers_may_be_waited_for() {
+    let etcd = Etcd::shared();
+    let name = unique("wait");
+    let mut holder = Dlock::on(etcd)
+        .run([
+            "--ttl=5",
+            "--leftovers=wait",
+            &name,
+            "sh",
+            "-c",
+            &format!("{} 7; exit 4", child("daemonises.sh")),
+        ])
+        .start();
+    holder.says("on\n");
+    // Beyond the term: it goes on renewing for them.
+    let_pass(Duration::from_secs(6));
+    assert!(!holder.is_over());
+    assert_eq!(etcd.queue(&name).len(), 1);
+    holder.wait().expect_code(4);
+    holder.assert_tree_dead();
+}
+
+/// While they are waited for, the promise holds for them too.
+#[test]
+fn leftovers_that_are_waited_for_die_with_the_lock() {
+    let etcd = Etcd::shared();
+    let name = unique("wait-lost");
+    let mut holder = Dlock::on(etcd)
+        .run(["--leftovers=wait", "-k1", &name, &child("daemonises.sh")])
+        .start();
+    holder.says("on\n");
+    etcd.revoke(&etcd.queue(&name)[0].lease_hex());
+    holder.wait().expect_code(121);
+    holder.assert_tree_dead();
+}
+
+/// "`leave`"
+#[test]
+fn leftovers_may_be_left() {
+    let etcd = Etcd::shared();
+    let name = unique("leave");
+    let mut holder = Dlock::on(etcd)
+        .run(["--leftovers", "leave", &name, &child("daemonises.sh")])
+        .start();
+    holder.wait().expect_code(0);
+    assert!(etcd.queue(&name).is_empty());
+    assert!(!holder.tree().is_empty(), "they live on");
+}
+
+/// "HUP INT QUIT TERM USR1 USR2 ALRM WINCH CONT are forwarded to the command when a process sent them to dlock"
+#[test]
+fn signals_while_holding_reach_the_command_once() {
+    let etcd = Etcd::shared();
+    let name = unique("forward");
+    let mut holder = Dlock::on(etcd)
+        .run([&name, &child("notes-signals.sh")])
+        .start();
+    holder.says("on\n");
+    let mut expected = String::from("on\n");
+    for (signal, word) in [
+        (Signal::HUP, "HUP"),
+        (Signal::INT, "INT"),
+        (Signal::QUIT, "QUIT"),
+        (Signal::USR1, "USR1"),
+        (Signal::USR2, "USR2"),
+        (Signal::ALARM, "ALRM"),
+        (Signal::WINCH, "WINCH"),
+        (Signal::TERM, "TERM"),
+    ] {
+        holder.signal(signal);
+        expected.push_str(word);
+        expected.push('\n');
+        // Sent twice it would show before the next one.
+        holder.says(&expected);
+    }
+    holder
+        .wait()
+        .expect_code(7)
+        .expect_stdout(&expected)
+        .expect_silent();
+    assert!(etcd.queue(&name).is_empty());
+}
+
+/// A command that dies of the forwarded signal makes dlock die of it, with the lock released first.
+#[test]
+fn a_forwarded_signal_that_ends_the_command_ends_dlock() {
+    let etcd = Etcd::shared();
+    for signal in [
+        Signal::HUP,
+        Signal::INT,
+        Signal::QUIT,
+        Signal::TERM,
+        Signal::USR1,
+    ] {
+        let name = unique("fatal");
+        let dlock = Dlock::on(etcd).after("ulimit -c 0");
+        let mut holder = hold(dlock, &[], &name);
+        holder.signal(signal);
+        holder.wait().expect_signal(signal);
+        holder.assert_tree_dead();
+        assert!(etcd.queue(&name).is_empty());
+    }
+}
+
+/// A command that ignores the signal goes on, and so does the lock.
+#[test]
+fn a_forwarded_signal_that_is_ignored_changes_nothing() {
+    let etcd = Etcd::shared();
+    let name = unique("stubborn");
+    let mut holder = Dlock::on(etcd)
+        .run(["--ttl=5", &name, &child("ignores-term.sh")])
+        .start();
+    holder.says("on\n");
+    holder.signal(Signal::TERM);
+    holder.signal(Signal::INT);
+    let_pass(Duration::from_secs(7));
+    assert!(!holder.is_over());
+    assert_eq!(etcd.queue(&name).len(), 1);
+}
+
+/// "terminal left to the command": it reads from it.
+#[test]
+fn the_command_reads_the_terminal() {
+    let mut terminal = Terminal::open(&Etcd::shared().endpoint());
+    let dlock = env!("CARGO_BIN_EXE_dlock");
+    let name = unique("tty");
+    terminal.line(&format!(r#"{dlock} run {name} sh -c 'echo ask-$((1+1)); read -r word; echo "got-$word"'; echo code-$?"#));
+    terminal.shows("ask-2");
+    terminal.line("word");
+    terminal.shows("got-word");
+    terminal.shows("code-0");
+}
+
+/// "those that the terminal sent to the whole foreground group are not sent twice"
+#[test]
+fn ctrl_c_reaches_the_command_once() {
+    let mut terminal = Terminal::open(&Etcd::shared().endpoint());
+    let dlock = env!("CARGO_BIN_EXE_dlock");
+    let name = unique("ctrl-c");
+    let script = r#"trap "echo int >>$HOME/ints" INT; echo on-$((1+1)); until [ -s "$HOME/ints" ]; do sleep 0.05; done; sleep 0.5; sleep 0.5; exit 7"#;
+    terminal.line(&format!(
+        "{dlock} run {name} sh -c '{script}'; echo code-$?"
+    ));
+    terminal.shows("on-2");
+    terminal.ctrl('C');
+    terminal.shows("code-7");
+    assert_eq!(terminal.written("ints"), "int\n");
+}
+
+/// A command that dies of Ctrl-C makes dlock die of SIGINT, so that the shell's loop ends too.
+#[test]
+fn ctrl_c_ends_dlock_by_the_signal() {
+    let etcd = Etcd::shared();
+    let mut terminal = Terminal::open(&etcd.endpoint());
+    let dlock = env!("CARGO_BIN_EXE_dlock");
+    let name = unique("ctrl-c");
+    terminal.line(&format!(
+        "for n in 1 2 3; do {dlock} run {name} sh -c 'echo on-$((1+1)); exec sleep 600'; done"
+    ));
+    terminal.shows("on-2");
+    terminal.ctrl('C');
+    terminal.line("echo code-$?");
+    terminal.shows("code-130");
+    assert!(etcd.queue(&name).is_empty());
+}
+
+/// Ctrl-C while waiting leaves the queue.
+#[test]
+fn ctrl_c_leaves_the_queue() {
+    let etcd = Etcd::shared();
+    let name = unique("ctrl-c-wait");
+    let _holder = hold(Dlock::on(etcd), &[], &name);
+    let mut terminal = Terminal::open(&etcd.endpoint());
+    terminal.line(&format!(
+        "{} run {name} echo never",
+        env!("CARGO_BIN_EXE_dlock")
+    ));
+    etcd.queue_of(&name, 2);
+    terminal.ctrl('C');
+    terminal.line("echo code-$?");
+    terminal.shows("code-130");
+    assert_eq!(etcd.queue(&name).len(), 1);
+}
+
+/// Ctrl-Z stops the job, `fg` continues it, and the command still has the terminal.
+#[test]
+fn ctrl_z_stops_and_fg_continues() {
+    let mut terminal = Terminal::open(&Etcd::shared().endpoint());
+    let dlock = env!("CARGO_BIN_EXE_dlock");
+    let name = unique("ctrl-z");
+    terminal.line(&format!(
+        r#"{dlock} run --ttl 60 {name} sh -c 'echo ask-$((1+1)); read -r word; echo "got-$word"'"#
+    ));
+    terminal.shows("ask-2");
+    terminal.ctrl('Z');
+    terminal.shows("Stopped");
+    terminal.line("echo shell-$((3+4))");
+    terminal.shows("shell-7");
+    terminal.line("fg; echo code-$?");
+    terminal.shows(&format!("run --ttl 60 {name}"));
+    let_pass(Duration::from_millis(300));
+    terminal.line("word");
+    terminal.shows("got-word");
+    terminal.shows("code-0");
+}
+
+/// A job that stays stopped past its term is killed, like a stopped dlock.
+#[test]
+fn a_job_stopped_past_the_term_is_lost() {
+    let etcd = Etcd::shared();
+    let mut terminal = Terminal::open(&etcd.endpoint());
+    let name = unique("job");
+    let dlock = env!("CARGO_BIN_EXE_dlock");
+    terminal.line(&format!(
+        "{dlock} run --ttl 5 {name} sh -c 'echo on-$((1+1)); exec sleep 600'"
+    ));
+    terminal.shows("on-2");
+    terminal.ctrl('Z');
+    terminal.shows("Stopped");
+    Dlock::on(etcd)
+        .run(["--ttl=5", &name, "true"])
+        .finish()
+        .expect_code(0);
+    terminal.line("fg; echo code-$?");
+    terminal.shows("code-121");
+}

@@ -1,0 +1,423 @@
+//! The promise: the command is dead before anybody else can get the lock, and lives on while the lock is safe.
+//! It must not know about dlock's own processes failing.
+
+use std::io::Write;
+use std::process::Stdio;
+use std::time::Duration;
+
+use crate::support::{
+    Direction, Dlock, Etcd, LIMIT, Link, Mode, Oracle, Running, Scratch, boot_clock, child,
+    eventually, hold, let_pass, unique,
+};
+
+/// The shortest term that dlock allows.
+const TTL: Duration = Duration::from_secs(5);
+
+/// dlock ends as one that lost the lock, and nothing of its command lives at that moment.
+#[track_caller]
+fn is_lost(mut running: Running) {
+    let outcome = running
+        .wait()
+        .expect_code(121)
+        .expect_stderr(&["dlock: ", "lost"]);
+    running.assert_tree_dead();
+    assert!(!outcome.stderr.contains("panicked"), "{}", outcome.stderr);
+}
+
+/// A holder under the oracle that reaches etcd through `link`, and a waiter with a direct way.
+#[track_caller]
+fn holder_and_waiter(etcd: &Etcd, link: &Link, oracle: &Oracle, ttl: &str) -> (Running, Running) {
+    let name = unique("behind-a-link");
+    let ttl = format!("--ttl={ttl}");
+    // A daemonised descendant counts as much as the command itself.
+    let command = oracle.command(&[
+        "sh",
+        "-c",
+        "setsid -f sleep 600; trap '' TERM; sleep 600; sleep 600",
+    ]);
+    let holder = Dlock::at(&link.endpoint())
+        .run([&ttl, &name, "--"])
+        .args(command)
+        .start();
+    oracle.entered(1);
+    let waiter = Dlock::on(etcd)
+        .run([&ttl, &name, "--"])
+        .args(oracle.command(&["true"]))
+        .start();
+    etcd.queue_of(&name, 2);
+    (holder, waiter)
+}
+
+/// The waiter gets the lock, and the oracle has seen no overlap.
+#[track_caller]
+fn is_handed_over(oracle: &Oracle, mut waiter: Running) {
+    waiter.wait_within(LIMIT * 2).expect_code(0);
+    assert_eq!(oracle.tokens().len(), 2);
+}
+
+/// "121: lock lost: the command was killed": the operator revokes the lease.
+#[test]
+fn a_revoked_lease_ends_the_command() {
+    let etcd = Etcd::shared();
+    let name = unique("revoked");
+    let holder = hold(Dlock::on(etcd), &[], &name);
+    etcd.revoke(&etcd.queue(&name)[0].lease_hex());
+    is_lost(holder);
+    assert!(etcd.queue(&name).is_empty());
+}
+
+/// "A DELETE of our key ... is loss."
+#[test]
+fn a_deleted_key_ends_the_command() {
+    let etcd = Etcd::shared();
+    let name = unique("deleted");
+    let holder = hold(Dlock::on(etcd), &[], &name);
+    etcd.ctl(&["del", &etcd.queue(&name)[0].key]);
+    is_lost(holder);
+}
+
+/// "... or our key under another lease is loss."
+#[test]
+fn a_key_under_another_lease_or_none_ends_the_command() {
+    let etcd = Etcd::shared();
+    for other in [true, false] {
+        let name = unique("overwritten");
+        let holder = hold(Dlock::on(etcd), &["--ttl=5"], &name);
+        let key = &etcd.queue(&name)[0].key;
+        if other {
+            let granted = etcd.ctl(&["lease", "grant", "600"]);
+            let lease = granted
+                .split(' ')
+                .nth(1)
+                .expect("lease ID granted with TTL");
+            etcd.ctl(&["put", &format!("--lease={lease}"), key, "stolen"]);
+        } else {
+            etcd.ctl(&["put", key, "stolen"]);
+        }
+        is_lost(holder);
+        etcd.ctl(&["del", key]);
+    }
+}
+
+/// "stop_at = kill_at - grace": without a proof there is a time to clean up, and it does not turn a loss into a success.
+#[test]
+fn a_command_may_clean_up_and_the_loss_still_shows() {
+    let etcd = Etcd::shared();
+    for (option, trapped) in [(&[][..], "TERM"), (&["--signal", "INT"], "INT")] {
+        let (name, link) = (unique("cleanup"), Link::to(etcd.port()));
+        let script = format!(
+            "trap 'echo cleaned up; exit 0' {trapped}; echo on; while :; do sleep 0.05; done"
+        );
+        let line = [option, &["--ttl=5", &name, "sh", "-c", &script]].concat();
+        let mut holder = Dlock::at(&link.endpoint()).run(line).start();
+        holder.says("on\n");
+        link.both(Mode::Drop);
+        holder
+            .wait()
+            .expect_code(121)
+            .expect_stdout("on\ncleaned up\n");
+    }
+}
+
+/// A key that is gone leaves no time for anything: somebody else may have the lock already.
+#[test]
+fn a_key_that_is_gone_kills_at_once() {
+    let etcd = Etcd::shared();
+    let name = unique("at-once");
+    let line = ["--ttl=60", "-k=20", &name, &child("ignores-term.sh")];
+    let mut holder = Dlock::on(etcd).run(line).start();
+    holder.says("on\n");
+    etcd.revoke(&etcd.queue(&name)[0].lease_hex());
+    let revoked_at = boot_clock();
+    is_lost(holder);
+    let lived = boot_clock() - revoked_at;
+    assert!(
+        lived < Duration::from_secs(10),
+        "the command lived on for {lived:?}"
+    );
+}
+
+/// "`kill_at = sent + 0.9 G - 0.5 s`": etcd is gone, and the command is dead before the lease could end.
+#[test]
+fn a_killed_etcd_ends_the_command_within_the_term() {
+    let etcd = Etcd::start();
+    let holder = hold(Dlock::on(&etcd), &["--ttl=5"], "killed");
+    etcd.kill();
+    let killed_at = boot_clock();
+    holder.tree_dies();
+    let lived = boot_clock() - killed_at;
+    assert!(lived < TTL, "the command lived on for {lived:?}");
+    is_lost(holder);
+}
+
+/// The server is frozen: its lease clock runs on and it hands the lock over the moment it thaws.
+#[test]
+fn a_frozen_etcd_ends_the_command_in_time() {
+    let etcd = Etcd::start();
+    let (oracle, link) = (Oracle::new(), Link::to(etcd.port()));
+    let (holder, waiter) = holder_and_waiter(&etcd, &link, &oracle, "5");
+    etcd.stop();
+    let_pass(TTL + Duration::from_secs(1));
+    etcd.cont();
+    is_lost(holder);
+    is_handed_over(&oracle, waiter);
+}
+
+/// "restart of a member": shorter than the slack, the command lives on.
+#[test]
+fn a_restarted_etcd_is_survived() {
+    let etcd = Etcd::start();
+    let mut holder = Dlock::on(&etcd)
+        .run(["--ttl=10", "restart", "cat"])
+        .stdin(Stdio::piped())
+        .start();
+    etcd.queue_of("restart", 1);
+    etcd.restart();
+    let_pass(Duration::from_secs(12));
+    assert!(!holder.is_over(), "{}", holder.stderr());
+    drop(holder.take_stdin());
+    holder.wait().expect_code(0);
+    etcd.assert_empty();
+}
+
+/// "No process of the command's tree runs after the first moment at which etcd could give the lock to somebody else":
+/// the network swallows everything, or only the answers.
+#[test]
+fn a_black_holed_network_ends_the_command_in_time() {
+    let etcd = Etcd::shared();
+    for answers_only in [false, true] {
+        let (oracle, link) = (Oracle::new(), Link::to(etcd.port()));
+        let (holder, waiter) = holder_and_waiter(etcd, &link, &oracle, "5");
+        if answers_only {
+            link.set(Direction::ToClient, Mode::Drop);
+        } else {
+            link.both(Mode::Drop);
+        }
+        is_lost(holder);
+        is_handed_over(&oracle, waiter);
+    }
+}
+
+/// "It then counts from the keepalive's `sent`": answers that come late, in one burst, prove nothing about now.
+#[test]
+fn answers_that_come_in_a_late_burst_extend_nothing() {
+    let etcd = Etcd::shared();
+    let (oracle, link) = (Oracle::new(), Link::to(etcd.port()));
+    let (holder, waiter) = holder_and_waiter(etcd, &link, &oracle, "5");
+    link.both(Mode::Hold);
+    let_pass(Duration::from_secs(3));
+    // Now what left up to three seconds ago arrives; from here on nothing new does.
+    link.both(Mode::Pass);
+    let_pass(Duration::from_millis(50));
+    link.both(Mode::Hold);
+    let_pass(TTL);
+    link.both(Mode::Pass);
+    is_lost(holder);
+    is_handed_over(&oracle, waiter);
+}
+
+/// The same burst within a long term is survived.
+#[test]
+fn a_burst_within_the_term_is_survived() {
+    let etcd = Etcd::shared();
+    let (name, link) = (unique("burst"), Link::to(etcd.port()));
+    let mut holder = Dlock::at(&link.endpoint())
+        .run(["--ttl=30", &name, "cat"])
+        .stdin(Stdio::piped())
+        .start();
+    let place = etcd.queue_of(&name, 1).remove(0);
+    link.set(Direction::ToClient, Mode::Hold);
+    let_pass(Duration::from_secs(5));
+    link.both(Mode::Pass);
+    let_pass(Duration::from_secs(7));
+    link.set(Direction::ToClient, Mode::Hold);
+    let_pass(Duration::from_secs(5));
+    link.both(Mode::Pass);
+    assert!(!holder.is_over(), "{}", holder.stderr());
+    assert_eq!(etcd.queue(&name), [place]);
+    drop(holder.take_stdin());
+    holder.wait().expect_code(0);
+}
+
+/// "connection refused": a second or two within the term is survived.
+#[test]
+fn a_refused_connection_is_survived() {
+    let etcd = Etcd::shared();
+    let (name, link) = (unique("refused"), Link::to(etcd.port()));
+    let mut holder = Dlock::at(&link.endpoint())
+        .run(["--ttl=10", &name, "cat"])
+        .stdin(Stdio::piped())
+        .start();
+    let place = etcd.queue_of(&name, 1).remove(0);
+    link.refuse();
+    let_pass(Duration::from_millis(1500));
+    link.heal();
+    // Longer than the term: it must have renewed after that.
+    let_pass(Duration::from_secs(11));
+    assert!(!holder.is_over(), "{}", holder.stderr());
+    assert_eq!(etcd.queue(&name), [place]);
+    drop(holder.take_stdin());
+    holder.wait().expect_code(0);
+}
+
+/// A link that is slow throughout is no fault.
+#[test]
+fn a_slow_link_is_no_fault() {
+    let etcd = Etcd::shared();
+    let (name, link) = (unique("slow"), Link::to(etcd.port()));
+    link.both(Mode::Delay(Duration::from_millis(50)));
+    let outcome = Dlock::at(&link.endpoint())
+        .run(["--ttl=5", &name, "sh", "-c", "sleep 7; echo done"])
+        .finish();
+    outcome
+        .expect_code(0)
+        .expect_silent()
+        .expect_stdout("done\n");
+    assert!(etcd.queue(&name).is_empty());
+}
+
+/// "Comparison fails: the lock was lost; exit 121 even if the command returned 0."
+#[test]
+fn a_release_that_finds_the_lock_gone_is_a_loss() {
+    let etcd = Etcd::shared();
+    let (name, link) = (unique("too-late"), Link::to(etcd.port()));
+    let mut holder = Dlock::at(&link.endpoint())
+        .run(["--ttl=30", &name, "cat"])
+        .stdin(Stdio::piped())
+        .start();
+    let lease = etcd.queue_of(&name, 1)[0].lease_hex();
+    link.both(Mode::Hold);
+    etcd.revoke(&lease);
+    drop(holder.take_stdin());
+    holder.tree_dies();
+    link.both(Mode::Pass);
+    is_lost(holder);
+}
+
+/// "Unconfirmed (etcd unreachable): warn that it frees itself within N s; the command's own status stands if the deadline was
+/// never passed."
+#[test]
+fn an_unconfirmed_release_keeps_the_commands_status_and_warns() {
+    let etcd = Etcd::shared();
+    for code in [0, 3] {
+        let (name, link) = (unique("unconfirmed"), Link::to(etcd.port()));
+        let script = format!("cat; exit {code}");
+        let mut holder = Dlock::at(&link.endpoint())
+            .run(["--ttl=10", &name, "sh", "-c", &script])
+            .stdin(Stdio::piped())
+            .start();
+        etcd.queue_of(&name, 1);
+        link.both(Mode::Drop);
+        drop(holder.take_stdin());
+        holder.wait().expect_code(code).expect_stderr(&[
+            "dlock: ",
+            "release",
+            "frees itself within",
+        ]);
+        eventually(LIMIT, "it frees itself", || etcd.queue(&name).is_empty());
+    }
+}
+
+/// "Wall clocks play no part in it": the clock jumps an hour back and five seconds ahead under a ten second lease.
+#[test]
+fn a_jump_of_the_wall_clock_has_no_effect() {
+    let etcd = Etcd::shared();
+    let library = std::fs::read_dir("/usr/lib")
+        .expect("a Linux")
+        .flatten()
+        .map(|dir| dir.path().join("faketime/libfaketime.so.1"))
+        .find(|path| path.exists())
+        .expect("libfaketime is not installed; install it with: apt-get install faketime, or run make test");
+    let jumps = ["-1h", "+5"];
+    let runs: Vec<_> = jumps
+        .map(|jump| {
+            let (name, clock) = (unique("jump"), Scratch::new());
+            let file = clock.write("clock", "+0\n");
+            let mut holder = Dlock::on(etcd)
+                .run(["--ttl=10", &name, "cat"])
+                .env("LD_PRELOAD", &library)
+                .env("FAKETIME_DONT_FAKE_MONOTONIC", "1")
+                .env("FAKETIME_NO_CACHE", "1")
+                .env("FAKETIME_TIMESTAMP_FILE", &file)
+                .stdin(Stdio::piped())
+                .start();
+            let place = etcd.queue_of(&name, 1).remove(0);
+            assert!(!holder.is_over());
+            (name, clock, holder, place, jump)
+        })
+        .into_iter()
+        .collect();
+    let_pass(Duration::from_secs(3));
+    for (_, clock, _, _, jump) in &runs {
+        clock.write("clock", &format!("{jump}\n"));
+    }
+    let_pass(Duration::from_secs(13));
+    for (name, _clock, mut holder, place, jump) in runs {
+        assert!(!holder.is_over(), "{jump}: {}", holder.stderr());
+        assert_eq!(etcd.queue(&name), [place], "{jump}");
+        drop(holder.take_stdin());
+        holder.wait().expect_code(0).expect_silent();
+    }
+}
+
+/// "A blocked or closed stderr never delays a renewal or the guard."
+#[test]
+fn no_stderr_of_any_kind_delays_a_renewal_or_the_end() {
+    let etcd = Etcd::shared();
+    let (_reader, mut writer) = std::io::pipe().expect("a pipe");
+    let room = rustix::pipe::fcntl_getpipe_size(&writer).expect("a pipe has a size");
+    writer
+        .write_all(&vec![b'x'; room])
+        .expect("the pipe has that much room");
+    let full = std::fs::File::options()
+        .write(true)
+        .open("/dev/full")
+        .expect("a Linux");
+    let verbose = |name: &str| {
+        let command = [name, "sh", "-c", "sleep 8; echo done"];
+        Dlock::on(etcd).args(["-v"]).run(["--ttl=5"]).args(command)
+    };
+    let names = [unique("closed"), unique("full"), unique("blocked")];
+    let mut runs = [
+        verbose(&names[0]).after("exec 2>&-").start(),
+        verbose(&names[1]).stderr(full).start(),
+        verbose(&names[2]).stderr(writer).start(),
+    ];
+    for run in &mut runs {
+        run.wait().expect_code(0).expect_stdout("done\n");
+    }
+    for name in names {
+        assert!(etcd.queue(&name).is_empty());
+    }
+}
+
+/// The same when the lock is lost: the blocked line about it delays nothing.
+#[test]
+fn a_blocked_stderr_does_not_delay_the_end_of_a_lost_command() {
+    let etcd = Etcd::shared();
+    let (_reader, mut writer) = std::io::pipe().expect("a pipe");
+    let room = rustix::pipe::fcntl_getpipe_size(&writer).expect("a pipe has a size");
+    writer
+        .write_all(&vec![b'x'; room])
+        .expect("the pipe has that much room");
+    let name = unique("blocked");
+    let mut holder = hold(Dlock::on(etcd).args(["-v"]).stderr(writer), &[], &name);
+    etcd.revoke(&etcd.queue(&name)[0].lease_hex());
+    holder.wait().expect_code(121);
+    holder.assert_tree_dead();
+}
+
+/// A pipe's reader that stops reading, or goes away, is the command's affair only.
+#[test]
+fn a_stdout_without_a_reader_is_the_commands_affair() {
+    let etcd = Etcd::shared();
+    let (reader, writer) = std::io::pipe().expect("a pipe");
+    drop(reader);
+    let mut run = Dlock::on(etcd)
+        .run([&unique("reader"), "sh", "-c", "echo x; echo $? >&2"])
+        .stdout(writer)
+        .start();
+    // Whatever sh makes of it: dlock passes it on and says nothing.
+    let outcome = run.wait();
+    assert!(!outcome.stderr.contains("dlock: "), "{outcome:?}");
+}

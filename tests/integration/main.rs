@@ -1,0 +1,12 @@
+//! The end-to-end tests: the built program, real processes and a real etcd.
+//! They must not know how the program is built inside; the command line and the keys in etcd are all they see.
+
+mod cli;
+mod cluster;
+mod command;
+mod guard;
+mod harness;
+mod loss;
+mod queue;
+mod security;
+mod support;

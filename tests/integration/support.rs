@@ -1,0 +1,100 @@
+//! What every end-to-end test stands on: servers, the program under test, and waiting with a limit.
+//! It must not know which behaviour a test proves.
+
+mod cluster;
+mod dlock;
+mod etcd;
+mod link;
+mod oracle;
+mod processes;
+mod scratch;
+mod terminal;
+mod tls;
+
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use rustix::time::{ClockId, clock_gettime};
+
+pub(crate) use cluster::Cluster;
+pub(crate) use dlock::{Dlock, Outcome, Running, hold};
+pub(crate) use etcd::{Etcd, etcdctl_program};
+pub(crate) use link::{BlackHole, Direction, Link, Mode};
+pub(crate) use oracle::Oracle;
+pub(crate) use processes::{Process, alive, marked};
+pub(crate) use rustix::process::Signal;
+pub(crate) use scratch::Scratch;
+pub(crate) use terminal::Terminal;
+pub(crate) use tls::Certificates;
+
+/// How long anything may take that takes a moment on an idle machine.
+pub(crate) const LIMIT: Duration = Duration::from_secs(30);
+
+/// Time since boot, which goes on while the machine sleeps: the clock that leases and deadlines run on.
+pub(crate) fn boot_clock() -> Duration {
+    let now = clock_gettime(ClockId::Boottime);
+    Duration::new(
+        now.tv_sec
+            .try_into()
+            .expect("the boot clock starts at zero"),
+        now.tv_nsec.try_into().expect("less than a second"),
+    )
+}
+
+/// What a condition says when it is asked: `bool`, or an `Option` that carries what was found.
+pub(crate) trait Answer {
+    type Found;
+    fn found(self) -> Option<Self::Found>;
+}
+
+impl Answer for bool {
+    type Found = ();
+    fn found(self) -> Option<()> {
+        self.then_some(())
+    }
+}
+
+impl<T> Answer for Option<T> {
+    type Found = T;
+    fn found(self) -> Option<T> {
+        self
+    }
+}
+
+/// Asks `condition` again and again until it holds; fails the test when `limit` has passed first.
+#[track_caller]
+pub(crate) fn eventually<A: Answer>(
+    limit: Duration,
+    what: &str,
+    mut condition: impl FnMut() -> A,
+) -> A::Found {
+    let until = boot_clock() + limit;
+    loop {
+        if let Some(found) = condition().found() {
+            return found;
+        }
+        assert!(boot_clock() < until, "not within {limit:?}: {what}");
+        thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// Lets a span of real time pass, for tests that are about exactly that span.
+pub(crate) fn let_pass(span: Duration) {
+    let until = boot_clock() + span;
+    while boot_clock() < until {
+        thread::sleep(until.saturating_sub(boot_clock()));
+    }
+}
+
+/// A word that no other test of this process, and no other test process, uses: a lock name, a mark.
+pub(crate) fn unique(stem: &str) -> String {
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    let count = COUNT.fetch_add(1, Ordering::Relaxed);
+    format!("{stem}-{}-{count}", std::process::id())
+}
+
+/// The path of a script in `tests/children`.
+pub(crate) fn child(script: &str) -> String {
+    format!("{}/tests/children/{script}", env!("CARGO_MANIFEST_DIR"))
+}

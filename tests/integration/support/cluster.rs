@@ -1,0 +1,74 @@
+//! Three etcd members that form one cluster.
+//! It must not know dlock.
+
+use super::etcd::{Etcd, Plan, free_port};
+use super::{LIMIT, eventually};
+
+/// A cluster of three members on this machine.
+pub(crate) struct Cluster {
+    members: Vec<Etcd>,
+}
+
+impl Cluster {
+    /// Starts three members and waits until they serve.
+    pub(crate) fn start() -> Self {
+        for _ in 0..5 {
+            let ports: Vec<(u16, u16)> = (0..3).map(|_| (free_port(), free_port())).collect();
+            let names = ["m0", "m1", "m2"];
+            let initial_cluster = names
+                .iter()
+                .zip(&ports)
+                .map(|(name, (_, peer))| format!("{name}=http://127.0.0.1:{peer}"))
+                .collect::<Vec<_>>()
+                .join(",");
+            let members: Vec<Etcd> = names
+                .iter()
+                .zip(&ports)
+                .map(|(name, (client_port, peer_port))| {
+                    Etcd::launch(&Plan {
+                        name,
+                        client_port: *client_port,
+                        peer_port: *peer_port,
+                        initial_cluster: initial_cluster.clone(),
+                        scheme: "http",
+                        flags: &[],
+                        ctl_flags: Vec::new(),
+                    })
+                })
+                .collect();
+            if members.iter().all(Etcd::ready) {
+                return Self { members };
+            }
+        }
+        panic!("a cluster did not start five times running");
+    }
+
+    pub(crate) fn members(&self) -> &[Etcd] {
+        &self.members
+    }
+
+    /// All endpoints, comma separated.
+    pub(crate) fn endpoints(&self) -> String {
+        self.members
+            .iter()
+            .map(Etcd::endpoint)
+            .collect::<Vec<_>>()
+            .join(",")
+    }
+
+    /// The number of the member that leads now.
+    pub(crate) fn leader(&self) -> usize {
+        eventually(LIMIT, "the cluster has a leader", || {
+            self.members.iter().position(|member| {
+                let status = member.ctl(&["endpoint", "status", "-w", "fields"]);
+                let field = |name: &str| {
+                    status
+                        .lines()
+                        .find_map(|line| line.strip_prefix(&format!("\"{name}\" : ")))
+                        .map(str::to_owned)
+                };
+                field("Leader").is_some() && field("Leader") == field("MemberID")
+            })
+        })
+    }
+}

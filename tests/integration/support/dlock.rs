@@ -1,0 +1,369 @@
+//! Starts the program under test (or a peer in its place) in a clean environment, watches it and cleans up after it.
+//! It must not know what a run is expected to do.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::io::Write;
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
+use std::time::Duration;
+
+use rustix::process::Signal;
+
+use super::etcd::Etcd;
+use super::processes::{MARK, Process, alive, kill_marked, marked};
+use super::{LIMIT, Scratch, eventually, unique};
+
+/// A program to be started: by default the dlock under test.
+pub(crate) struct Dlock {
+    /// What starts the program, such as `nohup`.
+    launcher: Vec<OsString>,
+    line: Vec<OsString>,
+    env: Vec<(String, OsString)>,
+    stdin: Option<Stdio>,
+    stdout: Option<Stdio>,
+    stderr: Option<Stdio>,
+    scratch: Scratch,
+}
+
+/// A started program; it and everything that descends from it are killed on drop.
+pub(crate) struct Running {
+    child: Child,
+    mark: String,
+    scratch: Scratch,
+}
+
+/// How a program ended.
+#[derive(Debug)]
+pub(crate) struct Outcome {
+    status: ExitStatus,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
+}
+
+impl Dlock {
+    /// dlock with the server's endpoint in `DLOCK_ENDPOINTS`.
+    pub(crate) fn on(etcd: &Etcd) -> Self {
+        Self::at(&etcd.endpoint())
+    }
+
+    /// dlock with these endpoints, comma separated.
+    pub(crate) fn at(endpoints: &str) -> Self {
+        Self::nowhere().env("DLOCK_ENDPOINTS", endpoints)
+    }
+
+    /// dlock without an endpoint.
+    pub(crate) fn nowhere() -> Self {
+        Self::program([env!("CARGO_BIN_EXE_dlock")])
+    }
+
+    /// etcdctl against this server.
+    pub(crate) fn etcdctl(etcd: &Etcd) -> Self {
+        Self::program(etcd.ctl_command()).env("ETCDCTL_API", "3")
+    }
+
+    /// Another program in the place of dlock.
+    pub(crate) fn program<S: AsRef<OsStr>>(line: impl IntoIterator<Item = S>) -> Self {
+        Self {
+            launcher: Vec::new(),
+            line: line
+                .into_iter()
+                .map(|word| word.as_ref().to_owned())
+                .collect(),
+            env: Vec::new(),
+            stdin: None,
+            stdout: None,
+            stderr: None,
+            scratch: Scratch::new(),
+        }
+    }
+
+    /// `run NAME` and the words after it.
+    pub(crate) fn run<S: AsRef<OsStr>>(self, words: impl IntoIterator<Item = S>) -> Self {
+        self.args(["run"]).args(words)
+    }
+
+    pub(crate) fn args<S: AsRef<OsStr>>(mut self, words: impl IntoIterator<Item = S>) -> Self {
+        self.line
+            .extend(words.into_iter().map(|word| word.as_ref().to_owned()));
+        self
+    }
+
+    pub(crate) fn env(mut self, name: &str, value: impl AsRef<OsStr>) -> Self {
+        self.env.push((name.to_owned(), value.as_ref().to_owned()));
+        self
+    }
+
+    /// Starts the program through another that ends in an `exec`, so that the process id stays.
+    pub(crate) fn under<S: AsRef<OsStr>>(mut self, words: impl IntoIterator<Item = S>) -> Self {
+        self.launcher
+            .extend(words.into_iter().map(|word| word.as_ref().to_owned()));
+        self
+    }
+
+    /// Starts the program from a line of shell: `setup; exec program...`.
+    pub(crate) fn after(self, setup: &str) -> Self {
+        self.under(["sh", "-c", &format!("{setup}; exec \"$@\""), "sh"])
+    }
+
+    pub(crate) fn stdin(mut self, stdin: impl Into<Stdio>) -> Self {
+        self.stdin = Some(stdin.into());
+        self
+    }
+
+    pub(crate) fn stdout(mut self, stdout: impl Into<Stdio>) -> Self {
+        self.stdout = Some(stdout.into());
+        self
+    }
+
+    pub(crate) fn stderr(mut self, stderr: impl Into<Stdio>) -> Self {
+        self.stderr = Some(stderr.into());
+        self
+    }
+
+    /// The empty directory that is the home, and takes the output.
+    pub(crate) fn home(&self) -> &Scratch {
+        &self.scratch
+    }
+
+    pub(crate) fn start(self) -> Running {
+        let mark = unique("tree");
+        let file = |name: &str| File::create(self.scratch.path().join(name)).expect("a new file");
+        let mut words = self.launcher.iter().chain(&self.line);
+        let child = Command::new(words.next().expect("a program"))
+            .args(words)
+            .env_clear()
+            .env("PATH", std::env::var_os("PATH").unwrap_or_default())
+            .env("HOME", self.scratch.path())
+            .env("XDG_CONFIG_HOME", self.scratch.path().join("config"))
+            .env("LC_ALL", "C")
+            .env(MARK, &mark)
+            .envs(self.env)
+            .stdin(self.stdin.unwrap_or_else(Stdio::null))
+            .stdout(self.stdout.unwrap_or_else(|| file("stdout").into()))
+            .stderr(self.stderr.unwrap_or_else(|| file("stderr").into()))
+            .spawn()
+            .expect("the program starts");
+        Running {
+            child,
+            mark,
+            scratch: self.scratch,
+        }
+    }
+
+    /// Starts it and waits for its end.
+    #[track_caller]
+    pub(crate) fn finish(self) -> Outcome {
+        self.start().wait()
+    }
+}
+
+impl Running {
+    pub(crate) fn process(&self) -> Process {
+        Process(self.child.id().try_into().expect("a process id"))
+    }
+
+    pub(crate) fn signal(&self, signal: Signal) {
+        self.process().signal(signal);
+    }
+
+    /// The guard, dlock's child that enforces the deadline.
+    #[track_caller]
+    pub(crate) fn guard(&self) -> Process {
+        eventually(LIMIT, "dlock has a guard", || {
+            self.process()
+                .children()
+                .into_iter()
+                .find(|child| child.name() == "dlock-guard")
+        })
+    }
+
+    /// What runs below the guard, and whatever of it has gone astray.
+    pub(crate) fn tree(&self) -> Vec<Process> {
+        let mut tree = marked(&self.mark);
+        tree.retain(|process| {
+            *process != self.process() && !["dlock", "dlock-guard"].contains(&&*process.name())
+        });
+        tree
+    }
+
+    /// Everything that was started here and lives, dlock and its guard included.
+    pub(crate) fn everything(&self) -> Vec<Process> {
+        marked(&self.mark)
+    }
+
+    pub(crate) fn stdout(&self) -> String {
+        self.scratch.read("stdout")
+    }
+
+    pub(crate) fn stderr(&self) -> String {
+        self.scratch.read("stderr")
+    }
+
+    pub(crate) fn take_stdin(&mut self) -> ChildStdin {
+        self.child.stdin.take().expect("started with a piped stdin")
+    }
+
+    pub(crate) fn take_stdout(&mut self) -> std::process::ChildStdout {
+        self.child
+            .stdout
+            .take()
+            .expect("started with a piped stdout")
+    }
+
+    pub(crate) fn type_in(&mut self, text: &str) {
+        let stdin = self
+            .child
+            .stdin
+            .as_mut()
+            .expect("started with a piped stdin");
+        stdin.write_all(text.as_bytes()).expect("somebody reads");
+        stdin.flush().expect("somebody reads");
+    }
+
+    /// Waits until the standard output holds `text`.
+    #[track_caller]
+    pub(crate) fn says(&mut self, text: &str) {
+        let until = super::boot_clock() + LIMIT;
+        while !self.stdout().contains(text) {
+            let over = self.is_over() && !self.stdout().contains(text);
+            assert!(
+                !over && super::boot_clock() < until,
+                "no {text:?} in the output\nover: {over}\nstdout: {}\nstderr: {}",
+                self.stdout(),
+                self.stderr()
+            );
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    pub(crate) fn is_over(&mut self) -> bool {
+        self.child.try_wait().expect("our own child").is_some()
+    }
+
+    #[track_caller]
+    pub(crate) fn wait(&mut self) -> Outcome {
+        self.wait_within(LIMIT)
+    }
+
+    #[track_caller]
+    pub(crate) fn wait_within(&mut self, limit: Duration) -> Outcome {
+        let until = super::boot_clock() + limit;
+        loop {
+            if let Some(status) = self.child.try_wait().expect("our own child") {
+                return Outcome {
+                    status,
+                    stdout: self.stdout(),
+                    stderr: self.stderr(),
+                };
+            }
+            assert!(
+                super::boot_clock() < until,
+                "not over within {limit:?}\nstdout: {}\nstderr: {}\nprocesses: {:?}",
+                self.stdout(),
+                self.stderr(),
+                self.everything()
+                    .iter()
+                    .map(|it| (it.0, it.name(), it.state()))
+                    .collect::<Vec<_>>(),
+            );
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Waits until nothing of the command's tree lives.
+    #[track_caller]
+    pub(crate) fn tree_dies(&self) {
+        eventually(LIMIT, "the command's whole tree is dead", || {
+            self.tree().is_empty()
+        });
+    }
+
+    /// Fails unless nothing of the command's tree lives at this moment.
+    #[track_caller]
+    pub(crate) fn assert_tree_dead(&self) {
+        let left = self.tree();
+        assert!(
+            left.is_empty(),
+            "still there: {:?}",
+            left.iter()
+                .map(|it| (it.0, it.name(), it.state()))
+                .collect::<Vec<_>>()
+        );
+    }
+
+    /// A file that the command wrote into its `$HOME`.
+    pub(crate) fn written(&self, name: &str) -> String {
+        self.scratch.read(name)
+    }
+
+    pub(crate) fn is_alive(&self) -> bool {
+        alive(self.process())
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.process().signal(Signal::CONT);
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        kill_marked(&self.mark);
+    }
+}
+
+impl Outcome {
+    /// The exit code, unless a signal ended it.
+    pub(crate) fn code(&self) -> Option<i32> {
+        self.status.code()
+    }
+
+    pub(crate) fn signal(&self) -> Option<i32> {
+        self.status.signal()
+    }
+
+    #[track_caller]
+    pub(crate) fn expect_code(self, code: i32) -> Self {
+        assert_eq!(self.code(), Some(code), "{self:?}");
+        self
+    }
+
+    #[track_caller]
+    pub(crate) fn expect_signal(self, signal: Signal) -> Self {
+        assert_eq!(self.signal(), Some(signal.as_raw()), "{self:?}");
+        self
+    }
+
+    /// Each line that dlock wrote begins with its name; fails unless `words` are all in there.
+    #[track_caller]
+    pub(crate) fn expect_stderr(self, words: &[&str]) -> Self {
+        for word in words {
+            assert!(
+                self.stderr.contains(word),
+                "no {word:?} in: {}",
+                self.stderr
+            );
+        }
+        self
+    }
+
+    #[track_caller]
+    pub(crate) fn expect_silent(self) -> Self {
+        assert_eq!(self.stderr, "", "{self:?}");
+        self
+    }
+
+    #[track_caller]
+    pub(crate) fn expect_stdout(self, stdout: &str) -> Self {
+        assert_eq!(self.stdout, stdout, "{self:?}");
+        self
+    }
+}
+
+/// A dlock that has the lock and keeps it for ten minutes.
+#[track_caller]
+pub(crate) fn hold(dlock: Dlock, options: &[&str], name: &str) -> Running {
+    let command = ["--", "sh", "-c", "echo on; exec sleep 600"];
+    let mut holder = dlock.run([options, &[name], &command[..]].concat()).start();
+    holder.says("on\n");
+    holder
+}

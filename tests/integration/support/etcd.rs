@@ -1,0 +1,421 @@
+//! A real etcd server for tests, and etcdctl to look into it.
+//! It must not know dlock: what dlock does is checked through etcd's own tool.
+
+use std::env;
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Output, Stdio};
+use std::sync::{LazyLock, Mutex};
+use std::time::Duration;
+
+use rustix::process::Signal;
+
+use super::processes::{Process, alive};
+use super::{LIMIT, eventually, unique};
+
+/// Runs etcd for as long as our end of its standard input is open, so that no server outlives the tests however they
+/// end. Each line it reads means: kill it and start it again. It prints the process id of each start.
+const KEEPER: &str = r#"
+log=$1 dir=$2; shift 2
+start() { "$@" </dev/null >>"$log" 2>&1 & pid=$!; echo "$pid"; }
+start "$@"
+while read -r _; do kill -KILL "$pid" 2>/dev/null; wait "$pid"; start "$@"; done
+kill -KILL "$pid" 2>/dev/null; wait "$pid"; rm -rf "$dir"
+"#;
+
+/// One etcd member with its own data directory.
+pub(crate) struct Etcd {
+    keeper: Mutex<Keeper>,
+    port: u16,
+    scheme: &'static str,
+    dir: PathBuf,
+    /// What etcdctl needs beside the endpoint, such as `--cacert=FILE` or `--user=NAME:PASSWORD`.
+    ctl_flags: Mutex<Vec<String>>,
+}
+
+struct Keeper {
+    shell: Child,
+    orders: Option<ChildStdin>,
+    pids: BufReader<ChildStdout>,
+    pid: Process,
+}
+
+/// How a member is to be started.
+pub(crate) struct Plan<'a> {
+    pub(crate) name: &'a str,
+    pub(crate) client_port: u16,
+    pub(crate) peer_port: u16,
+    /// `name=url,name=url,...` of all members.
+    pub(crate) initial_cluster: String,
+    pub(crate) scheme: &'static str,
+    pub(crate) flags: &'a [&'a str],
+    pub(crate) ctl_flags: Vec<String>,
+}
+
+/// One key as etcd holds it.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Entry {
+    pub(crate) key: String,
+    pub(crate) value: String,
+    pub(crate) create_revision: u64,
+    /// The lease's id, 0 for none.
+    pub(crate) lease: i64,
+}
+
+impl Entry {
+    /// The lease as etcdctl writes it.
+    pub(crate) fn lease_hex(&self) -> String {
+        format!("{:x}", self.lease)
+    }
+}
+
+impl Etcd {
+    /// The server that plain tests share: each test keeps to lock names of its own.
+    pub(crate) fn shared() -> &'static Self {
+        static SHARED: LazyLock<Etcd> = LazyLock::new(Etcd::start);
+        &SHARED
+    }
+
+    /// A server of the test's own, ready to serve.
+    pub(crate) fn start() -> Self {
+        Self::start_with(&[])
+    }
+
+    /// A server of the test's own with more flags.
+    pub(crate) fn start_with(flags: &[&str]) -> Self {
+        Self::alone("http", flags, Vec::new())
+    }
+
+    /// A server of the test's own that speaks TLS to clients.
+    pub(crate) fn start_tls(flags: &[&str], ctl_flags: Vec<String>) -> Self {
+        Self::alone("https", flags, ctl_flags)
+    }
+
+    fn alone(scheme: &'static str, flags: &[&str], ctl_flags: Vec<String>) -> Self {
+        for _ in 0..5 {
+            let (client_port, peer_port) = (free_port(), free_port());
+            let etcd = Self::launch(&Plan {
+                name: "alone",
+                client_port,
+                peer_port,
+                initial_cluster: format!("alone=http://127.0.0.1:{peer_port}"),
+                scheme,
+                flags,
+                ctl_flags: ctl_flags.clone(),
+            });
+            // Another test may have taken a port in between: etcd then ends at once.
+            if etcd.ready() {
+                return etcd;
+            }
+        }
+        panic!("etcd did not start five times running");
+    }
+
+    /// Starts a member and does not wait for it.
+    pub(crate) fn launch(plan: &Plan) -> Self {
+        let shm = Path::new("/dev/shm");
+        // No test is about a power cut, and a file system in memory makes etcd's syncs free.
+        let base = if fs::metadata(shm).is_ok_and(|meta| !meta.permissions().readonly()) {
+            shm.to_owned()
+        } else {
+            env::temp_dir()
+        };
+        let dir = base.join(unique("dlock-etcd"));
+        fs::create_dir_all(&dir).expect("a new directory for etcd");
+        let client = format!("{}://127.0.0.1:{}", plan.scheme, plan.client_port);
+        let peer = format!("http://127.0.0.1:{}", plan.peer_port);
+        let mut shell = Command::new("sh")
+            .args(["-c", KEEPER, "keeper"])
+            .arg(dir.join("log"))
+            .arg(&dir)
+            .arg(etcd_program())
+            .args(["--name", plan.name])
+            .arg("--data-dir")
+            .arg(dir.join("data"))
+            .args([
+                "--listen-client-urls",
+                &client,
+                "--advertise-client-urls",
+                &client,
+            ])
+            .args([
+                "--listen-peer-urls",
+                &peer,
+                "--initial-advertise-peer-urls",
+                &peer,
+            ])
+            .args(["--initial-cluster", &plan.initial_cluster])
+            .args(plan.flags)
+            .env_clear()
+            .env("PATH", env::var_os("PATH").unwrap_or_default())
+            // etcd 3.4 wants this before it runs on anything but amd64.
+            .env("ETCD_UNSUPPORTED_ARCH", "arm64")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("sh starts");
+        let orders = shell.stdin.take();
+        let mut pids = BufReader::new(shell.stdout.take().expect("a pipe"));
+        let pid = read_pid(&mut pids);
+        Self {
+            keeper: Mutex::new(Keeper {
+                shell,
+                orders,
+                pids,
+                pid,
+            }),
+            port: plan.client_port,
+            scheme: plan.scheme,
+            dir,
+            ctl_flags: Mutex::new(plan.ctl_flags.clone()),
+        }
+    }
+
+    /// Waits until the member serves; `false` when it ended instead.
+    pub(crate) fn ready(&self) -> bool {
+        eventually(LIMIT, "etcd answers", || {
+            if !alive(self.process()) {
+                return Some(false);
+            }
+            let health = self.ctl_output(&["--command-timeout=1s", "endpoint", "health"]);
+            health.status.success().then_some(true)
+        })
+    }
+
+    pub(crate) fn endpoint(&self) -> String {
+        format!("{}://127.0.0.1:{}", self.scheme, self.port)
+    }
+
+    pub(crate) fn port(&self) -> u16 {
+        self.port
+    }
+
+    pub(crate) fn process(&self) -> Process {
+        self.keeper.lock().expect("no panic while locked").pid
+    }
+
+    /// Freezes the server: connections stay open, nothing is answered.
+    pub(crate) fn stop(&self) {
+        self.process().signal(Signal::STOP);
+    }
+
+    pub(crate) fn cont(&self) {
+        self.process().signal(Signal::CONT);
+    }
+
+    pub(crate) fn kill(&self) {
+        self.process().signal(Signal::KILL);
+        eventually(LIMIT, "etcd is dead", || !alive(self.process()));
+    }
+
+    /// Starts the server again, killing it first where it still runs; does not wait for it.
+    pub(crate) fn revive(&self) {
+        let mut keeper = self.keeper.lock().expect("no panic while locked");
+        let orders = keeper.orders.as_mut().expect("open until drop");
+        orders.write_all(b"again\n").expect("the keeper reads");
+        keeper.pid = read_pid(&mut keeper.pids);
+    }
+
+    /// Kills the server, starts it again and waits until it serves.
+    pub(crate) fn restart(&self) {
+        self.revive();
+        assert!(self.ready(), "etcd comes back:\n{}", self.log());
+    }
+
+    pub(crate) fn log(&self) -> String {
+        fs::read_to_string(self.dir.join("log")).unwrap_or_default()
+    }
+
+    /// From now on etcdctl also uses these flags.
+    pub(crate) fn add_ctl_flag(&self, flag: &str) {
+        self.ctl_flags
+            .lock()
+            .expect("no panic while locked")
+            .push(flag.to_owned());
+    }
+
+    /// The command line of etcdctl against this member.
+    pub(crate) fn ctl_command(&self) -> Vec<String> {
+        let mut line = vec![
+            etcdctl_program(),
+            format!("--endpoints={}", self.endpoint()),
+        ];
+        line.extend(
+            self.ctl_flags
+                .lock()
+                .expect("no panic while locked")
+                .iter()
+                .cloned(),
+        );
+        line
+    }
+
+    fn ctl_output(&self, args: &[&str]) -> Output {
+        let line = self.ctl_command();
+        Command::new(&line[0])
+            .args(&line[1..])
+            .args(args)
+            .env_clear()
+            .env("ETCDCTL_API", "3")
+            .output()
+            .expect("etcdctl starts")
+    }
+
+    /// Runs etcdctl and gives what it printed.
+    #[track_caller]
+    pub(crate) fn ctl(&self, args: &[&str]) -> String {
+        let output = self.ctl_output(args);
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "etcdctl {args:?}: {errors}");
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
+    /// All keys that begin with `prefix`, the oldest first.
+    #[track_caller]
+    pub(crate) fn entries(&self, prefix: &str) -> Vec<Entry> {
+        parse_entries(&self.ctl(&[
+            "get",
+            "--prefix",
+            prefix,
+            "--sort-by=CREATE",
+            "-w",
+            "fields",
+        ]))
+    }
+
+    /// The places in a lock's queue, the holder first. The name is one that needs no encoding.
+    #[track_caller]
+    pub(crate) fn queue(&self, name: &str) -> Vec<Entry> {
+        self.entries(&format!("dlock/lock/{name}/"))
+    }
+
+    /// Waits until the lock's queue is `length` long and gives it.
+    #[track_caller]
+    pub(crate) fn queue_of(&self, name: &str, length: usize) -> Vec<Entry> {
+        eventually(LIMIT, &format!("{length} in the queue of {name}"), || {
+            Some(self.queue(name)).filter(|queue| queue.len() == length)
+        })
+    }
+
+    /// All leases, as etcdctl writes them.
+    #[track_caller]
+    pub(crate) fn leases(&self) -> Vec<String> {
+        let list = self.ctl(&["lease", "list"]);
+        list.lines()
+            .filter(|line| !line.starts_with("found"))
+            .map(str::to_owned)
+            .collect()
+    }
+
+    #[track_caller]
+    pub(crate) fn revoke(&self, lease: &str) {
+        self.ctl(&["lease", "revoke", lease]);
+    }
+
+    /// Waits until neither keys nor leases are left.
+    #[track_caller]
+    pub(crate) fn assert_empty(&self) {
+        eventually(LIMIT, "no key and no lease is left", || {
+            self.entries("").is_empty() && self.leases().is_empty()
+        });
+    }
+
+    /// Turns on passwords: `root` with the password `root`, which etcdctl uses from now on.
+    pub(crate) fn enable_auth(&self) {
+        self.ctl(&["user", "add", "root:root"]);
+        self.ctl(&["user", "grant-role", "root", "root"]);
+        self.ctl(&["auth", "enable"]);
+        self.add_ctl_flag("--user=root:root");
+    }
+
+    /// Adds a user whose only role is readwrite on the keys from `from` up to `to`.
+    pub(crate) fn add_user(&self, name: &str, password: &str, from: &str, to: &str) {
+        self.ctl(&["role", "add", name]);
+        self.ctl(&["role", "grant-permission", name, "readwrite", from, to]);
+        self.ctl(&["user", "add", &format!("{name}:{password}")]);
+        self.ctl(&["user", "grant-role", name, name]);
+    }
+}
+
+impl Drop for Etcd {
+    fn drop(&mut self) {
+        let Ok(keeper) = self.keeper.get_mut() else {
+            return;
+        };
+        keeper.orders = None;
+        let _ = keeper.shell.wait();
+    }
+}
+
+fn read_pid(pids: &mut impl BufRead) -> Process {
+    let mut line = String::new();
+    pids.read_line(&mut line).expect("the keeper answers");
+    Process(
+        line.trim()
+            .parse()
+            .expect("the keeper answers with a process id"),
+    )
+}
+
+/// Parses `etcdctl get -w fields`: one `"Name" : value` per line, strings quoted as in Go.
+fn parse_entries(fields: &str) -> Vec<Entry> {
+    let mut entries: Vec<Entry> = Vec::new();
+    for line in fields.lines() {
+        let Some((name, value)) = line.split_once(" : ") else {
+            continue;
+        };
+        let text = value.trim_matches('"').replace("\\\"", "\"");
+        match (name, entries.last_mut()) {
+            ("\"Key\"", _) => entries.push(Entry {
+                key: text,
+                value: String::new(),
+                create_revision: 0,
+                lease: 0,
+            }),
+            ("\"CreateRevision\"", Some(entry)) => {
+                entry.create_revision = value.parse().expect("a revision");
+            }
+            ("\"Lease\"", Some(entry)) => entry.lease = value.parse().expect("a lease"),
+            ("\"Value\"", Some(entry)) => entry.value = text,
+            _ => {}
+        }
+    }
+    entries
+}
+
+/// A port of 127.0.0.1 that nobody listens on at this moment.
+pub(crate) fn free_port() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("127.0.0.1 has free ports");
+    listener.local_addr().expect("a bound socket").port()
+}
+
+fn etcd_program() -> String {
+    program("DLOCK_TEST_ETCD", "etcd")
+}
+
+pub(crate) fn etcdctl_program() -> String {
+    program("DLOCK_TEST_ETCDCTL", "etcdctl")
+}
+
+fn program(variable: &str, default: &str) -> String {
+    let program = env::var(variable).unwrap_or_else(|_| default.to_owned());
+    let found = if program.contains('/') {
+        Path::new(&program).exists()
+    } else {
+        env::split_paths(&env::var_os("PATH").unwrap_or_default())
+            .any(|dir| dir.join(&program).exists())
+    };
+    assert!(
+        found,
+        "{program} is not installed; install it with: apt-get install etcd-server etcd-client, or run make test"
+    );
+    program
+}
+
+/// How long a lease may live on after its last renewal: its term, the server's second of slack, a busy machine.
+pub(crate) fn expiry(ttl: Duration) -> Duration {
+    ttl + Duration::from_secs(1) + LIMIT
+}

@@ -1,0 +1,270 @@
+//! A network between the program and a server that a test can break: a relay on 127.0.0.1 with orders.
+//! It must not know what the bytes mean.
+
+use std::collections::VecDeque;
+use std::io::{ErrorKind, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::Duration;
+
+use rustix::net::{AddressFamily, SocketType, bind, getsockname, listen, socket};
+
+use super::boot_clock;
+
+/// How often a thread of the relay looks for a new order.
+const PACE: Duration = Duration::from_millis(5);
+
+/// What the relay does with the bytes of one direction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Mode {
+    Pass,
+    /// Keep them, and deliver all in one burst on the next `Pass`.
+    Hold,
+    /// Swallow them silently.
+    Drop,
+    /// Deliver each this much later.
+    Delay(Duration),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Direction {
+    ToServer,
+    ToClient,
+}
+
+/// A relay to one server.
+pub(crate) struct Link {
+    port: u16,
+    state: Arc<State>,
+}
+
+struct State {
+    server: SocketAddr,
+    to_server: Mutex<Mode>,
+    to_client: Mutex<Mode>,
+    /// Grows with every cut; a connection of an older age closes itself.
+    age: AtomicU64,
+    /// Refuse new connections: nobody listens.
+    refuse: AtomicBool,
+    listening: AtomicBool,
+    over: AtomicBool,
+    accepted: AtomicU64,
+}
+
+impl Link {
+    /// A relay to the server that listens on this port of 127.0.0.1, passing everything on.
+    pub(crate) fn to(server: u16) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("127.0.0.1 has free ports");
+        let port = listener.local_addr().expect("a bound socket").port();
+        let state = Arc::new(State {
+            server: SocketAddr::from(([127, 0, 0, 1], server)),
+            to_server: Mutex::new(Mode::Pass),
+            to_client: Mutex::new(Mode::Pass),
+            age: AtomicU64::new(0),
+            refuse: AtomicBool::new(false),
+            listening: AtomicBool::new(true),
+            over: AtomicBool::new(false),
+            accepted: AtomicU64::new(0),
+        });
+        let shared = Arc::clone(&state);
+        thread::spawn(move || accept(port, listener, &shared));
+        Self { port, state }
+    }
+
+    /// An endpoint that accepts connections and never answers.
+    pub(crate) fn silent() -> Self {
+        // Nobody reads at the server's end either: the relay's own listener serves as one.
+        let link = Self::to(0);
+        link.both(Mode::Drop);
+        link
+    }
+
+    pub(crate) fn endpoint(&self) -> String {
+        format!("http://127.0.0.1:{}", self.port)
+    }
+
+    /// The order for one direction, from now on.
+    pub(crate) fn set(&self, direction: Direction, mode: Mode) {
+        *self.state.mode(direction) = mode;
+    }
+
+    /// The order for both directions, from now on.
+    pub(crate) fn both(&self, mode: Mode) {
+        self.set(Direction::ToServer, mode);
+        self.set(Direction::ToClient, mode);
+    }
+
+    /// Closes every connection; new ones are welcome.
+    pub(crate) fn cut(&self) {
+        self.state.age.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// Closes every connection and refuses new ones.
+    pub(crate) fn refuse(&self) {
+        self.state.refuse.store(true, Ordering::SeqCst);
+        self.cut();
+        while self.state.listening.load(Ordering::SeqCst) {
+            thread::sleep(PACE);
+        }
+    }
+
+    /// Takes connections again and passes everything on.
+    pub(crate) fn heal(&self) {
+        self.both(Mode::Pass);
+        self.state.refuse.store(false, Ordering::SeqCst);
+    }
+
+    /// How many connections came so far.
+    pub(crate) fn accepted(&self) -> u64 {
+        self.state.accepted.load(Ordering::SeqCst)
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        self.state.over.store(true, Ordering::SeqCst);
+        self.cut();
+    }
+}
+
+impl State {
+    fn mode(&self, direction: Direction) -> std::sync::MutexGuard<'_, Mode> {
+        let mode = match direction {
+            Direction::ToServer => &self.to_server,
+            Direction::ToClient => &self.to_client,
+        };
+        mode.lock().expect("no panic while locked")
+    }
+}
+
+fn accept(port: u16, listener: TcpListener, state: &Arc<State>) {
+    let mut listener = Some(listener);
+    while !state.over.load(Ordering::SeqCst) {
+        if state.refuse.load(Ordering::SeqCst) {
+            listener = None;
+        } else if listener.is_none() {
+            // Somebody else's outgoing connection may sit on the port for a moment.
+            listener = TcpListener::bind(("127.0.0.1", port)).ok();
+        }
+        state.listening.store(listener.is_some(), Ordering::SeqCst);
+        if let Some(listener) = &listener {
+            listener.set_nonblocking(true).expect("a socket");
+            while let Ok((client, _)) = listener.accept() {
+                state.accepted.fetch_add(1, Ordering::SeqCst);
+                join(client, state);
+            }
+        }
+        thread::sleep(PACE);
+    }
+}
+
+/// Connects a client with the server. Without a server the client is kept and never answered.
+fn join(client: TcpStream, state: &Arc<State>) {
+    client.set_nonblocking(false).expect("a socket");
+    let age = state.age.load(Ordering::SeqCst);
+    let Ok(server) = TcpStream::connect(state.server) else {
+        if state.server.port() == 0 {
+            let sink = client.try_clone().expect("a socket");
+            let state = Arc::clone(state);
+            thread::spawn(move || pump(client, sink, Direction::ToServer, age, &state));
+        }
+        return;
+    };
+    for socket in [&client, &server] {
+        socket.set_nodelay(true).expect("a socket");
+    }
+    let ends = [
+        (Direction::ToServer, client.try_clone(), server.try_clone()),
+        (Direction::ToClient, Ok(server), Ok(client)),
+    ];
+    for (direction, from, to) in ends {
+        let (from, to) = (from.expect("a socket"), to.expect("a socket"));
+        let state = Arc::clone(state);
+        thread::spawn(move || pump(from, to, direction, age, &state));
+    }
+}
+
+/// Carries the bytes of one direction of one connection until either end or the test closes it.
+fn pump(mut from: TcpStream, mut to: TcpStream, direction: Direction, age: u64, state: &State) {
+    from.set_read_timeout(Some(PACE)).expect("a socket");
+    // Bytes and when they are due; `None` waits for the end of a hold.
+    let mut waiting: VecDeque<(Option<Duration>, Vec<u8>)> = VecDeque::new();
+    let mut buffer = vec![0; 64 * 1024];
+    let mut open = true;
+    loop {
+        if state.age.load(Ordering::SeqCst) != age || state.over.load(Ordering::SeqCst) {
+            break;
+        }
+        let read = if open { from.read(&mut buffer) } else { Ok(0) };
+        let mode = *state.mode(direction);
+        match read {
+            Ok(0) => {
+                open = false;
+                if waiting.is_empty() && mode == Mode::Pass {
+                    break;
+                }
+                thread::sleep(PACE);
+            }
+            Ok(count) => match mode {
+                Mode::Pass => waiting.push_back((Some(Duration::ZERO), buffer[..count].to_vec())),
+                Mode::Hold => waiting.push_back((None, buffer[..count].to_vec())),
+                Mode::Delay(late) => {
+                    waiting.push_back((Some(boot_clock() + late), buffer[..count].to_vec()));
+                }
+                Mode::Drop => {}
+            },
+            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {}
+            Err(_) => break,
+        }
+        while waiting.front().is_some_and(|(due, _)| match due {
+            Some(due) => *due <= boot_clock() && mode != Mode::Hold,
+            None => mode == Mode::Pass,
+        }) {
+            let Some((_, bytes)) = waiting.pop_front() else {
+                break;
+            };
+            if mode != Mode::Drop && to.write_all(&bytes).is_err() {
+                open = false;
+                waiting.clear();
+                break;
+            }
+        }
+    }
+    let _ = from.shutdown(Shutdown::Both);
+    let _ = to.shutdown(Shutdown::Both);
+}
+
+/// An endpoint that swallows connection attempts: its queue of unaccepted connections is full, so the kernel drops
+/// every further SYN without an answer.
+pub(crate) struct BlackHole {
+    port: u16,
+    _listener: OwnedFd,
+    _fillers: Vec<TcpStream>,
+}
+
+impl BlackHole {
+    pub(crate) fn new() -> Self {
+        let listener = socket(AddressFamily::INET, SocketType::STREAM, None).expect("a socket");
+        bind(&listener, &SocketAddr::from(([127, 0, 0, 1], 0))).expect("127.0.0.1 has free ports");
+        listen(&listener, 0).expect("a bound socket listens");
+        let address = getsockname(&listener).expect("a bound socket has a name");
+        let address = SocketAddr::try_from(address).expect("an IPv4 address");
+        let mut fillers = Vec::new();
+        while let Ok(filler) = TcpStream::connect_timeout(&address, Duration::from_millis(300)) {
+            fillers.push(filler);
+            assert!(fillers.len() < 64, "a backlog of zero fills up");
+        }
+        Self {
+            port: address.port(),
+            _listener: listener,
+            _fillers: fillers,
+        }
+    }
+
+    pub(crate) fn endpoint(&self) -> String {
+        format!("http://127.0.0.1:{}", self.port)
+    }
+}

@@ -1,0 +1,73 @@
+//! Tells without any clock whether two holders ever overlapped: the kernel's own flock, held by each whole tree.
+//! It must not know dlock.
+
+use super::{LIMIT, Scratch, child, eventually};
+
+/// A place where holders enter one after the other.
+pub(crate) struct Oracle(Scratch);
+
+impl Oracle {
+    pub(crate) fn new() -> Self {
+        Self(Scratch::new())
+    }
+
+    /// The command line that enters and then becomes `command`.
+    pub(crate) fn command(&self, command: &[&str]) -> Vec<String> {
+        let dir = self.0.path().to_str().expect("a plain path").to_owned();
+        let mut line = vec!["sh".to_owned(), child("exclusive.sh"), dir];
+        line.extend(command.iter().map(ToString::to_string));
+        line
+    }
+
+    /// Fails if two holders were ever inside at once.
+    #[track_caller]
+    pub(crate) fn assert_no_overlap(&self) {
+        let text = self.0.read("tokens");
+        assert!(!text.contains("OVERLAP"), "two holders at once:\n{text}");
+    }
+
+    /// The fencing tokens of all who entered so far, in that order; fails on an overlap and on a token that does not
+    /// grow.
+    #[track_caller]
+    pub(crate) fn tokens(&self) -> Vec<u64> {
+        self.assert_no_overlap();
+        let text = self.0.read("tokens");
+        let tokens: Vec<u64> = text
+            .lines()
+            .map(|line| line.parse().expect("a decimal token"))
+            .collect();
+        assert!(
+            tokens.is_sorted_by(|a, b| a < b),
+            "tokens do not grow: {tokens:?}"
+        );
+        tokens
+    }
+
+    /// Waits until `count` holders have entered.
+    #[track_caller]
+    pub(crate) fn entered(&self, count: usize) {
+        eventually(LIMIT, &format!("{count} holders have entered"), || {
+            self.assert_no_overlap();
+            self.0.read("tokens").lines().count() >= count
+        });
+    }
+
+    /// The command line that enters, notes `who`, and stays until `leave` is called with the same word.
+    pub(crate) fn guest(&self, who: &str) -> Vec<String> {
+        let dir = self.0.path().to_str().expect("a plain path");
+        let stay = format!(
+            "echo {who} >>{dir}/guests; until [ -e {dir}/leave-{who} ]; do sleep 0.05; done"
+        );
+        self.command(&["sh", "-c", &stay])
+    }
+
+    /// Lets a guest go, also one that has not come yet.
+    pub(crate) fn leave(&self, who: &str) {
+        self.0.write(&format!("leave-{who}"), "");
+    }
+
+    /// Everybody who has entered, in that order.
+    pub(crate) fn guests(&self) -> Vec<String> {
+        self.0.read("guests").lines().map(str::to_owned).collect()
+    }
+}

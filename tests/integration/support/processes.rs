@@ -1,0 +1,105 @@
+//! Looks at processes from outside, through `/proc`, and sends them signals.
+//! It must not know which program they run.
+
+use std::fs;
+
+use rustix::process::{Pid, Signal, kill_process};
+
+/// The variable that marks every descendant of one started program, also one that left its parent and session.
+pub(crate) const MARK: &str = "TEST_TREE";
+
+/// A process by its number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Process(pub(crate) i32);
+
+impl Process {
+    /// Sends a signal; nobody there is no failure, as the process may have just ended.
+    pub(crate) fn signal(self, signal: Signal) {
+        if let Some(pid) = Pid::from_raw(self.0) {
+            let _ = kill_process(pid, signal);
+        }
+    }
+
+    /// The `comm` of the process, empty when it is gone.
+    pub(crate) fn name(self) -> String {
+        let name = fs::read_to_string(format!("/proc/{}/comm", self.0)).unwrap_or_default();
+        name.trim_end().to_owned()
+    }
+
+    /// One letter as in ps(1); `X` when the process is gone.
+    pub(crate) fn state(self) -> char {
+        fs::read_to_string(format!("/proc/{}/stat", self.0))
+            .ok()
+            .and_then(|stat| {
+                stat.rsplit_once(") ")
+                    .and_then(|(_, rest)| rest.chars().next())
+            })
+            .unwrap_or('X')
+    }
+
+    /// The direct children.
+    pub(crate) fn children(self) -> Vec<Process> {
+        let Ok(tasks) = fs::read_dir(format!("/proc/{}/task", self.0)) else {
+            return Vec::new();
+        };
+        tasks
+            .flatten()
+            .filter_map(|task| fs::read_to_string(task.path().join("children")).ok())
+            .flat_map(|list| {
+                list.split_whitespace()
+                    .filter_map(|pid| pid.parse().ok())
+                    .map(Process)
+                    .collect::<Vec<_>>()
+            })
+            .collect()
+    }
+
+    /// One line of `/proc/<pid>/status`, such as `SigIgn`.
+    pub(crate) fn status_line(self, key: &str) -> String {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.0)).unwrap_or_default();
+        status
+            .lines()
+            .find_map(|line| line.strip_prefix(key)?.strip_prefix(':'))
+            .unwrap_or_default()
+            .trim()
+            .to_owned()
+    }
+}
+
+/// Whether the process runs or could run again; a zombie does neither.
+pub(crate) fn alive(process: Process) -> bool {
+    !matches!(process.state(), 'Z' | 'X' | 'x')
+}
+
+/// Every live process that carries this mark in the environment it was started with.
+pub(crate) fn marked(mark: &str) -> Vec<Process> {
+    let wanted = format!("{MARK}={mark}");
+    let Ok(all) = fs::read_dir("/proc") else {
+        return Vec::new();
+    };
+    all.flatten()
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .map(Process)
+        .filter(|process| {
+            let environment = fs::read(format!("/proc/{}/environ", process.0)).unwrap_or_default();
+            environment
+                .split(|byte| *byte == 0)
+                .any(|entry| entry == wanted.as_bytes())
+        })
+        .filter(|process| alive(*process))
+        .collect()
+}
+
+/// Kills everything that carries this mark, until nothing does.
+pub(crate) fn kill_marked(mark: &str) {
+    // A fork chain may outrun one pass; a hundred passes it does not.
+    for _ in 0..100 {
+        let left = marked(mark);
+        if left.is_empty() {
+            return;
+        }
+        for process in left {
+            process.signal(Signal::KILL);
+        }
+    }
+}
