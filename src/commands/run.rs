@@ -179,6 +179,9 @@ impl<'a> Runner<'a> {
                 () = clock::until(give_up_at) => Event::WaitPassed,
             }
         };
+        if let Event::Won(Err(_)) | Event::Tried(Err(_)) = event {
+            contender.leave().await;
+        }
         match event {
             Event::Won(won) => Ok(Acquired::Won(Box::new(
                 won.map_err(|trouble| self.cannot_lock(&trouble))?,
@@ -244,7 +247,7 @@ impl<'a> Runner<'a> {
         let watchdog = Watchdog::new(terms, claim, proven_at, seed);
         let environment = self.environment(claim.place);
         if let Err(error) = self.post.guard.start(&environment, watchdog.deadlines()) {
-            self.contender.leave().await;
+            let _ = self.contender.release(RELEASE).await;
             return Err(
                 anyhow!("cannot tell the guard process to start the command: {error}").into(),
             );
@@ -264,7 +267,7 @@ impl<'a> Runner<'a> {
             End::Survivors(survivors) => Ok(self.unkillable(&survivors)),
             End::Dead(status) => self.finish(&watchdog, status).await,
             End::NotStarted { errno } => {
-                self.contender.leave().await;
+                let _ = self.contender.release(RELEASE).await;
                 self.not_started(errno)
             }
         }
@@ -360,19 +363,28 @@ async fn guard_dead(post: &mut Post) {
     while !matches!(post.report().await, Report::GuardDead) {}
 }
 
+/// Tells what is waited for: always to somebody who sits there and wonders.
+fn say(line: &str) {
+    if io::stderr().is_terminal() {
+        warn!("{line}");
+    } else {
+        info!("{line}");
+    }
+}
+
 fn narrate(options: &Options, waiting: Waiting, ahead: &mut Ahead) {
     match waiting {
         Waiting::Behind(now) => {
             let line = format!("waiting for '{}', held by {}", options.name, who(&now));
             let place = format!("place {} in the queue", now.count);
             *ahead = now;
-            // Somebody sits there and wonders.
-            if io::stderr().is_terminal() {
-                warn!("{line}; {place}");
-            } else {
-                info!("{line}; {place}");
-            }
+            say(&format!("{line}; {place}"));
         }
+        Waiting::HandOver(delay) => say(&format!(
+            "the holder of '{}' vanished without releasing it: waiting {} for its command to end",
+            options.name,
+            span(delay)
+        )),
         Waiting::PlaceLost => info!(
             "our own lease ended while waiting: queueing again for '{}'",
             options.name

@@ -102,6 +102,7 @@ impl Supervision<'_> {
             }
             Action::Extend { beat, deadlines } => guard.extend(beat, deadlines),
             Action::Forward(signal) => guard.forward(signal),
+            Action::Stop => guard.stop(),
             Action::Kill => guard.kill(),
             Action::KillTree => return Some(self.kill_tree()),
         };

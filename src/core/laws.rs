@@ -171,7 +171,7 @@ impl Model {
                     self.mail.push((now, Event::Beat(beat)));
                 }
                 Action::KillTree => self.kills += 1,
-                Action::Extend { .. } | Action::Forward(_) | Action::Kill => {}
+                Action::Extend { .. } | Action::Forward(_) | Action::Stop | Action::Kill => {}
             }
         }
         prop_assert!(self.kills <= 1, "a guard is replaced once");
@@ -222,7 +222,7 @@ proptest! {
     }
 
     #[test]
-    fn a_loss_by_a_third_hand_is_final_and_kills_at_once(
+    fn a_loss_by_a_third_hand_is_final_and_stops_at_once(
         seconds in 0.0_f64..6.0,
         taken in any::<bool>(),
     ) {
@@ -230,7 +230,7 @@ proptest! {
         let mut watchdog = Watchdog::new(terms, claim(), at(0.0), 1);
         let loss = if taken { Loss::KeyTaken } else { Loss::KeyGone };
         let actions = watchdog.step(at(seconds), &Event::Lost(loss));
-        prop_assert!(actions.contains(&Action::Kill));
+        prop_assert!(actions.contains(&Action::Stop));
         watchdog.step(at(seconds), &Event::TreeDead { in_time: true });
         prop_assert_eq!(watchdog.standing(), Standing::Lost(loss));
     }

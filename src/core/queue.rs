@@ -1,8 +1,14 @@
 //! Where a lock's queue lives among etcd's keys, and whose turn it is.
 //! It must not know how keys are read or written.
 
-use super::lease::LeaseId;
+use std::time::Duration;
+
+use super::lease::{FencingToken, LeaseId};
 use super::name::LockName;
+
+/// What a holder's tree may need beyond its grace when its key was taken from it: the news has to
+/// reach it, and the kernel has half a second to kill (assumption b of the promise).
+const MARGIN: Duration = Duration::from_secs(1);
 
 /// The keys of one lock: `<namespace>lock/<name>/<lease id in hex>`, one per holder or waiter, the
 /// oldest holds. It is the layout of etcd's own concurrency package (`client/v3/concurrency/mutex.go`),
@@ -11,6 +17,7 @@ use super::name::LockName;
 pub struct Queue {
     namespace: String,
     prefix: String,
+    released: String,
 }
 
 impl Queue {
@@ -19,6 +26,7 @@ impl Queue {
         Self {
             namespace: namespace.to_owned(),
             prefix: format!("{namespace}lock/{}/", name.encoded()),
+            released: format!("{namespace}released/{}", name.encoded()),
         }
     }
 
@@ -47,6 +55,12 @@ impl Queue {
         format!("{}{lease}", self.prefix)
     }
 
+    /// The key under which the last holder that gave the lock back itself leaves its token, for no
+    /// longer than its lease lives.
+    pub fn released(&self) -> &str {
+        &self.released
+    }
+
     /// The lease of the place that `key` is; `None` for keys that are no places of this lock.
     pub fn place(&self, key: &[u8]) -> Option<LeaseId> {
         let digits = key.strip_prefix(self.prefix.as_bytes())?;
@@ -59,12 +73,22 @@ impl Queue {
         let id = u64::from_str_radix(digits, 16).ok()?;
         Some(LeaseId(id.cast_signed()))
     }
+}
 
-    /// The places among `keys`, in their order. Other keys stand in nobody's way.
-    pub fn places<'a>(&self, keys: impl Iterator<Item = &'a [u8]>) -> Vec<String> {
-        keys.filter_map(|key| self.place(key))
-            .map(|lease| self.key(lease))
-            .collect()
+/// How long the command of a holder that has vanished may still run, before its successor may start.
+///
+/// Not at all when it has left its token: then it released the lock after the last of its processes
+/// was dead. Else somebody revoked its lease or deleted its key, or its lease expired, and it may be
+/// stopping its command this moment. `grace` is the longest that the vanished have announced; those
+/// that are not dlock announce none and are not waited for.
+pub fn hand_over(
+    vanished: FencingToken,
+    released: Option<FencingToken>,
+    grace: Option<Duration>,
+) -> Duration {
+    match grace {
+        Some(grace) if released != Some(vanished) => grace + MARGIN,
+        Some(_) | None => Duration::ZERO,
     }
 }
 
@@ -116,6 +140,16 @@ mod tests {
         let (short, long) = (queue("job"), queue("job/nightly"));
         let key = long.key(LeaseId(1));
         assert!(!(short.prefix()..short.end().as_str()).contains(&key.as_str()));
+    }
+
+    #[test]
+    fn only_an_unclean_end_of_a_dlock_delays_the_next() {
+        let (token, grace) = (FencingToken(7), Some(Duration::from_secs(5)));
+        assert_eq!(hand_over(token, Some(token), grace), Duration::ZERO);
+        assert_eq!(hand_over(token, None, None), Duration::ZERO);
+        for released in [None, Some(FencingToken(6))] {
+            assert_eq!(hand_over(token, released, grace), Duration::from_secs(6));
+        }
     }
 
     #[test]

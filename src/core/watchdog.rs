@@ -39,6 +39,8 @@ pub enum Action {
     Extend { beat: u64, deadlines: Deadlines },
     /// The guard is to hand the signal to the command.
     Forward(i32),
+    /// The guard is to stop everything, and to kill it when the grace or the deadline has passed.
+    Stop,
     /// The guard is to kill everything now.
     Kill,
     /// The guard does not do its work: kill it and everything else.
@@ -211,14 +213,15 @@ impl Watchdog {
 
     fn lose(&mut self, loss: Loss, now: Instant) -> Vec<Action> {
         self.standing = Standing::Lost(loss);
+        let kill_at = self.deadlines.kill_at;
         if loss == Loss::Unproven {
             // The guard stops the command by itself and has until `kill_at` for it.
-            self.overdue_at = Some(self.deadlines.kill_at.max(now));
+            self.overdue_at = Some(kill_at.max(now));
             return vec![self.extend()];
         }
-        // Somebody else may hold the lock already: there is no time left for a grace.
-        self.overdue_at = Some(now + GUARD_ANSWERS);
-        vec![self.extend(), Action::Kill]
+        // A third hand took the lock. Who waits next gives us the grace (`core::queue::hand_over`).
+        self.overdue_at = Some((now + self.terms.grace()).min(kill_at).max(now));
+        vec![self.extend(), Action::Stop]
     }
 
     /// The guard had to kill by now; whether it still runs shows in its answers.
@@ -340,9 +343,13 @@ mod tests {
     }
 
     #[test]
-    fn a_key_that_is_gone_kills_at_once() {
+    fn a_key_that_is_gone_stops_and_kills_after_the_grace() {
         let mut watchdog = watchdog();
         let actions = watchdog.step(at(1.0), &Event::Lost(Loss::KeyGone));
+        assert_eq!(actions.last(), Some(&Action::Stop));
+        answer(&mut watchdog, at(1.0), &actions);
+        assert_eq!(watchdog.due_at(), Some(at(3.0)));
+        let actions = watchdog.step(at(3.0), &Event::Tick);
         assert_eq!(actions.last(), Some(&Action::Kill));
         assert_eq!(watchdog.standing(), Standing::Lost(Loss::KeyGone));
     }
@@ -361,11 +368,11 @@ mod tests {
     }
 
     #[test]
-    fn a_guard_that_does_not_answer_an_order_to_kill_is_replaced_once() {
+    fn a_guard_that_does_not_answer_an_order_is_replaced_once() {
         let mut watchdog = watchdog();
         watchdog.step(at(1.0), &Event::Lost(Loss::KeyGone));
         let due_at = watchdog.due_at().unwrap();
-        assert_eq!(due_at, at(1.25));
+        assert_eq!(due_at, at(3.0));
         assert_eq!(watchdog.step(due_at, &Event::Tick), [Action::KillTree]);
         assert_eq!(watchdog.due_at(), None);
     }

@@ -7,13 +7,13 @@ use std::time::Duration;
 
 use super::Cluster;
 use super::connection::Connection;
-use super::places::{Ahead, Entry, Look, Places};
+use super::places::{Ahead, Entry, Given, Look, Places};
 use super::session::{News, Session};
 use super::trouble::{Kind, Trouble};
 use crate::clock;
 use crate::core::heartbeat::Heartbeat;
 use crate::core::lease::{Claim, Instant, LeaseId, Place, Terms, Verdict};
-use crate::core::queue::Queue;
+use crate::core::queue::{Queue, hand_over};
 
 /// How long leaving may take: whoever gives up should not have to wait.
 const LEAVE: Duration = Duration::from_secs(2);
@@ -30,6 +30,8 @@ pub(crate) struct Won {
 pub(crate) enum Waiting {
     /// Waiting begins, or somebody else holds the lock now.
     Behind(Ahead),
+    /// It is our turn, but the command of the holder that vanished may still run for so long.
+    HandOver(Duration),
     /// Our own lease ended while waiting: the place is lost, and taken anew at the end.
     PlaceLost,
     /// etcd does not answer; waiting goes on.
@@ -51,6 +53,8 @@ pub(crate) struct Contender {
     places: Places,
     /// Our place, from the moment that we know of it until it is given up.
     place: Cell<Option<Place>>,
+    /// Until when the command of a vanished holder may run, once we are the first in its place.
+    hand_over_at: Cell<Option<Instant>>,
     /// Leases of attempts whose end we have not seen: each may hold a place that nobody uses.
     abandoned: RefCell<Vec<LeaseId>>,
 }
@@ -66,6 +70,7 @@ impl Contender {
                 terms,
             },
             place: Cell::new(None),
+            hand_over_at: Cell::new(None),
             abandoned: RefCell::default(),
         }
     }
@@ -156,14 +161,12 @@ impl Contender {
             mut claim,
             terms,
             sent_at: mut proven_at,
-            look,
+            mut look,
         } = entry;
-        let mut ahead = look.ahead;
-        // Nobody is before us. The command starts on a young proof only: after a slow entry or a
-        // long wait it takes another one.
-        let mut ours = look.predecessor.is_none();
-        if !ours {
-            tell(Waiting::Behind(ahead.clone()));
+        // From when on the lock may be used, once nobody is before us.
+        let mut free_at = look.predecessor.is_none().then(|| self.free_at(proven_at));
+        if free_at.is_none() {
+            tell(Waiting::Behind(look.ahead.clone()));
         }
         let key = self.places.queue.key(claim.place.lease);
         let mut session = Session::open(
@@ -171,63 +174,87 @@ impl Contender {
             &key,
             claim.place,
             terms,
-            look.predecessor,
+            look.predecessor.clone().map(|(key, _)| key),
         );
         let seed = claim.place.lease.0.unsigned_abs();
         let mut heartbeat = Heartbeat::new(terms, proven_at, seed);
         loop {
-            if ours && clock::now().since(proven_at) < terms.heartbeat() {
-                session.follow(None);
-                return Ok(Some(Won {
-                    claim,
-                    terms,
-                    proven_at,
-                    session,
-                }));
+            let now = clock::now();
+            if free_at.is_some_and(|free_at| free_at <= now) {
+                // The command starts on a young proof only: after a slow entry or a long wait we
+                // take another one.
+                if now.since(proven_at) < terms.heartbeat() {
+                    session.follow(None);
+                    return Ok(Some(Won {
+                        claim,
+                        terms,
+                        proven_at,
+                        session,
+                    }));
+                }
+                heartbeat.hurry(now);
             }
-            if ours {
-                heartbeat.hurry(clock::now());
-            }
-            if heartbeat.ask(clock::now()) {
+            if heartbeat.ask(now) {
                 session.renew();
             }
             let news = tokio::select! {
                 news = session.news() => Some(news),
                 () = clock::until(heartbeat.due_at()) => None,
+                () = clock::until(free_at.filter(|free_at| now < *free_at)) => None,
             };
             match news {
-                None => {}
-                Some(News::Renewed(renewal)) => match claim.judge(&renewal) {
-                    Verdict::Proven(_) => {
-                        proven_at = renewal.sent_at;
-                        heartbeat.proven(proven_at);
-                    }
-                    Verdict::Doubtful(_) => heartbeat.failed(clock::now()),
-                    Verdict::Lost(_) => return Ok(None),
-                },
+                None => continue,
                 Some(News::Failed { endpoint, cause }) => {
                     heartbeat.failed(clock::now());
                     tell(Waiting::Trouble(Trouble::elsewhere(format!(
                         "'{endpoint}': {cause}"
                     ))));
+                    continue;
                 }
-                Some(News::Lost(_)) => return Ok(None),
-                Some(News::PredecessorGone) if ours => {}
-                Some(News::PredecessorGone) => {
-                    let look = self.look_again(claim.place, terms, tell).await?;
-                    if !look.own {
-                        return Ok(None);
+                Some(News::Renewed(renewal)) => match claim.judge(&renewal) {
+                    Verdict::Proven(_) => {
+                        proven_at = renewal.sent_at;
+                        heartbeat.proven(proven_at);
+                        continue;
                     }
-                    claim.highest_revision = claim.highest_revision.max(look.revision);
-                    ours = look.predecessor.is_none();
-                    if !ours && look.ahead != ahead {
-                        ahead = look.ahead;
-                        tell(Waiting::Behind(ahead.clone()));
+                    Verdict::Doubtful(_) => {
+                        heartbeat.failed(clock::now());
+                        continue;
                     }
-                    session.follow(look.predecessor);
-                }
+                    Verdict::Lost(_) => {}
+                },
+                // One that is told again after it was seen to.
+                Some(News::PredecessorGone) if free_at.is_some() => continue,
+                Some(News::PredecessorGone | News::Lost(_)) => {}
             }
+            // Somebody's key is gone, maybe ours.
+            let before = look;
+            look = self.look_again(claim.place, terms, tell).await?;
+            if let (Some((_, vanished)), None) = (&before.predecessor, &look.predecessor) {
+                let delay = hand_over(*vanished, look.released, before.grace);
+                if !delay.is_zero() {
+                    self.hand_over_at.set(Some(clock::now() + delay));
+                    tell(Waiting::HandOver(delay));
+                }
+                free_at = Some(self.free_at(clock::now()));
+            }
+            if !look.own {
+                return Ok(None);
+            }
+            claim.highest_revision = claim.highest_revision.max(look.revision);
+            if look.predecessor.is_some() && look.ahead != before.ahead {
+                tell(Waiting::Behind(look.ahead.clone()));
+            }
+            look.grace = look.grace.max(before.grace);
+            session.follow(look.predecessor.clone().map(|(key, _)| key));
         }
+    }
+
+    /// From when on a lock may be used that is free `at` this moment.
+    fn free_at(&self, at: Instant) -> Instant {
+        self.hand_over_at
+            .get()
+            .map_or(at, |free_at| free_at.max(at))
     }
 
     /// The read that decides, tried for as long as we wait at all.
@@ -252,35 +279,45 @@ impl Contender {
         }
     }
 
-    /// Gives the lock back: deletes our key if it is still the one that we won with. The success of
-    /// that comparison proves, without any clock, that nobody else held the lock in between.
+    /// Gives the lock back, after the last process of the command is dead: deletes our key if it is
+    /// still the one that we won with. The success of that comparison proves, without any clock,
+    /// that nobody else held the lock in between.
     pub(crate) async fn release(&self, limit: Duration) -> Release {
+        self.give_up(limit, true).await
+    }
+
+    /// Gives up waiting: removes our place and whatever unfinished attempts may have left.
+    pub(crate) async fn leave(&self) {
+        // Who comes after us knows nothing of the command that may still run: our place keeps him
+        // waiting until our lease ends.
+        let handing_over = self.hand_over_at.get().is_some_and(|at| clock::now() < at);
+        if !handing_over {
+            let _ = self.give_up(LEAVE, false).await;
+        }
+        self.clear_up().await;
+    }
+
+    async fn give_up(&self, limit: Duration, held: bool) -> Release {
         let Some(place) = self.place.take() else {
             return Release::Confirmed;
         };
         let attempts = Cell::new(0_u32);
-        let deleted = self
+        let giving_up = self
             .places
             .cluster
             .call(limit, async |connection: Connection| {
                 attempts.set(attempts.get() + 1);
-                self.places.give_up(connection, place).await
+                self.places.give_up(connection, place, held).await
             });
-        match deleted.await {
-            Ok(true) => Release::Confirmed,
+        let unclear = || Release::Unconfirmed(Trouble::elsewhere("an answer of etcd was lost"));
+        match giving_up.await {
+            Ok(Given::Deleted) => Release::Confirmed,
             // An earlier attempt, whose answer we did not get, may have deleted it.
-            Ok(false) if attempts.get() > 1 => Release::Unconfirmed(Trouble::elsewhere(
-                "the answer to the first attempt was lost",
-            )),
-            Ok(false) => Release::NotOurs,
+            Ok(Given::NotOurs) if attempts.get() > 1 => unclear(),
+            Ok(Given::NotOurs) => Release::NotOurs,
+            Ok(Given::Unclear) => unclear(),
             Err(trouble) => Release::Unconfirmed(trouble),
         }
-    }
-
-    /// Gives up: removes our place and whatever unfinished attempts may have left.
-    pub(crate) async fn leave(&self) {
-        let _ = self.release(LEAVE).await;
-        self.clear_up().await;
     }
 
     /// Revokes the leases of attempts whose end was not seen, in one go and without insisting.

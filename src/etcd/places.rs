@@ -48,9 +48,22 @@ pub(super) struct Look {
     /// Our own place is there.
     pub(super) own: bool,
     pub(super) revision: i64,
-    /// The key right before ours.
-    pub(super) predecessor: Option<String>,
+    /// The place right before ours.
+    pub(super) predecessor: Option<(String, FencingToken)>,
+    /// The longest grace that the holder and the one right before us have announced.
+    pub(super) grace: Option<Duration>,
+    /// What the last holder that released the lock itself has left.
+    pub(super) released: Option<FencingToken>,
     pub(super) ahead: Ahead,
+}
+
+/// What became of a place that was given up.
+pub(super) enum Given {
+    Deleted,
+    /// It was not there, or not as we took it.
+    NotOurs,
+    /// It is gone, but whether by us cannot be told.
+    Unclear,
 }
 
 /// The places of one queue.
@@ -153,16 +166,21 @@ impl Places {
         })
     }
 
-    /// One linearizable read of our key, of all places before it, and of the holder's record.
+    /// One linearizable read of our key, of all places before it, and of what their owners say.
     pub(super) async fn look(&self, mut client: Client, place: Place) -> Result<Look, Trouble> {
-        let before = GetOptions::new()
-            .with_range(self.queue.end())
-            .with_sort(SortTarget::Create, SortOrder::Ascend)
-            .with_max_create_revision(place.token.0 - 1);
+        let before = |order| {
+            GetOptions::new()
+                .with_range(self.queue.end())
+                .with_sort(SortTarget::Create, order)
+                .with_max_create_revision(place.token.0 - 1)
+        };
+        let read = |options| TxnOp::get(self.queue.prefix(), Some(options));
         let txn = Txn::new().and_then([
             TxnOp::get(self.queue.key(place.lease), None),
-            TxnOp::get(self.queue.prefix(), Some(before.clone().with_keys_only())),
-            TxnOp::get(self.queue.prefix(), Some(before.with_limit(1))),
+            read(before(SortOrder::Ascend).with_keys_only()),
+            read(before(SortOrder::Ascend).with_limit(1)),
+            read(before(SortOrder::Descend).with_limit(1)),
+            TxnOp::get(self.queue.released(), None),
         ]);
         let answer = client.txn(txn).await?;
         let header = self.cluster.observe(answer.header())?;
@@ -170,46 +188,118 @@ impl Places {
             TxnOpResponse::Get(mut read) => read.take_kvs(),
             _ => Vec::new(),
         });
-        let own = reads.next().unwrap_or_default().first().is_some_and(|key| {
+        let mut next = || reads.next().unwrap_or_default();
+        let own = next().first().is_some_and(|key| {
             key.create_revision() == place.token.0 && key.lease() == place.lease.0
         });
-        let earlier = reads.next().unwrap_or_default();
-        let mut places = self.queue.places(earlier.iter().map(KeyValue::key));
-        let oldest = reads.next().unwrap_or_default();
-        let is_place = |key: &&KeyValue| {
-            let oldest = places.first().map(String::as_bytes);
-            oldest == Some(key.key())
+        // Keys that are no places stand in nobody's way.
+        let places = next();
+        let is_place = |key: &&KeyValue| self.queue.place(key.key()).is_some();
+        let places: Vec<&KeyValue> = places.iter().filter(is_place).collect();
+        let [oldest, newest] = [next(), next()];
+        let record = |keys: &[KeyValue]| {
+            let key = keys.first().filter(is_place)?;
+            Holder::parse(key.value())
         };
-        let holder = oldest.first().filter(is_place);
-        let holder = holder.and_then(|key| Holder::parse(key.value()));
-        let count = places.len();
+        let holder = record(&oldest);
+        let graces = [
+            holder.as_ref().map(Holder::grace),
+            record(&newest).map(|record| record.grace()),
+        ];
         Ok(Look {
             own,
             revision: header.revision,
-            predecessor: places.pop(),
-            ahead: Ahead { holder, count },
+            predecessor: places.last().map(|key| {
+                let name = String::from_utf8_lossy(key.key()).into_owned();
+                (name, FencingToken(key.create_revision()))
+            }),
+            grace: graces.into_iter().flatten().max(),
+            released: next().first().and_then(|key| {
+                let token = std::str::from_utf8(key.value()).ok()?.parse().ok()?;
+                Some(FencingToken(token))
+            }),
+            ahead: Ahead {
+                holder,
+                count: places.len(),
+            },
         })
     }
 
-    /// Deletes our key if it is still the one that we took; false when it is not.
+    /// Deletes our key if it is still the one that we took.
+    ///
+    /// Who `held` the lock leaves its token for the next one as evidence that nothing of its command
+    /// runs any more, under its own lease, and in the same request.
     pub(super) async fn give_up(
         &self,
         connection: Connection,
         place: Place,
-    ) -> Result<bool, Trouble> {
-        let key = self.queue.key(place.lease);
-        let ours = [
-            Compare::create_revision(key.as_str(), CompareOp::Equal, place.token.0),
-            Compare::lease(key.as_str(), CompareOp::Equal, place.lease.0),
-        ];
-        // No put: etcd refuses those when it is out of space.
-        let txn = Txn::new()
-            .when(ours)
-            .and_then([TxnOp::delete(key.as_str(), None)]);
+        held: bool,
+    ) -> Result<Given, Trouble> {
         let Connection { mut client } = connection;
+        if !held {
+            return self.delete(&mut client, place).await;
+        }
+        let key = self.queue.key(place.lease);
+        let lease = PutOptions::new().with_lease(place.lease.0);
+        let waiting = GetOptions::new()
+            .with_range(self.queue.end())
+            .with_count_only();
+        let txn = Txn::new().when(self.ours(place)).and_then([
+            TxnOp::delete(key.as_str(), None),
+            TxnOp::put(self.queue.released(), place.token.to_string(), Some(lease)),
+            TxnOp::get(self.queue.prefix(), Some(waiting)),
+        ]);
+        let answer = match client.txn(txn).await.map_err(Trouble::from) {
+            // etcd takes no puts then; the next one will have to wait. The first request of those
+            // that do not fit is refused and carried out all the same
+            // (server/etcdserver/apply/quota.go).
+            Err(trouble) if trouble.is_out_of_space() => {
+                return Ok(match self.delete(&mut client, place).await? {
+                    Given::NotOurs => Given::Unclear,
+                    given => given,
+                });
+            }
+            answer => answer?,
+        };
+        self.cluster.observe(answer.header())?;
+        if !answer.succeeded() {
+            return Ok(Given::NotOurs);
+        }
+        let is_next = |read| matches!(read, TxnOpResponse::Get(read) if read.count() > 0);
+        if !answer.op_responses().into_iter().any(is_next) {
+            // Nobody needs the evidence.
+            self.end(&mut client, place.lease).await;
+        }
+        Ok(Given::Deleted)
+    }
+
+    /// Deletes without a put.
+    async fn delete(&self, client: &mut Client, place: Place) -> Result<Given, Trouble> {
+        let key = self.queue.key(place.lease);
+        let txn = Txn::new()
+            .when(self.ours(place))
+            .and_then([TxnOp::delete(key, None)]);
         let answer = client.txn(txn).await?;
         self.cluster.observe(answer.header())?;
-        // Nobody waits for the revoke: the lock is free, and a lease without keys ends by itself.
+        self.end(client, place.lease).await;
+        Ok(if answer.succeeded() {
+            Given::Deleted
+        } else {
+            Given::NotOurs
+        })
+    }
+
+    fn ours(&self, place: Place) -> [Compare; 2] {
+        let key = self.queue.key(place.lease);
+        [
+            Compare::create_revision(key.as_str(), CompareOp::Equal, place.token.0),
+            Compare::lease(key, CompareOp::Equal, place.lease.0),
+        ]
+    }
+
+    /// Revokes a lease whose places are gone. Nobody waits for that: the lock is free, and a lease
+    /// without keys ends by itself.
+    async fn end(&self, client: &mut Client, lease: LeaseId) {
         let flushed = async {
             for _ in 0..FLUSH {
                 tokio::task::yield_now().await;
@@ -217,10 +307,9 @@ impl Places {
         };
         tokio::select! {
             biased;
-            _ = client.lease_revoke(place.lease.0) => {}
+            _ = client.lease_revoke(lease.0) => {}
             () = flushed => {}
         }
-        Ok(answer.succeeded())
     }
 
     /// Ends leases that may hold places which nobody uses, without insisting.
