@@ -4,7 +4,6 @@
 //! *What does dlock ask for?* here · *what is said?* message · *how does it travel?* link · *when does what happen?* plan ·
 //! *the guard's loop?* process · *start?* spawn · *what did the caller hand on?* inherited · *find and signal the tree?* tree ·
 //! *kill it?* hunt · *system calls?* signals, descriptors
-#![expect(unsafe_code, reason = "forks the guard")]
 
 mod descriptors;
 mod hunt;
@@ -22,14 +21,15 @@ mod tests;
 
 use std::ffi::OsString;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd};
+use std::net::Shutdown;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::thread;
 use std::time::Duration;
 
-use rustix::process::{getpgrp, getpid, set_child_subreaper};
+use rustix::process::{PidfdFlags, getpgrp, getpid, pidfd_open, set_child_subreaper};
 use rustix::stdio::{dup2_stdin, dup2_stdout};
 use rustix::time::{TimerfdClockId, TimerfdFlags, timerfd_create};
 
@@ -78,6 +78,8 @@ pub(crate) enum Leftovers {
 
 /// dlock's side. Dropping it is the end for the command too.
 pub(crate) struct Guard {
+    /// The guard's process, by pidfd.
+    process: OwnedFd,
     link: Link,
     tree: Tree,
 }
@@ -91,6 +93,7 @@ pub(crate) fn launch(command: Command, policy: Policy) -> io::Result<Guard> {
 }
 
 /// Everything that may be missing is made and tried before the fork: an error means that nothing has been started.
+#[expect(unsafe_code, reason = "forks")]
 fn fork_guard(command: Command, policy: Policy) -> io::Result<Guard> {
     let program = Program::new(command)?;
     let (ours, theirs) = Link::pair()?;
@@ -109,7 +112,10 @@ fn fork_guard(command: Command, policy: Policy) -> io::Result<Guard> {
     let mask = signals::set_mask(signals::ALL);
     // SAFETY: dlock has one thread.
     let forked = unsafe { spawn::fork() };
-    if matches!(forked, Ok(None)) {
+    if !matches!(forked, Ok(None)) {
+        signals::set_mask(mask);
+    }
+    let Some(pid) = forked? else {
         drop(ours);
         let equipment = Equipment {
             tree,
@@ -125,10 +131,13 @@ fn fork_guard(command: Command, policy: Policy) -> io::Result<Guard> {
         let code = i32::from(!matches!(over, Ok(Ok(()))));
         // SAFETY: ends the process, and runs nothing of dlock's.
         unsafe { libc::_exit(code) }
-    }
-    signals::set_mask(mask);
-    forked?;
-    Ok(Guard { link: ours, tree })
+    };
+    let process = pidfd_open(pid, PidfdFlags::empty())?;
+    Ok(Guard {
+        process,
+        link: ours,
+        tree,
+    })
 }
 
 impl Guard {
@@ -138,7 +147,12 @@ impl Guard {
         dup2_stdin(&null)?;
         dup2_stdout(&null)?;
         drop(null);
-        descriptors::close_all_but(&[self.link.as_fd().as_raw_fd(), self.tree.descriptor()])?;
+        let own = [
+            self.process.as_raw_fd(),
+            self.link.as_fd().as_raw_fd(),
+            self.tree.descriptor(),
+        ];
+        descriptors::close_all_but(&own)?;
         // A line on stderr must not stop dlock when it runs in the background of a terminal (`stty tostop`).
         signals::set_mask(signals::mask() | signals::set_of(libc::SIGTTOU));
         Ok(())
@@ -207,9 +221,10 @@ impl Guard {
     pub(crate) fn kill_tree(&mut self, limit: Duration) -> Vec<Survivor> {
         let begun_at = clock::now();
         let mut hunt = Hunt::new(begun_at);
+        // First, and without /proc: the command dies with it.
+        let _ = signals::send(self.process.as_fd(), libc::SIGKILL);
         loop {
             let now = clock::now();
-            // The guard comes first: it is our oldest child.
             let again_at = hunt.round(&self.tree, now);
             let children = reap(|_, _| ());
             let nothing_new = again_at > now;
@@ -224,5 +239,12 @@ impl Guard {
                 thread::sleep(LOOK_AGAIN);
             }
         }
+    }
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        // Closing is not enough while somebody holds what `socket` gave him.
+        let _ = self.link.socket().shutdown(Shutdown::Both);
     }
 }
