@@ -29,9 +29,12 @@ use std::path::PathBuf;
 use std::thread;
 use std::time::Duration;
 
-use rustix::process::{PidfdFlags, getpgrp, getpid, pidfd_open, set_child_subreaper};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::process::{
+    PidfdFlags, WaitId, WaitIdOptions, getpgrp, getpid, pidfd_open, set_child_subreaper, waitid,
+};
 use rustix::stdio::{dup2_stdin, dup2_stdout};
-use rustix::time::{TimerfdClockId, TimerfdFlags, timerfd_create};
+use rustix::time::{TimerfdClockId, TimerfdFlags, Timespec, timerfd_create};
 
 use self::hunt::{Children, Hunt, reap};
 use self::link::Link;
@@ -45,6 +48,15 @@ use crate::core::lease::Deadlines;
 
 /// Between two looks at a tree that is dying.
 const LOOK_AGAIN: Duration = Duration::from_millis(1);
+
+/// For a guard to end that has nothing left to do, on a busy machine.
+const REAP: Timespec = Timespec {
+    tv_sec: 1,
+    tv_nsec: 0,
+};
+
+/// How a socket says that the other end is gone.
+const ENDS: [io::ErrorKind; 2] = [io::ErrorKind::UnexpectedEof, io::ErrorKind::ConnectionReset];
 
 /// What to run.
 #[derive(Clone, Debug)]
@@ -82,6 +94,8 @@ pub(crate) struct Guard {
     process: OwnedFd,
     link: Link,
     tree: Tree,
+    /// Whether it has been told to start the command and has not yet said that all is over.
+    busy: bool,
 }
 
 /// Makes the guard of `command` and leaves to it what the caller handed on: dlock keeps stderr alone, and no other
@@ -137,6 +151,7 @@ fn fork_guard(command: Command, policy: Policy) -> io::Result<Guard> {
         process,
         link: ours,
         tree,
+        busy: false,
     })
 }
 
@@ -169,6 +184,7 @@ impl Guard {
         env: &[(String, String)],
         deadlines: Deadlines,
     ) -> io::Result<()> {
+        self.busy = true;
         self.order(&Order::Start {
             variables: env.to_vec(),
             deadlines,
@@ -205,15 +221,18 @@ impl Guard {
 
     /// What the guard has to say; `None` if nothing yet. Never waits.
     pub(crate) fn report(&mut self) -> io::Result<Option<Report>> {
-        match self.link.receive() {
-            Err(error)
-                if [io::ErrorKind::UnexpectedEof, io::ErrorKind::ConnectionReset]
-                    .contains(&error.kind()) =>
-            {
-                Ok(Some(Report::GuardDead))
-            }
-            report => report,
+        let report = match self.link.receive() {
+            Ok(report) => report,
+            Err(error) if ENDS.contains(&error.kind()) => Some(Report::GuardDead),
+            Err(error) => return Err(error),
+        };
+        if matches!(
+            report,
+            Some(Report::Ended { .. } | Report::CannotStart { .. } | Report::GuardDead)
+        ) {
+            self.busy = false;
         }
+        Ok(report)
     }
 
     /// Without the guard, which is dead or stopped: kills it and every descendant of this process until none is left,
@@ -246,5 +265,12 @@ impl Drop for Guard {
     fn drop(&mut self) {
         // Closing is not enough while somebody holds what `socket` gave him.
         let _ = self.link.socket().shutdown(Shutdown::Both);
+        if !self.busy {
+            // It ends at once. Where init collects nobody, a zombie of every run would stay.
+            let mut end = [PollFd::new(&self.process, PollFlags::IN)];
+            let _ = poll(&mut end, Some(&REAP));
+        }
+        let ended = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
+        let _ = waitid(WaitId::PidFd(self.process.as_fd()), ended);
     }
 }

@@ -1,8 +1,6 @@
 //! How a tree ends that has to.
 //! It must not know what the command is for.
 
-use rustix::time::Timespec;
-
 use super::*;
 
 #[test]

@@ -10,8 +10,6 @@ use std::env;
 use std::fs;
 use std::process::Stdio;
 
-use rustix::event::{PollFd, PollFlags, poll};
-
 use super::*;
 
 /// Says that this process is the one that [`alone`] has made.
