@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use rustix::io::Errno;
-use rustix::process::{WaitOptions, WaitStatus, wait};
+use rustix::process::{Pid, WaitOptions, WaitStatus, wait};
 
 use super::tree::{Identity, Tree};
 use crate::core::lease::Instant;
@@ -53,6 +53,11 @@ impl Hunt {
         }
     }
 
+    /// Whether the last round met nobody, dead or alive. As long as there are children, /proc hides them from us.
+    pub(super) fn is_blind(&self) -> bool {
+        self.met.is_empty()
+    }
+
     /// Whether those who are left now are survivors.
     pub(super) fn is_overdue(&self, now: Instant) -> bool {
         now >= self.since_at + PATIENCE
@@ -71,10 +76,10 @@ pub(super) enum Children {
 }
 
 /// Collects the children that have ended, without waiting.
-pub(super) fn reap(mut ended: impl FnMut(i32, WaitStatus)) -> Children {
+pub(super) fn reap(mut ended: impl FnMut(Pid, WaitStatus)) -> Children {
     for _ in 0..MOST_DEAD {
         match wait(WaitOptions::NOHANG) {
-            Ok(Some((pid, status))) => ended(pid.as_raw_nonzero().get(), status),
+            Ok(Some((pid, status))) => ended(pid, status),
             Ok(None) => return Children::Alive,
             Err(Errno::CHILD) => return Children::None,
             Err(_) => break,

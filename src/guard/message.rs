@@ -42,7 +42,8 @@ pub(crate) enum Report {
         status: Option<Status>,
         cause: Cause,
     },
-    /// These live on 2 s after the first SIGKILL. The guard goes on trying, also without dlock. Sent again when others are left.
+    /// These live on 2 s after the first SIGKILL. The guard goes on trying, also without dlock. Sent again when others are left;
+    /// without names when /proc hides them (`hidepid`).
     Survivors(Vec<Survivor>),
     /// There is no guard any more.
     GuardDead,

@@ -4,7 +4,6 @@
 //! *What does dlock ask for?* here · *what is said?* message · *how does it travel?* link · *when does what happen?* plan ·
 //! *the guard's loop?* process · *start?* spawn · *what did the caller hand on?* inherited · *find and signal the tree?* tree ·
 //! *kill it?* hunt · *system calls?* signals, descriptors
-#![expect(unsafe_code, reason = "forks the guard")]
 
 mod descriptors;
 mod hunt;
@@ -22,16 +21,20 @@ mod tests;
 
 use std::ffi::OsString;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd};
+use std::net::Shutdown;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::thread;
 use std::time::Duration;
 
-use rustix::process::{getpgrp, getpid, set_child_subreaper};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::process::{
+    PidfdFlags, WaitId, WaitIdOptions, getpgrp, getpid, pidfd_open, set_child_subreaper, waitid,
+};
 use rustix::stdio::{dup2_stdin, dup2_stdout};
-use rustix::time::{TimerfdClockId, TimerfdFlags, timerfd_create};
+use rustix::time::{TimerfdClockId, TimerfdFlags, Timespec, timerfd_create};
 
 use self::hunt::{Children, Hunt, reap};
 pub(crate) use self::inherited::ignored_at_start;
@@ -49,6 +52,15 @@ use crate::core::leftovers::Leftovers;
 
 /// Between two looks at a tree that is dying.
 const LOOK_AGAIN: Duration = Duration::from_millis(1);
+
+/// For a guard to end that has nothing left to do, on a busy machine.
+const REAP: Timespec = Timespec {
+    tv_sec: 1,
+    tv_nsec: 0,
+};
+
+/// How a socket says that the other end is gone.
+const ENDS: [io::ErrorKind; 2] = [io::ErrorKind::UnexpectedEof, io::ErrorKind::ConnectionReset];
 
 /// What to run.
 #[derive(Clone, Debug)]
@@ -71,8 +83,12 @@ pub(crate) struct Policy {
 
 /// dlock's side. Dropping it is the end for the command too.
 pub(crate) struct Guard {
+    /// The guard's process, by pidfd.
+    process: OwnedFd,
     link: Link,
     tree: Tree,
+    /// Whether it has been told to start the command and has not yet said that all is over.
+    busy: bool,
 }
 
 /// Makes the guard of `command` and leaves to it what the caller handed on: dlock keeps stderr alone, and no other
@@ -84,6 +100,7 @@ pub(crate) fn launch(command: Command, policy: Policy) -> io::Result<Guard> {
 }
 
 /// Everything that may be missing is made and tried before the fork: an error means that nothing has been started.
+#[expect(unsafe_code, reason = "forks")]
 fn fork_guard(command: Command, policy: Policy) -> io::Result<Guard> {
     let program = Program::new(command)?;
     let (ours, theirs) = Link::pair()?;
@@ -102,7 +119,10 @@ fn fork_guard(command: Command, policy: Policy) -> io::Result<Guard> {
     let mask = signals::set_mask(signals::ALL);
     // SAFETY: dlock has one thread.
     let forked = unsafe { spawn::fork() };
-    if matches!(forked, Ok(None)) {
+    if !matches!(forked, Ok(None)) {
+        signals::set_mask(mask);
+    }
+    let Some(pid) = forked? else {
         drop(ours);
         let equipment = Equipment {
             tree,
@@ -118,10 +138,14 @@ fn fork_guard(command: Command, policy: Policy) -> io::Result<Guard> {
         let code = i32::from(!matches!(over, Ok(Ok(()))));
         // SAFETY: ends the process, and runs nothing of dlock's.
         unsafe { libc::_exit(code) }
-    }
-    signals::set_mask(mask);
-    forked?;
-    Ok(Guard { link: ours, tree })
+    };
+    let process = pidfd_open(pid, PidfdFlags::empty())?;
+    Ok(Guard {
+        process,
+        link: ours,
+        tree,
+        busy: false,
+    })
 }
 
 impl Guard {
@@ -131,7 +155,12 @@ impl Guard {
         dup2_stdin(&null)?;
         dup2_stdout(&null)?;
         drop(null);
-        descriptors::close_all_but(&[self.link.as_fd().as_raw_fd(), self.tree.descriptor()])?;
+        let own = [
+            self.process.as_raw_fd(),
+            self.link.as_fd().as_raw_fd(),
+            self.tree.descriptor(),
+        ];
+        descriptors::close_all_but(&own)?;
         // A line on stderr must not stop dlock when it runs in the background of a terminal (`stty tostop`).
         signals::set_mask(signals::mask() | signals::set_of(libc::SIGTTOU));
         Ok(())
@@ -148,6 +177,7 @@ impl Guard {
         env: &[(String, String)],
         deadlines: Deadlines,
     ) -> io::Result<()> {
+        self.busy = true;
         self.order(&Order::Start {
             variables: env.to_vec(),
             deadlines,
@@ -184,15 +214,18 @@ impl Guard {
 
     /// What the guard has to say; `None` if nothing yet. Never waits.
     pub(crate) fn report(&mut self) -> io::Result<Option<Report>> {
-        match self.link.receive() {
-            Err(error)
-                if [io::ErrorKind::UnexpectedEof, io::ErrorKind::ConnectionReset]
-                    .contains(&error.kind()) =>
-            {
-                Ok(Some(Report::GuardDead))
-            }
-            report => report,
+        let report = match self.link.receive() {
+            Ok(report) => report,
+            Err(error) if ENDS.contains(&error.kind()) => Some(Report::GuardDead),
+            Err(error) => return Err(error),
+        };
+        if matches!(
+            report,
+            Some(Report::Ended { .. } | Report::CannotStart { .. } | Report::GuardDead)
+        ) {
+            self.busy = false;
         }
+        Ok(report)
     }
 
     /// Without the guard, which is dead or stopped: kills it and every descendant of this process until none is left,
@@ -200,9 +233,10 @@ impl Guard {
     pub(crate) fn kill_tree(&mut self, limit: Duration) -> Vec<Survivor> {
         let begun_at = clock::now();
         let mut hunt = Hunt::new(begun_at);
+        // First, and without /proc: the command dies with it.
+        let _ = signals::send(self.process.as_fd(), libc::SIGKILL);
         loop {
             let now = clock::now();
-            // The guard comes first: it is our oldest child.
             let again_at = hunt.round(&self.tree, now);
             let children = reap(|_, _| ());
             let nothing_new = again_at > now;
@@ -217,5 +251,19 @@ impl Guard {
                 thread::sleep(LOOK_AGAIN);
             }
         }
+    }
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        // Closing is not enough while somebody holds what `socket` gave him.
+        let _ = self.link.socket().shutdown(Shutdown::Both);
+        if !self.busy {
+            // It ends at once. Where init collects nobody, a zombie of every run would stay.
+            let mut end = [PollFd::new(&self.process, PollFlags::IN)];
+            let _ = poll(&mut end, Some(&REAP));
+        }
+        let ended = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
+        let _ = waitid(WaitId::PidFd(self.process.as_fd()), ended);
     }
 }

@@ -4,7 +4,9 @@
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use rustix::event::{PollFd, PollFlags, poll};
-use rustix::process::{Pid, WaitStatus, getpid, set_child_subreaper, setpgid};
+use rustix::process::{
+    Pid, Signal, WaitStatus, getpid, kill_process, set_child_subreaper, setpgid,
+};
 use rustix::stdio::{dup2_stderr, dup2_stdin, dup2_stdout};
 use rustix::time::{Itimerspec, TimerfdTimerFlags, Timespec, timerfd_settime};
 
@@ -180,7 +182,7 @@ fn wait(link: &mut Option<Link>, sources: &[&OwnedFd], timeout: Option<&Timespec
 /// A command and its tree, from the start to the end.
 struct Watch<'a> {
     process: &'a mut Process,
-    command: i32,
+    command: Pid,
     plan: Plan,
     /// Until it is known whether the command runs.
     outcome: Option<OwnedFd>,
@@ -199,7 +201,7 @@ impl<'a> Watch<'a> {
         let plan = Plan::new(deadlines, process.equipment.policy.grace);
         Self {
             process,
-            command: launched.pid.as_raw_nonzero().get(),
+            command: launched.pid,
             plan,
             outcome: Some(launched.outcome),
             failure: None,
@@ -263,7 +265,7 @@ impl<'a> Watch<'a> {
     fn forward(&self, signal: i32) {
         // The pid is the command's for as long as we have not collected it.
         if self.status.is_none()
-            && let Ok(command) = self.process.equipment.tree.find(self.command)
+            && let Ok(command) = self.process.equipment.tree.find(self.command.as_raw_pid())
         {
             // One that has ended, or that is not ours to signal, does not hear it without dlock either.
             let _ = command.signal(signal);
@@ -332,10 +334,18 @@ impl<'a> Watch<'a> {
         let tree = &self.process.equipment.tree;
         let hunt = self.hunt.get_or_insert_with(|| Hunt::new(now));
         self.plan.kill_again(hunt.round(tree, now));
+        if self.status.is_none() {
+            // Once more without /proc, whatever is wrong with it. The pid is the command's until we collect it.
+            let _ = kill_process(self.command, Signal::KILL);
+        }
         if !hunt.is_overdue(now) {
             return;
         }
         let survivors = tree.survivors();
+        if survivors.is_empty() && !hunt.is_blind() {
+            // All of them are zombies that are about to be collected.
+            return;
+        }
         let pids = Some(survivors.iter().map(|survivor| survivor.pid).collect());
         if pids != self.reported
             && let Some(link) = &mut self.process.link

@@ -116,14 +116,14 @@ impl Program {
         let (outcome, report) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
         let parent = getpid();
         // SAFETY: the child calls only functions that are async-signal-safe, and never returns.
-        if let Some(pid) = unsafe { fork() }? {
-            return Ok(Launched { pid, outcome });
-        }
-        let error = image.become_it(parent, group);
-        // When the parent is not there to read it, nobody is.
-        let _ = rustix::io::write(&report, &error.raw_os_error().to_ne_bytes());
-        // SAFETY: ends the process, and runs nothing of the parent's.
-        unsafe { libc::_exit(127) }
+        let Some(pid) = (unsafe { fork() })? else {
+            let error = image.become_it(parent, group);
+            // When the parent is not there to read it, nobody is.
+            let _ = rustix::io::write(&report, &error.raw_os_error().to_ne_bytes());
+            // SAFETY: ends the process, and runs nothing of the parent's.
+            unsafe { libc::_exit(127) }
+        };
+        Ok(Launched { pid, outcome })
     }
 }
 

@@ -108,7 +108,7 @@ fn without_its_guard_the_command_dies_and_dlock_kills_the_rest() {
             PATIENT,
         );
         let (command, far) = (scratch.pid("pid"), scratch.pid("far"));
-        guard_process(&guard).signal(libc::SIGKILL).unwrap();
+        signals::send(guard.process.as_fd(), libc::SIGKILL).unwrap();
         assert_eq!(next(&mut guard), Report::GuardDead);
         eventually(|| !is_alive(command));
         assert!(is_alive(far));
@@ -125,7 +125,7 @@ fn dlock_kills_a_stopped_guard_and_the_tree() {
             PATIENT,
         );
         let (command, far) = (scratch.pid("pid"), scratch.pid("far"));
-        guard_process(&guard).signal(libc::SIGSTOP).unwrap();
+        signals::send(guard.process.as_fd(), libc::SIGSTOP).unwrap();
         assert_eq!(guard.kill_tree(LIMIT), []);
         assert!(!is_alive(command) && !is_alive(far));
     });
@@ -144,23 +144,46 @@ fn chain() -> ! {
 }
 
 #[test]
+fn who_adopts_others_is_no_hiding_place() {
+    if env::var_os("ADOPTS").is_some() {
+        set_child_subreaper(Some(getpid())).unwrap();
+        let far = std::process::Command::new("/bin/sh")
+            .args(["-c", FAR])
+            .status();
+        assert!(far.unwrap().success());
+        eventually(|| false);
+    }
+    alone(|scratch| {
+        let variables = [("ADOPTS", "1"), ("DIR", scratch.0.to_str().unwrap())];
+        let mut guard = launch(this_test(), PATIENT).unwrap();
+        guard
+            .start(
+                &variables.map(|(name, value)| (name.to_owned(), value.to_owned())),
+                far(),
+            )
+            .unwrap();
+        assert_eq!(next(&mut guard), Report::Started);
+        let far = scratch.pid("far");
+        guard.kill().unwrap();
+        assert_eq!(
+            next(&mut guard),
+            ended(Status::Signalled(libc::SIGKILL), Cause::Ordered)
+        );
+        assert!(!is_alive(far));
+    });
+}
+
+#[test]
 fn a_chain_of_forks_is_exhausted() {
     if env::var_os("CHAIN").is_some() {
         chain();
     }
     alone(|_| {
-        let name = thread::current().name().unwrap().to_owned();
-        let command = Command {
-            path: env::current_exe().unwrap(),
-            argv: ["chain", &name, "--exact", "--test-threads=1"]
-                .map(OsString::from)
-                .into(),
-        };
         let policy = Policy {
             leftovers: Leftovers::Wait,
             ..PATIENT
         };
-        let mut guard = launch(command, policy).unwrap();
+        let mut guard = launch(this_test(), policy).unwrap();
         guard
             .start(&[("CHAIN".to_owned(), "1".to_owned())], far())
             .unwrap();
@@ -173,20 +196,36 @@ fn a_chain_of_forks_is_exhausted() {
     });
 }
 
+/// Somebody whom SIGKILL does not end, as good as in uninterruptible sleep: on its way out it waits for us to let it go.
+struct Undead(i32);
+
+impl Undead {
+    fn new(pid: i32) -> Self {
+        assert_eq!(
+            Self::ptrace(pid, libc::PTRACE_SEIZE, libc::PTRACE_O_TRACEEXIT),
+            0
+        );
+        Self(pid)
+    }
+
+    fn let_go(self) {
+        assert_eq!(Self::ptrace(self.0, libc::PTRACE_DETACH, 0), 0);
+    }
+
+    fn ptrace(pid: i32, request: libc::c_uint, data: libc::c_int) -> libc::c_long {
+        // SAFETY: these requests take no address, and data by value.
+        unsafe { libc::ptrace(request, pid, 0, data) }
+    }
+}
+
 #[test]
-fn who_does_not_die_is_named_and_killed_as_soon_as_possible() {
+fn who_does_not_die_is_named_and_awaited() {
     alone(|scratch| {
         let mut guard = scratch.start(
             r#"echo $$ > "$DIR/pid"; while :; do sleep 1; done"#,
             PATIENT,
         );
-        let command = scratch.pid("pid");
-        let ptrace = |request, data: libc::c_int| {
-            // SAFETY: these requests take no address, and data by value.
-            unsafe { libc::ptrace(request, command, 0, data) }
-        };
-        // As good as uninterruptible sleep: on its way out it waits for us to let it go.
-        assert_eq!(ptrace(libc::PTRACE_SEIZE, libc::PTRACE_O_TRACEEXIT), 0);
+        let undead = Undead::new(scratch.pid("pid"));
         guard.kill().unwrap();
         let Report::Survivors(survivors) = next(&mut guard) else {
             panic!("no survivors");
@@ -194,15 +233,52 @@ fn who_does_not_die_is_named_and_killed_as_soon_as_possible() {
         assert!(
             survivors
                 .iter()
-                .any(|survivor| survivor.pid == command && survivor.program == "sh"),
+                .any(|survivor| survivor.pid == undead.0 && survivor.program == "sh"),
             "{survivors:?}"
         );
         guard.extend(1, far()).unwrap();
         assert_eq!(next(&mut guard), Report::Beat(1));
-        assert_eq!(ptrace(libc::PTRACE_DETACH, 0), 0);
+        undead.let_go();
         assert_eq!(
             next(&mut guard),
             ended(Status::Signalled(libc::SIGKILL), Cause::Ordered)
         );
+    });
+}
+
+#[test]
+fn the_guard_stays_until_all_are_dead_though_dlock_is_gone() {
+    alone(|scratch| {
+        let mut guard = scratch.start(
+            r#"trap "" TERM; echo $$ > "$DIR/pid"; while :; do sleep 1; done"#,
+            HASTY,
+        );
+        let undead = Undead::new(scratch.pid("pid"));
+        guard.link.socket().shutdown(Shutdown::Both).unwrap();
+        let far = clock::now() + Duration::from_millis(2500);
+        eventually(|| clock::now() >= far);
+        let mut over = [PollFd::new(&guard.process, PollFlags::IN)];
+        assert_eq!(poll(&mut over, Some(&Timespec::default())), Ok(0));
+        undead.let_go();
+        assert_eq!(poll(&mut over, None), Ok(1));
+        assert_eq!(guard.kill_tree(LIMIT), []);
+    });
+}
+
+#[test]
+fn dlock_names_those_whom_it_could_not_kill_in_time() {
+    alone(|scratch| {
+        let mut guard = scratch.start(
+            r#"echo $$ > "$DIR/pid"; while :; do sleep 1; done"#,
+            PATIENT,
+        );
+        let undead = Undead::new(scratch.pid("pid"));
+        let left = guard.kill_tree(Duration::from_millis(200));
+        assert_eq!(
+            left.iter().map(|survivor| survivor.pid).collect::<Vec<_>>(),
+            [undead.0]
+        );
+        undead.let_go();
+        assert_eq!(guard.kill_tree(LIMIT), []);
     });
 }

@@ -146,3 +146,14 @@ fn a_signal_is_passed_on_to_the_command() {
         assert_eq!(next(&mut guard), ended(Status::Exited(5), Cause::Command));
     });
 }
+
+#[test]
+fn the_guard_itself_leaves_no_zombie() {
+    alone(|scratch| {
+        let mut guard = scratch.start("exit", PATIENT);
+        assert_eq!(next(&mut guard), ended(Status::Exited(0), Cause::Command));
+        drop(guard);
+        drop(launch(shell("exit"), PATIENT).unwrap());
+        assert_eq!(reap(|_, _| ()), Children::None);
+    });
+}

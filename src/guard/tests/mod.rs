@@ -1,5 +1,6 @@
 //! The guard as dlock uses it, with real processes and no etcd.
 //! It must not know how the guard does it.
+#![expect(unsafe_code, reason = "odd callers and odd commands")]
 
 mod caller;
 mod dying;
@@ -8,8 +9,6 @@ mod ending;
 use std::env;
 use std::fs;
 use std::process::Stdio;
-
-use rustix::event::{PollFd, PollFlags, poll};
 
 use super::*;
 
@@ -49,7 +48,7 @@ fn alone_after(prepare: impl FnOnce(&mut std::process::Command), body: impl FnOn
         )]
         std::process::exit(DONE);
     }
-    let name = thread::current().name().unwrap().to_owned();
+    let name = test_name();
     let scratch = Scratch::new(&name);
     let mut again = std::process::Command::new(env::current_exe().unwrap());
     again
@@ -112,6 +111,26 @@ fn shell(script: &str) -> Command {
     }
 }
 
+/// This test again, as a command.
+fn this_test() -> Command {
+    let argv = [
+        "test",
+        &test_name(),
+        "--exact",
+        "--nocapture",
+        "--test-threads=1",
+    ];
+    Command {
+        path: env::current_exe().unwrap(),
+        argv: argv.map(OsString::from).into(),
+    }
+}
+
+/// libtest calls the thread so.
+fn test_name() -> String {
+    thread::current().name().unwrap().to_owned()
+}
+
 fn far() -> Deadlines {
     let now = clock::now();
     Deadlines {
@@ -141,15 +160,6 @@ fn next(guard: &mut Guard) -> Report {
         }
         poll(&mut [PollFd::new(&guard.link, PollFlags::IN)], None).unwrap();
     }
-}
-
-/// The child of this process that is the guard.
-fn guard_process(guard: &Guard) -> tree::Process {
-    let mut first = None;
-    guard.tree.walk(|process| {
-        first.get_or_insert(process.identity());
-    });
-    guard.tree.find(first.unwrap().pid()).unwrap()
 }
 
 fn ended(status: Status, cause: Cause) -> Report {
