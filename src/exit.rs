@@ -5,6 +5,8 @@ use std::process;
 
 use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
 
+use crate::guard;
+
 /// How a run ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Exit {
@@ -92,8 +94,7 @@ impl Exit {
             };
             let _ = setrlimit(Resource::Core, none);
             let _ = set_dumpable_behavior(DumpableBehavior::NotDumpable);
-            // Comes back for real-time signals, which it does not know.
-            let _ = signal_hook::low_level::emulate_default_handler(signal);
+            guard::die_of(signal);
         }
         process::exit(self.code().into())
     }

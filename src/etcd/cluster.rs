@@ -146,8 +146,12 @@ impl Cluster {
         ask: &impl AsyncFn(Connection) -> Result<T, Trouble>,
     ) -> Result<T, Trouble> {
         let count = self.endpoints.len();
-        // A single endpoint has no rival that could use the time.
-        let attempt = if count == 1 { limit } else { limit / 2 };
+        // A single endpoint has no rival that could use the time; its own failure says more than ours.
+        let attempt = if count == 1 {
+            limit / 10 * 9
+        } else {
+            limit / 2
+        };
         loop {
             let first = self.current.get();
             let mut rivals = (1..count).map(|step| (first + step) % count);

@@ -156,7 +156,7 @@ fn hint(code: Code, message: &str) -> Option<&'static str> {
 pub(crate) fn connect_hint(https: bool, cause: &str) -> Option<&'static str> {
     let cause = cause.to_ascii_lowercase();
     let says = |words: &[&str]| words.iter().any(|word| cause.contains(word));
-    if says(&["invalidcontenttype", "corrupt message"]) {
+    if says(&["invalidcontenttype", "corrupt message", "tls handshake eof"]) {
         Some("the server does not speak TLS there: use http:// and no --cacert, --cert or --key")
     } else if says(&["unknownissuer", "unknown issuer"]) {
         Some("give the certificate authority that signed the server's certificate with --cacert")
@@ -171,6 +171,10 @@ pub(crate) fn connect_hint(https: bool, cause: &str) -> Option<&'static str> {
     } else if says(&["connection refused"]) {
         Some(
             "is etcd running there? the endpoints come from --endpoints, DLOCK_ENDPOINTS, ETCDCTL_ENDPOINTS or the configuration file",
+        )
+    } else if says(&["no answer within", "no connection within", "timed out"]) {
+        Some(
+            "something listens there but does not answer, or a firewall drops it: is it etcd, and does it run?",
         )
     } else if says(&[
         "failed to lookup",

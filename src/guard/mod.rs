@@ -39,6 +39,7 @@ use self::link::Link;
 use self::message::Order;
 pub(crate) use self::message::{Cause, Report, Status, Survivor};
 use self::process::Equipment;
+pub(crate) use self::signals::die_of;
 use self::spawn::Program;
 pub(crate) use self::spawn::{Lookup, lookup};
 use self::tree::Tree;

@@ -75,6 +75,16 @@ pub(super) fn set_ignored(signal: i32, ignored: bool) {
     }
 }
 
+/// Ends this process by `signal`, as if nobody had ever cared about it. Comes back if that does not end a process.
+pub(crate) fn die_of(signal: i32) {
+    set_ignored(signal, false);
+    set_mask(mask() & !set_of(signal));
+    // SAFETY: without a handler, no code of ours runs.
+    unsafe {
+        libc::raise(signal);
+    }
+}
+
 /// A descriptor that is readable while `signal` is pending for the process that looks. The signal has to be blocked.
 pub(super) fn descriptor(signal: i32) -> io::Result<OwnedFd> {
     let set = set_of(signal);
