@@ -150,8 +150,8 @@ fn a_shell_string_runs() {
     outcome.expect_code(4).expect_stdout("a b  c\n");
 }
 
-/// "DLOCK_FENCING_TOKEN (decimal), DLOCK_NAME, DLOCK_KEY, DLOCK_LEASE (hex), DLOCK_HELD; also ETCD_LOCK_KEY and
-/// ETCD_LOCK_REV. Always set last. Nothing is removed."
+/// "`DLOCK_FENCING_TOKEN` (decimal), `DLOCK_NAME`, `DLOCK_KEY`, `DLOCK_LEASE` (hex), `DLOCK_HELD`; also `ETCD_LOCK_KEY` and
+/// `ETCD_LOCK_REV`. Always set last. Nothing is removed."
 #[test]
 fn the_command_gets_its_variables() {
     let etcd = Etcd::shared();
@@ -186,7 +186,7 @@ fn the_command_gets_its_variables() {
     }
 }
 
-/// "`etcdctl txn` can compare create("$DLOCK_KEY") = "$DLOCK_FENCING_TOKEN""
+/// "`etcdctl txn` can compare `create("$DLOCK_KEY") = "$DLOCK_FENCING_TOKEN"`"
 #[test]
 fn etcdctl_can_check_the_token() {
     let etcd = Etcd::shared();
@@ -205,7 +205,7 @@ fn etcdctl_can_check_the_token() {
     assert!(outcome.stdout.contains("SUCCESS"), "{}", outcome.stdout);
 }
 
-/// "DLOCK_HELD (`outer:123 inner:130`, the chain of nested locks) ... a nested lock shows its own"
+/// "`DLOCK_HELD` (`outer:123 inner:130`, the chain of nested locks) ... a nested lock shows its own"
 #[test]
 fn nested_locks_show_their_own_variables_and_the_chain() {
     let (outer, inner) = (unique("outer"), unique("inner"));
@@ -339,6 +339,30 @@ fn the_command_inherits_as_without_dlock() {
         assert_eq!(with.code(), without.code(), "{setup}: {with:?}");
         assert_eq!(with.stdout, without.stdout, "after {setup:?}");
     }
+}
+
+/// "dlock itself failed": with too few descriptors or processes it fails cleanly, and starts nothing unguarded.
+#[test]
+fn scarce_descriptors_fail_cleanly_or_not_at_all() {
+    let etcd = Etcd::shared();
+    let name = unique("scarce");
+    for limit in 3..=20 {
+        let run = Dlock::on(etcd)
+            .args(["--connect-timeout=2"])
+            .run(["--ttl=5", &name, "echo", "ran"]);
+        let outcome = run.after(&format!("ulimit -n {limit}")).finish();
+        let whole = match outcome.code() {
+            Some(0) => outcome.stdout == "ran\n",
+            // The shell or the loader itself may be the one that gives up.
+            Some(125..=127) => outcome.stdout.is_empty() && !outcome.stderr.is_empty(),
+            _ => false,
+        };
+        assert!(
+            whole && !outcome.stderr.contains("panicked"),
+            "{limit}: {outcome:?}"
+        );
+    }
+    eventually(LIMIT, "nothing is left", || etcd.queue(&name).is_empty());
 }
 
 /// "COMMAND in the caller's process group and terminal"

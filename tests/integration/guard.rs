@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::support::{
     Dlock, Etcd, LIMIT, Oracle, Running, Signal, Terminal, boot_clock, child, eventually, hold,
-    let_pass, unique,
+    let_pass, since, unique,
 };
 
 const TTL: Duration = Duration::from_secs(5);
@@ -40,7 +40,7 @@ fn a_killed_dlock_takes_its_tree_along() {
     holder.signal(Signal::KILL);
     let killed_at = boot_clock();
     holder.tree_dies();
-    let lived = boot_clock() - killed_at;
+    let lived = since(killed_at);
     assert!(lived < TTL, "the tree lived on for {lived:?}");
     waiter.wait_within(LIMIT * 2).expect_code(0);
     assert_eq!(oracle.tokens().len(), 2);
@@ -132,6 +132,18 @@ fn a_stopped_guard_ends_the_tree_in_time() {
     assert_eq!(oracle.tokens().len(), 2);
 }
 
+/// "If both are killed at once the direct child still dies": here dlock cannot do anything about it.
+#[test]
+fn the_command_dies_with_dlock_and_its_guard() {
+    let name = unique("both");
+    let holder = hold(Dlock::on(Etcd::shared()), &["--ttl=600"], &name);
+    let guard = holder.guard();
+    holder.signal(Signal::STOP);
+    guard.signal(Signal::KILL);
+    holder.tree_dies();
+    holder.signal(Signal::KILL);
+}
+
 /// The guard of a waiter killed: the command is never started unguarded.
 #[test]
 fn a_waiter_without_its_guard_starts_nothing() {
@@ -215,7 +227,7 @@ fn the_time_between_term_and_kill_may_be_chosen() {
     holder.signal(Signal::KILL);
     let killed_at = boot_clock();
     holder.tree_dies();
-    let lived = boot_clock() - killed_at;
+    let lived = since(killed_at);
     assert!(
         lived >= Duration::from_millis(1900) && lived < Duration::from_secs(10),
         "{lived:?}"

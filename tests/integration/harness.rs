@@ -4,7 +4,10 @@
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
-use crate::support::*;
+use crate::support::{
+    BlackHole, Certificates, Cluster, Direction, Dlock, Etcd, LIMIT, Link, Mode, Oracle, Running,
+    Terminal, alive, boot_clock, etcdctl_program, eventually, let_pass, since, unique,
+};
 
 #[test]
 fn a_server_serves_restarts_and_keeps_its_keys() {
@@ -89,7 +92,7 @@ fn a_link_passes_holds_and_refuses() {
     link.both(Mode::Delay(Duration::from_millis(100)));
     let sent_at = boot_clock();
     put("late").finish().expect_code(0);
-    assert!(boot_clock() - sent_at >= Duration::from_millis(200));
+    assert!(since(sent_at) >= Duration::from_millis(200));
 
     link.refuse();
     let address = link
@@ -162,9 +165,6 @@ fn certificates_serve_a_server_and_a_client() {
         format!("--cert={}", made.file("client.pem")),
         format!("--key={}", made.file("client.key")),
     ];
-    let etcd = Etcd::start_tls(
-        &[&flags[..], &["--client-cert-auth"]].concat(),
-        client.to_vec(),
-    );
+    let etcd = Etcd::start_tls(&[&flags[..], &["--client-cert-auth"]].concat(), &client);
     etcd.ctl(&["put", "k", "v"]);
 }

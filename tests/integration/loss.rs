@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crate::support::{
     Direction, Dlock, Etcd, LIMIT, Link, Mode, Oracle, Running, Scratch, boot_clock, child,
-    eventually, hold, let_pass, unique,
+    eventually, hold, let_pass, since, unique,
 };
 
 /// The shortest term that dlock allows.
@@ -99,17 +99,17 @@ fn a_key_under_another_lease_or_none_ends_the_command() {
     }
 }
 
-/// "stop_at = kill_at - grace": without a proof there is a time to clean up, and it does not turn a loss into a success.
+/// "`stop_at = kill_at - grace`": without a proof there is a time to clean up, and it does not turn a loss into a success.
 #[test]
 fn a_command_may_clean_up_and_the_loss_still_shows() {
     let etcd = Etcd::shared();
-    for (option, trapped) in [(&[][..], "TERM"), (&["--signal", "INT"], "INT")] {
+    for (option, signal) in [(&[][..], "TERM"), (&["--signal", "INT"], "INT")] {
         let (name, link) = (unique("cleanup"), Link::to(etcd.port()));
         let script = format!(
-            "trap 'echo cleaned up; exit 0' {trapped}; echo on; while :; do sleep 0.05; done"
+            "trap 'echo cleaned up; exit 0' {signal}; echo on; while :; do sleep 0.05; done"
         );
-        let line = [option, &["--ttl=5", &name, "sh", "-c", &script]].concat();
-        let mut holder = Dlock::at(&link.endpoint()).run(line).start();
+        let words = [option, &["--ttl=5", &name, "sh", "-c", &script]].concat();
+        let mut holder = Dlock::at(&link.endpoint()).run(words).start();
         holder.says("on\n");
         link.both(Mode::Drop);
         holder
@@ -130,7 +130,7 @@ fn a_key_that_is_gone_kills_at_once() {
     etcd.revoke(&etcd.queue(&name)[0].lease_hex());
     let revoked_at = boot_clock();
     is_lost(holder);
-    let lived = boot_clock() - revoked_at;
+    let lived = since(revoked_at);
     assert!(
         lived < Duration::from_secs(10),
         "the command lived on for {lived:?}"
@@ -145,7 +145,7 @@ fn a_killed_etcd_ends_the_command_within_the_term() {
     etcd.kill();
     let killed_at = boot_clock();
     holder.tree_dies();
-    let lived = boot_clock() - killed_at;
+    let lived = since(killed_at);
     assert!(lived < TTL, "the command lived on for {lived:?}");
     is_lost(holder);
 }

@@ -1,6 +1,7 @@
 //! The end-to-end tests: the built program, real processes and a real etcd.
 //! They must not know how the program is built inside; the command line and the keys in etcd are all they see.
 
+mod chaos;
 mod cli;
 mod cluster;
 mod command;

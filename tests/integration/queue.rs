@@ -5,7 +5,8 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use crate::support::{
-    Dlock, Etcd, LIMIT, Oracle, Running, Signal, boot_clock, eventually, hold, let_pass, unique,
+    Dlock, Etcd, LIMIT, Oracle, Running, Signal, boot_clock, eventually, hold, let_pass, since,
+    unique,
 };
 
 /// A dlock that holds the lock until its standard input is closed.
@@ -54,7 +55,7 @@ fn waiters_are_served_in_order_and_one_that_leaves_disturbs_nobody() {
     assert!(etcd.queue(&name).is_empty());
 }
 
-/// "Lowest create_revision holds": a waiter that died blocks those behind it for as long as its lease, not longer.
+/// "Lowest `create_revision` holds": a waiter that died blocks those behind it for as long as its lease, not longer.
 #[test]
 fn a_killed_waiter_in_the_middle_blocks_nobody_beyond_its_lease() {
     let etcd = Etcd::shared();
@@ -139,7 +140,7 @@ fn a_limited_wait_ends_and_leaves_the_queue() {
         .expect_code(75)
         .expect_stdout("")
         .expect_stderr(&[&name]);
-    let took = boot_clock() - started_at;
+    let took = since(started_at);
     assert!(
         took >= Duration::from_millis(1500) && took < Duration::from_secs(15),
         "{took:?}"
@@ -382,6 +383,27 @@ fn a_signal_ends_a_waiter_by_that_signal_and_leaves_no_key() {
             .expect_silent();
         assert_eq!(etcd.queue(&name).len(), 1, "{signal:?}");
     }
+}
+
+/// Many waiters told to go at the same moment: all go, and the holder keeps the lock.
+#[test]
+fn parallel_waiters_can_all_be_cancelled() {
+    let etcd = Etcd::shared();
+    let name = unique("cancel");
+    let mut holder = hold_open(etcd, &[], &name);
+    let mut waiters: Vec<Running> = (0..6)
+        .map(|_| Dlock::on(etcd).run([&name, "echo", "never"]).start())
+        .collect();
+    etcd.queue_of(&name, 7);
+    for waiter in &waiters {
+        waiter.signal(Signal::TERM);
+    }
+    for waiter in &mut waiters {
+        waiter.wait().expect_signal(Signal::TERM).expect_stdout("");
+    }
+    assert_eq!(etcd.queue(&name).len(), 1);
+    drop(holder.take_stdin());
+    holder.wait().expect_code(0);
 }
 
 /// A signal that was ignored at the start does not end a waiter.

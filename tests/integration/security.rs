@@ -27,7 +27,7 @@ fn tls_with_a_server_certificate_works() {
     );
     let etcd = Etcd::start_tls(
         &["--cert-file", &cert, "--key-file", &key],
-        vec![format!("--cacert={ca}")],
+        &[format!("--cacert={ca}")],
     );
     Dlock::on(&etcd)
         .args(["--cacert", &ca])
@@ -77,7 +77,7 @@ fn tls_with_a_client_certificate_works() {
             &ca,
             "--client-cert-auth",
         ],
-        vec![
+        &[
             format!("--cacert={ca}"),
             format!("--cert={mine}"),
             format!("--key={my_key}"),
@@ -232,9 +232,9 @@ fn the_password_shows_nowhere() {
     let place = etcd.queue_of("secret", 1).remove(0);
     assert!(!place.value.contains("pass:word"));
     for process in holder.everything() {
-        let line = fs::read(format!("/proc/{}/cmdline", process.0)).unwrap_or_default();
+        let arguments = fs::read(format!("/proc/{}/cmdline", process.0)).unwrap_or_default();
         let environment = fs::read(format!("/proc/{}/environ", process.0)).unwrap_or_default();
-        for text in [line, environment] {
+        for text in [arguments, environment] {
             assert!(
                 !String::from_utf8_lossy(&text).contains("pass:word"),
                 "{}",

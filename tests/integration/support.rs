@@ -22,7 +22,7 @@ pub(crate) use dlock::{Dlock, Outcome, Running, hold};
 pub(crate) use etcd::{Etcd, etcdctl_program};
 pub(crate) use link::{BlackHole, Direction, Link, Mode};
 pub(crate) use oracle::Oracle;
-pub(crate) use processes::{Process, alive, marked};
+pub(crate) use processes::alive;
 pub(crate) use rustix::process::Signal;
 pub(crate) use scratch::Scratch;
 pub(crate) use terminal::Terminal;
@@ -40,6 +40,11 @@ pub(crate) fn boot_clock() -> Duration {
             .expect("the boot clock starts at zero"),
         now.tv_nsec.try_into().expect("less than a second"),
     )
+}
+
+/// Time since a moment of the boot clock.
+pub(crate) fn since(moment: Duration) -> Duration {
+    boot_clock().saturating_sub(moment)
 }
 
 /// What a condition says when it is asked: `bool`, or an `Option` that carries what was found.

@@ -11,7 +11,7 @@ use std::time::Duration;
 use rustix::process::Signal;
 
 use super::etcd::Etcd;
-use super::processes::{MARK, Process, alive, kill_marked, marked};
+use super::processes::{MARK, Process, kill_marked, marked};
 use super::{LIMIT, Scratch, eventually, unique};
 
 /// A program to be started: by default the dlock under test.
@@ -295,10 +295,6 @@ impl Running {
     /// A file that the command wrote into its `$HOME`.
     pub(crate) fn written(&self, name: &str) -> String {
         self.scratch.read(name)
-    }
-
-    pub(crate) fn is_alive(&self) -> bool {
-        alive(self.process())
     }
 }
 

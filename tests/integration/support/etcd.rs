@@ -8,7 +8,6 @@ use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Output, Stdio};
 use std::sync::{LazyLock, Mutex};
-use std::time::Duration;
 
 use rustix::process::Signal;
 
@@ -85,15 +84,15 @@ impl Etcd {
 
     /// A server of the test's own with more flags.
     pub(crate) fn start_with(flags: &[&str]) -> Self {
-        Self::alone("http", flags, Vec::new())
+        Self::alone("http", flags, &[])
     }
 
     /// A server of the test's own that speaks TLS to clients.
-    pub(crate) fn start_tls(flags: &[&str], ctl_flags: Vec<String>) -> Self {
+    pub(crate) fn start_tls(flags: &[&str], ctl_flags: &[String]) -> Self {
         Self::alone("https", flags, ctl_flags)
     }
 
-    fn alone(scheme: &'static str, flags: &[&str], ctl_flags: Vec<String>) -> Self {
+    fn alone(scheme: &'static str, flags: &[&str], ctl_flags: &[String]) -> Self {
         for _ in 0..5 {
             let (client_port, peer_port) = (free_port(), free_port());
             let etcd = Self::launch(&Plan {
@@ -103,7 +102,7 @@ impl Etcd {
                 initial_cluster: format!("alone=http://127.0.0.1:{peer_port}"),
                 scheme,
                 flags,
-                ctl_flags: ctl_flags.clone(),
+                ctl_flags: ctl_flags.to_vec(),
             });
             // Another test may have taken a port in between: etcd then ends at once.
             if etcd.ready() {
@@ -413,9 +412,4 @@ fn program(variable: &str, default: &str) -> String {
         "{program} is not installed; install it with: apt-get install etcd-server etcd-client, or run make test"
     );
     program
-}
-
-/// How long a lease may live on after its last renewal: its term, the server's second of slack, a busy machine.
-pub(crate) fn expiry(ttl: Duration) -> Duration {
-    ttl + Duration::from_secs(1) + LIMIT
 }

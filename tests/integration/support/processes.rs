@@ -53,17 +53,6 @@ impl Process {
             })
             .collect()
     }
-
-    /// One line of `/proc/<pid>/status`, such as `SigIgn`.
-    pub(crate) fn status_line(self, key: &str) -> String {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.0)).unwrap_or_default();
-        status
-            .lines()
-            .find_map(|line| line.strip_prefix(key)?.strip_prefix(':'))
-            .unwrap_or_default()
-            .trim()
-            .to_owned()
-    }
 }
 
 /// Whether the process runs or could run again; a zombie does neither.

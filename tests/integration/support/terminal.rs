@@ -43,11 +43,6 @@ impl Terminal {
         self.0.says(text);
     }
 
-    /// All that the screen has shown.
-    pub(crate) fn screen(&self) -> String {
-        self.0.stdout()
-    }
-
     /// A file that a command wrote into its `$HOME`.
     pub(crate) fn written(&self, name: &str) -> String {
         self.0.written(name)
