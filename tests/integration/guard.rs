@@ -429,6 +429,7 @@ fn ctrl_c_ends_dlock_by_the_signal() {
     ));
     terminal.shows("on-2");
     terminal.ctrl('C');
+    terminal.prompts();
     terminal.line("echo code-$?");
     terminal.shows("code-130");
     assert!(etcd.queue(&name).is_empty());
@@ -447,6 +448,7 @@ fn ctrl_c_leaves_the_queue() {
     ));
     etcd.queue_of(&name, 2);
     terminal.ctrl('C');
+    terminal.prompts();
     terminal.line("echo code-$?");
     terminal.shows("code-130");
     assert_eq!(etcd.queue(&name).len(), 1);
@@ -464,6 +466,7 @@ fn ctrl_z_stops_and_fg_continues() {
     terminal.shows("ask-2");
     terminal.ctrl('Z');
     terminal.shows("Stopped");
+    terminal.prompts();
     terminal.line("echo shell-$((3+4))");
     terminal.shows("shell-7");
     terminal.line("fg; echo code-$?");
@@ -487,6 +490,7 @@ fn a_job_stopped_past_the_term_is_lost() {
     terminal.shows("on-2");
     terminal.ctrl('Z');
     terminal.shows("Stopped");
+    terminal.prompts();
     Dlock::on(etcd)
         .run(["--ttl=5", &name, "true"])
         .finish()

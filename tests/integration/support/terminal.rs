@@ -3,7 +3,9 @@
 
 use std::process::Stdio;
 
-use super::{Dlock, Running};
+use super::{Dlock, LIMIT, Running, eventually};
+
+const PROMPT: &str = "your-turn: ";
 
 /// bash with job control on a pseudo-terminal that script(1) provides.
 pub(crate) struct Terminal(Running);
@@ -16,13 +18,14 @@ impl Terminal {
             .env("DLOCK_ENDPOINTS", endpoint)
             .env("SHELL", "/bin/sh")
             .env("TERM", "dumb")
-            .env("PS1", "")
+            .env("PS1", PROMPT)
             .stdin(Stdio::piped())
             .start();
         let mut terminal = Self(running);
         // The shell is ready once it answers; the sum keeps the echo of our own typing from looking like the answer.
         terminal.line("stty -echo; bind 'set enable-bracketed-paste off'; echo ready-$((40+2))");
         terminal.shows("ready-42");
+        terminal.prompts();
         terminal
     }
 
@@ -41,6 +44,14 @@ impl Terminal {
     #[track_caller]
     pub(crate) fn shows(&mut self, text: &str) {
         self.0.says(text);
+    }
+
+    /// Waits until the shell asks for the next line; what is typed before it sets up the terminal may get lost.
+    #[track_caller]
+    pub(crate) fn prompts(&mut self) {
+        eventually(LIMIT, "the shell asks for a line", || {
+            self.0.stdout().ends_with(PROMPT)
+        });
     }
 
     /// A file that a command wrote into its `$HOME`.
