@@ -6,6 +6,7 @@ mod cli;
 mod cluster;
 mod command;
 mod guard;
+mod handover;
 mod harness;
 mod loss;
 mod queue;

@@ -1,0 +1,144 @@
+//! The promise when the holder's key is taken by a third hand: its successor waits for its command.
+//! It must not know how the evidence of a clean release is kept.
+
+use std::time::Duration;
+
+use rustix::process::Signal;
+
+use crate::support::{Dlock, Etcd, LIMIT, Oracle, Running, child, eventually, hold, unique};
+
+/// A holder whose command ends by no signal but KILL, and one who waits behind it, under the oracle.
+#[track_caller]
+fn stubborn_holder_and_waiter(etcd: &Etcd, oracle: &Oracle, name: &str) -> (Running, Running) {
+    let stubborn = child("ignores-term.sh");
+    let holder = Dlock::on(etcd)
+        .run(["--ttl=10", name, "--"])
+        .args(oracle.command(&[&stubborn]))
+        .start();
+    oracle.entered(1);
+    let waiter = Dlock::on(etcd)
+        .args(["-v"])
+        .run(["--ttl=10", name, "--"])
+        .args(oracle.command(&["true"]))
+        .start();
+    etcd.queue_of(name, 2);
+    (holder, waiter)
+}
+
+/// The holder has lost, the waiter ran after it was told why it waits, and they never overlapped.
+#[track_caller]
+fn is_handed_over_late(oracle: &Oracle, mut holder: Running, mut waiter: Running) {
+    holder.wait().expect_code(121).expect_stderr(&["lost"]);
+    waiter
+        .wait_within(LIMIT * 2)
+        .expect_code(0)
+        .expect_stderr(&["vanished without releasing it"]);
+    oracle.assert_no_overlap();
+    assert_eq!(oracle.tokens().len(), 2);
+}
+
+/// "Whoever waits gives it that time": an operator revokes the lease.
+#[test]
+fn a_revoked_holder_is_waited_for() {
+    let (etcd, oracle, name) = (Etcd::shared(), Oracle::new(), unique("revoked"));
+    let (holder, waiter) = stubborn_holder_and_waiter(etcd, &oracle, &name);
+    etcd.revoke(&etcd.queue(&name)[0].lease_hex());
+    is_handed_over_late(&oracle, holder, waiter);
+}
+
+/// "Whoever waits gives it that time": an operator deletes the key.
+#[test]
+fn a_holder_without_its_key_is_waited_for() {
+    let (etcd, oracle, name) = (Etcd::shared(), Oracle::new(), unique("deleted"));
+    let (holder, waiter) = stubborn_holder_and_waiter(etcd, &oracle, &name);
+    etcd.ctl(&["del", &etcd.queue(&name)[0].key]);
+    is_handed_over_late(&oracle, holder, waiter);
+}
+
+/// "Whoever waits gives it that time", also when its own place is taken with the holder's.
+#[test]
+fn a_holder_is_waited_for_by_one_who_lost_its_place_too() {
+    let (etcd, oracle, name) = (Etcd::shared(), Oracle::new(), unique("both"));
+    let (holder, waiter) = stubborn_holder_and_waiter(etcd, &oracle, &name);
+    etcd.ctl(&["del", "--prefix", &format!("dlock/lock/{name}/")]);
+    is_handed_over_late(&oracle, holder, waiter);
+}
+
+/// "The command gets the stop signal": a loss by a third hand leaves the grace, too.
+#[test]
+fn a_command_without_its_key_may_clean_up() {
+    let (etcd, name) = (Etcd::shared(), unique("clean-up"));
+    let script = "trap 'echo cleaned up; exit 0' TERM; echo on; while :; do sleep 0.05; done";
+    let mut holder = Dlock::on(etcd)
+        .run(["--ttl=10", &name, "sh", "-c", script])
+        .start();
+    holder.says("on\n");
+    etcd.revoke(&etcd.queue(&name)[0].lease_hex());
+    holder
+        .wait()
+        .expect_code(121)
+        .expect_stdout("on\ncleaned up\n");
+}
+
+/// "After a release nobody waits", and what it leaves for the next one is gone with its lease.
+#[test]
+fn a_release_hands_over_at_once_and_leaves_nothing_for_long() {
+    let (etcd, oracle, name) = (Etcd::start(), Oracle::new(), "clean");
+    let mut holder = hold(Dlock::on(&etcd), &["--ttl=5"], name);
+    let mut waiters: Vec<Running> = Vec::new();
+    for waiting in 2..=4 {
+        let waiter = Dlock::on(&etcd)
+            .args(["-v"])
+            .run(["--ttl=5", name, "--"])
+            .args(oracle.command(&["true"]))
+            .start();
+        etcd.queue_of(name, waiting);
+        waiters.push(waiter);
+    }
+    holder.signal(Signal::TERM);
+    holder.wait().expect_signal(Signal::TERM);
+    for waiter in &mut waiters {
+        let outcome = waiter.wait().expect_code(0);
+        assert!(!outcome.stderr.contains("vanished"), "{}", outcome.stderr);
+    }
+    oracle.assert_no_overlap();
+    eventually(LIMIT, "no key and no lease is left", || {
+        etcd.entries("").is_empty() && etcd.leases().is_empty()
+    });
+}
+
+/// "Holders that are not dlock are not waited for": they do not say how long their command may run.
+#[test]
+fn a_vanished_etcdctl_delays_nobody() {
+    let (etcd, name) = (Etcd::shared(), unique("etcdctl"));
+    let line = ["lock", "--ttl=600", &format!("dlock/lock/{name}")];
+    let _holder = Dlock::etcdctl(etcd).args(line).start();
+    etcd.queue_of(&name, 1);
+    let mut waiter = Dlock::on(etcd).args(["-v"]).run([&name, "true"]).start();
+    etcd.queue_of(&name, 2);
+    etcd.revoke(&etcd.queue(&name)[0].lease_hex());
+    let outcome = waiter.wait().expect_code(0);
+    assert!(!outcome.stderr.contains("vanished"), "{}", outcome.stderr);
+}
+
+/// Who gives up during that time leaves its place to keep the others waiting.
+#[test]
+fn one_who_gives_up_while_it_waits_for_a_vanished_holder_lets_nobody_in_early() {
+    let (etcd, oracle, name) = (Etcd::shared(), Oracle::new(), unique("gives-up"));
+    let (mut holder, mut waiter) = stubborn_holder_and_waiter(etcd, &oracle, &name);
+    let mut last = Dlock::on(etcd)
+        .run(["--ttl=10", &name, "--"])
+        .args(oracle.command(&["true"]))
+        .start();
+    etcd.queue_of(&name, 3);
+    etcd.revoke(&etcd.queue(&name)[0].lease_hex());
+    eventually(LIMIT, "the waiter knows of it", || {
+        waiter.stderr().contains("vanished")
+    });
+    waiter.signal(Signal::INT);
+    waiter.wait().expect_signal(Signal::INT);
+    holder.wait().expect_code(121);
+    last.wait_within(LIMIT * 2 + Duration::from_secs(10))
+        .expect_code(0);
+    oracle.assert_no_overlap();
+}
