@@ -250,10 +250,10 @@ impl Places {
             TxnOp::get(self.queue.prefix(), Some(waiting)),
         ]);
         let answer = match client.txn(txn).await.map_err(Trouble::from) {
-            // etcd takes no puts then; the next one will have to wait. The first request of those
-            // that do not fit is refused and carried out all the same
-            // (server/etcdserver/apply/quota.go).
-            Err(trouble) if trouble.is_out_of_space() => {
+            // Without the evidence, then, and the next one will have to wait: etcd is out of space, or
+            // our role is narrower than it should be. The first request that does not fit is refused
+            // and carried out all the same (server/etcdserver/apply/quota.go).
+            Err(trouble) if trouble.kind == Kind::Refused => {
                 return Ok(match self.delete(&mut client, place).await? {
                     Given::NotOurs => Given::Unclear,
                     given => given,

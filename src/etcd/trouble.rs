@@ -52,11 +52,6 @@ impl Trouble {
         }
     }
 
-    /// etcd refuses everything that would need more room.
-    pub(crate) fn is_out_of_space(&self) -> bool {
-        self.cause.contains("space exceeded")
-    }
-
     /// The same with a hint, unless there is a better one already.
     #[must_use]
     pub(crate) fn hinting(mut self, hint: &str) -> Self {
