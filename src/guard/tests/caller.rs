@@ -11,7 +11,10 @@ use super::*;
 /// Everything about itself that a command could notice.
 const MIRROR: &str = r#"
     exec > "$OUT"
-    grep -E '^(Sig[PBIC]|ShdPnd|NoNewPrivs)' /proc/self/status
+    # Of the shell itself: what it starts may find the mask cleared.
+    while read -r line; do
+        case $line in Sig[PBIC]*|ShdPnd*|NoNewPrivs*) echo "$line" ;; esac
+    done < /proc/$$/status
     ls /proc/self/fd
     readlink /proc/self/cwd
     cut -d ' ' -f 5 /proc/self/stat
