@@ -240,8 +240,9 @@ impl Guard {
             let again_at = hunt.round(&self.tree, now);
             let children = reap(|_, _| ());
             let nothing_new = again_at > now;
-            // With children of another's making, that none is ours has to do.
-            if children == Children::None || nothing_new && self.tree.count() == 0 {
+            // Only a round that met nobody, not even a zombie, says as much as no children: the orphans of somebody who
+            // died during the round have not been met.
+            if children == Children::None || self.tree.has_strangers() && hunt.is_blind() {
                 return Vec::new();
             }
             if now.since(begun_at) >= limit {

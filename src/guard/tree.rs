@@ -86,6 +86,11 @@ impl Tree {
         }
     }
 
+    /// Whether there are children besides those of the tree.
+    pub(super) fn has_strangers(&self) -> bool {
+        !self.strangers.is_empty()
+    }
+
     /// What must stay open for it.
     pub(super) fn descriptor(&self) -> RawFd {
         self.proc.as_raw_fd()

@@ -266,6 +266,23 @@ fn the_guard_stays_until_all_are_dead_though_dlock_is_gone() {
 }
 
 #[test]
+fn children_that_dlock_had_before_are_spared() {
+    alone(|scratch| {
+        let mut stranger = std::process::Command::new("/bin/sleep")
+            .arg("1000")
+            .spawn()
+            .unwrap();
+        let mut guard = scratch.start(&format!("{FAR} while :; do sleep 1; done"), PATIENT);
+        let far = scratch.pid("far");
+        assert_eq!(guard.kill_tree(LIMIT), []);
+        assert!(!is_alive(far));
+        assert_eq!(stranger.try_wait().unwrap(), None);
+        stranger.kill().unwrap();
+        stranger.wait().unwrap();
+    });
+}
+
+#[test]
 fn dlock_names_those_whom_it_could_not_kill_in_time() {
     alone(|scratch| {
         let mut guard = scratch.start(

@@ -34,10 +34,13 @@ const HASTY: Policy = Policy {
 /// that runs the test, so it holds no lock that the forked guard could need. And what the command dies with is the guard's
 /// only thread, not the one that forked the guard.
 fn alone(body: impl FnOnce(Scratch)) {
-    alone_after(|_| (), body);
+    alone_after(|_, _| (), body);
 }
 
-fn alone_after(prepare: impl FnOnce(&mut std::process::Command), body: impl FnOnce(Scratch)) {
+fn alone_after(
+    prepare: impl FnOnce(&mut std::process::Command, &Scratch),
+    body: impl FnOnce(Scratch),
+) {
     if let Some(scratch) = env::var_os(ALONE) {
         // SAFETY: only sets a timer. It ends this process, and so the guard and its tree, when a test hangs.
         unsafe { libc::alarm(u32::try_from(LIMIT.as_secs()).unwrap()) };
@@ -55,7 +58,7 @@ fn alone_after(prepare: impl FnOnce(&mut std::process::Command), body: impl FnOn
         .args([&name, "--exact", "--nocapture", "--test-threads=1"])
         .env(ALONE, &scratch.0)
         .stdout(Stdio::null());
-    prepare(&mut again);
+    prepare(&mut again, &scratch);
     let status = again.status().unwrap();
     fs::remove_dir_all(&scratch.0).unwrap();
     assert_eq!(status.code(), Some(DONE), "{status}");
