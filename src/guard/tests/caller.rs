@@ -45,7 +45,7 @@ fn compare(
     argv: &[&str],
     lines: impl Fn(&str) -> bool,
 ) {
-    let program = spawn::lookup(argv[0].as_ref()).unwrap();
+    let program = lookup(argv[0].as_ref()).unwrap();
     alone_after(
         |again, scratch| {
             let mut plain = std::process::Command::new(&program);
