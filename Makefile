@@ -1,5 +1,6 @@
 # make demo   see it work, in half a minute
 # make test   everything that has to pass
+# make test-matrix   the end-to-end tests on etcd 3.5 as well
 # make install [PREFIX=/usr/local] [DESTDIR=]
 
 PREFIX ?= /usr/local
@@ -9,7 +10,7 @@ CARGO ?= cargo
 export RUST_TEST_THREADS ?= 4
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
-.PHONY: help build demo test install tools-build tools-demo tools-test
+.PHONY: help build demo test test-matrix install tools-build tools-demo tools-test
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -27,6 +28,13 @@ test: tools-test
 	$(CARGO) clippy --locked --all-targets -- -D warnings
 	$(CARGO) build --locked
 	$(CARGO) test --locked
+
+# Beside the installed one, not over it.
+ETCD35 := $(CURDIR)/target/etcd-3.5
+test-matrix: tools-test
+	tests/etcd35.sh $(ETCD35)
+	DLOCK_TEST_ETCD=$(ETCD35)/usr/bin/etcd DLOCK_TEST_ETCDCTL=$(ETCD35)/usr/bin/etcdctl \
+	    $(CARGO) test --locked --test integration
 
 install: build
 	install -Dm755 target/release/dlock "$(DESTDIR)$(PREFIX)/bin/dlock"
