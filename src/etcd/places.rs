@@ -8,7 +8,7 @@ use etcd_client::{
     Client, Compare, CompareOp, GetOptions, KeyValue, LeaseGrantOptions, PutOptions, SortOrder,
     SortTarget, Txn, TxnOp, TxnOpResponse, TxnResponse,
 };
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 
 use super::Cluster;
 use super::connection::Connection;
@@ -18,9 +18,10 @@ use crate::core::holder::Holder;
 use crate::core::lease::{Claim, FencingToken, Instant, LeaseId, Place, Terms};
 use crate::core::queue::Queue;
 
-/// The lead of the grant over the txn that needs it, on an established connection: enough for the
-/// server to handle them in order, and much less than the round trip that it saves.
-const LEAD: Duration = Duration::from_micros(1500);
+/// The lead of the grant over the txn that needs it, once it has left: enough for the server to
+/// take them in order (one in thirty is overtaken on a busy machine, and asked once more), and much
+/// less than the round trip or the flush to disk that it saves.
+const LEAD: Duration = Duration::from_micros(500);
 /// How often the tasks that lie between a request and the socket get their turn, which is ample.
 const FLUSH: usize = 16;
 
@@ -66,6 +67,20 @@ pub(super) enum Given {
     Unclear,
 }
 
+/// Lets what was asked leave, and then its lead pass.
+async fn lead() {
+    flush().await;
+    // tokio's timers count in whole milliseconds, in which a near server has answered.
+    std::thread::sleep(LEAD);
+}
+
+/// Gives the tasks between a request and the socket their turns.
+async fn flush() {
+    for _ in 0..FLUSH {
+        tokio::task::yield_now().await;
+    }
+}
+
 /// The places of one queue.
 pub(super) struct Places {
     pub(super) cluster: Rc<Cluster>,
@@ -92,7 +107,7 @@ impl Places {
         let (granted, placed) = tokio::select! {
             biased;
             granted = &mut grant => (granted, None),
-            () = sleep(LEAD) => {
+            () = lead() => {
                 let (granted, placed) = tokio::join!(grant, self.put(client.clone(), lease));
                 (granted, Some(placed))
             }
@@ -100,7 +115,10 @@ impl Places {
         let ttl = Duration::from_secs(granted?.ttl().try_into().unwrap_or(0));
         let placed = match placed {
             // The txn overtook the grant after all, and has done nothing.
-            Some(Err(trouble)) if trouble.kind == Kind::LeaseNotFound => None,
+            Some(Err(trouble)) if trouble.kind == Kind::LeaseNotFound => {
+                tracing::debug!("the txn overtook the grant");
+                None
+            }
             Some(placed) => Some(placed?),
             None => None,
         };
@@ -300,15 +318,10 @@ impl Places {
     /// Revokes a lease whose places are gone. Nobody waits for that: the lock is free, and a lease
     /// without keys ends by itself.
     async fn end(&self, client: &mut Client, lease: LeaseId) {
-        let flushed = async {
-            for _ in 0..FLUSH {
-                tokio::task::yield_now().await;
-            }
-        };
         tokio::select! {
             biased;
             _ = client.lease_revoke(lease.0) => {}
-            () = flushed => {}
+            () = flush() => {}
         }
     }
 
