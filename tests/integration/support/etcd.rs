@@ -272,17 +272,22 @@ impl Etcd {
         String::from_utf8_lossy(&output.stdout).into_owned()
     }
 
-    /// All keys that begin with `prefix`, the oldest first.
+    /// All keys that begin with `prefix`, the oldest first. Asks again while the server elects or wakes up.
     #[track_caller]
     pub(crate) fn entries(&self, prefix: &str) -> Vec<Entry> {
-        parse_entries(&self.ctl(&[
+        let query = [
             "get",
             "--prefix",
             prefix,
             "--sort-by=CREATE",
             "-w",
             "fields",
-        ]))
+        ];
+        eventually(LIMIT, "etcdctl reads", || {
+            let output = self.ctl_output(&query);
+            let fields = String::from_utf8_lossy(&output.stdout);
+            output.status.success().then(|| parse_entries(&fields))
+        })
     }
 
     /// The places in a lock's queue, the holder first. The name is one that needs no encoding.
@@ -314,10 +319,10 @@ impl Etcd {
         self.ctl(&["lease", "revoke", lease]);
     }
 
-    /// Waits until neither keys nor leases are left.
+    /// Waits until neither keys nor leases are left; a default term may pass, for a revoke may get lost.
     #[track_caller]
     pub(crate) fn assert_empty(&self) {
-        eventually(LIMIT, "no key and no lease is left", || {
+        eventually(LIMIT * 2, "no key and no lease is left", || {
             self.entries("").is_empty() && self.leases().is_empty()
         });
     }
