@@ -1,0 +1,122 @@
+//! etcd's side: how keys come and go, and what its members answer.
+//! It must not know what clients make of the answers.
+
+use std::time::Duration;
+
+use super::steps::{Experiment, Watched};
+use super::world::{End, Kept, Key, Letter, Member, Message, World};
+
+impl Experiment {
+    /// The true leader is deposed; the other member takes over.
+    pub(crate) fn elect(&self, world: &mut World) {
+        world.term += 1;
+        world.applied[Member::leading(world.term).0] = world.term;
+        // A new leader gives every lease its whole time again (lessor.Promote).
+        for key in &mut world.keys {
+            if let Key::Present { left, .. } = key {
+                *left = self.terms.ttl();
+            }
+        }
+    }
+
+    /// The key goes, whoever's hand it is.
+    pub(crate) fn vanish(&self, world: &mut World, gone: usize, end: End) {
+        let Key::Present { token: went, .. } = world.keys[gone] else {
+            return;
+        };
+        world.revision += 1;
+        world.keys[gone] = Key::Gone(end);
+        if end != End::Released && world.clients[gone].watches() {
+            world.send(gone, Letter::Gone, Duration::ZERO);
+        }
+        let mut later: Vec<_> = world
+            .keys
+            .iter_mut()
+            .filter_map(|key| match key {
+                Key::Present {
+                    token,
+                    after_unclean,
+                    ..
+                } if went < *token => Some((*token, after_unclean)),
+                _ => None,
+            })
+            .collect();
+        later.sort_by_key(|(token, _)| *token);
+        match self.watched {
+            Watched::Predecessor => {
+                if let Some((_, after_unclean)) = later.first_mut() {
+                    **after_unclean = end != End::Released;
+                }
+            }
+            Watched::Everyone => {
+                for (_, after_unclean) in later {
+                    *after_unclean |= end != End::Released;
+                }
+            }
+        }
+        world.tidy(gone);
+    }
+
+    /// A server gets a request.
+    pub(crate) fn serve(&self, world: &mut World, message: Message) {
+        let Message {
+            client,
+            letter,
+            age,
+        } = message;
+        match letter {
+            Letter::Enter if world.keys[client] == Key::Absent => {
+                world.revision += 1;
+                let token = world.revision;
+                world.keys[client] = Key::Present {
+                    left: self.terms.ttl(),
+                    token,
+                    after_unclean: false,
+                };
+                world.send(client, Letter::Entered { token }, age);
+            }
+            Letter::Keepalive { at } => {
+                let term = world.applied[at.0];
+                let known = if term == world.term {
+                    match &mut world.keys[client] {
+                        // etcd blocks until the lease is gone: no answer.
+                        Key::Present { left, .. } if left.is_zero() => return,
+                        Key::Present { left, .. } => {
+                            *left = self.terms.ttl();
+                            true
+                        }
+                        Key::Absent | Key::Gone(_) => false,
+                    }
+                } else {
+                    // The member asks, or still is, the leader of its own term, who is deposed and
+                    // does not know it: he answers for leases that the cluster may have dropped,
+                    // and the true leader does not hear of it.
+                    true
+                };
+                if world.clients[client].asked.is_some_and(|it| it.age == age) {
+                    let kept = Kept {
+                        by: at,
+                        term,
+                        known,
+                    };
+                    world.send(client, Letter::Kept(kept), age);
+                }
+            }
+            // A member whose term is over finds no quorum for its read index and does not answer.
+            Letter::Read { at } if world.applied[at.0] == world.term => {
+                let token = match world.keys[client] {
+                    Key::Present { token, .. } => Some(token),
+                    Key::Absent | Key::Gone(_) => None,
+                };
+                let shown = Letter::Shown {
+                    by: at,
+                    term: world.term,
+                    revision: world.revision,
+                    token,
+                };
+                world.send(client, shown, age);
+            }
+            _ => {}
+        }
+    }
+}

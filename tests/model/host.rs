@@ -1,0 +1,186 @@
+//! A host's side: what dlock takes for a proof and what its guard does, with the product's own rules.
+//! It must not know why messages come, come late or do not come.
+
+use std::time::Duration;
+
+use dlock::core::lease::{
+    Claim, Deadlines, FencingToken, Header, LeaseId, Place, Renewal, Verdict,
+};
+
+use super::steps::{Experiment, Rule};
+use super::world::{Client, Key, Letter, Message, NOW, Role, Tree, World};
+
+const CLUSTER: u64 = 7;
+
+/// How late a guard may run, by the promise (DESIGN 1 (b)); on the leader's clock.
+const GUARD_LATE: Duration = Duration::from_millis(500);
+
+fn place(client: usize, token: i64) -> Place {
+    let lease = i64::try_from(client).expect("two or three clients") + 1;
+    Place {
+        token: FencingToken(token),
+        lease: LeaseId(lease),
+    }
+}
+
+impl Experiment {
+    fn deadlines(&self, client: &Client) -> Deadlines {
+        self.terms.deadlines(NOW - client.proof_age)
+    }
+
+    /// What the guard has done by now, as late as the promise allows: [`Terms::deadlines`] hold
+    /// whatever dlock does. A kill that is not certain by now leaves the tree alive until the next
+    /// tick, where all others act.
+    pub(crate) fn guard(&self, client: &mut Client) {
+        let deadlines = self.deadlines(client);
+        if client.tree == Tree::Running && deadlines.stop_at <= NOW {
+            client.tree = Tree::Stopping {
+                since: NOW.since(deadlines.stop_at),
+            };
+            client.role = Role::Lost;
+            client.paused = false;
+        }
+        let Tree::Stopping { since } = client.tree else {
+            return;
+        };
+        let overdue = NOW
+            .since(deadlines.kill_at)
+            .max(since.saturating_sub(self.terms.grace()));
+        if GUARD_LATE <= client.clock.takes(overdue) {
+            client.tree = Tree::None;
+        }
+    }
+
+    fn lose(client: &mut Client) {
+        match client.tree {
+            Tree::None => client.finish(Role::Over),
+            Tree::Running => {
+                client.role = Role::Lost;
+                client.tree = Tree::Stopping {
+                    since: Duration::ZERO,
+                };
+            }
+            Tree::Stopping { .. } => {}
+        }
+    }
+
+    /// A dlock gets an answer.
+    pub(crate) fn hear(&self, world: &mut World, message: Message) {
+        let number = message.client;
+        let client = &mut world.clients[number];
+        match message.letter {
+            Letter::Entered { token } if client.role == Role::Entering => {
+                client.role = Role::Waiting;
+                client.token = token;
+                client.highest_revision = token;
+                // A grant is a raft write, so it is a proof.
+                client.proof_age = message.age;
+                world.network.retain(|other| {
+                    let entry = matches!(other.letter, Letter::Enter | Letter::Entered { .. });
+                    !(entry && other.client == number)
+                });
+            }
+            Letter::Gone => Self::lose(client),
+            Letter::Kept(kept) => {
+                let Some(asked) = client.asked.as_mut().filter(|it| it.age == message.age) else {
+                    return;
+                };
+                if asked.kept.is_some() {
+                    return;
+                }
+                asked.kept = Some(kept);
+                // Further answers to this question are not looked at.
+                world.network.retain(|other| {
+                    !(matches!(other.letter, Letter::Kept(_)) && other.client == number)
+                });
+                if self.rule == Rule::BareKeepalive {
+                    if kept.known {
+                        client.proof_age = client.proof_age.min(message.age);
+                    }
+                    world.hang_up(number);
+                } else {
+                    world.send(number, Letter::Read { at: kept.by }, message.age);
+                }
+            }
+            Letter::Shown {
+                by,
+                term,
+                revision,
+                token,
+            } => {
+                let read_by = Header {
+                    cluster: CLUSTER,
+                    member: by.0 as u64,
+                    term,
+                    revision,
+                };
+                let asked = client.asked.filter(|it| it.age == message.age);
+                let Some(kept) = asked.and_then(|it| it.kept) else {
+                    return;
+                };
+                let kept_by = Header {
+                    member: kept.by.0 as u64,
+                    term: match self.rule {
+                        Rule::AnyTerm => term,
+                        Rule::BareKeepalive | Rule::Proof => kept.term,
+                    },
+                    ..read_by
+                };
+                let renewal = Renewal {
+                    sent_at: NOW - message.age,
+                    keepalive: kept.known.then_some((kept_by, self.terms.ttl())),
+                    read: (read_by, token.map(|token| place(number, token))),
+                };
+                self.judge(client, number, &renewal);
+                world.hang_up(number);
+            }
+            Letter::Enter
+            | Letter::Entered { .. }
+            | Letter::Keepalive { .. }
+            | Letter::Read { .. } => {}
+        }
+        world.tidy(number);
+    }
+
+    /// The product's own rule.
+    fn judge(&self, client: &mut Client, number: usize, renewal: &Renewal) {
+        let mut claim = Claim {
+            place: place(number, client.token),
+            cluster: CLUSTER,
+            highest_revision: client.highest_revision,
+        };
+        let verdict = claim.judge(renewal);
+        client.highest_revision = claim.highest_revision;
+        match verdict {
+            Verdict::Proven(ttl) => {
+                let proven = self.terms.granted(ttl).deadlines(renewal.sent_at);
+                if self.deadlines(client).kill_at < proven.kill_at {
+                    client.proof_age = NOW.since(renewal.sent_at);
+                }
+            }
+            Verdict::Doubtful(_) => {}
+            Verdict::Lost(_) => Self::lose(client),
+        }
+    }
+
+    pub(crate) fn turn(&self, world: &mut World, number: usize) {
+        let Key::Present { after_unclean, .. } = world.keys[number] else {
+            return;
+        };
+        let client = &mut world.clients[number];
+        match client.role {
+            Role::Waiting if after_unclean && !self.delay.is_zero() => {
+                client.role = Role::Delaying {
+                    since: Duration::ZERO,
+                };
+            }
+            Role::Delaying { since } if since < self.delay => {}
+            // The command starts only with a young proof (DESIGN 3).
+            _ if client.proof_age <= self.terms.heartbeat() => {
+                client.role = Role::Holding;
+                client.tree = Tree::Running;
+            }
+            _ => {}
+        }
+    }
+}

@@ -1,0 +1,290 @@
+//! Model checking of the two arguments that dlock rests on: what proves that the lock is ours, and
+//! how long a waiter waits after an unclean end. It must not know processes or the network.
+//!
+//! # The proof rule
+//!
+//! A keepalive that etcd answers proves nothing: a deposed leader that has not heard of its fall
+//! goes on answering for leases that its successor has dropped. `Claim::judge` counts a renewal
+//! only if, on one connection, the keepalive was answered by member m in term t and **then** a
+//! linearizable read of our key was answered by m in term t. Why that is enough:
+//!
+//! 1. m had applied an entry of term t before it took the keepalive, so it knew the leader of t, L(t).
+//! 2. The read succeeded, so some leader L(r) found a quorum after the read was sent. r < t cannot be:
+//!    m ignores lower terms. r > t cannot be: L(r) serves reads only after an entry of its own term,
+//!    m would have applied that, and the read's header would say r. So r = t, L(t) was the leader
+//!    still **after** the keepalive, and it was L(t) who handled it.
+//! 3. So the true leader renewed the lease after the keepalive was sent, and the lease lives for its
+//!    whole TTL from then on; a later leader gives it no less. The key was still there.
+//!
+//! In the model a member serves as its last applied term lets it: in the true leader's term it
+//! renews the true lease and serves reads; in an older term it answers every keepalive without
+//! anybody's hearing of it, and no read. `Rule::AnyTerm` shows that step 2 is needed: between the two
+//! answers the member may hear of the election.
+//!
+//! # The hand-over delay
+//!
+//! Against an operator's hand no proof helps: the key is gone although the holder's lease was good.
+//! If a waiter waits long enough for the holder's tree to die, nothing is lost but time. How long is
+//! enough depends on what is assumed of the holder, and the experiments below tell the cases apart.
+//!
+//! # Bounds
+//!
+//! | | |
+//! |---|---|
+//! | lease | 5 s, the least that dlock takes, so stop 3 s, kill 4 s and start 1 s after a proof; one tick is 1 s |
+//! | clocks | each host's rate constant, 10 % slow or 10 % fast against the leader's |
+//! | guard | as late as the promise allows: 0.5 s, and that always |
+//! | network | every message may be lost, repeated, overtaken, and late by 1 s |
+//! | clients | two (three where it says so), each takes the lock once |
+//! | etcd | two members that lead in turn and one election; or no election and one revocation |
+//! | dlock | stopped once, for any time (not among newcomers, not among three) |
+//! | states | 3,000 to 80,000 up to a counterexample, 36,000 to 280,000 where there is none: all of them |
+//!
+//! Time itself has no bound: states hold ages, so a run may go on for ever. Left out: the renewals of
+//! a client whose turn it is not (without a lease it starts nothing); keepalives that overlap another
+//! of the same client (a stream that is given up is closed). What happens between whole seconds is
+//! left to the guards alone, so a delay must be reckoned by hand as well, see [`enough`].
+
+mod cluster;
+mod host;
+mod steps;
+mod world;
+
+use std::time::Duration;
+
+use dlock::core::lease::Terms;
+use stateright::{Checker as _, HasDiscoveries, Model as _};
+
+use steps::{EXCLUSION, EXPIRY, Experiment, Notice, PROGRESS, Rule, Watched};
+use world::Rate;
+
+const SLOW: Rate = Rate(900);
+const FAST: Rate = Rate(1100);
+const TTL: Duration = Duration::from_secs(5);
+
+/// A full network and one election; nobody's hand in it.
+fn experiment() -> Experiment {
+    Experiment {
+        rule: Rule::Proof,
+        terms: Terms::new(TTL, Terms::default_grace(TTL)),
+        delay: Duration::ZERO,
+        notice: Notice::Unsure,
+        watched: Watched::Predecessor,
+        rates: &[SLOW, FAST],
+        clients: 2,
+        queued: true,
+        elections: 1,
+        revocations: 0,
+        pauses: 0,
+        leaving: false,
+        travel: Duration::from_millis(1100),
+    }
+}
+
+/// The same with an operator who revokes a holder's lease, in quiet times for etcd.
+fn revoked(delay: Duration, notice: Notice) -> Experiment {
+    Experiment {
+        delay,
+        notice,
+        elections: 0,
+        revocations: 1,
+        pauses: 1,
+        ..experiment()
+    }
+}
+
+/// The delay that lets a holder stop gracefully if it hears of its loss within `notice`: the guard
+/// is 0.5 s late, the holder's clock is 10 % slow and the waiter's 10 % fast. So the margin grows with
+/// the grace, by 2/9 of it.
+fn enough(grace: Duration, notice: Duration) -> Duration {
+    (notice + grace * 10 / 9 + Duration::from_millis(500)) * 11 / 10
+}
+
+/// What the holder of a 5 s lease needs when it hears within one tick.
+fn enough_with_notice() -> Duration {
+    enough(Terms::default_grace(TTL), world::TICK)
+}
+
+/// What is enough for a holder that hears nothing: its last proof runs out within one TTL of the
+/// leader's clock, which the waiter's clock may count 10 % fast.
+fn enough_without_notice() -> Duration {
+    TTL * 11 / 10
+}
+
+#[expect(clippy::print_stdout, reason = "for cargo test -- --nocapture")]
+fn show(title: &str, text: &str) {
+    println!("{title}: {text}");
+}
+
+/// Each search has one thread, so that it finds a shortest way and counts the same every time; the
+/// tests run beside each other.
+///
+/// In every reachable state at most one tree is alive; at least `states` of them were looked at.
+#[track_caller]
+fn excludes(title: &str, experiment: Experiment, states: usize) {
+    let checker = experiment.checker().spawn_bfs().join();
+    let found = checker.discoveries();
+    let unique = checker.unique_state_count();
+    show(
+        title,
+        &format!(
+            "no overlap in {unique} states, depth {}",
+            checker.max_depth()
+        ),
+    );
+    assert!(checker.is_done());
+    if let Some(path) = found.get(EXCLUSION) {
+        panic!("{title}: {:#?}", path.clone().into_actions());
+    }
+    assert!(
+        found.contains_key(PROGRESS),
+        "{title}: the second client never runs"
+    );
+    assert!(
+        found.contains_key(EXPIRY),
+        "{title}: an expired lease hands nothing over"
+    );
+    assert!(unique >= states, "{title}: only {unique} states");
+}
+
+/// There is a way to two trees alive.
+#[track_caller]
+fn overlaps(title: &str, experiment: Experiment, states: usize) {
+    let checker = experiment
+        .checker()
+        .finish_when(HasDiscoveries::AnyFailures)
+        .spawn_bfs()
+        .join();
+    let unique = checker.unique_state_count();
+    let path = checker.discovery(EXCLUSION);
+    let path = path.unwrap_or_else(|| panic!("{title}: no overlap in {unique} states"));
+    let last = path.last_state().clone();
+    assert_eq!(last.alive().count(), 2, "{title}: {last:?}");
+    let steps = path.into_actions();
+    show(
+        title,
+        &format!(
+            "overlap among {unique} states after {} steps: {steps:#?}",
+            steps.len()
+        ),
+    );
+    assert!(unique >= states, "{title}: only {unique} states");
+}
+
+#[test]
+fn a_bare_keepalive_lets_two_trees_live() {
+    let bare = Experiment {
+        rule: Rule::BareKeepalive,
+        ..experiment()
+    };
+    overlaps("a bare keepalive", bare, 1_000);
+}
+
+#[test]
+fn a_read_after_the_keepalive_is_not_enough_if_the_terms_may_differ() {
+    let any = Experiment {
+        rule: Rule::AnyTerm,
+        ..experiment()
+    };
+    overlaps("any term", any, 1_000);
+}
+
+#[test]
+fn the_proof_rule_keeps_one_tree() {
+    let paused = Experiment {
+        pauses: 1,
+        ..experiment()
+    };
+    excludes("the proof rule", paused, 200_000);
+}
+
+#[test]
+fn the_proof_rule_keeps_one_tree_among_newcomers() {
+    let newcomers = Experiment {
+        queued: false,
+        elections: 0,
+        rates: &[SLOW],
+        ..experiment()
+    };
+    excludes("the proof rule among newcomers", newcomers, 25_000);
+}
+
+#[test]
+fn the_proof_rule_needs_the_clocks_of_the_promise() {
+    let slower = Experiment {
+        rates: &[Rate(880)],
+        ..experiment()
+    };
+    overlaps("a clock 12 % slow", slower, 1_000);
+}
+
+#[test]
+fn without_a_delay_a_revocation_lets_two_trees_live() {
+    overlaps("no delay", revoked(Duration::ZERO, Notice::Prompt), 100);
+}
+
+#[test]
+fn a_delay_of_grace_and_margin_covers_a_holder_that_hears_of_it() {
+    excludes(
+        "grace and margin",
+        revoked(enough_with_notice(), Notice::Prompt),
+        25_000,
+    );
+}
+
+#[test]
+fn a_margin_that_forgets_the_clocks_is_too_short() {
+    let delay = Terms::default_grace(TTL) + world::TICK;
+    overlaps("grace and 1 s", revoked(delay, Notice::Prompt), 100);
+}
+
+#[test]
+fn grace_and_margin_do_not_cover_a_holder_that_hears_nothing() {
+    overlaps(
+        "grace and margin, no notice",
+        revoked(enough_with_notice(), Notice::Unsure),
+        100,
+    );
+}
+
+#[test]
+fn a_delay_of_a_whole_lease_covers_a_holder_that_hears_nothing() {
+    let delayed = revoked(enough_without_notice(), Notice::Unsure);
+    excludes("a whole lease", delayed, 25_000);
+}
+
+/// Whoever comes to an empty queue has seen nobody go. That is a limit of the promise.
+#[test]
+fn no_delay_covers_a_newcomer_to_an_empty_queue() {
+    let newcomer = Experiment {
+        queued: false,
+        ..revoked(enough_without_notice(), Notice::Unsure)
+    };
+    overlaps("a newcomer", newcomer, 100);
+}
+
+/// Three clients: the second leaves cleanly, and the third has seen nothing unclean.
+fn leaving(watched: Watched) -> Experiment {
+    Experiment {
+        clients: 3,
+        leaving: true,
+        watched,
+        pauses: 0,
+        rates: &[SLOW],
+        ..revoked(enough_with_notice(), Notice::Prompt)
+    }
+}
+
+#[test]
+fn a_waiter_that_leaves_hides_the_unclean_end_before_it() {
+    overlaps("the predecessor counts", leaving(Watched::Predecessor), 100);
+}
+
+#[test]
+fn a_waiter_that_remembers_everyone_before_it_is_not_misled() {
+    excludes(
+        "everyone before counts",
+        leaving(Watched::Everyone),
+        100_000,
+    );
+}

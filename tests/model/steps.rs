@@ -1,0 +1,349 @@
+//! The rules and bounds of an experiment, and what may happen next in its world.
+//! It must not know which experiments there are, nor what comes out of them.
+
+use std::time::Duration;
+
+use dlock::core::lease::Terms;
+use stateright::{Model, Property};
+
+use super::world::{
+    Asked, Client, End, Key, Letter, Member, Message, Rate, Role, TICK, Tree, World,
+};
+
+pub(crate) const EXCLUSION: &str = "not two trees alive";
+pub(crate) const PROGRESS: &str = "the second runs after a release";
+pub(crate) const EXPIRY: &str = "the second runs after an expiry";
+
+/// What a client takes for a proof.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Rule {
+    /// A keepalive's answer alone, as etcd's own tools do.
+    BareKeepalive,
+    /// Keepalive, then the read, but the headers' terms may differ.
+    AnyTerm,
+    /// [`Claim::judge`].
+    Proof,
+}
+
+/// What is known of a loss by a third hand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Notice {
+    /// The holder's dlock hears of it within one tick.
+    Prompt,
+    /// The watch's message may be lost, and dlock may be stopped.
+    Unsure,
+}
+
+/// Whose ends a waiter takes into account.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Watched {
+    /// The one directly before it, as it goes.
+    Predecessor,
+    /// Everyone before it in the queue.
+    Everyone,
+}
+
+/// The rules and the bounds of one experiment.
+#[derive(Clone, Debug)]
+pub(crate) struct Experiment {
+    pub(crate) rule: Rule,
+    pub(crate) terms: Terms,
+    /// How long a waiter waits after an unclean end before it; on its own clock.
+    pub(crate) delay: Duration,
+    pub(crate) notice: Notice,
+    pub(crate) watched: Watched,
+    /// The clocks that each client may have.
+    pub(crate) rates: &'static [Rate],
+    pub(crate) clients: usize,
+    /// The first client holds already and the others wait; else all are away.
+    pub(crate) queued: bool,
+    pub(crate) elections: u64,
+    pub(crate) revocations: usize,
+    pub(crate) pauses: usize,
+    /// Waiters may lose their patience and go.
+    pub(crate) leaving: bool,
+    /// How long a message may travel, on its client's clock.
+    pub(crate) travel: Duration,
+}
+
+/// One step. Whoever may act may as well not act: a step that is not taken is a delay or a loss.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Step {
+    /// A second passes for the leader's clock.
+    Tick,
+    /// The true leader is deposed; the other member takes over.
+    Elect,
+    /// A member hears of the last election.
+    Learn(Member),
+    /// The true leader drops a lease that has run out.
+    Expire(usize),
+    /// An operator revokes a lease.
+    Revoke(usize),
+    Enter(usize),
+    /// A keepalive is sent to a member.
+    Renew(usize, Member),
+    Deliver(Message),
+    /// A waiter finds itself first: it starts its command, or begins to wait out the hand-over.
+    Turn(usize),
+    Leave(usize),
+    /// dlock is stopped, its guard and its command are not.
+    Pause(usize),
+    Continue(usize),
+    /// All of the command ends by itself.
+    Finish(usize),
+    Release(usize),
+}
+
+impl Experiment {
+    /// The guard's and the leader's clocks go on.
+    fn tick(&self, world: &mut World) {
+        for number in 0..world.clients.len() {
+            let client = &mut world.clients[number];
+            let passed = client.clock.counts(TICK);
+            client.proof_age += passed;
+            if let Some(asked) = &mut client.asked {
+                asked.age += passed;
+            }
+            if let Role::Delaying { since } = &mut client.role {
+                *since = (*since + passed).min(self.delay);
+            }
+            if let Tree::Stopping { since } = &mut client.tree {
+                *since += passed;
+            }
+            self.guard(client);
+            if client.tree == Tree::None && self.terms.heartbeat() < client.proof_age {
+                // All proofs that are too old to start with are alike.
+                client.proof_age = self.terms.ttl();
+            }
+            let given_up = client.asked.is_some_and(|asked| self.travel < asked.age);
+            if given_up {
+                world.hang_up(number);
+            }
+        }
+        for number in 0..world.keys.len() {
+            let counts = !self.is_waiting(world, number);
+            if let Key::Present { left, .. } = &mut world.keys[number]
+                && counts
+            {
+                *left = left.saturating_sub(TICK);
+            }
+        }
+        let aged = world.network.iter().map(|message| Message {
+            age: message.age + world.clients[message.client].clock.counts(TICK),
+            ..*message
+        });
+        world.network = aged.filter(|message| message.age <= self.travel).collect();
+        for number in 0..world.clients.len() {
+            world.tidy(number);
+        }
+    }
+
+    /// Whether it is not this client's turn yet. Its renewals until then are left out, and its lease
+    /// does not age: a waiter that loses its lease starts nothing, so there is nothing to see.
+    fn is_waiting(&self, world: &World, number: usize) -> bool {
+        let after_unclean = match world.keys[number] {
+            Key::Present { after_unclean, .. } => after_unclean,
+            Key::Absent | Key::Gone(_) => false,
+        };
+        match world.clients[number].role {
+            Role::Waiting => !world.is_first(number) || (after_unclean && !self.delay.is_zero()),
+            Role::Delaying { since } => since < self.delay,
+            _ => false,
+        }
+    }
+
+    /// Time stands still until a holder that has to hear of its loss has heard of it.
+    fn is_awaited(&self, world: &World) -> bool {
+        self.notice == Notice::Prompt
+            && world.network.iter().any(|message| {
+                message.letter == Letter::Gone
+                    && !message.age.is_zero()
+                    && world.clients[message.client].role == Role::Holding
+            })
+    }
+
+    fn steps_of(&self, world: &World, number: usize, steps: &mut Vec<Step>) {
+        let client = &world.clients[number];
+        if let Key::Present { left, .. } = world.keys[number] {
+            if left.is_zero() {
+                steps.push(Step::Expire(number));
+            }
+            if world.revocations < self.revocations && world.is_first(number) {
+                steps.push(Step::Revoke(number));
+            }
+            if client.role == Role::Ended {
+                steps.push(Step::Release(number));
+            }
+        }
+        if client.tree != Tree::None {
+            steps.push(Step::Finish(number));
+        }
+        if client.paused {
+            steps.push(Step::Continue(number));
+            return;
+        }
+        if client.role == Role::Away {
+            steps.push(Step::Enter(number));
+        }
+        // A heartbeat is G/5, one tick; a new one drops what the last one has not brought.
+        if client.renews()
+            && !self.is_waiting(world, number)
+            && client.asked.is_none_or(|asked| !asked.age.is_zero())
+        {
+            // Without elections it makes no difference which member is asked.
+            let members = if self.elections == 0 { 1 } else { 2 };
+            steps.extend(
+                Member::ALL[..members]
+                    .iter()
+                    .map(|member| Step::Renew(number, *member)),
+            );
+        }
+        if matches!(client.role, Role::Waiting | Role::Delaying { .. }) {
+            if world.is_first(number) {
+                steps.push(Step::Turn(number));
+            }
+            if self.leaving {
+                steps.push(Step::Leave(number));
+            }
+        }
+        if client.role == Role::Holding && world.pauses < self.pauses {
+            steps.push(Step::Pause(number));
+        }
+    }
+}
+
+impl Model for Experiment {
+    type State = World;
+    type Action = Step;
+
+    fn init_states(&self) -> Vec<World> {
+        let mut hosts = vec![Vec::new()];
+        for _ in 0..self.clients {
+            hosts = hosts
+                .into_iter()
+                .flat_map(|some: Vec<Client>| {
+                    self.rates.iter().map(move |rate| {
+                        let mut more = some.clone();
+                        more.push(Client::new(*rate));
+                        more
+                    })
+                })
+                .collect();
+        }
+        hosts
+            .into_iter()
+            .map(|mut clients| {
+                let mut keys = vec![Key::Absent; self.clients];
+                let mut revision = 0;
+                if self.queued {
+                    for (client, key) in clients.iter_mut().zip(&mut keys) {
+                        revision += 1;
+                        client.role = Role::Waiting;
+                        client.token = revision;
+                        client.highest_revision = revision;
+                        *key = Key::Present {
+                            left: self.terms.ttl(),
+                            token: revision,
+                            after_unclean: false,
+                        };
+                    }
+                    clients[0].role = Role::Holding;
+                    clients[0].tree = Tree::Running;
+                }
+                World {
+                    term: 1,
+                    applied: [1, 1],
+                    revision,
+                    keys,
+                    clients,
+                    network: [].into(),
+                    revocations: 0,
+                    pauses: 0,
+                }
+            })
+            .collect()
+    }
+
+    fn actions(&self, world: &World, steps: &mut Vec<Step>) {
+        if !self.is_awaited(world) {
+            steps.push(Step::Tick);
+        }
+        if world.term <= self.elections {
+            steps.push(Step::Elect);
+        }
+        for member in Member::ALL {
+            if world.applied[member.0] < world.term {
+                steps.push(Step::Learn(member));
+            }
+        }
+        for client in 0..self.clients {
+            self.steps_of(world, client, steps);
+        }
+        steps.extend(world.network.iter().copied().map(Step::Deliver));
+    }
+
+    fn next_state(&self, last: &World, step: Step) -> Option<World> {
+        let mut next = last.clone();
+        let world = &mut next;
+        match step {
+            Step::Tick => self.tick(world),
+            Step::Elect => self.elect(world),
+            Step::Learn(member) => world.applied[member.0] = world.term,
+            Step::Expire(client) => self.vanish(world, client, End::Expired),
+            Step::Revoke(client) => {
+                world.revocations += 1;
+                self.vanish(world, client, End::Revoked);
+            }
+            Step::Enter(client) => {
+                world.clients[client].role = Role::Entering;
+                world.send(client, Letter::Enter, Duration::ZERO);
+            }
+            Step::Renew(client, at) => {
+                world.hang_up(client);
+                world.clients[client].asked = Some(Asked {
+                    age: Duration::ZERO,
+                    kept: None,
+                });
+                world.send(client, Letter::Keepalive { at }, Duration::ZERO);
+            }
+            Step::Deliver(message) => match message.letter {
+                Letter::Enter | Letter::Keepalive { .. } | Letter::Read { .. } => {
+                    self.serve(world, message);
+                }
+                _ if world.clients[message.client].paused => return None,
+                _ => self.hear(world, message),
+            },
+            Step::Turn(client) => self.turn(world, client),
+            Step::Leave(client) => {
+                world.clients[client].finish(Role::Over);
+                self.vanish(world, client, End::Released);
+                world.tidy(client);
+            }
+            Step::Pause(client) => {
+                world.pauses += 1;
+                world.clients[client].paused = true;
+            }
+            Step::Continue(client) => world.clients[client].paused = false,
+            Step::Finish(client) => {
+                world.clients[client].tree = Tree::None;
+                world.clients[client].role = Role::Ended;
+                world.tidy(client);
+            }
+            // The token is compared, so a repeated release hits nobody else's key.
+            Step::Release(client) => self.vanish(world, client, End::Released),
+        }
+        (next != *last).then_some(next)
+    }
+
+    fn properties(&self) -> Vec<Property<Self>> {
+        vec![
+            Property::always(EXCLUSION, |_, world: &World| world.alive().count() <= 1),
+            Property::sometimes(PROGRESS, |_, world: &World| {
+                world.runs_after(|end| end == End::Released)
+            }),
+            Property::sometimes(EXPIRY, |_, world: &World| {
+                world.runs_after(|end| end == End::Expired)
+            }),
+        ]
+    }
+}
