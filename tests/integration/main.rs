@@ -4,6 +4,7 @@
 mod cli;
 mod cluster;
 mod command;
+mod fake;
 mod guard;
 mod harness;
 mod loss;
