@@ -385,7 +385,7 @@ fn narrate(options: &Options, waiting: Waiting, ahead: &mut Ahead) {
             options.name,
             span(delay)
         )),
-        Waiting::PlaceLost => info!(
+        Waiting::PlaceLost => warn!(
             "our own lease ended while waiting: queueing again for '{}'",
             options.name
         ),

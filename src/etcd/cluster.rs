@@ -11,7 +11,7 @@ use tokio::sync::Mutex;
 use tokio::time::{sleep, timeout};
 
 use super::connection::{Connection, connect};
-use super::trouble::{Kind, Trouble};
+use super::trouble::{Kind, Trouble, connect_hint, show};
 use crate::config::credentials::Credentials;
 use crate::config::endpoint::Endpoint;
 use crate::config::{Settings, Tls};
@@ -197,12 +197,9 @@ impl Cluster {
             Ok(connection) => connection,
             Err(trouble) => return (index, Err(trouble)),
         };
-        let answer = timeout(limit, ask(connection)).await.unwrap_or_else(|_| {
-            Err(Trouble::elsewhere(format!(
-                "no answer within {}",
-                humantime::format_duration(limit)
-            )))
-        });
+        let answer = timeout(limit, ask(connection))
+            .await
+            .unwrap_or_else(|_| Err(Trouble::silence(limit)));
         if let Err(trouble) = &answer {
             if matches!(trouble.kind, Kind::Elsewhere | Kind::Token) {
                 self.forget(index).await;
@@ -213,7 +210,7 @@ impl Cluster {
     }
 
     fn with_hint(&self, index: usize, trouble: &Trouble) -> Trouble {
-        let hint = super::trouble::connect_hint(self.endpoints[index].https, &trouble.cause);
+        let hint = connect_hint(self.endpoints[index].https, &trouble.cause);
         match hint {
             Some(hint) => trouble.clone().hinting(hint),
             None => trouble.clone(),
@@ -246,7 +243,7 @@ impl Cluster {
             kind: Kind::Elsewhere,
             cause: format!(
                 "no endpoint answered within {}: {}",
-                humantime::format_duration(limit),
+                show(limit),
                 causes.join("; ")
             ),
             hint,

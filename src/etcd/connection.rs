@@ -11,7 +11,7 @@ use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use super::trouble::{Kind, Trouble, connect_hint};
+use super::trouble::{Kind, Trouble, connect_hint, show};
 use crate::config::Tls;
 use crate::config::credentials::Credentials;
 use crate::config::endpoint::Endpoint;
@@ -35,7 +35,7 @@ pub(crate) async fn connect(
         .unwrap_or_else(|_| {
             Err(Trouble::elsewhere(format!(
                 "no connection within {}",
-                humantime::format_duration(limit)
+                show(limit)
             )))
         })
         .map_err(

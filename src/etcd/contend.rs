@@ -137,18 +137,23 @@ impl Contender {
                 entry
             });
         let entered = entered.await.map_err(|trouble| self.explain(trouble));
-        match &entered {
-            Ok(entry) => {
-                let lease = entry.claim.place.lease;
-                self.abandoned.borrow_mut().retain(|id| *id != lease);
-                self.place.set(Some(entry.claim.place));
-                self.clear_up().await;
+        let mut entry = match entered {
+            Ok(entry) => entry,
+            Err(trouble) => {
+                if trouble.kind == Kind::Refused {
+                    self.clear_up().await;
+                }
+                return Err(trouble);
             }
-            Err(trouble) if trouble.kind == Kind::Refused => self.clear_up().await,
-            // Nobody is there to be told.
-            Err(_) => {}
+        };
+        let place = entry.claim.place;
+        self.abandoned.borrow_mut().retain(|id| *id != place.lease);
+        self.place.set(Some(place));
+        // What looked like somebody before us may have been an attempt of our own.
+        if self.clear_up().await && entry.look.predecessor.is_some() {
+            entry.look = self.look_again(place, entry.terms, &mut |_| {}).await?;
         }
-        entered
+        Ok(entry)
     }
 
     /// Waits until it is our turn and that is proven; `None` when our own place is lost.
@@ -268,7 +273,7 @@ impl Contender {
             let look = self
                 .places
                 .cluster
-                .call(terms.ttl(), async |connection: Connection| {
+                .call(terms.attempt() * 2, async |connection: Connection| {
                     self.places.look(connection.client, place).await
                 });
             let look = look.await;
@@ -320,12 +325,14 @@ impl Contender {
         }
     }
 
-    /// Revokes the leases of attempts whose end was not seen, in one go and without insisting.
-    async fn clear_up(&self) {
+    /// Revokes the leases of attempts whose end was not seen, in one go and without insisting. Says
+    /// whether there were any.
+    async fn clear_up(&self) -> bool {
         let leases = self.abandoned.take();
         if !leases.is_empty() {
             self.places.revoke(&leases, LEAVE).await;
         }
+        !leases.is_empty()
     }
 
     /// Says what a refusal means here.

@@ -112,6 +112,19 @@ impl Places {
                 (granted, Some(placed))
             }
         };
+        let granted = granted.map_err(Trouble::from);
+        if let (Err(trouble), Some(Ok(placed))) = (&granted, &placed)
+            && trouble.kind == Kind::LeaseExists
+            && let Ok(header) = self.cluster.observe(placed.header())
+        {
+            // The key went to somebody else's lease. It goes; the lease is not ours to touch.
+            let place = Place {
+                token: FencingToken(header.revision),
+                lease,
+            };
+            let txn = self.deletion(place);
+            client.clone().txn(txn).await?;
+        }
         let ttl = Duration::from_secs(granted?.ttl().try_into().unwrap_or(0));
         let placed = match placed {
             // The txn overtook the grant after all, and has done nothing.
@@ -293,11 +306,7 @@ impl Places {
 
     /// Deletes without a put.
     async fn delete(&self, client: &mut Client, place: Place) -> Result<Given, Trouble> {
-        let key = self.queue.key(place.lease);
-        let txn = Txn::new()
-            .when(self.ours(place))
-            .and_then([TxnOp::delete(key, None)]);
-        let answer = client.txn(txn).await?;
+        let answer = client.txn(self.deletion(place)).await?;
         self.cluster.observe(answer.header())?;
         self.end(client, place.lease).await;
         Ok(if answer.succeeded() {
@@ -305,6 +314,13 @@ impl Places {
         } else {
             Given::NotOurs
         })
+    }
+
+    fn deletion(&self, place: Place) -> Txn {
+        let key = self.queue.key(place.lease);
+        Txn::new()
+            .when(self.ours(place))
+            .and_then([TxnOp::delete(key, None)])
     }
 
     fn ours(&self, place: Place) -> [Compare; 2] {
@@ -315,13 +331,14 @@ impl Places {
         ]
     }
 
-    /// Revokes a lease whose places are gone. Nobody waits for that: the lock is free, and a lease
-    /// without keys ends by itself.
+    /// Revokes a lease whose places are gone. Nobody waits for the answer: the lock is free, and a
+    /// lease without keys ends by itself. But a near server, whose acknowledgements then meet a closed
+    /// socket, would forget the request without the time to take it on.
     async fn end(&self, client: &mut Client, lease: LeaseId) {
         tokio::select! {
             biased;
             _ = client.lease_revoke(lease.0) => {}
-            () = flush() => {}
+            () = lead() => {}
         }
     }
 

@@ -5,8 +5,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use etcd_client::{
-    Client, EventType, LeaseKeepAliveStream, LeaseKeeper, Txn, TxnOp, TxnOpResponse, WatchOptions,
-    WatchStream,
+    Client, LeaseKeepAliveStream, LeaseKeeper, Txn, TxnOp, TxnOpResponse, WatchOptions, WatchStream,
 };
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
@@ -196,60 +195,68 @@ async fn attempt(
     {
         *keeping = None;
     }
-    let question = ask(subject, keeping, index, connection.client, predecessor);
-    timeout(limit, question).await.unwrap_or_else(|_| {
-        Err(Trouble::elsewhere(format!(
-            "no answer within {}",
-            humantime::format_duration(limit)
-        )))
-    })
+    let mut client = connection.client;
+    if keeping.is_none() {
+        let opened = within(limit, open(subject.place.lease, index, client.clone())).await?;
+        let Some(opened) = opened else {
+            // Suspicion, not loss: a lagging or deposed leader says so too. The read decides.
+            let sent_at = clock::now();
+            let read = within(limit, subject.read(&mut client, predecessor)).await?;
+            return Ok(Renewal {
+                sent_at,
+                keepalive: None,
+                read,
+            });
+        };
+        *keeping = Some(opened);
+    }
+    let Some(kept) = keeping else {
+        return Err(Trouble::elsewhere("no keepalive stream"));
+    };
+    within(limit, ask(subject, kept, predecessor)).await
+}
+
+/// Bounds a request; who has not answered by then is given up.
+async fn within<T>(
+    limit: Duration,
+    answer: impl Future<Output = Result<T, Trouble>>,
+) -> Result<T, Trouble> {
+    timeout(limit, answer)
+        .await
+        .unwrap_or_else(|_| Err(Trouble::silence(limit)))
+}
+
+/// Opens a keepalive stream; `None` when the server does not know the lease. The client library keeps
+/// the first answer of a new stream to itself.
+async fn open(
+    lease: LeaseId,
+    index: usize,
+    mut client: Client,
+) -> Result<Option<Keeping>, Trouble> {
+    let opened = client.lease_keep_alive(lease.0).await;
+    match opened.map_err(Trouble::from) {
+        Ok((keeper, answers)) => Ok(Some(Keeping {
+            index,
+            client,
+            keeper,
+            answers,
+        })),
+        Err(trouble) if trouble.kind == Kind::LeaseNotFound => Ok(None),
+        Err(trouble) => Err(trouble),
+    }
 }
 
 /// The keepalive, and only after its answer the read: see `core::lease::Claim::judge`.
 async fn ask(
     subject: &Subject,
-    keeping: &mut Option<Keeping>,
-    index: usize,
-    mut client: Client,
+    kept: &mut Keeping,
     predecessor: Option<&str>,
 ) -> Result<Renewal, Trouble> {
-    let lease = subject.place.lease;
-    if keeping.is_none() {
-        // The client library keeps the first answer of a new stream to itself.
-        match client
-            .lease_keep_alive(lease.0)
-            .await
-            .map_err(Trouble::from)
-        {
-            Ok((keeper, answers)) => {
-                *keeping = Some(Keeping {
-                    index,
-                    client,
-                    keeper,
-                    answers,
-                });
-            }
-            // Suspicion, not loss: a lagging or deposed leader says so too. The read decides.
-            Err(trouble) if trouble.kind == Kind::LeaseNotFound => {
-                let sent_at = clock::now();
-                let read = subject.read(&mut client, predecessor).await?;
-                return Ok(Renewal {
-                    sent_at,
-                    keepalive: None,
-                    read,
-                });
-            }
-            Err(trouble) => return Err(trouble),
-        }
-    }
-    let Some(kept) = keeping else {
-        return Err(Trouble::elsewhere("no keepalive stream"));
-    };
     let sent_at = clock::now();
     kept.keeper.keep_alive().await?;
     let answer = kept.answers.message().await?;
     let answer = answer.ok_or_else(|| Trouble::elsewhere("the keepalive stream was closed"))?;
-    if answer.id() != lease.0 {
+    if answer.id() != subject.place.lease.0 {
         return Err(Trouble::elsewhere("a keepalive answer for another lease"));
     }
     let header = subject.cluster.observe(answer.header())?;
@@ -289,8 +296,7 @@ async fn watch_once(subject: &Subject, predecessor: Option<&str>) -> Result<(), 
     let limit = subject.terms.attempt();
     let connection = subject.cluster.connection(index, limit).await?;
     let opening = open_watch(subject, connection.client, predecessor);
-    let opened = timeout(limit, opening).await;
-    let mut stream = opened.unwrap_or_else(|_| Err(Trouble::elsewhere("no answer to a watch")))?;
+    let mut stream = within(limit, opening).await?;
     // Unbounded on purpose: silence is what a watch says while nothing happens. The renewals
     // find out when the endpoint is dead, and read the same keys.
     while let Some(answer) = stream.message().await? {
@@ -299,7 +305,9 @@ async fn watch_once(subject: &Subject, predecessor: Option<&str>) -> Result<(), 
         }
         for event in answer.events() {
             let Some(key) = event.kv() else { continue };
-            let deleted = event.event_type() == EventType::Delete;
+            // Not `event_type()`, which panics at a type that it does not know. Deletion is the only
+            // event that leaves no version (mvccpb/kv.proto).
+            let deleted = key.version() == 0;
             if key.key() != subject.key.as_bytes() {
                 if deleted {
                     subject.tell(News::PredecessorGone);

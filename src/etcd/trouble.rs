@@ -3,6 +3,7 @@
 
 use std::error::Error as _;
 use std::fmt;
+use std::time::Duration;
 
 use etcd_client::Error;
 use tonic::{Code, Status};
@@ -41,6 +42,11 @@ impl Trouble {
             cause: cause.into(),
             hint: None,
         }
+    }
+
+    /// An endpoint that has not answered for so long.
+    pub(crate) fn silence(limit: Duration) -> Self {
+        Self::elsewhere(format!("no answer within {}", show(limit)))
     }
 
     /// Something that trying again does not change.
@@ -84,6 +90,8 @@ impl From<&Status> for Trouble {
     fn from(status: &Status) -> Self {
         let message = status.message();
         let kind = match status.code() {
+            // What the client library made of a broken connection, whatever code it chose for it.
+            _ if status.source().is_some() => Kind::Elsewhere,
             Code::Unauthenticated => Kind::Token,
             Code::InvalidArgument if message.contains("revision of auth store is old") => {
                 Kind::Token
@@ -150,6 +158,12 @@ fn hint(code: Code, message: &str) -> Option<&'static str> {
         }
         _ => None,
     }
+}
+
+/// A duration for people, to the tenth of a second.
+pub(crate) fn show(duration: Duration) -> String {
+    let tenths = u64::try_from(duration.as_millis().div_ceil(100)).unwrap_or(u64::MAX);
+    humantime::format_duration(Duration::from_millis(tenths.saturating_mul(100))).to_string()
 }
 
 /// What a failed first contact suggests, from the words of the libraries below.

@@ -55,7 +55,14 @@ pub(super) struct Tree {
 impl Tree {
     /// Of the calling process. Fails when the kernel or this /proc lacks what killing will need.
     pub(super) fn open() -> io::Result<Self> {
-        let proc = openat(CWD, "/proc", DIRECTORY, Mode::empty())?;
+        let unusable = |error: io::Error| {
+            io::Error::new(
+                error.kind(),
+                format!("/proc is needed to find its processes: {error}"),
+            )
+        };
+        let proc = openat(CWD, "/proc", DIRECTORY, Mode::empty())
+            .map_err(|error| unusable(error.into()))?;
         let mut tree = Self {
             proc,
             root: 0,
@@ -63,7 +70,8 @@ impl Tree {
             strangers: Vec::new(),
         }
         .rooted_here();
-        let itself = rustix::fs::readlinkat(&tree.proc, "self", Vec::new())?;
+        let itself = rustix::fs::readlinkat(&tree.proc, "self", Vec::new())
+            .map_err(|error| unusable(error.into()))?;
         if itself.to_bytes() != tree.root.to_string().as_bytes() {
             return Err(io::Error::other("/proc belongs to another pid namespace"));
         }

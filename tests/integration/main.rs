@@ -5,6 +5,7 @@ mod chaos;
 mod cli;
 mod cluster;
 mod command;
+mod fake;
 mod guard;
 mod handover;
 mod harness;

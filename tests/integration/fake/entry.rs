@@ -1,0 +1,166 @@
+//! Getting in and out while etcd says one thing and does another.
+//! It must not know how the fake does it.
+
+use std::time::Duration;
+
+use tonic::Code;
+
+use super::script::{Act, Point};
+use super::server::Fake;
+use super::{COMMAND, at_once, dlock, ends_well, fails, holder, is_lost, no_leak, survives};
+use crate::support::{Dlock, LIMIT, boot_clock, eventually};
+
+const AT_ONCE: Duration = Duration::ZERO;
+const LEASE_EXISTS: &str = "etcdserver: lease already exists";
+const NO_SPACE: &str = "etcdserver: mvcc: database space exceeded";
+const OLD_REVISION: &str = "etcdserver: revision of auth store is old";
+
+/// "After an ambiguous grant use a new id; never adopt or revoke an id that 'already exists'." The answer may also
+/// come after the transaction has left, "1-2 ms after the grant".
+#[test]
+fn a_lease_that_exists_is_somebody_elses() {
+    at_once([AT_ONCE, Duration::from_millis(200)], |late| {
+        let fake = Fake::start();
+        let exists = Act::RefuseDone(late, Code::FailedPrecondition, LEASE_EXISTS);
+        fake.script.once(Point::Grant, exists);
+        let mut holder = holder(&fake.endpoint());
+        let theirs = fake.granted()[0];
+        assert_eq!(fake.expired(), [0_i64; 0], "we waited for the end of it");
+        assert_eq!(fake.keys().len(), 1, "only one place is ours");
+        ends_well(&mut holder, &fake).expect_silent();
+        assert!(!fake.is_revoked(theirs));
+    });
+}
+
+/// "New acquisitions fail" with "infrastructure error, not 'lock busy'"; and as etcd may have done what it refuses,
+/// nothing of it is left for others to wait for.
+#[test]
+fn no_space_though_done_leaves_nothing() {
+    at_once([Point::Grant, Point::Place], |point| {
+        let fake = Fake::start();
+        let refusal = Act::RefuseDone(AT_ONCE, Code::ResourceExhausted, NO_SPACE);
+        fake.script.always(point, refusal);
+        let words = ["space", "\nhint: "];
+        fails(dlock(&fake.endpoint()).start(), &fake, &words);
+        assert_eq!(fake.keys(), [""; 0]);
+        assert_eq!(fake.leases(), [0_i64; 0]);
+        assert_eq!(fake.expired(), [0_i64; 0], "it did not end by itself");
+    });
+}
+
+/// "Re-authenticate when told ... 'revision of auth store is old'": wherever it is said, it costs a login and no more.
+#[test]
+fn an_old_auth_revision_costs_a_login() {
+    let old = Act::Refuse(Code::InvalidArgument, OLD_REVISION);
+    let points = [
+        Point::Grant,
+        Point::Place,
+        Point::Open,
+        Point::KeepAlive,
+        Point::Read,
+        Point::Watch,
+        Point::Release,
+    ];
+    at_once(points, |point| {
+        let fake = Fake::with_password("secret");
+        fake.script.once(point, old);
+        let mut holder = dlock(&fake.endpoint())
+            .env("DLOCK_USER", "me")
+            .env("DLOCK_PASSWORD", "secret")
+            .start();
+        holder.says("on\n");
+        let since = boot_clock();
+        if point == Point::Release {
+            ends_well(&mut holder, &fake).expect_silent();
+        } else {
+            eventually(LIMIT, "the refusal is told", || fake.script.is_done(point));
+            survives(holder, &fake, since);
+        }
+        // A watch is opened anew on the same connection: only the others show that the token is old.
+        if point != Point::Watch && point != Point::Open && point != Point::Read {
+            assert!(fake.script.seen(Point::Login) > 1, "{point:?}");
+        }
+    });
+}
+
+/// A place whose confirmation was lost is given up for a new one, and does not stand in our own way.
+#[test]
+fn a_lost_answer_leaves_no_place_of_our_own_before_us() {
+    at_once([Point::Grant, Point::Place], |point| {
+        let fake = Fake::start();
+        fake.script.once(point, Act::Cut);
+        let mut holder = holder(&fake.endpoint());
+        assert_eq!(fake.keys().len(), 1);
+        ends_well(&mut holder, &fake).expect_silent();
+    });
+}
+
+/// "75: lock busy with `-n`": what our own lost attempt has left behind is nobody who holds the lock.
+#[test]
+fn a_lost_answer_does_not_make_a_free_lock_busy() {
+    let fake = Fake::start();
+    fake.script.once(Point::Place, Act::Cut);
+    let mut run = Dlock::at(&fake.endpoint())
+        .run(["--ttl=5", "-n", "job", "true"])
+        .start();
+    run.wait().expect_code(0).expect_silent();
+    no_leak(&run, &fake);
+    assert_eq!(fake.expired(), [0_i64; 0]);
+}
+
+/// "Unconfirmed: warn ...; the command's own status stands if the deadline was never passed."
+#[test]
+fn a_release_whose_answer_is_lost_is_told_and_no_loss() {
+    let fake = Fake::start();
+    let mut holder = holder(&fake.endpoint());
+    fake.script.once(Point::Release, Act::Cut);
+    ends_well(&mut holder, &fake).expect_stderr(&["dlock: cannot confirm the release of 'job'"]);
+}
+
+/// The same when etcd refuses to delete; then the lease frees the lock.
+#[test]
+fn a_refused_release_is_told_and_no_loss() {
+    let fake = Fake::start();
+    let mut holder = holder(&fake.endpoint());
+    let refusal = Act::Refuse(Code::ResourceExhausted, NO_SPACE);
+    fake.script.always(Point::Release, refusal);
+    holder.type_in("\n");
+    let words = ["dlock: cannot confirm the release of 'job'", "space"];
+    holder.wait().expect_code(7).expect_stderr(&words);
+    no_leak(&holder, &fake);
+}
+
+/// "Every await under a timeout": whichever request is never answered, dlock ends within its connect timeout.
+#[test]
+fn a_request_that_is_never_answered_is_given_up() {
+    let silent = [
+        (Point::Grant, Act::Swallow),
+        (Point::Place, Act::Swallow),
+        (Point::Place, Act::Hold),
+        (Point::Login, Act::Swallow),
+    ];
+    at_once(silent, |(point, act)| {
+        let fake = Fake::start();
+        fake.script.always(point, act);
+        let run = Dlock::at(&fake.endpoint())
+            .env("DLOCK_USER", "me")
+            .env("DLOCK_PASSWORD", "secret")
+            .run(["--connect-timeout=1", "--ttl=5"])
+            .args(COMMAND)
+            .start();
+        fails(run, &fake, &[&fake.endpoint(), "within 1s"]);
+    });
+}
+
+/// "A member of another cluster is refused": it cannot go on with our lock, nor does it get a place of ours.
+#[test]
+fn a_member_of_another_cluster_is_refused() {
+    let (fake, stranger) = (Fake::start(), Fake::stranger());
+    let endpoints = [fake.endpoint(), stranger.endpoint()].join(",");
+    let holder = holder(&endpoints);
+    fake.script.silence();
+    // Nor does it matter that our key is not there.
+    is_lost(holder, &fake).expect_stderr(&["did not prove in time"]);
+    assert!(stranger.script.seen(Point::Read) > 0, "it was asked");
+    assert_eq!(stranger.granted(), [0_i64; 0]);
+}

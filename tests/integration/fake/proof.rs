@@ -1,0 +1,157 @@
+//! Answers that must not be taken for a proof that the lock is still held, and those that must not end it either.
+//! It must not know how the fake produces them.
+
+use std::process::Stdio;
+use std::time::Duration;
+
+use super::script::{Act, Lie, Point};
+use super::server::Fake;
+use super::{at_once, holder, is_lost, settled_holder, survives};
+use crate::support::{Dlock, LIMIT, boot_clock, eventually};
+
+/// "A renewal counts only if ... keepalive answered with TTL > 0, then a linearizable read of our key, and both headers
+/// agree on `member_id`, `cluster_id` and `raft_term`, ... and the revision is not lower than any seen before."
+#[test]
+fn answers_that_are_no_proof_end_the_command_in_time() {
+    let lies = [
+        (Point::KeepAlive, Lie::Term),
+        (Point::Read, Lie::Term),
+        (Point::KeepAlive, Lie::Member),
+        (Point::Read, Lie::Member),
+        (Point::KeepAlive, Lie::Cluster),
+        (Point::Read, Lie::Cluster),
+        (Point::Read, Lie::Revision),
+        (Point::KeepAlive, Lie::Ttl(0)),
+    ];
+    at_once(lies, |(point, lie)| {
+        let fake = Fake::start();
+        // From the start on, and no renewal is honoured.
+        fake.script.always(point, Act::Lie(lie));
+        fake.script.always(Point::KeepAlive, Act::Pretend);
+        let holder = holder(&fake.endpoint());
+        is_lost(holder, &fake);
+        assert!(fake.script.seen(point) > 1, "it was asked again");
+    });
+}
+
+/// "A keepalive answer is no proof: a deposed or stuck leader answers OK for leases that the cluster has dropped."
+#[test]
+fn keepalives_without_a_read_prove_nothing() {
+    let fake = Fake::start();
+    let holder = settled_holder(&fake.endpoint(), &fake);
+    fake.script.always(Point::KeepAlive, Act::Pretend);
+    fake.script.always(Point::Read, Act::Swallow);
+    is_lost(holder, &fake);
+    assert!(fake.script.seen(Point::KeepAlive) > 2);
+}
+
+/// A doubtful answer moves nothing and loses nothing: it is asked again at once, and the command lives on. "TTL = 0 in
+/// an answer is suspicion, not loss."
+#[test]
+fn one_odd_answer_is_asked_again() {
+    let odd = [
+        // The first answer on a new stream of keepalives is looked at for its TTL only.
+        (0, Point::KeepAlive, Lie::Ttl(0)),
+        (1, Point::KeepAlive, Lie::Ttl(0)),
+        (1, Point::KeepAlive, Lie::Term),
+        (1, Point::KeepAlive, Lie::Member),
+        (1, Point::KeepAlive, Lie::Cluster),
+        (0, Point::Read, Lie::Term),
+        (0, Point::Read, Lie::Member),
+        (0, Point::Read, Lie::Cluster),
+        (0, Point::Read, Lie::Revision),
+    ];
+    at_once(odd, |(before, point, lie)| {
+        let fake = Fake::start();
+        let holder = settled_holder(&fake.endpoint(), &fake);
+        let since = boot_clock();
+        for _ in 0..before {
+            fake.script.once(point, Act::Honest);
+        }
+        fake.script.once(point, Act::Lie(lie));
+        eventually(LIMIT, "the lie is told", || fake.script.is_done(point));
+        survives(holder, &fake, since);
+    });
+}
+
+/// "G = TTL granted by the server (never more than asked: clamp)": what is promised too long is not believed.
+#[test]
+fn a_ttl_larger_than_asked_is_not_believed() {
+    let fake = Fake::start();
+    let long = Act::Lie(Lie::Ttl(3600));
+    fake.script.always(Point::Grant, long);
+    fake.script.always(Point::KeepAlive, long);
+    let holder = holder(&fake.endpoint());
+    eventually(LIMIT, "a renewal is over", || {
+        fake.script.seen(Point::KeepAlive) > 2
+    });
+    fake.script.silence();
+    is_lost(holder, &fake);
+}
+
+/// "G = TTL granted by the server": a server that grants less than asked is believed.
+#[test]
+fn a_ttl_smaller_than_asked_counts() {
+    let fake = Fake::start();
+    let granted = Duration::from_secs(5);
+    fake.script.once(Point::Grant, Act::Lie(Lie::Ttl(5)));
+    fake.script.always(Point::KeepAlive, Act::Lie(Lie::Ttl(0)));
+    let mut holder = Dlock::at(&fake.endpoint())
+        .run(["--ttl=60", "--kill-after=1"])
+        .args(super::COMMAND)
+        .stdin(Stdio::piped())
+        .start();
+    holder.says("on\n");
+    holder.tree_dies();
+    assert!(boot_clock() < fake.renewed_at() + granted);
+    is_lost(holder, &fake);
+}
+
+/// "One request outstanding per stream; a timed-out stream is dropped": answers that come late, all together, do no
+/// harm, and the command lives on.
+#[test]
+fn a_stall_and_a_burst_are_survived() {
+    let fake = Fake::start();
+    let holder = settled_holder(&fake.endpoint(), &fake);
+    let since = boot_clock();
+    fake.script.always(Point::KeepAlive, Act::Hold);
+    fake.script.always(Point::Read, Act::Hold);
+    eventually(LIMIT, "a second question is held", || {
+        fake.script.seen(Point::KeepAlive) > 1
+    });
+    fake.script.resume();
+    survives(holder, &fake, since);
+}
+
+/// "once the lock is lost, nothing brings it back": a burst of good answers after the stop changes nothing.
+#[test]
+fn a_burst_after_the_stop_is_too_late() {
+    let fake = Fake::start();
+    let script = "trap 'echo stopping' TERM; echo on; while :; do sleep 0.05; done";
+    let mut holder = Dlock::at(&fake.endpoint())
+        .run(["--ttl=5", "job", "--", "sh", "-c", script])
+        .start();
+    holder.says("on\n");
+    fake.script.always(Point::KeepAlive, Act::Hold);
+    fake.script.always(Point::Read, Act::Hold);
+    holder.says("stopping\n");
+    fake.script.resume();
+    is_lost(holder, &fake);
+}
+
+/// Answers that are held back never move a deadline from a later question: the renewal counts "from the keepalive's
+/// `sent`", and a dropped stream's answers do not count at all.
+#[test]
+fn a_burst_does_not_count_from_when_it_comes() {
+    let fake = Fake::start();
+    let holder = settled_holder(&fake.endpoint(), &fake);
+    // Only the first question is honoured; its answer comes when two later ones have been asked in vain.
+    fake.script.once(Point::KeepAlive, Act::Hold);
+    fake.script.always(Point::KeepAlive, Act::Swallow);
+    eventually(LIMIT, "a third question goes unanswered", || {
+        fake.script.seen(Point::KeepAlive) > 2
+    });
+    fake.script.silence();
+    fake.script.let_go();
+    is_lost(holder, &fake);
+}

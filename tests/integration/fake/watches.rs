@@ -1,0 +1,97 @@
+//! Watches that end, err or say nothing: they only make things faster, and nothing depends on them.
+//! It must not know how the fake does it.
+
+use super::script::{Act, Point};
+use super::server::Fake;
+use super::{at_once, ends_well, holder, is_lost, settled_holder, survives, waiter};
+use crate::support::{LIMIT, boot_clock, eventually};
+
+/// What may be wrong with every watch.
+const WRONG: [(Point, Act); 3] = [
+    (Point::Watch, Act::Compacted),
+    (Point::Watch, Act::Swallow),
+    (Point::Watch, Act::Close),
+];
+
+/// "Compaction, cancelled watch ...: re-read, re-watch": the waiter hears of its turn all the same.
+#[test]
+fn a_waiter_outlives_watches_cancelled_by_compaction() {
+    gets_its_turn(WRONG[0]);
+}
+
+/// "... and a slow poll beside it": a watch that never says anything costs a moment, not the turn.
+#[test]
+fn a_waiter_outlives_a_mute_watch() {
+    gets_its_turn(WRONG[1]);
+}
+
+/// The server closes its half of the watch stream whenever there is one: the waiter opens it again.
+#[test]
+fn a_waiter_outlives_half_closed_watches() {
+    gets_its_turn(WRONG[2]);
+}
+
+/// "Every await under a timeout (connect, DNS, streams)": a watch that is never even opened holds nothing up.
+#[test]
+fn a_waiter_outlives_a_watch_that_never_opens() {
+    gets_its_turn((Point::Open, Act::Swallow));
+}
+
+#[track_caller]
+fn gets_its_turn((point, act): (Point, Act)) {
+    let fake = Fake::start();
+    match point {
+        // The next stream is for the keepalives, and opens.
+        Point::Open => fake.script.once(point, act),
+        _ => fake.script.always(point, act),
+    }
+    let (mut waiter, predecessor) = waiter(&fake.endpoint(), &fake);
+    // The own key and the predecessor are watched on one stream.
+    eventually(LIMIT, "the watch has gone wrong", || {
+        fake.script.seen(point) > 0
+    });
+    fake.delete(&predecessor);
+    ends_well(&mut waiter, &fake).expect_silent();
+}
+
+/// A holder's watch may fail in any way: the renewals go on, and broken watches are not opened in a storm.
+#[test]
+fn a_holder_outlives_all_that_can_happen_to_its_watch() {
+    at_once(WRONG, |(point, act)| {
+        let fake = Fake::start();
+        fake.script.always(point, act);
+        let since = boot_clock();
+        survives(holder(&fake.endpoint()), &fake, since);
+        let opened = fake.script.seen(Point::Watch);
+        assert!(opened < 40, "{opened} watches");
+    });
+}
+
+/// "A DELETE of our key, a linearizable read without it ... is loss": with a watch that says nothing the next
+/// renewal sees it.
+#[test]
+fn a_deleted_key_is_seen_without_a_watch() {
+    at_once(WRONG, |(point, act)| {
+        let fake = Fake::start();
+        fake.script.always(point, act);
+        let holder = settled_holder(&fake.endpoint(), &fake);
+        fake.delete(&fake.keys_of(1)[0]);
+        is_lost(holder, &fake);
+    });
+}
+
+/// An event of a kind that this client does not know is skipped, and dlock goes on listening.
+#[test]
+fn an_unknown_event_is_skipped() {
+    at_once([true, false], |holds| {
+        let strange = (Point::Watch, Act::Strange);
+        if holds {
+            let fake = Fake::start();
+            fake.script.once(strange.0, strange.1);
+            let since = boot_clock();
+            survives(settled_holder(&fake.endpoint(), &fake), &fake, since);
+        } else {
+            gets_its_turn(strange);
+        }
+    });
+}
