@@ -188,10 +188,11 @@ fn point(txn: &PbTxnRequest) -> Point {
         let mut requests = txn.success.iter().filter_map(|op| op.request.as_ref());
         requests.any(wanted)
     };
-    if has(|op| matches!(op, PbTxnOpRequest::RequestPut(_))) {
-        Point::Place
-    } else if has(|op| matches!(op, PbTxnOpRequest::RequestDeleteRange(_))) {
+    // A release puts its evidence as well.
+    if has(|op| matches!(op, PbTxnOpRequest::RequestDeleteRange(_))) {
         Point::Release
+    } else if has(|op| matches!(op, PbTxnOpRequest::RequestPut(_))) {
+        Point::Place
     } else if has(
         |op| matches!(op, PbTxnOpRequest::RequestRange(range) if range.max_create_revision > 0),
     ) {

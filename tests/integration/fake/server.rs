@@ -130,9 +130,14 @@ impl Fake {
         assert_eq!(deleted.deleted, 1, "{key} is there");
     }
 
-    /// All keys, in the order of their creation.
+    /// The places in queues, in the order of their creation. What a release leaves as evidence is
+    /// no place, and goes with its lease.
     pub(super) fn keys(&self) -> Vec<String> {
-        self.store.keys().iter().map(name).collect()
+        let keys = self.store.keys();
+        let places = keys
+            .iter()
+            .filter(|key| key.key.starts_with(b"dlock/lock/"));
+        places.map(name).collect()
     }
 
     /// The keys that no lease will end.
