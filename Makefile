@@ -1,5 +1,6 @@
 # make demo   see it work, in half a minute
 # make test   everything that has to pass
+# make faults the same faults on dlock and its peers, as one table (seven minutes)
 # make install [PREFIX=/usr/local] [DESTDIR=]
 
 PREFIX ?= /usr/local
@@ -9,7 +10,7 @@ CARGO ?= cargo
 export RUST_TEST_THREADS ?= 4
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
-.PHONY: help build demo test install tools-build tools-demo tools-test
+.PHONY: help build demo test faults install tools-build tools-demo tools-test
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -27,6 +28,9 @@ test: tools-test
 	$(CARGO) clippy --locked --all-targets -- -D warnings
 	$(CARGO) build --locked
 	$(CARGO) test --locked
+
+faults: tools-test
+	$(CARGO) bench --locked --bench faults -- --json target/faults.json
 
 install: build
 	install -Dm755 target/release/dlock "$(DESTDIR)$(PREFIX)/bin/dlock"
