@@ -3,6 +3,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::Write;
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
 use std::thread;
@@ -10,7 +11,7 @@ use std::time::Duration;
 
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::{FdFlags, fcntl_setfd};
-use rustix::process::setsid;
+use rustix::process::{setpgid, setsid};
 
 use crate::support::boot_clock;
 
@@ -64,10 +65,25 @@ pub(crate) fn line(shape: Shape, dir: &Path, who: &str, span: Duration, code: u8
     line
 }
 
+/// What starts a program in a process group of its own, as a shell starts a job: the kernel leaves a stopped one alone.
+pub(crate) fn as_job() -> Vec<String> {
+    vec![me(), WORD.to_owned(), "job".to_owned()]
+}
+
+/// What starts a program in a session of its own, as cron does, or another host.
+pub(crate) fn in_session() -> Vec<String> {
+    vec!["setsid".to_owned()]
+}
+
 /// Becomes the command, or a descendant of it.
 pub(crate) fn run(words: &[String]) -> ExitCode {
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     match words[..] {
+        ["job", program, ref arguments @ ..] => {
+            setpgid(None, None).expect("a child of another group");
+            let error = Command::new(program).args(arguments).exec();
+            panic!("{program}: {error}")
+        }
         ["enter", shape, dir, who, span, code] => {
             let span = Duration::from_millis(number(span));
             let code = u8::try_from(number(code)).expect("an exit code");

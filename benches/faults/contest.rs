@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use crate::command::{Shape, line};
+use crate::command::{Shape, as_job, in_session, line};
 use crate::fault::{Demand, Fault, Strike};
 use crate::support::{
     Dlock, Etcd, LIMIT, Running, Scratch, Signal, boot_clock, eventually, since, unique,
@@ -64,14 +64,21 @@ impl Contest {
         let enter = |shape, who, span, code| line(shape, dir.path(), who, span, code);
         let mut command = ["env", "-u", "LD_PRELOAD"].map(str::to_owned).to_vec();
         command.extend(enter(fault.shape, "holder", fault.span(), fault.code()));
-        let holder = wind(tool.run(holder_at, &file, &name, fault.ttl(), command)).start();
+        let run = |at, command| {
+            let launcher = if fault.strike == Strike::StopHolder {
+                as_job()
+            } else {
+                in_session()
+            };
+            tool.run(at, &file, &name, fault.ttl(), command)
+                .under(launcher)
+        };
+        let holder = wind(run(holder_at, command)).start();
         eventually(LIMIT, "the holder is in", || {
             beats(&dir, "holder").is_some()
         });
         let command = enter(Shape::Plain, "waiter", Duration::from_secs(1), 0);
-        let waiter = tool
-            .run(waiter_at, &file, &name, fault.ttl(), command)
-            .start();
+        let waiter = run(waiter_at, command).start();
         let (key, lease) = eventually(LIMIT, "the waiter waits", || match tool.keys(&name) {
             Some(keys) => match &witness.entries(&keys)[..] {
                 [holder, _] => Some((holder.key.clone(), holder.lease_hex())),
@@ -99,15 +106,17 @@ impl Contest {
         }
     }
 
+    /// Lets what is left of the holder's command go on.
+    pub(crate) fn continue_command(&self) {
+        for process in self.holder.tree() {
+            process.signal(Signal::CONT);
+        }
+    }
+
     /// Looks whether the next one is in, and counts what is left of the old holder's command then.
-    pub(crate) fn watch(&mut self, strike: Strike) {
+    pub(crate) fn watch(&mut self) {
         if self.taken_over_at.is_none() && beats(&self.dir, "waiter").is_some() {
             self.taken_over_at = Some(boot_clock());
-            if strike == Strike::StopCommandKillHolder {
-                for process in self.holder.tree() {
-                    process.signal(Signal::CONT);
-                }
-            }
         }
         if self.taken_over_at.is_some_and(|at| since(at) < COUNTING) {
             self.left = self.left.max(self.holder.tree().len());

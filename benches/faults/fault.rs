@@ -36,7 +36,7 @@ pub(crate) enum Strike {
     StopMajority,
     KillHolder,
     StopHolder,
-    /// The command is stopped, its holder is killed; the command goes on when the next one is in.
+    /// The command is stopped, its holder is killed; later the command goes on.
     StopCommandKillHolder,
     KillGuard,
     StopGuard,
@@ -100,11 +100,16 @@ impl Fault {
         );
         match tool {
             Tool::Dlock => None,
-            Tool::Consul if installed("consul") => Some("not run"),
-            Tool::Consul => Some("not here"),
+            // Its term and its delay are fixed at 15 s each: it needs spans, and a server, of its own.
+            Tool::Consul => Some(if installed("consul") {
+                "not run"
+            } else {
+                "not here"
+            }),
             _ if matches!(self.strike, Strike::KillGuard | Strike::StopGuard) => Some("no guard"),
             // Go asks the kernel without the C library, so nothing can be put in between.
             Tool::Etcdctl if self.strike == Strike::JumpClock => Some("not possible here"),
+            Tool::Flock if self.strike == Strike::JumpClock => Some("no clock"),
             Tool::Flock if !on_processes => Some("no server"),
             Tool::Etcdctl | Tool::Flock => None,
         }
@@ -148,7 +153,7 @@ pub(crate) const FAULTS: &[Fault] = &[
     hand_over("the tool killed, the command ignores SIGTERM", Strike::KillHolder, Shape::Stubborn, Duration::ZERO),
     hand_over("the tool killed, a daemonised grandchild", Strike::KillHolder, Shape::Daemon, Duration::ZERO),
     hand_over("the tool killed, a fork chain", Strike::KillHolder, Shape::Chain, Duration::ZERO),
-    hand_over("the tool killed, the command stopped", Strike::StopCommandKillHolder, Shape::Plain, Duration::ZERO),
+    hand_over("the tool killed, the command stopped for 8 s", Strike::StopCommandKillHolder, Shape::Plain, LONG),
     hand_over("the tool stopped for 8 s", Strike::StopHolder, Shape::Plain, LONG),
     hand_over("the guard killed, a daemonised grandchild", Strike::KillGuard, Shape::Daemon, Duration::ZERO),
     hand_over("the guard stopped", Strike::StopGuard, Shape::Daemon, Duration::ZERO),

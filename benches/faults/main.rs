@@ -30,7 +30,7 @@ use integration::support;
 use stage::Stage;
 use tool::Tool;
 
-/// Runs the faults on dlock, `etcdctl lock`, flock and, where it is installed, `consul lock`.
+/// Runs the faults on dlock, `etcdctl lock` and flock; has a column for `consul lock`.
 #[derive(Parser)]
 struct Arguments {
     /// Also write the table as JSON

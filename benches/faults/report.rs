@@ -35,8 +35,11 @@ fn measured_text(measured: &Measured, fault: &Fault) -> String {
     let overlap = bold(milliseconds(measured.overlap), measured.overlaps());
     let left = bold(format!("{} left", measured.left), measured.left > 0);
     let exit = match fault.demand {
-        Demand::Survive => bold(exit(measured.exit), !measured.survived(fault)),
-        Demand::HandOver => exit(measured.exit),
+        Demand::Survive if !measured.ran_to_end => bold(exit(measured.exit), true),
+        Demand::Survive if !measured.survived(fault) => {
+            format!("{} instead of {}", exit(measured.exit), fault.code())
+        }
+        Demand::Survive | Demand::HandOver => exit(measured.exit),
     };
     let take_over = measured.take_over.map_or("never".to_owned(), |span| {
         if span < Duration::from_secs(1) {

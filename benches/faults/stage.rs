@@ -114,7 +114,7 @@ impl Stage {
             }
             let mut busy = false;
             for contest in &mut self.contests {
-                contest.watch(self.fault.strike);
+                contest.watch();
                 busy |= !contest.is_over();
             }
             if healed && !busy || since(struck_at) > PATIENCE {
@@ -183,6 +183,9 @@ impl Stage {
                 for contest in &self.contests {
                     contest.holder.signal(Signal::CONT);
                 }
+            }
+            Strike::StopCommandKillHolder => {
+                self.contests.iter().for_each(Contest::continue_command);
             }
             _ => {}
         }
