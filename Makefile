@@ -1,6 +1,8 @@
-# make demo   see it work, in half a minute
-# make test   everything that has to pass
+# make demo          see it work, in half a minute
+# make test          everything that has to pass
 # make test-matrix   the end-to-end tests on etcd 3.5 as well
+# make faults        the same faults on dlock and its peers, as one table (seven minutes)
+# make soak SECONDS= random faults for that long, with a seed that is printed and replays by SEED=
 # make install [PREFIX=/usr/local] [DESTDIR=]
 
 PREFIX ?= /usr/local
@@ -10,7 +12,7 @@ CARGO ?= cargo
 export RUST_TEST_THREADS ?= 4
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
-.PHONY: help build demo test test-matrix install tools-build tools-demo tools-test
+.PHONY: help build demo test test-matrix faults soak install tools-build tools-demo tools-test
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -35,6 +37,15 @@ test-matrix: tools-test
 	tests/etcd35.sh $(ETCD35)
 	DLOCK_TEST_ETCD=$(ETCD35)/usr/bin/etcd DLOCK_TEST_ETCDCTL=$(ETCD35)/usr/bin/etcdctl \
 	    $(CARGO) test --locked --test integration
+
+# At random, and so the more the longer.
+SECONDS ?= 600
+soak: tools-test
+	DLOCK_TEST_SOAK=$(SECONDS) $(if $(SEED),DLOCK_TEST_SEED=$(SEED)) \
+	    $(CARGO) test --locked --test integration chaos -- --nocapture
+
+faults: tools-test
+	$(CARGO) bench --locked --bench faults -- --json target/faults.json
 
 install: build
 	install -Dm755 target/release/dlock "$(DESTDIR)$(PREFIX)/bin/dlock"

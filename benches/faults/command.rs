@@ -1,0 +1,193 @@
+//! The protected command: it beats every 10 ms into a file, takes the oracle's flock, and may leave descendants behind.
+//! It must not know which tool protects it, nor which fault is under way.
+
+use std::fs::{File, OpenOptions};
+use std::io::Write;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Command, ExitCode, Stdio};
+use std::thread;
+use std::time::Duration;
+
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::{FdFlags, fcntl_setfd};
+use rustix::process::{setpgid, setsid};
+
+use crate::support::boot_clock;
+
+/// The first argument that makes this program the protected command.
+pub(crate) const WORD: &str = "protected";
+
+const BEAT: Duration = Duration::from_millis(10);
+/// Time between two links of the chain: no process of it lives longer.
+const LINK: Duration = Duration::from_millis(2);
+
+/// What the command's tree is like.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Shape {
+    /// One process.
+    Plain,
+    /// One process that ignores SIGTERM.
+    Stubborn,
+    /// A grandchild in a session of its own beats as well.
+    Daemon,
+    /// As `Daemon`, and the command itself ends after two seconds.
+    Leaver,
+    /// A process that is replaced by a child in another session again and again.
+    Chain,
+}
+
+impl Shape {
+    fn word(self) -> &'static str {
+        match self {
+            Self::Plain | Self::Stubborn => "plain",
+            Self::Daemon => "daemon",
+            Self::Leaver => "leaver",
+            Self::Chain => "chain",
+        }
+    }
+}
+
+/// The command line of a command that works for `span` and then ends with `code`.
+pub(crate) fn line(shape: Shape, dir: &Path, who: &str, span: Duration, code: u8) -> Vec<String> {
+    let mut line = Vec::new();
+    if shape == Shape::Stubborn {
+        line.extend(["sh", "-c", "trap '' TERM; exec \"$@\"", "sh"].map(str::to_owned));
+    }
+    line.push(me());
+    line.extend([WORD, "enter", shape.word()].map(str::to_owned));
+    line.push(dir.to_str().expect("a plain path").to_owned());
+    line.extend([
+        who.to_owned(),
+        span.as_millis().to_string(),
+        code.to_string(),
+    ]);
+    line
+}
+
+/// What starts a program in a process group of its own, as a shell starts a job: the kernel leaves a stopped one alone.
+pub(crate) fn as_job() -> Vec<String> {
+    vec![me(), WORD.to_owned(), "job".to_owned()]
+}
+
+/// What starts a program in a session of its own, as cron does, or another host.
+pub(crate) fn in_session() -> Vec<String> {
+    vec!["setsid".to_owned()]
+}
+
+/// Becomes the command, or a descendant of it.
+pub(crate) fn run(words: &[String]) -> ExitCode {
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    match words[..] {
+        ["job", program, ref arguments @ ..] => {
+            setpgid(None, None).expect("a child of another group");
+            let error = Command::new(program).args(arguments).exec();
+            panic!("{program}: {error}")
+        }
+        ["enter", shape, dir, who, span, code] => {
+            let span = Duration::from_millis(number(span));
+            let code = u8::try_from(number(code)).expect("an exit code");
+            enter(shape, Path::new(dir), who, span);
+            ExitCode::from(code)
+        }
+        [role, dir, who, until] => {
+            let until = Duration::from_millis(number(until));
+            descend(role, Path::new(dir), who, until);
+            ExitCode::SUCCESS
+        }
+        _ => panic!("{words:?} is not for people"),
+    }
+}
+
+fn enter(shape: &str, dir: &Path, who: &str, span: Duration) {
+    let until = boot_clock() + span;
+    let lock = append(dir, "oracle.lock");
+    let refused = flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err();
+    // Every descendant inherits it, so that the kernel keeps the lock until the last one is dead.
+    fcntl_setfd(&lock, FdFlags::empty()).expect("an open file");
+    if refused {
+        note(dir, &format!("refused-{who}"));
+    }
+    beat(&mut append(dir, &format!("beats-{who}")));
+    match shape {
+        "daemon" | "leaver" => start("daemon", dir, who, until),
+        "chain" => start("chain", dir, who, until),
+        _ => {}
+    }
+    let own_end = if shape == "leaver" {
+        boot_clock() + Duration::from_secs(2)
+    } else {
+        until
+    };
+    beat_until(dir, who, own_end);
+    note(dir, &format!("ended-{who}"));
+}
+
+fn descend(role: &str, dir: &Path, who: &str, until: Duration) {
+    match role {
+        "daemon" => {
+            setsid().expect("a child leads no process group");
+            start("beat", dir, who, until);
+        }
+        "chain" => {
+            setsid().expect("a child leads no process group");
+            beat(&mut append(dir, &format!("beats-{who}")));
+            thread::sleep(LINK);
+            if boot_clock() < until {
+                start("chain", dir, who, until);
+            }
+        }
+        _ => beat_until(dir, who, until),
+    }
+}
+
+#[expect(
+    clippy::zombie_processes,
+    reason = "who starts one here ends before it"
+)]
+fn start(role: &str, dir: &Path, who: &str, until: Duration) {
+    Command::new(me())
+        .args([WORD, role])
+        .arg(dir)
+        .args([who, &until.as_millis().to_string()])
+        .stdin(Stdio::null())
+        .spawn()
+        .expect("this program starts again");
+}
+
+fn beat_until(dir: &Path, who: &str, until: Duration) {
+    let mut beats = append(dir, &format!("beats-{who}"));
+    while boot_clock() < until {
+        beat(&mut beats);
+        thread::sleep(BEAT);
+    }
+}
+
+/// One short write: a reader sees it whole or not at all.
+fn beat(beats: &mut File) {
+    let line = format!("{}\n", boot_clock().as_micros());
+    // The directory goes when the observation is over.
+    let _ = beats.write_all(line.as_bytes());
+}
+
+/// Writes the moment into a file of its own.
+fn note(dir: &Path, name: &str) {
+    beat(&mut append(dir, name));
+}
+
+fn append(dir: &Path, name: &str) -> File {
+    OpenOptions::new()
+        .append(true)
+        .create(true)
+        .open(dir.join(name))
+        .expect("the oracle's directory takes a file")
+}
+
+fn me() -> String {
+    let path = std::env::current_exe().expect("Linux knows it");
+    path.to_str().expect("a plain path").to_owned()
+}
+
+fn number(word: &str) -> u64 {
+    word.parse().expect("a number")
+}
