@@ -31,7 +31,7 @@ use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{
-    PidfdFlags, WaitId, WaitIdOptions, getpgrp, getpid, pidfd_open, set_child_subreaper, waitid,
+    PidfdFlags, WaitId, WaitIdOptions, getpid, pidfd_open, set_child_subreaper, waitid,
 };
 use rustix::stdio::{dup2_stdin, dup2_stdout};
 use rustix::time::{TimerfdClockId, TimerfdFlags, Timespec, timerfd_create};
@@ -111,7 +111,6 @@ fn fork_guard(command: Command, policy: Policy) -> io::Result<Guard> {
         TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK,
     )?;
     let null = descriptors::null()?;
-    let group = getpgrp();
     // With SIGCHLD ignored, both would lose how their children ended.
     signals::set_ignored(libc::SIGCHLD, false);
     // The tree of a guard that is killed comes to us.
@@ -131,7 +130,6 @@ fn fork_guard(command: Command, policy: Policy) -> io::Result<Guard> {
             null,
             program,
             policy,
-            group,
         };
         // Nothing of dlock's own may run here. When the guard ends, whatever made it, the command dies with it.
         let over = catch_unwind(AssertUnwindSafe(|| process::run(theirs, equipment)));

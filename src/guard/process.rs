@@ -4,9 +4,7 @@
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use rustix::event::{PollFd, PollFlags, poll};
-use rustix::process::{
-    Pid, Signal, WaitStatus, getpid, kill_process, set_child_subreaper, setpgid,
-};
+use rustix::process::{Pid, Signal, WaitStatus, getpid, kill_process, set_child_subreaper, setsid};
 use rustix::stdio::{dup2_stderr, dup2_stdin, dup2_stdout};
 use rustix::time::{Itimerspec, TimerfdTimerFlags, Timespec, timerfd_settime};
 
@@ -38,16 +36,12 @@ pub(super) struct Equipment {
     pub(super) null: OwnedFd,
     pub(super) program: Program,
     pub(super) policy: Policy,
-    /// The caller's process group.
-    pub(super) group: Pid,
 }
 
 /// The guard's life, with every signal blocked. The process has to end after it.
 pub(super) fn run(link: Link, equipment: Equipment) -> rustix::io::Result<()> {
     // For those who look with ps(1).
     let _ = rustix::thread::set_name(c"dlock-guard");
-    // What the terminal or a script sends to the caller's group passes us by.
-    setpgid(None, None)?;
     set_child_subreaper(Some(getpid()))?;
     let tree = equipment.tree.rooted_here();
     let mut process = Process {
@@ -98,12 +92,12 @@ impl Process {
                 cause: Cause::Deadline,
             };
         }
-        match self
-            .equipment
-            .program
-            .start(variables, self.equipment.group)
-        {
+        match self.equipment.program.start(variables) {
             Ok(launched) => {
+                // Whatever the terminal or a script sends to the caller's group passes us by from now on. A session, not
+                // only a group: the command would tie the caller's group to it, and when the last tie goes the kernel
+                // sends SIGHUP to a group in which anything is stopped (setpgid(2), orphaned process groups).
+                let _ = setsid();
                 self.let_go(&launched.outcome);
                 Watch::new(self, launched, deadlines).run()
             }

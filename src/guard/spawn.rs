@@ -14,7 +14,7 @@ use std::ptr;
 use rustix::fs::{Access, AtFlags, CWD, accessat};
 use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, pipe_with};
-use rustix::process::{Pid, Signal, getpid, getppid, set_parent_process_death_signal, setpgid};
+use rustix::process::{Pid, Signal, getpid, getppid, set_parent_process_death_signal};
 
 use super::{Command, inherited};
 
@@ -98,9 +98,9 @@ impl Program {
         })
     }
 
-    /// Forks and execs in the child: in the process group `group`, dying with this process, and apart from that as
+    /// Forks and execs in the child: in the process group of this process, dying with it, and apart from that as
     /// the caller had it. To be called in a process with one thread, on whose end the child dies.
-    pub(super) fn start(&self, variables: &[(String, String)], group: Pid) -> io::Result<Launched> {
+    pub(super) fn start(&self, variables: &[(String, String)]) -> io::Result<Launched> {
         let arguments = self.argv.iter().map(CString::as_c_str);
         let script = [SHELL, &self.path]
             .into_iter()
@@ -117,7 +117,7 @@ impl Program {
         let parent = getpid();
         // SAFETY: the child calls only functions that are async-signal-safe, and never returns.
         let Some(pid) = (unsafe { fork() })? else {
-            let error = image.become_it(parent, group);
+            let error = image.become_it(parent);
             // When the parent is not there to read it, nobody is.
             let _ = rustix::io::write(&report, &error.raw_os_error().to_ne_bytes());
             // SAFETY: ends the process, and runs nothing of the parent's.
@@ -157,8 +157,8 @@ struct Image<'a> {
 
 impl Image<'_> {
     /// Turns this process into the command, or answers why not. Async-signal-safe.
-    fn become_it(&self, parent: Pid, group: Pid) -> Errno {
-        if let Err(error) = prepare(parent, group) {
+    fn become_it(&self, parent: Pid) -> Errno {
+        if let Err(error) = prepare(parent) {
             return error;
         }
         let error = self.exec(self.path, &self.argv);
@@ -177,13 +177,12 @@ impl Image<'_> {
 }
 
 /// What happens between fork and exec. Async-signal-safe.
-fn prepare(parent: Pid, group: Pid) -> Result<(), Errno> {
+fn prepare(parent: Pid) -> Result<(), Errno> {
     set_parent_process_death_signal(Some(Signal::KILL))?;
     if getppid() != Some(parent) {
         // It died before it could be our death.
         return Err(Errno::SRCH);
     }
-    setpgid(None, Some(group))?;
     inherited::restore();
     Ok(())
 }

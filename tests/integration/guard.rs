@@ -498,3 +498,18 @@ fn a_job_stopped_past_the_term_is_lost() {
     terminal.line("fg; echo code-$?");
     terminal.shows("code-121");
 }
+
+/// "Everything else is as it would be without dlock": a caller without a terminal that has stopped a job of its own is not
+/// hung up when the command ends.
+#[test]
+fn a_caller_with_a_stopped_job_is_not_hung_up() {
+    let (etcd, name) = (Etcd::shared(), unique("stopped-job"));
+    let script = "sleep 600 & kill -STOP $!; \"$@\"; echo survived; kill -KILL $!";
+    let line = ["setsid", "-w", "sh", "-c", script, "sh"];
+    Dlock::on(etcd)
+        .under(line)
+        .run([&name, "true"])
+        .finish()
+        .expect_code(0)
+        .expect_stdout("survived\n");
+}
