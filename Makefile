@@ -1,6 +1,7 @@
 # make demo   see it work, in half a minute
 # make test   everything that has to pass
 # make test-matrix   the end-to-end tests on etcd 3.5 as well
+# make mutants   the tests themselves: each promise is broken once, and a test must notice
 # make install [PREFIX=/usr/local] [DESTDIR=]
 
 PREFIX ?= /usr/local
@@ -10,7 +11,7 @@ CARGO ?= cargo
 export RUST_TEST_THREADS ?= 4
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
-.PHONY: help build demo test test-matrix install tools-build tools-demo tools-test
+.PHONY: help build demo test test-matrix mutants install tools-build tools-demo tools-test tools-mutants
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -35,6 +36,9 @@ test-matrix: tools-test
 	tests/etcd35.sh $(ETCD35)
 	DLOCK_TEST_ETCD=$(ETCD35)/usr/bin/etcd DLOCK_TEST_ETCDCTL=$(ETCD35)/usr/bin/etcdctl \
 	    $(CARGO) test --locked --test integration
+
+mutants: tools-mutants
+	CARGO=$(CARGO) tests/mutants.sh
 
 install: build
 	install -Dm755 target/release/dlock "$(DESTDIR)$(PREFIX)/bin/dlock"
@@ -68,3 +72,6 @@ tools-demo:
 
 tools-test:
 	$(call need,protoc=protobuf-compiler $(ETCD) faketime=faketime openssl=openssl setsid=util-linux script=bsdutils)
+
+tools-mutants: tools-test
+	$(call need,patch=patch unshare=util-linux timeout=coreutils)
