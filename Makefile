@@ -3,6 +3,7 @@
 # make test-matrix   the end-to-end tests on etcd 3.5 as well
 # make faults        the same faults on dlock and its peers, as one table (seven minutes)
 # make soak SECONDS= random faults for that long, with a seed that is printed and replays by SEED=
+# make mutants       the tests themselves: each promise is broken once, and a test must notice
 # make install [PREFIX=/usr/local] [DESTDIR=]
 
 PREFIX ?= /usr/local
@@ -12,7 +13,7 @@ CARGO ?= cargo
 export RUST_TEST_THREADS ?= 4
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
-.PHONY: help build demo test test-matrix faults soak install tools-build tools-demo tools-test
+.PHONY: help build demo test test-matrix mutants faults soak install tools-build tools-demo tools-test tools-mutants
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -47,6 +48,9 @@ soak: tools-test
 faults: tools-test
 	$(CARGO) bench --locked --bench faults -- --json target/faults.json
 
+mutants: tools-mutants
+	CARGO=$(CARGO) tests/mutants.sh
+
 install: build
 	install -Dm755 target/release/dlock "$(DESTDIR)$(PREFIX)/bin/dlock"
 	for page in man/*.1; do \
@@ -79,3 +83,6 @@ tools-demo:
 
 tools-test:
 	$(call need,protoc=protobuf-compiler $(ETCD) faketime=faketime openssl=openssl setsid=util-linux script=bsdutils)
+
+tools-mutants: tools-test
+	$(call need,patch=patch unshare=util-linux timeout=coreutils)

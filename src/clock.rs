@@ -27,3 +27,19 @@ pub(crate) async fn until(at: Option<Instant>) {
         None => std::future::pending().await,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_counts_from_boot() {
+        let uptime = || {
+            let text = std::fs::read_to_string("/proc/uptime").unwrap();
+            Duration::from_secs_f64(text.split(' ').next().unwrap().parse().unwrap())
+        };
+        // It shows hundredths, cut off.
+        let (earlier, now, later) = (uptime(), now().since_boot(), uptime());
+        assert!(earlier <= now && now <= later + Duration::from_millis(10));
+    }
+}

@@ -294,6 +294,17 @@ mod tests {
     }
 
     #[test]
+    fn a_lease_that_got_shorter_is_believed_for_less() {
+        let mut watchdog = watchdog();
+        let sent_at = renew_once(&mut watchdog);
+        let mut shorter = renewal(sent_at);
+        shorter.keepalive = Some((HEADER, Duration::from_secs(9)));
+        watchdog.step(sent_at, &Event::Renewed(shorter));
+        let kill_at = watchdog.deadlines().kill_at;
+        assert_eq!(kill_at, sent_at + Duration::from_millis(7600));
+    }
+
+    #[test]
     fn a_late_answer_to_an_early_question_moves_nothing_back() {
         let mut watchdog = watchdog();
         let sent_at = renew_once(&mut watchdog);

@@ -24,7 +24,8 @@ fn is_lost(mut running: Running) {
     assert!(!outcome.stderr.contains("panicked"), "{}", outcome.stderr);
 }
 
-/// A holder under the oracle that reaches etcd through `link`, and a waiter with a direct way.
+/// A holder under the oracle that reaches etcd through `link`, and a waiter with a direct way. That one is no dlock: it
+/// takes the lock the moment that etcd gives it, and so meets whatever of the holder lives too long.
 #[track_caller]
 fn holder_and_waiter(etcd: &Etcd, link: &Link, oracle: &Oracle, ttl: &str) -> (Running, Running) {
     let name = unique("behind-a-link");
@@ -40,8 +41,8 @@ fn holder_and_waiter(etcd: &Etcd, link: &Link, oracle: &Oracle, ttl: &str) -> (R
         .args(command)
         .start();
     oracle.entered(1);
-    let waiter = Dlock::on(etcd)
-        .run([&ttl, &name, "--"])
+    let waiter = Dlock::etcdctl(etcd)
+        .args(["lock", "--ttl=60", &format!("dlock/lock/{name}"), "--"])
         .args(oracle.command(&["true"]))
         .start();
     etcd.queue_of(&name, 2);
@@ -124,9 +125,12 @@ fn a_command_may_clean_up_and_the_loss_still_shows() {
 fn a_key_that_is_gone_leaves_the_grace_and_no_more() {
     let etcd = Etcd::shared();
     let name = unique("at-once");
-    let line = ["--ttl=60", "-k=1", &name, &child("ignores-term.sh")];
+    // No renewal would find it out in time.
+    let line = ["--ttl=600", "-k=1", &name, &child("ignores-term.sh")];
     let mut holder = Dlock::on(etcd).run(line).start();
     holder.says("on\n");
+    // Until then the watch would begin with a look at a key that is gone.
+    let_pass(Duration::from_secs(1));
     etcd.revoke(&etcd.queue(&name)[0].lease_hex());
     let revoked_at = boot_clock();
     is_lost(holder);
@@ -214,6 +218,24 @@ fn answers_that_come_in_a_late_burst_extend_nothing() {
     link.both(Mode::Pass);
     is_lost(holder);
     is_handed_over(&oracle, waiter);
+}
+
+/// The same for the very first answer: what it grants has begun when it was asked for.
+#[test]
+fn a_grant_whose_answer_comes_late_extends_nothing() {
+    let etcd = Etcd::shared();
+    let (name, link) = (unique("late-grant"), Link::to(etcd.port()));
+    link.set(Direction::ToClient, Mode::Hold);
+    let holder = Dlock::at(&link.endpoint())
+        .run(["--ttl=5", &name, "--", "sleep", "600"])
+        .start();
+    etcd.queue_of(&name, 1);
+    let_pass(Duration::from_secs(3));
+    link.both(Mode::Pass);
+    let_pass(Duration::from_millis(100));
+    link.both(Mode::Hold);
+    eventually(LIMIT, "the lock is free", || etcd.queue(&name).is_empty());
+    holder.assert_tree_dead();
 }
 
 /// The same burst within a long term is survived.

@@ -45,6 +45,19 @@ fn it_is_asked_before_it_is_killed_even_if_it_is_stopped() {
 }
 
 #[test]
+fn the_whole_tree_is_asked() {
+    alone(|scratch| {
+        let child = r#"trap 'echo > "$DIR/asked"; exit' TERM; echo > "$DIR/up"; while :; do sleep 0.1; done"#;
+        let script = format!("trap 'wait; exit 3' TERM; ({child}) & while :; do sleep 0.1; done");
+        let mut guard = scratch.start(&script, PATIENT);
+        scratch.line("up");
+        guard.stop().unwrap();
+        assert_eq!(next(&mut guard), ended(Status::Exited(3), Cause::Ordered));
+        scratch.line("asked");
+    });
+}
+
+#[test]
 fn a_stopped_command_is_killed() {
     alone(|scratch| {
         let mut guard = scratch.start(r#"echo $$ > "$DIR/pid"; kill -STOP $$"#, PATIENT);
