@@ -5,9 +5,14 @@ dir=$1
 suite=trixie
 if [ ! -x "$dir/usr/bin/etcd" ] || [ ! -x "$dir/usr/bin/etcdctl" ]; then
     # The mirror that this machine uses anyway, for a suite that it must not install from.
-    mirror=$(apt-get indextargets --format '$(REPO_URI) $(ORIGIN) $(COMPONENT)' 'Created-By: Packages' |
-        awk '$2 == "Debian" && $3 == "main" && $1 !~ /security/ { print $1; exit }')
-    [ -n "$mirror" ] || { echo "no Debian mirror among apt's sources: run apt-get update first" >&2; exit 1; }
+    mirror() {
+        apt-get indextargets --format '$(REPO_URI) $(ORIGIN) $(COMPONENT)' 'Created-By: Packages' |
+            awk '$2 == "Debian" && $3 == "main" && $1 !~ /security/ { print $1; exit }'
+    }
+    mirror=$(mirror)
+    # What a mirror is, apt knows only after the first update.
+    [ -n "$mirror" ] || { apt-get -qq update && mirror=$(mirror); }
+    [ -n "$mirror" ] || { echo "no Debian mirror among apt's sources" >&2; exit 1; }
     work=$(mktemp -d)
     trap 'rm -rf "$work"' EXIT
     mkdir -p "$work/lists/partial" "$work/archives/partial" "$work/parts"
