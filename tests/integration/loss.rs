@@ -220,24 +220,6 @@ fn answers_that_come_in_a_late_burst_extend_nothing() {
     is_handed_over(&oracle, waiter);
 }
 
-/// The same for the very first answer: what it grants has begun when it was asked for.
-#[test]
-fn a_grant_whose_answer_comes_late_extends_nothing() {
-    let etcd = Etcd::shared();
-    let (name, link) = (unique("late-grant"), Link::to(etcd.port()));
-    link.set(Direction::ToClient, Mode::Hold);
-    let holder = Dlock::at(&link.endpoint())
-        .run(["--ttl=5", &name, "--", "sleep", "600"])
-        .start();
-    etcd.queue_of(&name, 1);
-    let_pass(Duration::from_secs(3));
-    link.both(Mode::Pass);
-    let_pass(Duration::from_millis(100));
-    link.both(Mode::Hold);
-    eventually(LIMIT, "the lock is free", || etcd.queue(&name).is_empty());
-    holder.assert_tree_dead();
-}
-
 /// The same burst within a long term is survived.
 #[test]
 fn a_burst_within_the_term_is_survived() {
