@@ -64,11 +64,14 @@ install: build
 	install -Dm644 completions/dlock.fish "$(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/dlock.fish"
 
 # What is missing comes from Debian; where nothing is missing, nothing is asked of anybody.
-# $(call need,program=package ...)
+# $(call need,program=package /a/file=package ...)
 define need
 	@missing=; \
 	for pair in $(1); do \
-	    command -v "$${pair%%=*}" >/dev/null || missing="$$missing $${pair##*=}"; \
+	    case $$pair in \
+	    /*) test -e "$${pair%%=*}" ;; \
+	    *) command -v "$${pair%%=*}" >/dev/null ;; \
+	    esac || missing="$$missing $${pair##*=}"; \
 	done; \
 	if [ -n "$$missing" ]; then \
 	    $(SUDO) apt-get update && \
@@ -76,16 +79,18 @@ define need
 	fi
 endef
 
+# Debian's compiler only recommends the package that has what protocol files import.
+PROTOC := protoc=protobuf-compiler /usr/include/google/protobuf/descriptor.proto=libprotobuf-dev
 ETCD := etcd=etcd-server etcdctl=etcd-client
 
 tools-build:
-	$(call need,protoc=protobuf-compiler)
+	$(call need,$(PROTOC))
 
 tools-demo:
-	$(call need,protoc=protobuf-compiler $(ETCD))
+	$(call need,$(PROTOC) $(ETCD))
 
 tools-test:
-	$(call need,protoc=protobuf-compiler $(ETCD) faketime=faketime openssl=openssl setsid=util-linux script=bsdutils)
+	$(call need,$(PROTOC) $(ETCD) faketime=faketime openssl=openssl setsid=util-linux script=bsdutils)
 
 tools-mutants: tools-test
 	$(call need,patch=patch unshare=util-linux timeout=coreutils)
