@@ -13,6 +13,8 @@
 //! | how is the command started, and how does all of it die? | `guard/` |
 //! | in what order does it all happen? | `commands/run.rs` |
 //! | which exit status? | `exit.rs` |
+//! | what time is it? | `clock.rs` |
+//! | how is it said, and to whom? | `log.rs`, `core/text.rs` |
 
 pub mod cli;
 mod clock;
@@ -49,12 +51,12 @@ fn run() -> Result<Exit, Failure> {
             let _ = std::io::stdout().write_all(text.as_bytes());
             Ok(Exit::Done)
         }
-        Request::Run(run) => {
-            log::init(run.output);
-            for warning in &run.warnings {
+        Request::Task(task) => {
+            log::init(task.output);
+            for warning in &task.warnings {
                 tracing::warn!("{warning}");
             }
-            commands::run::run(&run)
+            commands::carry_out(&task.work)
         }
     }
 }

@@ -17,7 +17,7 @@ use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
 use tracing::{Event, Metadata, Subscriber};
 
-use crate::core::holder::{cut, escaped};
+use crate::core::text::{cut, escaped};
 use crate::exit::Failure;
 use crate::whoami;
 

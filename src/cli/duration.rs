@@ -51,16 +51,12 @@ fn seconds(text: &str) -> Result<Duration, String> {
     Ok(Duration::new(whole, nanoseconds.unwrap_or(0)))
 }
 
-/// For messages: `14s 500ms`.
-pub(crate) fn show(duration: Duration) -> String {
-    humantime::format_duration(duration).to_string()
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::core::text::span;
 
     #[test]
     fn what_people_write() {
@@ -110,7 +106,7 @@ mod tests {
         fn milliseconds_come_back(ms in 0u64..10_000_000_000) {
             let text = format!("{}.{:03}", ms / 1000, ms % 1000);
             prop_assert_eq!(parse(&text), Ok(Duration::from_millis(ms)));
-            prop_assert_eq!(parse(&show(Duration::from_millis(ms))), Ok(Duration::from_millis(ms)));
+            prop_assert_eq!(parse(&span(Duration::from_millis(ms)).to_string()), Ok(Duration::from_millis(ms)));
         }
     }
 }

@@ -66,16 +66,20 @@ enum Shell {
 pub(crate) enum Request {
     /// Text for stdout, and nothing else to do.
     Print(String),
-    Run(Box<Run>),
+    Task(Box<Task>),
 }
 
-/// A run with all its settings.
-pub(crate) struct Run {
+/// Work, and how to talk about it.
+pub(crate) struct Task {
     pub(crate) output: log::Form,
-    pub(crate) settings: Settings,
-    pub(crate) options: run::Options,
     /// What is odd but works, to be said once the log is there.
     pub(crate) warnings: Vec<String>,
+    pub(crate) work: Work,
+}
+
+/// The work of one sub-command with all that it needs.
+pub(crate) enum Work {
+    Run(Settings, run::Options),
 }
 
 /// The definitions with the variables' names, for help, man pages and completions.
@@ -138,27 +142,72 @@ pub(crate) fn parse(
             _ => return Err(usage::failure(&error)),
         },
     };
-    let run = match words.command {
-        Command::Completions(words) => {
-            return Ok(Request::Print(completions(words.shell).to_owned()));
-        }
-        Command::Run(run) => run,
+    let Words {
+        command,
+        connection,
+        output,
+    } = words;
+    let form = Form {
+        connection,
+        output,
+        variables,
     };
-    let chosen = config::chosen_file(&words.connection, variables);
-    // The file's own place cannot stand in the file.
-    let keys: Vec<String> = settings()
-        .into_iter()
-        .map(|(long, ..)| long)
-        .filter(|long| long != "config")
-        .collect();
-    let layers = Layers::new(variables, File::load(chosen, variables, &keys)?);
-    let mut warnings = Vec::new();
-    Ok(Request::Run(Box::new(Run {
-        output: output(&layers, &words.output)?,
-        options: run.resolve(&layers)?,
-        settings: config::resolve(&layers, &words.connection, &mut warnings)?,
-        warnings,
-    })))
+    match command {
+        Command::Run(words) => form.task(|asked| {
+            let options = words.resolve(&asked.layers)?;
+            Ok(Work::Run(asked.settings()?, options))
+        }),
+        Command::Completions(words) => Ok(Request::Print(completions(words.shell).to_owned())),
+    }
+}
+
+/// What is said beside the words of a sub-command.
+struct Form<'a> {
+    connection: Connection,
+    output: Output,
+    variables: &'a dyn Fn(&str) -> Option<OsString>,
+}
+
+/// The layers of settings, for the one sub-command that was asked for.
+struct Asked<'a> {
+    layers: Layers<'a>,
+    connection: &'a Connection,
+    warnings: Vec<String>,
+}
+
+impl Form<'_> {
+    /// Reads the file, and puts together what `resolve` makes of everything.
+    fn task(
+        &self,
+        resolve: impl FnOnce(&mut Asked) -> Result<Work, Failure>,
+    ) -> Result<Request, Failure> {
+        let chosen = config::chosen_file(&self.connection, self.variables);
+        // The file's own place cannot stand in the file.
+        let keys: Vec<String> = settings()
+            .into_iter()
+            .map(|(long, ..)| long)
+            .filter(|long| long != "config")
+            .collect();
+        let mut asked = Asked {
+            layers: Layers::new(self.variables, File::load(chosen, self.variables, &keys)?),
+            connection: &self.connection,
+            warnings: Vec::new(),
+        };
+        let output = output(&asked.layers, &self.output)?;
+        let work = resolve(&mut asked)?;
+        Ok(Request::Task(Box::new(Task {
+            output,
+            warnings: asked.warnings,
+            work,
+        })))
+    }
+}
+
+impl Asked<'_> {
+    /// How etcd is reached.
+    fn settings(&mut self) -> Result<Settings, Failure> {
+        config::resolve(&self.layers, self.connection, &mut self.warnings)
+    }
 }
 
 /// The help that was asked for, from the definitions that name the variables.

@@ -12,6 +12,7 @@ use crate::config::layers::{Found, Layers};
 use crate::core::lease::Terms;
 use crate::core::leftovers::Leftovers;
 use crate::core::name::LockName;
+use crate::core::text::span;
 use crate::exit::{self, Failure, OrFail};
 
 const TTL: Duration = Duration::from_secs(30);
@@ -208,8 +209,8 @@ fn times(
         let fitting = (grace + Duration::from_millis(500)) * 2;
         return Err(anyhow!(
             "cannot use {found} with a TTL of {}: at most {} leaves room for two renewals",
-            duration::show(ttl),
-            duration::show(longest)
+            span(ttl),
+            span(longest)
         ))
         .or_hint(format!(
             "it would need --ttl {}s or more",

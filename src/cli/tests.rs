@@ -11,10 +11,11 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::run::{Options, Patience};
-use super::{Request, Run, layers, parse, settings};
+use super::{Request, Task, Work, layers, parse, settings};
+use crate::config::Settings;
 use crate::core::leftovers::Leftovers;
 use crate::exit::{Exit, Failure};
-use crate::log::Level;
+use crate::log::{self, Level};
 
 /// A folder that goes away with the test.
 struct Folder(PathBuf);
@@ -52,9 +53,27 @@ fn ask(words: &[&str], set: &[(&str, &str)]) -> Result<Request, Failure> {
     parse(argv.collect(), &variables)
 }
 
+/// A run, with what is beside its options.
+struct Run {
+    settings: Settings,
+    options: Options,
+    output: log::Form,
+    warnings: Vec<String>,
+}
+
+fn as_run(task: Task) -> Run {
+    let Work::Run(settings, options) = task.work;
+    Run {
+        settings,
+        options,
+        output: task.output,
+        warnings: task.warnings,
+    }
+}
+
 fn run_with(words: &[&str], set: &[(&str, &str)]) -> Run {
     match ask(words, set) {
-        Ok(Request::Run(run)) => *run,
+        Ok(Request::Task(task)) => as_run(*task),
         Ok(Request::Print(text)) => panic!("{text}"),
         Err(failure) => panic!("{failure:?}"),
     }
@@ -136,10 +155,13 @@ fn arguments_need_not_be_text() {
     let odd = OsString::from_vec(vec![b'-', 0xff, b' ']);
     let argv = ["dlock", "run", "x", "cmd"].map(OsString::from);
     let argv = argv.into_iter().chain([odd.clone()]).collect();
-    let Ok(Request::Run(run)) = parse(argv, &|_| None) else {
+    let Ok(Request::Task(task)) = parse(argv, &|_| None) else {
         panic!("refused");
     };
-    assert_eq!(run.options.command, [OsString::from("cmd"), odd.clone()]);
+    assert_eq!(
+        as_run(*task).options.command,
+        [OsString::from("cmd"), odd.clone()]
+    );
     let argv = vec!["dlock".into(), "run".into(), odd, "cmd".into()];
     assert!(parse(argv, &|_| None).is_err());
     let argv = vec![

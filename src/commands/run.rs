@@ -11,7 +11,6 @@ use tracing::{info, warn};
 use super::post::Post;
 use super::signals::Signals;
 use super::supervise::{End, Supervision};
-use crate::cli::Run;
 use crate::cli::run::{Options, Patience};
 use crate::clock;
 use crate::config::Settings;
@@ -19,6 +18,7 @@ use crate::core::holder::Holder;
 use crate::core::lease::{Instant, Place, Terms};
 use crate::core::name::Chain;
 use crate::core::queue::Queue;
+use crate::core::text::span;
 use crate::core::watchdog::{Standing, Watchdog};
 use crate::etcd::contend::{Contender, Release, Waiting, Won};
 use crate::etcd::{Ahead, Cluster, Trouble};
@@ -32,10 +32,7 @@ const RELEASE: Duration = Duration::from_secs(5);
 const CLEAR: Duration = Duration::from_secs(1);
 
 /// Runs the command under the lock and tells how it ended.
-pub(crate) fn run(run: &Run) -> Result<Exit, Failure> {
-    let Run {
-        options, settings, ..
-    } = run;
+pub(super) fn run(settings: &Settings, options: &Options) -> Result<Exit, Failure> {
     refuse_self_deadlock(options)?;
     let policy = Policy {
         signal: options.signal,
@@ -401,10 +398,4 @@ fn who(ahead: &Ahead) -> String {
         .holder
         .as_ref()
         .map_or_else(|| "another client".to_owned(), Holder::sentence)
-}
-
-/// A duration for people, to the millisecond.
-fn span(duration: Duration) -> humantime::FormattedDuration {
-    let millis = duration.as_millis().try_into().unwrap_or(u64::MAX);
-    humantime::format_duration(Duration::from_millis(millis))
 }

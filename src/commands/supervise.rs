@@ -11,6 +11,7 @@ use crate::clock;
 use crate::core::lease::{Doubt, Loss, Renewal};
 use crate::core::leftovers::Leftovers;
 use crate::core::name::LockName;
+use crate::core::text::span;
 use crate::core::watchdog::{Action, Event, Standing, Watchdog};
 use crate::etcd::session::{News, Session};
 use crate::guard::{Cause, Report, Status, Survivor};
@@ -190,10 +191,7 @@ impl Supervision<'_> {
 
     /// The time in which a proof still helps, for people.
     fn left(&self) -> humantime::FormattedDuration {
-        let left = self.watchdog.deadlines().stop_at.since(clock::now());
-        humantime::format_duration(Duration::from_millis(
-            left.as_millis().try_into().unwrap_or(u64::MAX),
-        ))
+        span(self.watchdog.deadlines().stop_at.since(clock::now()))
     }
 
     fn tell_loss(&self) {

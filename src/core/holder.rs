@@ -6,10 +6,12 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::text::{cut, printable};
+
 /// The version of the record that this dlock writes and understands.
 const VERSION: u32 = 1;
 
-/// In bytes: neither a record nor anything shown from one is longer.
+/// In bytes: no record is longer.
 const LONGEST: usize = 1024;
 
 /// The record. Texts may hold anything: show them through [`printable`] or [`Holder::sentence`].
@@ -132,47 +134,6 @@ impl Holder {
     }
 }
 
-/// The sentence for the value of any key in the queue.
-pub fn describe(value: &[u8]) -> String {
-    Holder::parse(value).map_or_else(|| "another client".to_owned(), |holder| holder.sentence())
-}
-
-/// `text` without power over a terminal, cut at 1 KiB.
-pub fn printable(text: &str) -> String {
-    let shown = cut(text, LONGEST);
-    let ellipsis = if shown.len() < text.len() { "..." } else { "" };
-    escaped(shown) + ellipsis
-}
-
-/// The beginning of `text`, at most `limit` bytes of it.
-pub fn cut(text: &str, limit: usize) -> &str {
-    let mut end = limit.min(text.len());
-    while !text.is_char_boundary(end) {
-        end -= 1;
-    }
-    &text[..end]
-}
-
-/// `text` without power over a terminal: control characters, line separators and what overrides the
-/// direction of writing (the "trojan source" characters) become escapes.
-pub fn escaped(text: &str) -> String {
-    let mut shown = String::with_capacity(text.len());
-    for character in text.chars() {
-        match character {
-            '\u{200e}'
-            | '\u{200f}'
-            | '\u{061c}'
-            | '\u{202a}'..='\u{202e}'
-            | '\u{2066}'..='\u{2069}'
-            | '\u{2028}'
-            | '\u{2029}' => shown.extend(character.escape_unicode()),
-            character if character.is_control() => shown.extend(character.escape_default()),
-            character => shown.push(character),
-        }
-    }
-    shown
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -230,7 +191,6 @@ mod tests {
             b"1",
         ] {
             assert_eq!(Holder::parse(value), None, "{value:?}");
-            assert_eq!(describe(value), "another client");
         }
         assert!(Holder::parse(br#"{"v":1,"later":[1]}"#).is_some());
     }
@@ -250,22 +210,13 @@ mod tests {
         assert_eq!((cut.user.as_str(), cut.pid, cut.url), ("alice", 12, None));
     }
 
-    #[test]
-    fn nothing_shown_moves_the_cursor() {
-        assert_eq!(
-            printable("a\u{1b}[2J\n\u{85}\u{202e}b ü 漢"),
-            r"a\u{1b}[2J\n\u{85}\u{202e}b ü 漢"
-        );
-        assert_eq!(printable(&"x".repeat(2000)).len(), LONGEST + 3);
-    }
-
     proptest! {
         #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
         #[test]
         fn any_value_is_fit_to_show(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
-            prop_assert!(!describe(&bytes).chars().any(char::is_control));
-            prop_assert!(!printable(&String::from_utf8_lossy(&bytes)).chars().any(char::is_control));
+            let sentence = Holder::parse(&bytes).map(|holder| holder.sentence());
+            prop_assert!(!sentence.unwrap_or_default().chars().any(char::is_control));
         }
 
         #[test]

@@ -9,4 +9,5 @@ pub mod lease;
 pub mod leftovers;
 pub mod name;
 pub mod queue;
+pub mod text;
 pub mod watchdog;

@@ -11,11 +11,12 @@ use tokio::sync::Mutex;
 use tokio::time::{sleep, timeout};
 
 use super::connection::{Connection, connect};
-use super::trouble::{Kind, Trouble, connect_hint, show};
+use super::trouble::{Kind, Trouble, connect_hint};
 use crate::config::credentials::Credentials;
 use crate::config::endpoint::Endpoint;
 use crate::config::{Settings, Tls};
 use crate::core::lease::Header;
+use crate::core::text::span;
 
 /// An endpoint that has not answered within this gets a rival.
 const HEDGE: Duration = Duration::from_millis(500);
@@ -243,7 +244,7 @@ impl Cluster {
             kind: Kind::Elsewhere,
             cause: format!(
                 "no endpoint answered within {}: {}",
-                show(limit),
+                span(limit),
                 causes.join("; ")
             ),
             hint,

@@ -11,10 +11,11 @@ use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use super::trouble::{Kind, Trouble, connect_hint, show};
+use super::trouble::{Kind, Trouble, connect_hint};
 use crate::config::Tls;
 use crate::config::credentials::Credentials;
 use crate::config::endpoint::Endpoint;
+use crate::core::text::span;
 
 /// A connection that is never made anew behind our back: when it breaks, everything on it fails, so
 /// all that it answered came from one server.
@@ -35,7 +36,7 @@ pub(crate) async fn connect(
         .unwrap_or_else(|_| {
             Err(Trouble::elsewhere(format!(
                 "no connection within {}",
-                show(limit)
+                span(limit)
             )))
         })
         .map_err(

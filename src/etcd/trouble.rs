@@ -8,6 +8,8 @@ use std::time::Duration;
 use etcd_client::Error;
 use tonic::{Code, Status};
 
+use crate::core::text::span;
+
 /// What a failure asks of us. etcd answers `Unknown` for whatever it does not map
 /// (`api/v3rpc/util.go togRPCError`), so code and message decide together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,7 +48,7 @@ impl Trouble {
 
     /// An endpoint that has not answered for so long.
     pub(crate) fn silence(limit: Duration) -> Self {
-        Self::elsewhere(format!("no answer within {}", show(limit)))
+        Self::elsewhere(format!("no answer within {}", span(limit)))
     }
 
     /// Something that trying again does not change.
@@ -158,12 +160,6 @@ fn hint(code: Code, message: &str) -> Option<&'static str> {
         }
         _ => None,
     }
-}
-
-/// A duration for people, to the tenth of a second.
-pub(crate) fn show(duration: Duration) -> String {
-    let tenths = u64::try_from(duration.as_millis().div_ceil(100)).unwrap_or(u64::MAX);
-    humantime::format_duration(Duration::from_millis(tenths.saturating_mul(100))).to_string()
 }
 
 /// What a failed first contact suggests, from the words of the libraries below.

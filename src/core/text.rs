@@ -1,0 +1,74 @@
+//! How texts of strangers and durations are shown to people.
+//! It must not know where they come from, nor where they are shown.
+
+use std::time::Duration;
+
+/// In bytes: nothing shown from a record is longer.
+const LONGEST: usize = 1024;
+
+/// A duration for people, to the millisecond: `14s 500ms`.
+pub fn span(duration: Duration) -> humantime::FormattedDuration {
+    let millis = duration.as_millis().try_into().unwrap_or(u64::MAX);
+    humantime::format_duration(Duration::from_millis(millis))
+}
+
+/// `text` without power over a terminal, cut at 1 KiB.
+pub fn printable(text: &str) -> String {
+    let shown = cut(text, LONGEST);
+    let ellipsis = if shown.len() < text.len() { "..." } else { "" };
+    escaped(shown) + ellipsis
+}
+
+/// The beginning of `text`, at most `limit` bytes of it.
+pub fn cut(text: &str, limit: usize) -> &str {
+    let mut end = limit.min(text.len());
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    &text[..end]
+}
+
+/// `text` without power over a terminal: control characters, line separators and what overrides the
+/// direction of writing (the "trojan source" characters) become escapes.
+pub fn escaped(text: &str) -> String {
+    let mut shown = String::with_capacity(text.len());
+    for character in text.chars() {
+        match character {
+            '\u{200e}'
+            | '\u{200f}'
+            | '\u{061c}'
+            | '\u{202a}'..='\u{202e}'
+            | '\u{2066}'..='\u{2069}'
+            | '\u{2028}'
+            | '\u{2029}' => shown.extend(character.escape_unicode()),
+            character if character.is_control() => shown.extend(character.escape_default()),
+            character => shown.push(character),
+        }
+    }
+    shown
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn nothing_shown_moves_the_cursor() {
+        assert_eq!(
+            printable("a\u{1b}[2J\n\u{85}\u{202e}b ü 漢"),
+            r"a\u{1b}[2J\n\u{85}\u{202e}b ü 漢"
+        );
+        assert_eq!(printable(&"x".repeat(2000)).len(), LONGEST + 3);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn any_text_is_fit_to_show(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+            prop_assert!(!printable(&String::from_utf8_lossy(&bytes)).chars().any(char::is_control));
+        }
+    }
+}
