@@ -47,6 +47,12 @@ complete -c dlock -n "__fish_dlock_using_subcommand run" -s E -l conflict-exit-c
 complete -c dlock -n "__fish_dlock_using_subcommand run" -l ttl -d 'How long etcd keeps the lock for a dlock that it cannot hear; default 30s' -r -f
 complete -c dlock -n "__fish_dlock_using_subcommand run" -s k -l kill-after -d 'How long the command may take to end when it is told to, before it is killed' -r -f
 complete -c dlock -n "__fish_dlock_using_subcommand run" -l signal -d 'Signal that tells the command to end; default TERM' -r -f
+complete -c dlock -n "__fish_dlock_using_subcommand run" -l slots -d 'Let so many hold the lock at once, 1 to 1000' -r -f
+complete -c dlock -n "__fish_dlock_using_subcommand run" -l min-hold -d 'Keep the lock at least for so long, counted by etcd from the moment that it was taken' -r -f
+complete -c dlock -n "__fish_dlock_using_subcommand run" -l max-hold -d 'Stop the command after so long, then end with status 124' -r -f
+complete -c dlock -n "__fish_dlock_using_subcommand run" -l once-per -d 'Start at most once in this time on all hosts together, counted by etcd' -r -f
+complete -c dlock -n "__fish_dlock_using_subcommand run" -l supersede -d 'Send away those who wait already: the newest request wins' -r -f -a "waiters\t''
+holder\t''"
 complete -c dlock -n "__fish_dlock_using_subcommand run" -l note -d 'Text that others see while they wait for the lock' -r -f
 complete -c dlock -n "__fish_dlock_using_subcommand run" -l leftovers -d 'What to do with processes that the command leaves behind: kill, wait or leave; default kill' -r -f -a "kill\t''
 wait\t''
@@ -63,6 +69,8 @@ complete -c dlock -n "__fish_dlock_using_subcommand run" -l config -d 'Configura
 complete -c dlock -n "__fish_dlock_using_subcommand run" -l log-format -d 'Form of the messages on stderr, text or json; default text' -r -f -a "text\t''
 json\t''"
 complete -c dlock -n "__fish_dlock_using_subcommand run" -s n -l no-wait -d 'If the lock is busy, end at once'
+complete -c dlock -n "__fish_dlock_using_subcommand run" -s s -l shared -d 'Hold the lock beside others that share it, but not beside those that do not'
+complete -c dlock -n "__fish_dlock_using_subcommand run" -l reentrant -d 'Run the command straight away if the lock is held around this one already'
 complete -c dlock -n "__fish_dlock_using_subcommand run" -s v -l verbose -d 'Say more: what is waited for; twice: every step'
 complete -c dlock -n "__fish_dlock_using_subcommand run" -s q -l quiet -d 'Say errors only'
 complete -c dlock -n "__fish_dlock_using_subcommand run" -s h -l help -d 'Print help (see more with \'--help\')'

@@ -20,6 +20,8 @@ pub(crate) enum Exit {
     Busy(u8),
     Lost,
     Unkillable,
+    /// The command was stopped at `--max-hold`; the number is that of `timeout(1)`.
+    TimedOut,
     /// dlock itself failed.
     Failed,
     NotExecutable,
@@ -43,15 +45,19 @@ pub const TABLE: &[Row] = &[
     },
     Row {
         code: "75",
-        meaning: "the lock is busy: at once with --no-wait, or when --wait has passed; --conflict-exit-code chooses another status",
+        meaning: "the command did not run: the lock is busy (at once with --no-wait, or when --wait has passed), it ran already (--once-per), or a newer request superseded this one; --conflict-exit-code chooses another status",
     },
     Row {
         code: "121",
-        meaning: "the lock was lost: the command was killed, or the release found that the lock was no longer ours",
+        meaning: "the lock was lost: the command was killed, or the release found that the lock was no longer ours; or somebody asked for it (dlock break, --supersede=holder) and the command was stopped",
     },
     Row {
         code: "122",
         meaning: "a process of the command could not be killed",
+    },
+    Row {
+        code: "124",
+        meaning: "the command was stopped because --max-hold had passed",
     },
     Row {
         code: "125",
@@ -76,6 +82,7 @@ impl Exit {
             Self::Signalled(signal) => u8::try_from(signal).unwrap_or(0).saturating_add(128),
             Self::Lost => 121,
             Self::Unkillable => 122,
+            Self::TimedOut => 124,
             Self::Failed => 125,
             Self::NotExecutable => 126,
             Self::NotFound => 127,
@@ -154,6 +161,7 @@ mod tests {
             Exit::Busy(BUSY),
             Exit::Lost,
             Exit::Unkillable,
+            Exit::TimedOut,
             Exit::Failed,
             Exit::NotExecutable,
             Exit::NotFound,

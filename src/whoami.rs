@@ -1,4 +1,4 @@
-//! Who runs dlock, for the holder record: host, user, CI page, wall-clock time.
+//! Who runs dlock, and under which locks: host, user, CI page, wall-clock time.
 //! It must not know what the record is used for.
 
 use std::env;
@@ -8,6 +8,8 @@ use std::process;
 use std::time::{Duration, SystemTime};
 
 use crate::core::holder::Holder;
+use crate::core::mode::Mode;
+use crate::core::name::Chain;
 
 /// The wall clock as RFC 3339 text in UTC, for people's eyes only.
 pub(crate) fn wall_clock() -> String {
@@ -19,8 +21,13 @@ pub(crate) fn wall_clock() -> String {
     humantime::format_rfc3339_seconds(now).to_string()
 }
 
+/// The locks under which dlock itself was started.
+pub(crate) fn held() -> Chain {
+    Chain::parse(&env::var("DLOCK_HELD").unwrap_or_default())
+}
+
 /// The record of this process for a lock under which `program` runs.
-pub(crate) fn holder(program: &OsStr, note: Option<&str>, grace: Duration) -> Holder {
+pub(crate) fn holder(program: &OsStr, note: Option<&str>, mode: Mode, grace: Duration) -> Holder {
     let variable = |name: &str| env::var(name).ok().filter(|value| !value.is_empty());
     let name = Path::new(program).file_name().unwrap_or(program);
     Holder {
@@ -36,7 +43,7 @@ pub(crate) fn holder(program: &OsStr, note: Option<&str>, grace: Duration) -> Ho
         note: note.map(str::to_owned),
         url: ci_page(&variable),
         since: wall_clock(),
-        ..Holder::new(grace)
+        ..Holder::new(mode, grace)
     }
 }
 
@@ -92,6 +99,7 @@ mod tests {
         let holder = holder(
             OsStr::new("/srv/bin/deploy.sh"),
             Some("x"),
+            Mode::Exclusive,
             Duration::from_secs(1),
         );
         assert_eq!(holder.program, "deploy.sh");

@@ -3,6 +3,7 @@
 
 pub(crate) mod connection;
 pub(crate) mod duration;
+pub(crate) mod lock;
 pub(crate) mod run;
 mod signal;
 #[cfg(test)]

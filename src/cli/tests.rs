@@ -10,10 +10,11 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::run::{Options, Patience};
+use super::run::Options;
 use super::{Request, Task, Work, layers, parse, settings};
 use crate::config::Settings;
 use crate::core::leftovers::Leftovers;
+use crate::core::mode::{Mode, Patience, Supersede};
 use crate::exit::{Exit, Failure};
 use crate::log::{self, Level};
 
@@ -135,7 +136,7 @@ fn options_stop_at_the_command() {
         let options = run(words);
         assert_eq!(options.command, command, "{words:?}");
         assert_eq!(options.name.to_string(), "x");
-        assert_eq!(options.patience, Patience::Endless);
+        assert_eq!(options.lock.wish.patience, Patience::Endless);
     }
     for words in [
         &["run", "-n", "x", "cmd"][..],
@@ -146,7 +147,7 @@ fn options_stop_at_the_command() {
     ] {
         let options = run(words);
         assert_eq!(options.command, ["cmd"], "{words:?}");
-        assert_eq!(options.patience, Patience::None, "{words:?}");
+        assert_eq!(options.lock.wish.patience, Patience::None, "{words:?}");
     }
 }
 
@@ -194,11 +195,11 @@ fn a_shell_string() {
 fn defaults() {
     let run = run_with(&["run", "x", "cmd"], &[]);
     let options = &run.options;
-    assert_eq!(options.ttl, Duration::from_secs(30));
-    assert_eq!(options.grace, Duration::from_secs(5));
-    assert_eq!((options.conflict, options.signal), (75, 15));
+    assert_eq!(options.lock.ttl, Duration::from_secs(30));
+    assert_eq!(options.lock.grace, Duration::from_secs(5));
+    assert_eq!((options.lock.conflict, options.lock.signal), (75, 15));
     assert_eq!(options.leftovers, Leftovers::Kill);
-    assert_eq!(options.note, None);
+    assert_eq!(options.lock.note, None);
     assert_eq!(endpoints(&run), "http://127.0.0.1:2379");
     assert_eq!(run.settings.prefix, "dlock/");
     assert_eq!(run.settings.connect_timeout, Duration::from_secs(10));
@@ -227,20 +228,23 @@ fn every_option() {
         "job/nightly",
         "cmd",
     ]);
-    assert_eq!(options.patience, Patience::For(Duration::from_secs(90)));
-    assert_eq!((options.conflict, options.signal), (0, 2));
     assert_eq!(
-        (options.ttl, options.grace),
+        options.lock.wish.patience,
+        Patience::For(Duration::from_secs(90))
+    );
+    assert_eq!((options.lock.conflict, options.lock.signal), (0, 2));
+    assert_eq!(
+        (options.lock.ttl, options.lock.grace),
         (Duration::from_mins(1), Duration::from_secs(2))
     );
-    assert_eq!(options.note.as_deref(), Some("n"));
+    assert_eq!(options.lock.note.as_deref(), Some("n"));
     assert_eq!(options.leftovers, Leftovers::Wait);
     assert_eq!(
-        run(&["run", "--ttl", "5", "x", "y"]).grace,
+        run(&["run", "--ttl", "5", "x", "y"]).lock.grace,
         Duration::from_secs(1)
     );
     assert_eq!(
-        run(&["run", "--ttl=5", "--ttl=6", "x", "y"]).ttl,
+        run(&["run", "--ttl=5", "--ttl=6", "x", "y"]).lock.ttl,
         Duration::from_secs(6)
     );
 }
@@ -316,7 +320,7 @@ fn nonsense_is_refused() {
     let text = refused(&["run", "-k", "14.6", "x", "y"], &[]);
     assert!(text.ends_with("--ttl 31s or more"), "{text}");
     assert_eq!(
-        run(&["run", "-k", "14.5", "x", "y"]).grace,
+        run(&["run", "-k", "14.5", "x", "y"]).lock.grace,
         Duration::from_millis(14500)
     );
 }
@@ -371,7 +375,7 @@ fn flag_before_variable_before_etcdctl_before_file_before_default() {
     let run = run_with(&["run", "--config", &file, "x", "y"], &[]);
     assert_eq!(endpoints(&run), "http://file:1 http://file:2");
     assert_eq!(
-        (run.options.ttl, run.settings.prefix.as_str()),
+        (run.options.lock.ttl, run.settings.prefix.as_str()),
         (Duration::from_secs(50), "file/")
     );
     assert_eq!(
@@ -380,7 +384,7 @@ fn flag_before_variable_before_etcdctl_before_file_before_default() {
     );
     let run = run_with(&["run", "x", "y"], &own);
     assert_eq!(endpoints(&run), "http://own:1");
-    assert_eq!(run.options.ttl, Duration::from_secs(40));
+    assert_eq!(run.options.lock.ttl, Duration::from_secs(40));
     let run = run_with(
         &[
             "--endpoints",
@@ -394,7 +398,7 @@ fn flag_before_variable_before_etcdctl_before_file_before_default() {
         ],
         &own,
     );
-    assert_eq!(run.options.ttl, Duration::from_secs(20));
+    assert_eq!(run.options.lock.ttl, Duration::from_secs(20));
     assert!(
         endpoints(&run).contains("http://h:1"),
         "{}",
@@ -448,7 +452,8 @@ fn a_wrong_value_is_named_with_its_place() {
 
 #[test]
 fn of_two_that_contradict_the_stronger_layer_counts() {
-    let patience = |words: &[&str], set: &[(&str, &str)]| run_with(words, set).options.patience;
+    let patience =
+        |words: &[&str], set: &[(&str, &str)]| run_with(words, set).options.lock.wish.patience;
     let five = Patience::For(Duration::from_secs(5));
     assert_eq!(
         patience(&["run", "-n", "x", "y"], &[("DLOCK_WAIT", "5")]),
@@ -647,4 +652,45 @@ fn tls_files() {
         run.settings.tls.cacert.as_deref().map(Path::as_os_str),
         Some(OsStr::new(&ca))
     );
+}
+
+#[test]
+fn ways_to_share_a_lock() {
+    let wish = |words: &[&str]| {
+        let words = [&["run", "x"], words, &["--", "y"]].concat();
+        run(&words).lock.wish
+    };
+    assert_eq!(wish(&[]).mode, Mode::Exclusive);
+    assert_eq!(wish(&["-s"]).mode, Mode::Shared);
+    assert_eq!(wish(&["--slots", "7"]).mode, Mode::Slots(7));
+    assert_eq!(wish(&["--slots=1000"]).mode, Mode::Slots(1000));
+    assert_eq!(wish(&[]).supersede, None);
+    assert_eq!(wish(&["--supersede"]).supersede, Some(Supersede::Waiters));
+    assert_eq!(
+        wish(&["--supersede=holder"]).supersede,
+        Some(Supersede::Holder)
+    );
+    let times = wish(&["--min-hold", "50s", "--once-per=1h"]);
+    assert_eq!(times.min_hold, Some(Duration::from_secs(50)));
+    assert_eq!(times.once_per, Some(Duration::from_hours(1)));
+    let limited = run(&["run", "--max-hold", "1.5", "x", "y"]);
+    assert_eq!(limited.lock.max_hold, Some(Duration::from_millis(1500)));
+    assert!(run(&["run", "--reentrant", "x", "y"]).reentrant);
+    for (words, says) in [
+        (&["--slots", "0"][..], "from 1 to 1000"),
+        (&["--slots", "1001"], "from 1 to 1000"),
+        (&["--slots", "-1"], "from 1 to 1000"),
+        (&["-s", "--slots", "2"], "together with"),
+        (&["--supersede", "-n"], "nobody to send away"),
+        (&["--supersede", "-s"], "readers do not stand"),
+        (&["--supersede=me"], "waiters"),
+        (&["--min-hold", "0"], "more than 0"),
+        (&["--min-hold", "1.5s"], "whole seconds"),
+        (&["--once-per", "-1"], "negative"),
+        (&["--max-hold", "0s"], "more than 0"),
+    ] {
+        let all = [&["run", "x"], words, &["--", "y"]].concat();
+        let text = refused(&all, &[]);
+        assert!(text.contains(says), "{words:?}: {text}");
+    }
 }

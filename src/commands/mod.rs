@@ -1,13 +1,29 @@
 //! One file per sub-command, and what several of them need to wait for: signals and the guard.
 //! It must not know gRPC, nor system calls.
 
+mod errand;
 mod post;
 mod run;
 mod signals;
 mod supervise;
+mod waiting;
+
+use anyhow::Context as _;
 
 use crate::cli::Work;
 use crate::exit::{Exit, Failure};
+
+/// Runs what waits for etcd, processes and signals.
+fn block_on<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the event loop")?;
+    let ended = tokio::task::LocalSet::new().block_on(&runtime, work);
+    // A name look-up that hangs must not keep us: nobody waits for what it finds.
+    runtime.shutdown_background();
+    ended
+}
 
 /// Does the work of the sub-command that was asked for.
 pub(crate) fn carry_out(work: &Work) -> Result<Exit, Failure> {

@@ -8,11 +8,12 @@ use tracing::{debug, info, warn};
 use super::post::Post;
 use super::signals::{Signal, Signals};
 use crate::clock;
+use crate::core::holder::AskTo;
 use crate::core::lease::{Doubt, Loss, Renewal};
 use crate::core::leftovers::Leftovers;
 use crate::core::name::LockName;
 use crate::core::text::span;
-use crate::core::watchdog::{Action, Event, Standing, Watchdog};
+use crate::core::watchdog::{Action, Cut, Event, Standing, Watchdog};
 use crate::etcd::session::{News, Session};
 use crate::guard::{Cause, Report, Status, Survivor};
 
@@ -22,8 +23,13 @@ const KILLING: Duration = Duration::from_secs(2);
 /// How the command ended.
 #[derive(Debug)]
 pub(crate) enum End {
-    /// Nothing of it is left; the status of the command itself, if it was started.
-    Dead(Option<Status>),
+    /// Nothing of it is left.
+    Dead {
+        /// That of the command itself, if it was started.
+        status: Option<Status>,
+        /// Why it was stopped, if not because the lock was lost.
+        cut: Option<Cut>,
+    },
     /// It could not be started, for this reason.
     NotStarted { errno: i32 },
     /// These processes do not die.
@@ -80,11 +86,17 @@ impl Supervision<'_> {
     }
 
     fn step(&mut self, event: &Event) -> Option<End> {
-        let standing = self.watchdog.standing();
+        let (standing, cut) = (self.watchdog.standing(), self.watchdog.cut());
         let actions = self.watchdog.step(clock::now(), event);
         debug!("{event:?} -> {actions:?}");
         if standing == Standing::Held {
             self.tell_loss();
+        }
+        if cut.is_none() && self.watchdog.cut() == Some(Cut::MaxHold) {
+            warn!(
+                "the command under '{}' has run for as long as --max-hold allows: it is stopped",
+                self.name
+            );
         }
         let mut end = None;
         for action in actions {
@@ -120,7 +132,10 @@ impl Supervision<'_> {
         }
         self.watchdog
             .step(clock::now(), &Event::TreeDead { in_time: true });
-        End::Dead(None)
+        End::Dead {
+            status: None,
+            cut: None,
+        }
     }
 
     fn hear(&mut self, news: News) -> Option<End> {
@@ -137,7 +152,16 @@ impl Supervision<'_> {
                 self.step(&Event::RenewalFailed)
             }
             News::Lost(loss) => self.step(&Event::Lost(loss)),
-            News::PredecessorGone => None,
+            News::Asked(ask) if ask.to == AskTo::Stop && self.watchdog.cut().is_none() => {
+                warn!(
+                    "asked to give up the lock '{}' by {}: the command is stopped",
+                    self.name,
+                    ask.sentence()
+                );
+                self.step(&Event::GiveUp)
+            }
+            // Told again, or meant for those who still wait.
+            News::Asked(_) | News::Moved => None,
         }
     }
 
@@ -178,7 +202,8 @@ impl Supervision<'_> {
             Report::Ended { status, cause } => {
                 let in_time = cause != Cause::Deadline;
                 let end = self.step(&Event::TreeDead { in_time });
-                end.or(Some(End::Dead(status)))
+                let cut = self.watchdog.cut().filter(|_| cause == Cause::Ordered);
+                end.or(Some(End::Dead { status, cut }))
             }
             Report::CannotStart { errno } => {
                 let end = self.step(&Event::TreeDead { in_time: true });

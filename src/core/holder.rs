@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::mode::Mode;
 use super::text::{cut, printable};
 
 /// The version of the record that this dlock writes and understands.
@@ -32,33 +33,95 @@ pub struct Holder {
     /// The page of the CI job that runs the command.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub url: Option<String>,
-    /// How the lock is held; `exclusive` is the only way yet.
+    /// How the lock is held: `exclusive`, `shared` or `slots`.
     #[serde(default)]
     pub mode: String,
     /// How many may hold the lock at once.
     #[serde(default = "one")]
-    pub slots: u32,
+    pub slots: u16,
+    /// Which of the slots its owner has, from 0 on; none while it waits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slot: Option<u16>,
     /// RFC 3339, of the holder's wall clock.
     #[serde(default)]
     pub since: String,
     /// How long the holder's command may take to end when it is told to.
     #[serde(default)]
     pub grace_ms: u64,
+    /// The command has ended, and the lock stays taken for `--min-hold`.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub cooling: bool,
+    /// How the command ended, where that is kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub result: Option<String>,
+    /// What somebody asks of its owner.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub asked: Option<Ask>,
 }
 
-fn one() -> u32 {
+/// What is asked of the owner of a place, by a change of its record.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ask {
+    pub to: AskTo,
+    /// Who asks, for people.
+    #[serde(default)]
+    pub by: String,
+    /// Why, in the words of who asks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub why: Option<String>,
+}
+
+/// The kinds of [`Ask`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AskTo {
+    /// Leave the queue, for a newer request came; who has the lock already keeps it.
+    Yield,
+    /// Stop the command and release the lock, or leave the queue.
+    Stop,
+}
+
+impl Ask {
+    /// For people: `alice@db1 pid 12, deploy.sh: "reason"`.
+    pub fn sentence(&self) -> String {
+        let why = self
+            .why
+            .as_ref()
+            .map(|why| format!(": \"{}\"", why.replace('"', "'")));
+        printable(&format!("{}{}", self.by, why.unwrap_or_default()))
+    }
+}
+
+fn one() -> u16 {
     1
 }
 
 impl Holder {
     /// A record of this version that says no more than how long stopping may take.
-    pub fn new(grace: Duration) -> Self {
+    pub fn new(mode: Mode, grace: Duration) -> Self {
+        let word = match mode {
+            Mode::Exclusive => "exclusive",
+            Mode::Shared => "shared",
+            Mode::Slots(_) => "slots",
+        };
         Self {
             v: VERSION,
-            mode: "exclusive".to_owned(),
-            slots: 1,
+            mode: word.to_owned(),
+            slots: mode.slots(),
             grace_ms: grace.as_millis().try_into().unwrap_or(u64::MAX),
             ..Self::default()
+        }
+    }
+
+    /// How the lock is held or asked for; `None` when a later version knows more ways than we do.
+    pub fn mode(&self) -> Option<Mode> {
+        match self.mode.as_str() {
+            "exclusive" if self.slots == 1 => Some(Mode::Exclusive),
+            "shared" => Some(Mode::Shared),
+            "slots" if (1..=Mode::MOST_SLOTS).contains(&self.slots) => {
+                Some(Mode::Slots(self.slots))
+            }
+            _ => None,
         }
     }
 
@@ -88,7 +151,14 @@ impl Holder {
             self.url = None;
             return;
         }
+        let (by, why) = match &mut self.asked {
+            Some(Ask { by, why, .. }) => (Some(by), why.as_mut()),
+            None => (None, None),
+        };
         let texts = [
+            by,
+            why,
+            self.result.as_mut(),
             self.note.as_mut(),
             Some(&mut self.program),
             Some(&mut self.host),
@@ -148,7 +218,7 @@ mod tests {
             program: "deploy.sh".into(),
             note: Some("ticket 7".into()),
             since: "2026-11-23T10:00:00Z".into(),
-            ..Holder::new(Duration::from_secs(5))
+            ..Holder::new(Mode::Exclusive, Duration::from_secs(5))
         }
     }
 
@@ -176,6 +246,56 @@ mod tests {
             liar.sentence()
                 .ends_with(r#"note "x', since 1970\u{202e}\n""#)
         );
+    }
+
+    #[test]
+    fn a_mode_comes_back() {
+        for mode in [
+            Mode::Exclusive,
+            Mode::Shared,
+            Mode::Slots(1),
+            Mode::Slots(7),
+        ] {
+            assert_eq!(Holder::new(mode, Duration::ZERO).mode(), Some(mode));
+        }
+        for (mode, slots) in [
+            ("exclusive", 2),
+            ("slots", 0),
+            ("slots", 1001),
+            ("", 1),
+            ("?", 1),
+        ] {
+            let mode = mode.to_owned();
+            assert_eq!(
+                Holder {
+                    mode,
+                    slots,
+                    ..alice()
+                }
+                .mode(),
+                None
+            );
+        }
+    }
+
+    #[test]
+    fn what_is_asked_stands_in_the_record() {
+        let asked = Ask {
+            to: AskTo::Yield,
+            by: "bob@db2".into(),
+            why: Some("a \"newer\" one\u{1b}".into()),
+        };
+        assert_eq!(asked.sentence(), r#"bob@db2: "a 'newer' one\u{1b}""#);
+        let record = Holder {
+            asked: Some(asked),
+            ..alice()
+        };
+        assert!(
+            record.to_json().ends_with(
+                r#","asked":{"to":"yield","by":"bob@db2","why":"a \"newer\" one\u001b"}}"#
+            )
+        );
+        assert_eq!(Holder::parse(record.to_json().as_bytes()), Some(record));
     }
 
     #[test]
@@ -220,8 +340,9 @@ mod tests {
         }
 
         #[test]
-        fn any_record_fits(note in ".{0,2000}", program in ".{0,2000}", host in ".{0,500}", url in ".{0,1500}") {
-            let holder = Holder { note: Some(note), program, host, url: Some(url), ..alice() };
+        fn any_record_fits(note in ".{0,2000}", program in ".{0,2000}", host in ".{0,500}", url in ".{0,1500}", why in ".{0,900}") {
+            let asked = Some(Ask { to: AskTo::Stop, by: host.clone(), why: Some(why) });
+            let holder = Holder { note: Some(note), program, host, url: Some(url), asked, ..alice() };
             let json = holder.to_json();
             prop_assert!(json.len() <= LONGEST);
             prop_assert!(Holder::parse(json.as_bytes()).is_some());

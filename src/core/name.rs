@@ -6,6 +6,8 @@ use std::str::FromStr;
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 
+use super::mode::Mode;
+
 /// In bytes, before encoding: a file name's limit, so that every lock can have a file of its own.
 pub const LONGEST: usize = 255;
 
@@ -86,42 +88,61 @@ impl LockName {
     }
 }
 
-/// The locks that surround a command, outermost first: the text of `DLOCK_HELD`, `outer:123 inner:130`.
+/// One lock that surrounds a command.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Link {
+    pub name: LockName,
+    pub token: i64,
+    pub mode: Mode,
+}
+
+/// The locks that surround a command, outermost first: the text of `DLOCK_HELD`,
+/// `outer:123 inner:130 readers:140/shared pool:150/4`; the last has one of four slots.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Chain(Vec<(LockName, i64)>);
+pub struct Chain(Vec<Link>);
 
 impl Chain {
     /// Reads what an outer dlock wrote. Whatever is no `<encoded name>:<token>` is left out: the
     /// variable belongs to everybody, and garbage in it must not stop a job.
     pub fn parse(text: &str) -> Self {
         let link = |word: &str| {
-            // A colon may stand in a name, but not in a token.
+            // A colon may stand in a name, but not in a token; a slash in neither.
             let (name, token) = word.rsplit_once(':')?;
+            let (token, mode) = match token.split_once('/') {
+                None => (token, Mode::Exclusive),
+                Some((token, "shared")) => (token, Mode::Shared),
+                Some((token, slots)) => (token, Mode::Slots(slots.parse().ok()?)),
+            };
             let token = token.parse::<i64>().ok().filter(|token| *token > 0)?;
-            Some((LockName::decode(name)?, token))
+            let name = LockName::decode(name)?;
+            Some(Link { name, token, mode })
         };
         Self(text.split_ascii_whitespace().filter_map(link).collect())
     }
 
-    /// The token under which the chain holds `name`.
-    pub fn token(&self, name: &LockName) -> Option<i64> {
-        let held = self.0.iter().rev().find(|(held, _)| held == name);
-        held.map(|(_, token)| *token)
+    /// The innermost holding of `name`.
+    pub fn link(&self, name: &LockName) -> Option<&Link> {
+        self.0.iter().rev().find(|link| link.name == *name)
     }
 
-    /// The chain that the command under `name` gets.
+    /// The chain that the command under another lock gets.
     #[must_use]
-    pub fn with(mut self, name: LockName, token: i64) -> Self {
-        self.0.push((name, token));
+    pub fn with(mut self, link: Link) -> Self {
+        self.0.push(link);
         self
     }
 }
 
 impl fmt::Display for Chain {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (position, (name, token)) in self.0.iter().enumerate() {
+        for (position, Link { name, token, mode }) in self.0.iter().enumerate() {
             let blank = if position == 0 { "" } else { " " };
             write!(f, "{blank}{}:{token}", name.encoded())?;
+            match mode {
+                Mode::Exclusive => {}
+                Mode::Shared => write!(f, "/shared")?,
+                Mode::Slots(slots) => write!(f, "/{slots}")?,
+            }
         }
         Ok(())
     }
@@ -167,18 +188,24 @@ mod tests {
 
     #[test]
     fn a_chain_reads_what_it_wrote() {
+        let link = |text, token, mode| Link {
+            name: name(text),
+            token,
+            mode,
+        };
         let chain = Chain::default()
-            .with(name("outer x"), 123)
-            .with(name("a:b"), 130);
-        assert_eq!(chain.to_string(), "outer%20x:123 a:b:130");
+            .with(link("outer x", 123, Mode::Exclusive))
+            .with(link("a:b", 130, Mode::Shared))
+            .with(link("p", 131, Mode::Slots(4)));
+        assert_eq!(chain.to_string(), "outer%20x:123 a:b:130/shared p:131/4");
         assert_eq!(Chain::parse(&chain.to_string()), chain);
-        assert_eq!(chain.token(&name("a:b")), Some(130));
-        assert_eq!(chain.token(&name("a")), None);
+        assert_eq!(chain.link(&name("a:b")).map(|link| link.token), Some(130));
+        assert_eq!(chain.link(&name("a")), None);
     }
 
     #[test]
     fn a_chain_leaves_garbage_out() {
-        let chain = Chain::parse("  x :1 y:z a:5  %zz:1 n:-4 %41:7 m:0 b:6");
+        let chain = Chain::parse("  x :1 y:z a:5  %zz:1 n:-4 %41:7 m:0 b:6 c:1/x");
         assert_eq!(chain.to_string(), "a:5 b:6");
         assert_eq!(Chain::parse(""), Chain::default());
     }

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use super::lease::{FencingToken, LeaseId};
+use super::lease::LeaseId;
 use super::name::LockName;
 
 /// What a holder's tree may need beyond its grace when its key was taken from it: a second until the
@@ -16,8 +16,8 @@ const MARGIN: Duration = Duration::from_secs(2);
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Queue {
     namespace: String,
+    name: String,
     prefix: String,
-    released: String,
 }
 
 impl Queue {
@@ -25,8 +25,8 @@ impl Queue {
     pub fn new(namespace: &str, name: &LockName) -> Self {
         Self {
             namespace: namespace.to_owned(),
+            name: name.encoded(),
             prefix: format!("{namespace}lock/{}/", name.encoded()),
-            released: format!("{namespace}released/{}", name.encoded()),
         }
     }
 
@@ -55,10 +55,36 @@ impl Queue {
         format!("{}{lease}", self.prefix)
     }
 
-    /// The key under which the last holder that gave the lock back itself leaves its token, for no
-    /// longer than its lease lives.
-    pub fn released(&self) -> &str {
-        &self.released
+    /// The key under which a holder that gives the lock back itself leaves its token, for no longer
+    /// than its lease lives.
+    pub fn released(&self, lease: LeaseId) -> String {
+        format!("{}released/{}/{lease}", self.namespace, self.name)
+    }
+
+    /// The key of a slot, by which no two holders have the same one.
+    pub fn slot(&self, slot: u16) -> String {
+        format!("{}{slot}", self.slots())
+    }
+
+    /// What the keys of the slots begin with.
+    pub fn slots(&self) -> String {
+        format!("{}slot/{}/", self.namespace, self.name)
+    }
+
+    /// The first key after those of the slots.
+    pub fn slots_end(&self) -> String {
+        after(&self.slots())
+    }
+
+    /// The number of the slot that `key` is.
+    pub fn slot_number(&self, key: &[u8]) -> Option<u16> {
+        let digits = key.strip_prefix(self.slots().as_bytes())?;
+        std::str::from_utf8(digits).ok()?.parse().ok()
+    }
+
+    /// The key that stands for as long as no further run may start (`--once-per`).
+    pub fn once(&self) -> String {
+        format!("{}once/{}", self.namespace, self.name)
     }
 
     /// The lease of the place that `key` is; `None` for keys that are no places of this lock.
@@ -77,21 +103,17 @@ impl Queue {
 
 /// How long the command of a holder that has vanished may still run, before its successor may start.
 ///
-/// Not at all when it has left its token: then it released the lock after the last of its processes
-/// was dead. Else somebody revoked its lease or deleted its key, or its lease expired, and it may be
-/// stopping its command this moment. `grace` is the longest that the vanished have announced; those
-/// that are not dlock announce none and are not waited for.
+/// Not at all when it `released` the lock itself, which it does after the last of its processes is
+/// dead. Else somebody revoked its lease or deleted its key, or its lease expired, and it may be
+/// stopping its command this moment. `grace` is what it has announced; those that are not dlock announce
+/// none and are not waited for.
 ///
 /// The grace is counted by two clocks whose rates may both be 10 % off, hence a quarter more
 /// (1.1 / 0.9 < 1.25, shown by `tests/model`). Who does not hear of its loss, being cut off or
 /// stopped, is not covered: it ends at its own deadline.
-pub fn hand_over(
-    vanished: FencingToken,
-    released: Option<FencingToken>,
-    grace: Option<Duration>,
-) -> Duration {
+pub fn hand_over(released: bool, grace: Option<Duration>) -> Duration {
     match grace {
-        Some(grace) if released != Some(vanished) => grace + grace / 4 + MARGIN,
+        Some(grace) if !released => grace + grace / 4 + MARGIN,
         Some(_) | None => Duration::ZERO,
     }
 }
@@ -148,15 +170,20 @@ mod tests {
 
     #[test]
     fn only_an_unclean_end_of_a_dlock_delays_the_next() {
-        let (token, grace) = (FencingToken(7), Some(Duration::from_secs(5)));
-        assert_eq!(hand_over(token, Some(token), grace), Duration::ZERO);
-        assert_eq!(hand_over(token, None, None), Duration::ZERO);
-        for released in [None, Some(FencingToken(6))] {
-            assert_eq!(
-                hand_over(token, released, grace),
-                Duration::from_millis(8250)
-            );
-        }
+        let grace = Some(Duration::from_secs(5));
+        assert_eq!(hand_over(true, grace), Duration::ZERO);
+        assert_eq!(hand_over(false, None), Duration::ZERO);
+        assert_eq!(hand_over(false, grace), Duration::from_millis(8250));
+    }
+
+    #[test]
+    fn the_keys_beside_the_queue_are_a_lock_s_own() {
+        let (one, other) = (queue("job"), queue("job/1"));
+        assert_eq!(one.slot(12), "dlock/slot/job/12");
+        assert_eq!(one.slot_number(b"dlock/slot/job/12"), Some(12));
+        assert_eq!(one.slot_number(other.slot(3).as_bytes()), None);
+        assert_eq!(one.released(LeaseId(0x1a)), "dlock/released/job/1a");
+        assert_ne!(one.once(), other.once());
     }
 
     #[test]

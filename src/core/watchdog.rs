@@ -26,6 +26,8 @@ pub enum Event {
     GuardDead,
     /// A process asks us to hand this signal on.
     Signal(i32),
+    /// Somebody who may ask for it wants the lock to be given up.
+    GiveUp,
     /// Nothing of the command is left; `in_time` when no deadline made it end.
     TreeDead { in_time: bool },
 }
@@ -80,6 +82,19 @@ pub struct Watchdog {
     /// When the guard is to be found out, while an order to kill is under way.
     overdue_at: Option<Instant>,
     tree_dead: bool,
+    /// When the command has had the lock for long enough.
+    limit_at: Option<Instant>,
+    /// Why the command was stopped though we have the lock.
+    cut: Option<Cut>,
+}
+
+/// Why a command is stopped whose lock is not lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cut {
+    /// It ran for as long as it may.
+    MaxHold,
+    /// Somebody asked for it.
+    Asked,
 }
 
 impl Watchdog {
@@ -96,7 +111,20 @@ impl Watchdog {
             silent_since: None,
             overdue_at: None,
             tree_dead: false,
+            limit_at: None,
+            cut: None,
         }
+    }
+
+    /// The same for a command that may not run longer than until `limit_at`.
+    #[must_use]
+    pub fn limited(self, limit_at: Option<Instant>) -> Self {
+        Self { limit_at, ..self }
+    }
+
+    /// Why the command was stopped though we have the lock.
+    pub const fn cut(&self) -> Option<Cut> {
+        self.cut
     }
 
     /// The deadlines in force.
@@ -115,10 +143,13 @@ impl Watchdog {
             return None;
         }
         if let Standing::Held = self.standing {
-            let renew_at = self.heartbeat.due_at();
-            return Some(
-                renew_at.map_or(self.deadlines.stop_at, |at| at.min(self.deadlines.stop_at)),
-            );
+            let limit_at = self.limit_at.filter(|_| self.cut.is_none());
+            let all = [
+                self.heartbeat.due_at(),
+                limit_at,
+                Some(self.deadlines.stop_at),
+            ];
+            return all.into_iter().flatten().min();
         }
         self.overdue_at
     }
@@ -170,10 +201,20 @@ impl Watchdog {
                 Vec::new()
             }
             (Event::Lost(loss), Standing::Held) => self.lose(*loss, now),
+            (Event::Tick, Standing::Held) if self.limit_at.is_some_and(|at| at <= now) => {
+                let mut actions = self.cut_short(Cut::MaxHold);
+                actions.extend(self.renew(now));
+                actions
+            }
             (Event::Tick, Standing::Held) => self.renew(now),
+            (Event::GiveUp, Standing::Held) => self.cut_short(Cut::Asked),
             (Event::Tick, Standing::Lost(_)) => self.find_out(now),
             (
-                Event::Tick | Event::Renewed(_) | Event::RenewalFailed | Event::Lost(_),
+                Event::Tick
+                | Event::Renewed(_)
+                | Event::RenewalFailed
+                | Event::Lost(_)
+                | Event::GiveUp,
                 Standing::Lost(_) | Standing::Unguarded,
             ) => Vec::new(),
         }
@@ -196,6 +237,15 @@ impl Watchdog {
             }
             Verdict::Lost(loss) => self.lose(loss, now),
         }
+    }
+
+    /// Stops the command, and goes on renewing until it is dead.
+    fn cut_short(&mut self, cut: Cut) -> Vec<Action> {
+        if self.cut.is_some() {
+            return Vec::new();
+        }
+        self.cut = Some(cut);
+        vec![Action::Stop]
     }
 
     /// No guard, no renewals: one that has been silent for two heartbeats does not run. Not earlier, as
@@ -375,6 +425,31 @@ mod tests {
         let actions = watchdog.step(at(3.0), &Event::Tick);
         assert_eq!(actions.last(), Some(&Action::Kill));
         assert_eq!(watchdog.standing(), Standing::Lost(Loss::KeyGone));
+    }
+
+    #[test]
+    fn a_command_at_its_limit_is_stopped_once_and_the_lock_is_kept() {
+        let mut watchdog = watchdog().limited(Some(at(1.0)));
+        assert_eq!(watchdog.due_at(), Some(at(1.0)));
+        assert_eq!(watchdog.step(at(1.0), &Event::Tick), [Action::Stop]);
+        assert_eq!(watchdog.cut(), Some(Cut::MaxHold));
+        assert!(watchdog.step(at(1.1), &Event::GiveUp).is_empty());
+        assert_eq!(watchdog.cut(), Some(Cut::MaxHold));
+        let sent_at = renew_once(&mut watchdog);
+        watchdog.step(sent_at, &Event::Renewed(renewal(sent_at)));
+        assert!(watchdog.deadlines().kill_at > at(8.5));
+        assert_eq!(watchdog.standing(), Standing::Held);
+    }
+
+    #[test]
+    fn who_is_asked_to_give_up_stops_and_one_who_has_lost_does_not_care() {
+        let mut asked = watchdog();
+        assert_eq!(asked.step(at(1.0), &Event::GiveUp), [Action::Stop]);
+        assert_eq!(asked.cut(), Some(Cut::Asked));
+        let mut lost = watchdog();
+        lost.step(at(1.0), &Event::Lost(Loss::KeyGone));
+        assert!(lost.step(at(1.0), &Event::GiveUp).is_empty());
+        assert_eq!(lost.cut(), None);
     }
 
     #[test]

@@ -226,7 +226,7 @@ impl Cluster {
     }
 
     /// What to say when no endpoint has answered in time: each with its own failure.
-    fn unreachable(&self, limit: Duration) -> Trouble {
+    pub(super) fn unreachable(&self, limit: Duration) -> Trouble {
         let troubles = self.troubles.borrow();
         let causes: Vec<String> = (0..self.endpoints.len())
             .map(|index| {

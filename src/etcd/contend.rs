@@ -5,18 +5,38 @@ use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::time::Duration;
 
-use super::Cluster;
+use tokio::time::sleep;
+
 use super::connection::Connection;
-use super::places::{Ahead, Entry, Given, Look, Places};
-use super::session::{News, Session};
+use super::look::{Ahead, Look};
+use super::places::{Cooldown, Entry, Given, Held, Places};
+use super::session::Session;
 use super::trouble::{Kind, Trouble};
+use super::vigil::{AGAIN, Vigil};
+use super::{Cluster, ask, random_lease};
 use crate::clock;
-use crate::core::heartbeat::Heartbeat;
-use crate::core::lease::{Claim, Instant, LeaseId, Place, Terms, Verdict};
-use crate::core::queue::{Queue, hand_over};
+use crate::core::holder::{Ask, AskTo, Holder};
+use crate::core::lease::{Claim, Instant, LeaseId, Place, Terms};
+use crate::core::mode::{Patience, Supersede, Wish};
+use crate::core::queue::Queue;
+use crate::core::turn::{Standing, holders};
 
 /// How long leaving may take: whoever gives up should not have to wait.
 const LEAVE: Duration = Duration::from_secs(2);
+
+/// How asking for the lock went.
+pub(crate) enum Outcome {
+    Won(Box<Won>),
+    /// Somebody else has it, and we were not to wait.
+    Busy(Ahead),
+    /// The lock cools down for so long.
+    Cooling(Ahead, Duration),
+    /// A run has started not long ago.
+    Ran(Option<Holder>),
+    /// Somebody wants us to go.
+    Asked(Ask),
+}
+
 /// The lock is ours.
 pub(crate) struct Won {
     pub(crate) claim: Claim,
@@ -24,6 +44,18 @@ pub(crate) struct Won {
     /// The moment from which the freshest proof counts.
     pub(crate) proven_at: Instant,
     pub(crate) session: Session,
+    pub(crate) slot: Option<u16>,
+}
+
+/// How a lock is given up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Parting<'a> {
+    /// The command has ended like this, and everything was as it should be.
+    Done(&'a str),
+    /// The command has ended like this, and the lock is wanted at once.
+    AtOnce(&'a str),
+    /// No command has run.
+    Unused,
 }
 
 /// What a waiter has to tell.
@@ -50,28 +82,48 @@ pub(crate) enum Release {
 
 /// One who wants the lock.
 pub(crate) struct Contender {
-    places: Places,
+    pub(super) places: Places,
+    pub(super) wish: Wish,
     /// Our place, from the moment that we know of it until it is given up.
     place: Cell<Option<Place>>,
     /// Until when the command of a vanished holder may run, once we are the first in its place.
-    hand_over_at: Cell<Option<Instant>>,
+    pub(super) hand_over_at: Cell<Option<Instant>>,
     /// Leases of attempts whose end we have not seen: each may hold a place that nobody uses.
     abandoned: RefCell<Vec<LeaseId>>,
+    /// It is our turn.
+    pub(super) first: Cell<bool>,
+    pub(super) slot: Cell<Option<u16>>,
+    /// The lease that keeps the lock taken after the command.
+    pub(super) cooldown: Cell<Option<LeaseId>>,
+    /// The lease that keeps further runs from starting.
+    pub(super) mark: Cell<Option<LeaseId>>,
 }
 
 impl Contender {
     /// `record` is what others are shown of us.
-    pub(crate) fn new(cluster: Rc<Cluster>, queue: Queue, record: String, terms: Terms) -> Self {
+    pub(crate) fn new(
+        cluster: Rc<Cluster>,
+        queue: Queue,
+        record: Holder,
+        terms: Terms,
+        wish: Wish,
+    ) -> Self {
         Self {
             places: Places {
                 cluster,
                 queue,
+                mode: wish.mode,
                 record,
                 terms,
             },
+            wish,
             place: Cell::new(None),
             hand_over_at: Cell::new(None),
             abandoned: RefCell::default(),
+            first: Cell::new(false),
+            slot: Cell::new(None),
+            cooldown: Cell::new(None),
+            mark: Cell::new(None),
         }
     }
 
@@ -80,44 +132,122 @@ impl Contender {
         self.places.queue.key(lease)
     }
 
-    /// Takes the lock if it is free, else leaves no trace and says who holds it.
-    pub(crate) async fn try_acquire(&self, limit: Duration) -> Result<Result<Won, Ahead>, Trouble> {
-        loop {
-            let entry = self.enter(limit).await?;
-            if entry.look.predecessor.is_some() {
-                self.leave().await;
-                return Ok(Err(entry.look.ahead));
-            }
-            if let Some(won) = self.wait(entry, &mut |_| {}).await? {
-                return Ok(Ok(won));
-            }
-        }
-    }
-
-    /// Queues up and waits for the turn. May be dropped at any await; call [`Self::leave`] then.
+    /// Queues up and waits for the turn, as patiently as is wished; without patience it leaves no trace
+    /// when somebody else has the lock. May be dropped at any await; call [`Self::leave`] then.
     ///
     /// # Errors
-    /// When etcd does not answer within `limit` at first, or refuses.
+    /// When etcd does not answer within `limit` at first, unless it was wished to wait for that too, or
+    /// refuses.
     pub(crate) async fn acquire(
         &self,
         limit: Duration,
         mut tell: impl FnMut(Waiting),
-    ) -> Result<Won, Trouble> {
-        let mut entry = self.enter(limit).await?;
+    ) -> Result<Outcome, Trouble> {
+        let mut at_first = !matches!(self.wish.patience, Patience::For(_));
         loop {
-            if let Some(won) = self.wait(entry, &mut tell).await? {
-                return Ok(won);
-            }
-            tell(Waiting::PlaceLost);
-            entry = loop {
-                match self.enter(limit).await {
-                    Err(trouble) if trouble.kind == Kind::Elsewhere => {
+            let entered = loop {
+                match self.begin(limit).await {
+                    Err(trouble) if !at_first && trouble.kind == Kind::Elsewhere => {
                         tell(Waiting::Trouble(trouble));
+                        sleep(AGAIN).await;
                     }
                     other => break other?,
                 }
             };
+            at_first = false;
+            let entry = match entered {
+                Ok(entry) => entry,
+                Err(outcome) => return Ok(outcome),
+            };
+            if !entry.look.turn.blockers.is_empty() {
+                if self.wish.patience == Patience::None {
+                    self.leave().await;
+                    return self.busy(entry.look.ahead).await;
+                }
+                match self.supersede(&entry, limit).await {
+                    Err(trouble) if trouble.kind == Kind::Elsewhere => {
+                        tell(Waiting::Trouble(trouble));
+                    }
+                    asked => asked?,
+                }
+            }
+            if let Some(outcome) = Vigil::new(self, entry).keep(&mut tell).await? {
+                return Ok(outcome);
+            }
+            self.undo().await;
+            tell(Waiting::PlaceLost);
         }
+    }
+
+    /// Takes a place, unless it is clear that no command of ours is to run now.
+    async fn begin(&self, limit: Duration) -> Result<Result<Entry, Outcome>, Trouble> {
+        if self.wish.once_per.is_some() {
+            let ran = self.ask_etcd(limit, async |etcd| self.places.ran(etcd).await);
+            if let Some(ran) = ran.await? {
+                return Ok(Err(Outcome::Ran(ran)));
+            }
+        }
+        self.enter(limit).await.map(Ok)
+    }
+
+    /// What to say when we have not even got a place in so long a time.
+    pub(crate) fn unreachable(&self, limit: Duration) -> Trouble {
+        self.places.cluster.unreachable(limit)
+    }
+
+    async fn busy(&self, ahead: Ahead) -> Result<Outcome, Trouble> {
+        let cooling = ahead.holder.as_ref().is_some_and(|holder| holder.cooling);
+        if let Some(lease) = ahead.lease.filter(|_| cooling) {
+            let left = self.ask_etcd(LEAVE, async |etcd| self.places.left(etcd, lease).await);
+            // It may have ended since.
+            let left = left.await.unwrap_or_default();
+            return Ok(Outcome::Cooling(ahead, left));
+        }
+        Ok(Outcome::Busy(ahead))
+    }
+
+    /// Asks any endpoint.
+    pub(super) async fn ask_etcd<T>(
+        &self,
+        limit: Duration,
+        ask: impl AsyncFn(Connection) -> Result<T, Trouble>,
+    ) -> Result<T, Trouble> {
+        let answer = self.places.cluster.call(limit, ask).await;
+        answer.map_err(|trouble| self.explain(trouble))
+    }
+
+    /// Asks those before us to go, as far as that is wished.
+    async fn supersede(&self, entry: &Entry, limit: Duration) -> Result<(), Trouble> {
+        let Some(wish) = self.wish.supersede else {
+            return Ok(());
+        };
+        let Places {
+            cluster,
+            queue,
+            record,
+            ..
+        } = &self.places;
+        let token = entry.claim.place.token;
+        let by = record.sentence();
+        self.ask_etcd(limit, async |connection: Connection| {
+            let mut client = connection.client.clone();
+            let before = ask::places(cluster, queue, &mut client, Some(token)).await?;
+            for (standing, holds) in before.iter().zip(holders(&before)) {
+                let to = match (holds, wish) {
+                    (false, _) => AskTo::Yield,
+                    (true, Supersede::Holder) => AskTo::Stop,
+                    (true, Supersede::Waiters) => continue,
+                };
+                let ask = Ask {
+                    to,
+                    by: by.clone(),
+                    why: Some("superseded by a newer request".to_owned()),
+                };
+                ask::ask(cluster, &connection, standing, &ask).await?;
+            }
+            Ok(())
+        })
+        .await
     }
 
     /// Takes a place at the end of the queue.
@@ -150,132 +280,57 @@ impl Contender {
         self.abandoned.borrow_mut().retain(|id| *id != place.lease);
         self.place.set(Some(place));
         // What looked like somebody before us may have been an attempt of our own.
-        if self.clear_up().await && entry.look.predecessor.is_some() {
-            entry.look = self.look_again(place, entry.terms, &mut |_| {}).await?;
+        if self.clear_up().await && !entry.look.turn.blockers.is_empty() {
+            entry.look = self
+                .look_again(place, entry.terms, &[], &mut |_| {})
+                .await?;
         }
+        self.check(&entry.look)?;
         Ok(entry)
     }
 
-    /// Waits until it is our turn and that is proven; `None` when our own place is lost.
-    async fn wait(
-        &self,
-        entry: Entry,
-        tell: &mut impl FnMut(Waiting),
-    ) -> Result<Option<Won>, Trouble> {
-        let Entry {
-            mut claim,
-            terms,
-            sent_at: mut proven_at,
-            mut look,
-        } = entry;
-        // From when on the lock may be used, once nobody is before us.
-        let mut free_at = look.predecessor.is_none().then(|| self.free_at(proven_at));
-        if free_at.is_none() {
-            tell(Waiting::Behind(look.ahead.clone()));
-        }
-        let key = self.places.queue.key(claim.place.lease);
-        let mut session = Session::open(
-            &self.places.cluster,
-            &key,
-            claim.place,
-            terms,
-            look.predecessor.clone().map(|(key, _)| key),
+    /// Whether the lock is used in the way in which we ask for it.
+    pub(super) fn check(&self, look: &Look) -> Result<(), Trouble> {
+        let Some(theirs) = look.misfit else {
+            return Ok(());
+        };
+        let who = look.ahead.holder.as_ref().map(Holder::sentence);
+        let cause = format!(
+            "it is asked for as {}, but it is held as {theirs} by {}",
+            self.wish.mode,
+            who.unwrap_or_default()
         );
-        let seed = claim.place.lease.0.unsigned_abs();
-        let mut heartbeat = Heartbeat::new(terms, proven_at, seed);
-        loop {
-            let now = clock::now();
-            if free_at.is_some_and(|free_at| free_at <= now) {
-                // The command starts on a young proof only: after a slow entry or a long wait we
-                // take another one.
-                if now.since(proven_at) < terms.heartbeat() {
-                    session.follow(None);
-                    return Ok(Some(Won {
-                        claim,
-                        terms,
-                        proven_at,
-                        session,
-                    }));
-                }
-                heartbeat.hurry(now);
-            }
-            if heartbeat.ask(now) {
-                session.renew();
-            }
-            let news = tokio::select! {
-                news = session.news() => Some(news),
-                () = clock::until(heartbeat.due_at()) => None,
-                () = clock::until(free_at.filter(|free_at| now < *free_at)) => None,
-            };
-            match news {
-                None => continue,
-                Some(News::Failed { endpoint, cause }) => {
-                    heartbeat.failed(clock::now());
-                    tell(Waiting::Trouble(Trouble::elsewhere(format!(
-                        "'{endpoint}': {cause}"
-                    ))));
-                    continue;
-                }
-                Some(News::Renewed(renewal)) => match claim.judge(&renewal) {
-                    Verdict::Proven(_) => {
-                        proven_at = renewal.sent_at;
-                        heartbeat.proven(proven_at);
-                        continue;
-                    }
-                    Verdict::Doubtful(_) => {
-                        heartbeat.failed(clock::now());
-                        continue;
-                    }
-                    Verdict::Lost(_) => {}
-                },
-                // One that is told again after it was seen to.
-                Some(News::PredecessorGone) if free_at.is_some() => continue,
-                Some(News::PredecessorGone | News::Lost(_)) => {}
-            }
-            // Somebody's key is gone, maybe ours.
-            let before = look;
-            look = self.look_again(claim.place, terms, tell).await?;
-            if let (Some((_, vanished)), None) = (&before.predecessor, &look.predecessor) {
-                let delay = hand_over(*vanished, look.released, before.grace);
-                if !delay.is_zero() {
-                    self.hand_over_at.set(Some(clock::now() + delay));
-                    tell(Waiting::HandOver(delay));
-                }
-                free_at = Some(self.free_at(clock::now()));
-            }
-            if !look.own {
-                return Ok(None);
-            }
-            claim.highest_revision = claim.highest_revision.max(look.revision);
-            if look.predecessor.is_some() && look.ahead != before.ahead {
-                tell(Waiting::Behind(look.ahead.clone()));
-            }
-            look.grace = look.grace.max(before.grace);
-            session.follow(look.predecessor.clone().map(|(key, _)| key));
-        }
+        Err(Trouble::refused(
+            cause,
+            Some("all who use a lock have to give the same --slots"),
+        ))
     }
 
-    /// From when on a lock may be used that is free `at` this moment.
-    fn free_at(&self, at: Instant) -> Instant {
-        self.hand_over_at
-            .get()
-            .map_or(at, |free_at| free_at.max(at))
+    /// Takes back what was done for a command that does not start.
+    async fn undo(&self) {
+        self.slot.set(None);
+        let leases = [self.cooldown.take(), self.mark.take()];
+        let leases: Vec<LeaseId> = leases.into_iter().flatten().collect();
+        if !leases.is_empty() {
+            self.places.revoke(&leases, LEAVE).await;
+        }
     }
 
     /// The read that decides, tried for as long as we wait at all.
-    async fn look_again(
+    pub(super) async fn look_again(
         &self,
         place: Place,
         terms: Terms,
+        before: &[Standing],
         tell: &mut impl FnMut(Waiting),
     ) -> Result<Look, Trouble> {
         loop {
-            let look = self
-                .places
-                .cluster
-                .call(terms.attempt() * 2, async |connection: Connection| {
-                    self.places.look(connection.client, place).await
-                });
+            let look =
+                self.places
+                    .cluster
+                    .call(terms.attempt() * 2, async |connection: Connection| {
+                        self.places.look(connection.client, place, before).await
+                    });
             let look = look.await;
             match look {
                 Err(trouble) if trouble.kind == Kind::Elsewhere => tell(Waiting::Trouble(trouble)),
@@ -285,10 +340,33 @@ impl Contender {
     }
 
     /// Gives the lock back, after the last process of the command is dead: deletes our key if it is
-    /// still the one that we won with. The success of that comparison proves, without any clock,
-    /// that nobody else held the lock in between.
-    pub(crate) async fn release(&self, limit: Duration) -> Release {
-        self.give_up(limit, true).await
+    /// still the one that we won with, or leaves it to cool down. The success of that comparison proves,
+    /// without any clock, that nobody else held the lock in between.
+    pub(crate) async fn release(&self, limit: Duration, parting: Parting<'_>) -> Release {
+        if let (Some(lease), Parting::Done(result) | Parting::AtOnce(result)) =
+            (self.mark.get(), parting)
+        {
+            let places = &self.places;
+            let told = async |etcd| places.mark_result(etcd, lease, result).await;
+            if let Err(trouble) = self.ask_etcd(limit, told).await {
+                tracing::debug!("the result of the run cannot be kept: {trouble}");
+            }
+            self.mark.set(None);
+        }
+        let cooldown = match parting {
+            Parting::Done(result) => self.cooldown.take().map(|lease| Cooldown {
+                lease,
+                result: Some(result.to_owned()),
+            }),
+            Parting::AtOnce(_) | Parting::Unused => None,
+        };
+        let held = Held {
+            slot: self.slot.get(),
+            cooldown,
+        };
+        let release = self.give_up(limit, Some(held)).await;
+        self.undo().await;
+        release
     }
 
     /// Gives up waiting: removes our place and whatever unfinished attempts may have left.
@@ -297,12 +375,18 @@ impl Contender {
         // waiting until our lease ends.
         let handing_over = self.hand_over_at.get().is_some_and(|at| clock::now() < at);
         if !handing_over {
-            let _ = self.give_up(LEAVE, false).await;
+            // The first one's place may look like that of a command that runs.
+            let held = self.first.get().then(|| Held {
+                slot: self.slot.get(),
+                cooldown: None,
+            });
+            let _ = self.give_up(LEAVE, held).await;
         }
+        self.undo().await;
         self.clear_up().await;
     }
 
-    async fn give_up(&self, limit: Duration, held: bool) -> Release {
+    async fn give_up(&self, limit: Duration, held: Option<Held>) -> Release {
         let Some(place) = self.place.take() else {
             return Release::Confirmed;
         };
@@ -312,7 +396,7 @@ impl Contender {
             .cluster
             .call(limit, async |connection: Connection| {
                 attempts.set(attempts.get() + 1);
-                self.places.give_up(connection, place, held).await
+                self.places.give_up(connection, place, held.as_ref()).await
             });
         let unclear = || Release::Unconfirmed(Trouble::elsewhere("an answer of etcd was lost"));
         match giving_up.await {
@@ -336,7 +420,7 @@ impl Contender {
     }
 
     /// Says what a refusal means here.
-    fn explain(&self, trouble: Trouble) -> Trouble {
+    pub(super) fn explain(&self, trouble: Trouble) -> Trouble {
         if !trouble.cause.contains("permission denied") {
             return trouble;
         }
@@ -351,13 +435,4 @@ impl Contender {
             self.places.queue.namespace_end(),
         ))
     }
-}
-
-/// A random positive id: one that the server picks would be lost with the answer.
-fn random_lease() -> Result<LeaseId, Trouble> {
-    let mut bytes = [0_u8; 8];
-    // Eight bytes come whole, and without waiting once the system is up (getrandom(2)).
-    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())
-        .map_err(|error| Trouble::refused(format!("no random lease id: {error}"), None))?;
-    Ok(LeaseId((i64::from_ne_bytes(bytes) & i64::MAX).max(1)))
 }

@@ -1,13 +1,28 @@
 //! Everything that is said to etcd and understood of its answers; the only room that names its client.
 //! It must not know the command that runs under the lock, nor exit codes.
 
+mod ask;
 mod cluster;
 mod connection;
 pub(crate) mod contend;
+mod look;
+mod marks;
 mod places;
 pub(crate) mod session;
 mod trouble;
+mod vigil;
 
 pub(crate) use cluster::Cluster;
-pub(crate) use places::Ahead;
+pub(crate) use look::Ahead;
 pub(crate) use trouble::Trouble;
+
+use crate::core::lease::LeaseId;
+
+/// A random positive id: one that the server picks would be lost with the answer.
+fn random_lease() -> Result<LeaseId, Trouble> {
+    let mut bytes = [0_u8; 8];
+    // Eight bytes come whole, and without waiting once the system is up (getrandom(2)).
+    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())
+        .map_err(|error| Trouble::refused(format!("no random lease id: {error}"), None))?;
+    Ok(LeaseId((i64::from_ne_bytes(bytes) & i64::MAX).max(1)))
+}

@@ -5,18 +5,21 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use etcd_client::{
-    Client, Compare, CompareOp, GetOptions, KeyValue, LeaseGrantOptions, PutOptions, SortOrder,
-    SortTarget, Txn, TxnOp, TxnOpResponse, TxnResponse,
+    Client, Compare, CompareOp, GetOptions, LeaseGrantOptions, PutOptions, Txn, TxnOp,
+    TxnOpResponse, TxnResponse,
 };
 use tokio::time::timeout;
 
 use super::Cluster;
 use super::connection::Connection;
+use super::look::Look;
 use super::trouble::{Kind, Trouble};
 use crate::clock;
 use crate::core::holder::Holder;
 use crate::core::lease::{Claim, FencingToken, Instant, LeaseId, Place, Terms};
+use crate::core::mode::Mode;
 use crate::core::queue::Queue;
+use crate::whoami;
 
 /// The lead of the grant over the txn that needs it, once it has left: enough for the server to
 /// take them in order (one in thirty is overtaken on a busy machine, and asked once more), and much
@@ -28,15 +31,6 @@ const LINGER: Duration = Duration::from_micros(150);
 /// How often the tasks that lie between a request and the socket get their turn, which is ample.
 const FLUSH: usize = 16;
 
-/// Whom we wait for.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Ahead {
-    /// The holder's record; `None` when it is not one of ours.
-    pub(crate) holder: Option<Holder>,
-    /// How many are before us, the holder among them.
-    pub(crate) count: usize,
-}
-
 /// A place in the queue, just taken.
 pub(super) struct Entry {
     pub(super) claim: Claim,
@@ -46,21 +40,6 @@ pub(super) struct Entry {
     pub(super) look: Look,
 }
 
-/// What one look at the queue has shown.
-#[derive(Default)]
-pub(super) struct Look {
-    /// Our own place is there.
-    pub(super) own: bool,
-    pub(super) revision: i64,
-    /// The place right before ours.
-    pub(super) predecessor: Option<(String, FencingToken)>,
-    /// The longest grace that the holder and the one right before us have announced.
-    pub(super) grace: Option<Duration>,
-    /// What the last holder that released the lock itself has left.
-    pub(super) released: Option<FencingToken>,
-    pub(super) ahead: Ahead,
-}
-
 /// What became of a place that was given up.
 pub(super) enum Given {
     Deleted,
@@ -68,6 +47,21 @@ pub(super) enum Given {
     NotOurs,
     /// It is gone, but whether by us cannot be told.
     Unclear,
+}
+
+/// How the lock was held that is given up.
+pub(super) struct Held {
+    pub(super) slot: Option<u16>,
+    /// The place is to stay taken for as long as this lease lives.
+    pub(super) cooldown: Option<Cooldown>,
+}
+
+/// What keeps a lock taken after its command has ended.
+#[derive(Clone)]
+pub(crate) struct Cooldown {
+    pub(super) lease: LeaseId,
+    /// How the command ended, for people.
+    pub(super) result: Option<String>,
 }
 
 /// Lets what was asked leave, and then a moment pass.
@@ -83,12 +77,21 @@ async fn sent(moment: Duration) {
 pub(super) struct Places {
     pub(super) cluster: Rc<Cluster>,
     pub(super) queue: Queue,
+    pub(super) mode: Mode,
     /// What others are shown of us.
-    pub(super) record: String,
+    pub(super) record: Holder,
     pub(super) terms: Terms,
 }
 
 impl Places {
+    /// Our record as of now.
+    pub(super) fn record_now(&self) -> Holder {
+        Holder {
+            since: whoami::wall_clock(),
+            ..self.record.clone()
+        }
+    }
+
     /// Grants the lease `lease` and takes a place with it.
     pub(super) async fn take(
         &self,
@@ -120,7 +123,9 @@ impl Places {
                 token: FencingToken(header.revision),
                 lease,
             };
-            let txn = self.deletion(place);
+            let txn = Txn::new()
+                .when(self.ours(place))
+                .and_then(self.removal(place, None));
             client.clone().txn(txn).await?;
         }
         let ttl = Duration::from_secs(granted?.ttl().try_into().unwrap_or(0));
@@ -151,7 +156,7 @@ impl Places {
         let txn = Txn::new()
             .when([Compare::create_revision(key.as_str(), CompareOp::Equal, 0)])
             .and_then([
-                TxnOp::put(key, self.record.as_str(), Some(record)),
+                TxnOp::put(key, self.record.to_json(), Some(record)),
                 TxnOp::get(self.queue.prefix(), Some(all)),
             ]);
         Ok(client.txn(txn).await?)
@@ -179,9 +184,9 @@ impl Places {
             .iter()
             .all(|read| !matches!(read, TxnOpResponse::Get(read) if read.count() > 1));
         let look = if alone {
-            Look::default()
+            Look::alone(header.revision)
         } else {
-            self.look(client, place).await?
+            self.look(client, place, &[]).await?
         };
         Ok(Entry {
             claim: Claim {
@@ -195,65 +200,6 @@ impl Places {
         })
     }
 
-    /// One linearizable read of our key, of all places before it, and of what their owners say.
-    pub(super) async fn look(&self, mut client: Client, place: Place) -> Result<Look, Trouble> {
-        let before = |order| {
-            GetOptions::new()
-                .with_range(self.queue.end())
-                .with_sort(SortTarget::Create, order)
-                .with_max_create_revision(place.token.0 - 1)
-        };
-        let read = |options| TxnOp::get(self.queue.prefix(), Some(options));
-        let txn = Txn::new().and_then([
-            TxnOp::get(self.queue.key(place.lease), None),
-            read(before(SortOrder::Ascend).with_keys_only()),
-            read(before(SortOrder::Ascend).with_limit(1)),
-            read(before(SortOrder::Descend).with_limit(1)),
-            TxnOp::get(self.queue.released(), None),
-        ]);
-        let answer = client.txn(txn).await?;
-        let header = self.cluster.observe(answer.header())?;
-        let mut reads = answer.op_responses().into_iter().map(|read| match read {
-            TxnOpResponse::Get(mut read) => read.take_kvs(),
-            _ => Vec::new(),
-        });
-        let mut next = || reads.next().unwrap_or_default();
-        let own = next().first().is_some_and(|key| {
-            key.create_revision() == place.token.0 && key.lease() == place.lease.0
-        });
-        // Keys that are no places stand in nobody's way.
-        let places = next();
-        let is_place = |key: &&KeyValue| self.queue.place(key.key()).is_some();
-        let places: Vec<&KeyValue> = places.iter().filter(is_place).collect();
-        let [oldest, newest] = [next(), next()];
-        let record = |keys: &[KeyValue]| {
-            let key = keys.first().filter(is_place)?;
-            Holder::parse(key.value())
-        };
-        let holder = record(&oldest);
-        let graces = [
-            holder.as_ref().map(Holder::grace),
-            record(&newest).map(|record| record.grace()),
-        ];
-        Ok(Look {
-            own,
-            revision: header.revision,
-            predecessor: places.last().map(|key| {
-                let name = String::from_utf8_lossy(key.key()).into_owned();
-                (name, FencingToken(key.create_revision()))
-            }),
-            grace: graces.into_iter().flatten().max(),
-            released: next().first().and_then(|key| {
-                let token = std::str::from_utf8(key.value()).ok()?.parse().ok()?;
-                Some(FencingToken(token))
-            }),
-            ahead: Ahead {
-                holder,
-                count: places.len(),
-            },
-        })
-    }
-
     /// Deletes our key if it is still the one that we took.
     ///
     /// Who `held` the lock leaves its token for the next one as evidence that nothing of its command
@@ -262,28 +208,34 @@ impl Places {
         &self,
         connection: Connection,
         place: Place,
-        held: bool,
+        held: Option<&Held>,
     ) -> Result<Given, Trouble> {
         let Connection { mut client } = connection;
-        if !held {
-            return self.delete(&mut client, place).await;
+        let Some(held) = held else {
+            return self.delete(&mut client, place, None).await;
+        };
+        if let Some(cooldown) = &held.cooldown {
+            match self.cool(&mut client, place, held.slot, cooldown).await {
+                // It has lasted long enough, by etcd's count.
+                Err(trouble) if trouble.kind == Kind::LeaseNotFound => {}
+                cooled => return cooled,
+            }
         }
-        let key = self.queue.key(place.lease);
         let lease = PutOptions::new().with_lease(place.lease.0);
         let waiting = GetOptions::new()
             .with_range(self.queue.end())
             .with_count_only();
-        let txn = Txn::new().when(self.ours(place)).and_then([
-            TxnOp::delete(key.as_str(), None),
-            TxnOp::put(self.queue.released(), place.token.to_string(), Some(lease)),
-            TxnOp::get(self.queue.prefix(), Some(waiting)),
-        ]);
+        let evidence = self.queue.released(place.lease);
+        let mut parting = self.removal(place, held.slot);
+        parting.push(TxnOp::put(evidence, place.token.to_string(), Some(lease)));
+        parting.push(TxnOp::get(self.queue.prefix(), Some(waiting)));
+        let txn = Txn::new().when(self.ours(place)).and_then(parting);
         let answer = match client.txn(txn).await.map_err(Trouble::from) {
             // Without the evidence, then, and the next one will have to wait: etcd is out of space, or
             // our role is narrower than it should be. The first request that does not fit is refused
             // and carried out all the same (server/etcdserver/apply/quota.go).
             Err(trouble) if trouble.kind == Kind::Refused => {
-                return Ok(match self.delete(&mut client, place).await? {
+                return Ok(match self.delete(&mut client, place, held.slot).await? {
                     Given::NotOurs => Given::Unclear,
                     given => given,
                 });
@@ -302,9 +254,47 @@ impl Places {
         Ok(Given::Deleted)
     }
 
+    /// Leaves our place, and our slot, to another lease, which nobody renews.
+    async fn cool(
+        &self,
+        client: &mut Client,
+        place: Place,
+        slot: Option<u16>,
+        cooldown: &Cooldown,
+    ) -> Result<Given, Trouble> {
+        let under = || Some(PutOptions::new().with_lease(cooldown.lease.0));
+        let record = Holder {
+            slot,
+            cooling: true,
+            result: cooldown.result.clone(),
+            ..self.record_now()
+        };
+        let key = self.queue.key(place.lease);
+        let mut puts = vec![TxnOp::put(key, record.to_json(), under())];
+        puts.extend(
+            slot.map(|slot| TxnOp::put(self.queue.slot(slot), place.token.to_string(), under())),
+        );
+        let txn = Txn::new().when(self.ours(place)).and_then(puts);
+        let answer = client.txn(txn).await?;
+        self.cluster.observe(answer.header())?;
+        if !answer.succeeded() {
+            return Ok(Given::NotOurs);
+        }
+        self.end(client, place.lease).await;
+        Ok(Given::Deleted)
+    }
+
     /// Deletes without a put.
-    async fn delete(&self, client: &mut Client, place: Place) -> Result<Given, Trouble> {
-        let answer = client.txn(self.deletion(place)).await?;
+    async fn delete(
+        &self,
+        client: &mut Client,
+        place: Place,
+        slot: Option<u16>,
+    ) -> Result<Given, Trouble> {
+        let txn = Txn::new()
+            .when(self.ours(place))
+            .and_then(self.removal(place, slot));
+        let answer = client.txn(txn).await?;
         self.cluster.observe(answer.header())?;
         self.end(client, place.lease).await;
         Ok(if answer.succeeded() {
@@ -314,14 +304,17 @@ impl Places {
         })
     }
 
-    fn deletion(&self, place: Place) -> Txn {
-        let key = self.queue.key(place.lease);
-        Txn::new()
-            .when(self.ours(place))
-            .and_then([TxnOp::delete(key, None)])
+    /// What makes room for the next one.
+    fn removal(&self, place: Place, slot: Option<u16>) -> Vec<TxnOp> {
+        let keys = [
+            Some(self.queue.key(place.lease)),
+            slot.map(|slot| self.queue.slot(slot)),
+        ];
+        let delete = |key| TxnOp::delete(key, None);
+        keys.into_iter().flatten().map(delete).collect()
     }
 
-    fn ours(&self, place: Place) -> [Compare; 2] {
+    pub(super) fn ours(&self, place: Place) -> [Compare; 2] {
         let key = self.queue.key(place.lease);
         [
             Compare::create_revision(key.as_str(), CompareOp::Equal, place.token.0),

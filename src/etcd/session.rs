@@ -1,11 +1,13 @@
 //! Keeping a place in the queue: proven renewals of its lease, and a watch on the keys that matter.
 //! It must not know whose turn it is, nor when a renewal is due.
 
+use std::collections::BTreeSet;
 use std::rc::Rc;
 use std::time::Duration;
 
 use etcd_client::{
-    Client, LeaseKeepAliveStream, LeaseKeeper, Txn, TxnOp, TxnOpResponse, WatchOptions, WatchStream,
+    Client, GetOptions, KeyValue, LeaseKeepAliveStream, LeaseKeeper, Txn, TxnOp, TxnOpResponse,
+    WatchOptions, WatchStream,
 };
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
@@ -14,6 +16,7 @@ use tokio::time::{sleep, timeout};
 use super::Cluster;
 use super::trouble::{Kind, Trouble};
 use crate::clock;
+use crate::core::holder::{Ask, Holder};
 use crate::core::lease::{FencingToken, Header, LeaseId, Loss, Place, Renewal, Terms};
 
 /// The pause before a broken watch is opened again.
@@ -31,31 +34,60 @@ pub(crate) enum News {
     Failed { endpoint: String, cause: String },
     /// Our key is gone, or no longer ours.
     Lost(Loss),
-    /// The key that we wait for is gone.
-    PredecessorGone,
+    /// Somebody asks something of us, by our key. Told again for as long as it stands there.
+    Asked(Ask),
+    /// Something has happened to those for whom we wait.
+    Moved,
+}
+
+/// For whom a waiter waits.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) enum Awaited {
+    #[default]
+    Nobody,
+    /// That this place ends or is changed, as it was at this revision.
+    One { key: String, changed: i64 },
+    /// That any of these ends or is changed.
+    Any {
+        /// The queue's first key, and the first one after it.
+        range: (String, String),
+        keys: BTreeSet<String>,
+        /// How many stood before us, whoever they were.
+        count: i64,
+    },
+}
+
+impl Awaited {
+    /// Whether an event at `key` is about one of those who are awaited.
+    fn concerns(&self, key: &[u8]) -> bool {
+        match self {
+            Self::Nobody => false,
+            Self::One { key: awaited, .. } => awaited.as_bytes() == key,
+            Self::Any { keys, .. } => std::str::from_utf8(key).is_ok_and(|key| keys.contains(key)),
+        }
+    }
 }
 
 /// Renews and watches in the background until it is dropped.
 pub(crate) struct Session {
     orders: mpsc::UnboundedSender<()>,
     news: mpsc::UnboundedReceiver<News>,
-    predecessor: watch::Sender<Option<String>>,
+    awaited: watch::Sender<Awaited>,
     _tasks: JoinSet<()>,
 }
 
 impl Session {
-    /// Must be called inside a `tokio::task::LocalSet`. `predecessor` is the key whose end is
-    /// awaited, if any.
-    pub(crate) fn open(
+    /// Must be called inside a `tokio::task::LocalSet`.
+    pub(super) fn open(
         cluster: &Rc<Cluster>,
         key: &str,
         place: Place,
         terms: Terms,
-        predecessor: Option<String>,
+        awaited: Awaited,
     ) -> Self {
         let (orders, ordered) = mpsc::unbounded_channel();
         let (tell, news) = mpsc::unbounded_channel();
-        let (predecessor, awaited) = watch::channel(predecessor);
+        let (follow, awaited) = watch::channel(awaited);
         let subject = Rc::new(Subject {
             cluster: Rc::clone(cluster),
             key: key.to_owned(),
@@ -70,7 +102,7 @@ impl Session {
         Self {
             orders,
             news,
-            predecessor,
+            awaited: follow,
             _tasks: tasks,
         }
     }
@@ -82,9 +114,9 @@ impl Session {
         let _ = self.orders.send(());
     }
 
-    /// Waits for the end of another key from now on, or of none.
-    pub(crate) fn follow(&self, predecessor: Option<String>) {
-        self.predecessor.send_replace(predecessor);
+    /// Waits for others from now on.
+    pub(super) fn follow(&self, awaited: Awaited) {
+        self.awaited.send_replace(awaited);
     }
 
     /// The next news; cancel-safe.
@@ -121,29 +153,71 @@ impl Subject {
         self.moved.send_replace(());
     }
 
-    /// One linearizable read of our key and, while waiting, of the predecessor's.
+    /// One linearizable read of our key and, while waiting, of those who are awaited.
     async fn read(
         &self,
         client: &mut Client,
-        predecessor: Option<&str>,
+        awaited: &Awaited,
     ) -> Result<(Header, Option<Place>), Trouble> {
-        let mut keys = vec![TxnOp::get(self.key.as_str(), None)];
-        keys.extend(predecessor.map(|key| TxnOp::get(key, None)));
+        let mut reads = vec![TxnOp::get(self.key.as_str(), None)];
+        reads.extend(self.others(awaited));
         // A transaction that only reads is linearizable (server/etcdserver/v3_server.go Txn).
-        let answer = client.txn(Txn::new().and_then(keys)).await?;
+        let answer = client.txn(Txn::new().and_then(reads)).await?;
         let header = self.cluster.observe(answer.header())?;
         let mut reads = answer.op_responses().into_iter().map(|read| match read {
-            TxnOpResponse::Get(read) => read.kvs().first().map(|key| Place {
-                token: FencingToken(key.create_revision()),
-                lease: LeaseId(key.lease()),
-            }),
+            TxnOpResponse::Get(read) => Some(read),
             _ => None,
         });
-        let own = reads.next().flatten();
-        if predecessor.is_some() && reads.next().flatten().is_none() {
-            self.tell(News::PredecessorGone);
+        let own = reads
+            .next()
+            .flatten()
+            .and_then(|mut read| read.take_kvs().pop());
+        if let Some(own) = &own {
+            self.listen(own);
         }
-        Ok((header, own))
+        let others = reads.next().flatten();
+        let moved = others.is_some_and(|others| match awaited {
+            Awaited::Nobody => false,
+            Awaited::One { changed, .. } => {
+                let latest = others.kvs().first().map(KeyValue::mod_revision);
+                latest != Some(*changed)
+            }
+            Awaited::Any { count, .. } => others.count() != *count,
+        });
+        if moved {
+            self.tell(News::Moved);
+        }
+        let place = own.map(|own| Place {
+            token: FencingToken(own.create_revision()),
+            lease: LeaseId(own.lease()),
+        });
+        Ok((header, place))
+    }
+
+    /// The read that shows whether those who are awaited have moved.
+    fn others(&self, awaited: &Awaited) -> Option<TxnOp> {
+        match awaited {
+            Awaited::Nobody => None,
+            Awaited::One { key, .. } => Some(TxnOp::get(
+                key.as_str(),
+                Some(GetOptions::new().with_keys_only()),
+            )),
+            Awaited::Any { range, .. } => {
+                let before = GetOptions::new()
+                    .with_range(range.1.as_str())
+                    .with_max_create_revision(self.place.token.0 - 1)
+                    .with_count_only();
+                Some(TxnOp::get(range.0.as_str(), Some(before)))
+            }
+        }
+    }
+
+    /// Reads what our own key has to say to us.
+    fn listen(&self, own: &KeyValue) {
+        let record = Holder::parse(own.value());
+        if let Some(ask) = record.and_then(|record| record.asked) {
+            self.tell(News::Asked(ask));
+        }
     }
 }
 
@@ -159,13 +233,13 @@ struct Keeping {
 async fn renew(
     subject: Rc<Subject>,
     mut ordered: mpsc::UnboundedReceiver<()>,
-    awaited: watch::Receiver<Option<String>>,
+    awaited: watch::Receiver<Awaited>,
 ) {
     let mut keeping = None;
     while ordered.recv().await.is_some() {
         let index = subject.cluster.current();
-        let predecessor = awaited.borrow().clone();
-        let attempt = attempt(&subject, &mut keeping, index, predecessor.as_deref()).await;
+        let awaited = awaited.borrow().clone();
+        let attempt = attempt(&subject, &mut keeping, index, &awaited).await;
         match attempt {
             Ok(renewal) => subject.tell(News::Renewed(renewal)),
             Err(trouble) => {
@@ -185,7 +259,7 @@ async fn attempt(
     subject: &Subject,
     keeping: &mut Option<Keeping>,
     index: usize,
-    predecessor: Option<&str>,
+    awaited: &Awaited,
 ) -> Result<Renewal, Trouble> {
     let limit = subject.terms.attempt();
     let connection = subject.cluster.connection(index, limit).await?;
@@ -201,7 +275,7 @@ async fn attempt(
         let Some(opened) = opened else {
             // Suspicion, not loss: a lagging or deposed leader says so too. The read decides.
             let sent_at = clock::now();
-            let read = within(limit, subject.read(&mut client, predecessor)).await?;
+            let read = within(limit, subject.read(&mut client, awaited)).await?;
             return Ok(Renewal {
                 sent_at,
                 keepalive: None,
@@ -213,7 +287,7 @@ async fn attempt(
     let Some(kept) = keeping else {
         return Err(Trouble::elsewhere("no keepalive stream"));
     };
-    within(limit, ask(subject, kept, predecessor)).await
+    within(limit, ask(subject, kept, awaited)).await
 }
 
 /// Bounds a request; who has not answered by then is given up.
@@ -247,11 +321,7 @@ async fn open(
 }
 
 /// The keepalive, and only after its answer the read: see `core::lease::Claim::judge`.
-async fn ask(
-    subject: &Subject,
-    kept: &mut Keeping,
-    predecessor: Option<&str>,
-) -> Result<Renewal, Trouble> {
+async fn ask(subject: &Subject, kept: &mut Keeping, awaited: &Awaited) -> Result<Renewal, Trouble> {
     let sent_at = clock::now();
     kept.keeper.keep_alive().await?;
     let answer = kept.answers.message().await?;
@@ -261,7 +331,7 @@ async fn ask(
     }
     let header = subject.cluster.observe(answer.header())?;
     let left = Duration::from_secs(answer.ttl().try_into().unwrap_or(0));
-    let read = subject.read(&mut kept.client, predecessor).await?;
+    let read = subject.read(&mut kept.client, awaited).await?;
     Ok(Renewal {
         sent_at,
         keepalive: Some((header, left)),
@@ -269,17 +339,17 @@ async fn ask(
     })
 }
 
-/// Watches our key and the predecessor's, and opens the watch again whenever anything is unclear.
-async fn observe(subject: Rc<Subject>, mut awaited: watch::Receiver<Option<String>>) {
+/// Watches our key and those who are awaited, and opens the watch again whenever anything is unclear.
+async fn observe(subject: Rc<Subject>, mut awaited: watch::Receiver<Awaited>) {
     let mut moved = subject.moved.subscribe();
-    if awaited.borrow().is_none() {
+    if *awaited.borrow() == Awaited::Nobody {
         sleep(SETTLE).await;
     }
     loop {
-        let predecessor = awaited.borrow_and_update().clone();
+        let others = awaited.borrow_and_update().clone();
         let _ = moved.borrow_and_update();
         tokio::select! {
-            watched = watch_once(&subject, predecessor.as_deref()) => {
+            watched = watch_once(&subject, &others) => {
                 if let Err(trouble) = watched {
                     tracing::debug!("the watch broke: {trouble}");
                 }
@@ -291,11 +361,11 @@ async fn observe(subject: Rc<Subject>, mut awaited: watch::Receiver<Option<Strin
     }
 }
 
-async fn watch_once(subject: &Subject, predecessor: Option<&str>) -> Result<(), Trouble> {
+async fn watch_once(subject: &Subject, awaited: &Awaited) -> Result<(), Trouble> {
     let index = subject.cluster.current();
     let limit = subject.terms.attempt();
     let connection = subject.cluster.connection(index, limit).await?;
-    let opening = open_watch(subject, connection.client, predecessor);
+    let opening = open_watch(subject, connection.client, awaited);
     let mut stream = within(limit, opening).await?;
     // Unbounded on purpose: silence is what a watch says while nothing happens. The renewals
     // find out when the endpoint is dead, and read the same keys.
@@ -309,13 +379,15 @@ async fn watch_once(subject: &Subject, predecessor: Option<&str>) -> Result<(), 
             // event that leaves no version (mvccpb/kv.proto).
             let deleted = key.version() == 0;
             if key.key() != subject.key.as_bytes() {
-                if deleted {
-                    subject.tell(News::PredecessorGone);
+                if awaited.concerns(key.key()) {
+                    subject.tell(News::Moved);
                 }
             } else if deleted {
                 subject.tell(News::Lost(Loss::KeyGone));
             } else if key.lease() != subject.place.lease.0 {
                 subject.tell(News::Lost(Loss::KeyTaken));
+            } else {
+                subject.listen(key);
             }
         }
     }
@@ -327,9 +399,9 @@ async fn watch_once(subject: &Subject, predecessor: Option<&str>) -> Result<(), 
 async fn open_watch(
     subject: &Subject,
     mut client: Client,
-    predecessor: Option<&str>,
+    awaited: &Awaited,
 ) -> Result<WatchStream, Trouble> {
-    let (header, own) = subject.read(&mut client, predecessor).await?;
+    let (header, own) = subject.read(&mut client, awaited).await?;
     if header.revision >= subject.place.token.0 {
         match own {
             None => subject.tell(News::Lost(Loss::KeyGone)),
@@ -339,8 +411,13 @@ async fn open_watch(
     }
     let from = || Some(WatchOptions::new().with_start_revision(header.revision + 1));
     let mut stream = client.watch(subject.key.as_str(), from()).await?;
-    if let Some(predecessor) = predecessor {
-        stream.watch(predecessor, from()).await?;
+    match awaited {
+        Awaited::Nobody => {}
+        Awaited::One { key, .. } => stream.watch(key.as_str(), from()).await?,
+        Awaited::Any { range, .. } => {
+            let all = from().map(|from| from.with_range(range.1.as_str()));
+            stream.watch(range.0.as_str(), all).await?;
+        }
     }
     Ok(stream)
 }

@@ -1,0 +1,296 @@
+//! The words about a lock that `run` and `hold` have in common, their limits, and what they mean together.
+//! It must not know how a lock is taken, nor what is done under it.
+
+use std::ffi::{OsStr, OsString};
+use std::time::Duration;
+
+use anyhow::anyhow;
+use clap::{Args, ValueHint};
+
+use super::{duration, signal};
+use crate::config::layers::{Found, Layers};
+use crate::core::lease::Terms;
+use crate::core::mode::{Mode, Patience, Supersede, Wish};
+use crate::core::name::LockName;
+use crate::core::text::span;
+use crate::exit::{self, Failure, OrFail};
+
+const TTL: Duration = Duration::from_secs(30);
+/// Below it a renewal, its second try and the margins of `core::lease` do not fit any more.
+const SHORTEST_TTL: Duration = Duration::from_secs(5);
+const LONGEST_TTL: Duration = Duration::from_hours(24);
+
+/// The words.
+#[derive(Args, Debug)]
+#[group(skip)]
+pub(crate) struct Words {
+    /// If the lock is busy, end at once
+    #[arg(short, long)]
+    no_wait: bool,
+
+    /// If the lock is busy, wait no longer than this; 0 is --no-wait
+    ///
+    /// Without --wait and --no-wait dlock waits for as long as it takes.
+    #[arg(short, long, value_name = "DURATION", value_hint = ValueHint::Other, allow_negative_numbers = true)]
+    wait: Option<OsString>,
+
+    /// Exit status for a busy lock, 0 to 255; default 75
+    #[arg(short = 'E', long, value_name = "STATUS", value_hint = ValueHint::Other, allow_negative_numbers = true)]
+    conflict_exit_code: Option<OsString>,
+
+    /// How long etcd keeps the lock for a dlock that it cannot hear; default 30s
+    ///
+    /// Whole seconds, 5s to 24h. A shorter one frees the lock sooner after a crash, a longer one survives
+    /// longer outages of etcd.
+    #[arg(long, value_name = "DURATION", value_hint = ValueHint::Other, allow_negative_numbers = true)]
+    ttl: Option<OsString>,
+
+    /// How long the command may take to end when it is told to, before it is killed
+    ///
+    /// Default: 5s, or a fifth of the TTL if that is less. At most half of the TTL less half a second, so that
+    /// two renewals may fail before the command has to be told.
+    #[arg(short, long, value_name = "DURATION", value_hint = ValueHint::Other, allow_negative_numbers = true)]
+    kill_after: Option<OsString>,
+
+    /// Signal that tells the command to end; default TERM
+    #[arg(long, value_name = "SIGNAL", value_hint = ValueHint::Other, allow_negative_numbers = true)]
+    signal: Option<OsString>,
+
+    /// Hold the lock beside others that share it, but not beside those that do not
+    ///
+    /// In the order in which all of them came: a later reader does not overtake a waiting writer.
+    #[arg(short, long)]
+    shared: bool,
+
+    /// Let so many hold the lock at once, 1 to 1000
+    ///
+    /// All who use the lock have to give the same number. The command finds the number of its slot, from 0
+    /// on, in `DLOCK_SLOT`.
+    #[arg(long, value_name = "N", value_hint = ValueHint::Other, allow_negative_numbers = true)]
+    slots: Option<OsString>,
+
+    /// Keep the lock at least for so long, counted by etcd from the moment that it was taken
+    ///
+    /// Also when the command has ended before, and dlock with it: then the lock cools down. Whole seconds.
+    #[arg(long, value_name = "DURATION", value_hint = ValueHint::Other, allow_negative_numbers = true)]
+    min_hold: Option<OsString>,
+
+    /// Stop the command after so long, then end with status 124
+    ///
+    /// The lock is held until the last of its processes is dead.
+    #[arg(long, value_name = "DURATION", value_hint = ValueHint::Other, allow_negative_numbers = true)]
+    max_hold: Option<OsString>,
+
+    /// Start at most once in this time on all hosts together, counted by etcd
+    ///
+    /// Who comes later ends with --conflict-exit-code and says who ran, when and how it ended. Whole seconds.
+    #[arg(long, value_name = "DURATION", value_hint = ValueHint::Other, allow_negative_numbers = true)]
+    once_per: Option<OsString>,
+
+    /// Send away those who wait already: the newest request wins
+    ///
+    /// waiters (the default): they end with their --conflict-exit-code. holder: the holder is asked to stop,
+    /// too; it stops its command, releases the lock and ends with 121.
+    #[arg(
+        long,
+        value_name = "WHOM",
+        value_parser = ["waiters", "holder"],
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "waiters",
+        hide_possible_values = true
+    )]
+    supersede: Option<String>,
+
+    /// Text that others see while they wait for the lock
+    #[arg(long, value_name = "TEXT", value_hint = ValueHint::Other)]
+    note: Option<OsString>,
+}
+
+/// What the words mean.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Options {
+    /// Exit status for a busy lock.
+    pub(crate) conflict: u8,
+    pub(crate) ttl: Duration,
+    /// Time between the stop signal and SIGKILL.
+    pub(crate) grace: Duration,
+    /// The stop signal.
+    pub(crate) signal: i32,
+    pub(crate) note: Option<String>,
+    pub(crate) wish: Wish,
+    /// How long the command may run.
+    pub(crate) max_hold: Option<Duration>,
+}
+
+/// Reads a lock's name.
+pub(crate) fn name(text: &OsStr) -> Result<LockName, Failure> {
+    let name = text.to_str().ok_or_else(|| {
+        anyhow!(
+            "cannot use the lock name '{}': it is not UTF-8 text",
+            text.display()
+        )
+    })?;
+    let name = name
+        .parse::<LockName>()
+        .map_err(|error| anyhow!("cannot use the lock name {name:?}: {error}"))?;
+    Ok(name)
+}
+
+impl Words {
+    /// Puts the words together with the variables, the file and the defaults.
+    pub(crate) fn resolve(self, layers: &Layers) -> Result<Options, Failure> {
+        let patience = patience(layers, self.no_wait, self.wait.as_deref())?;
+        let (ttl, grace) = times(layers, self.ttl.as_deref(), self.kill_after.as_deref())?;
+        let find = |flag: Option<&OsStr>, option| layers.find(flag, option);
+        let conflict = find(self.conflict_exit_code.as_deref(), "conflict-exit-code")
+            .map(|found| found.parse(status))
+            .transpose()?;
+        let signal = find(self.signal.as_deref(), "signal")
+            .map(|found| found.parse(signal::parse))
+            .transpose()?;
+        let note = find(self.note.as_deref(), "note")
+            .map(|found| found.parse(|text| Ok(text.to_owned())))
+            .transpose()?;
+        let max_hold = find(self.max_hold.as_deref(), "max-hold")
+            .map(|found| found.parse(some_time))
+            .transpose()?;
+        let wish = self.wish(layers, patience)?;
+        Ok(Options {
+            conflict: conflict.unwrap_or(exit::BUSY),
+            ttl,
+            grace,
+            signal: signal.unwrap_or(signal_hook::consts::SIGTERM),
+            note: note.filter(|note| !note.is_empty()),
+            wish,
+            max_hold,
+        })
+    }
+
+    fn wish(&self, layers: &Layers, patience: Patience) -> Result<Wish, Failure> {
+        let shared = layers.switch(self.shared, "shared")?;
+        let slots = layers.find(self.slots.as_deref(), "slots");
+        let mode = match Found::stronger(shared, slots)? {
+            Some(found) if found.option == "shared" => Mode::Shared,
+            Some(found) => Mode::Slots(found.parse(slots_number)?),
+            None => Mode::Exclusive,
+        };
+        let whole = |flag: Option<&OsStr>, option| {
+            let found = layers.find(flag, option);
+            found.map(|found| found.parse(whole_time)).transpose()
+        };
+        let supersede = layers.find(self.supersede.as_deref().map(OsStr::new), "supersede");
+        if let Some(found) = &supersede {
+            let why = match (patience, mode) {
+                (Patience::None, _) => Some("--no-wait: who does not wait has nobody to send away"),
+                (_, Mode::Shared) => Some("--shared: readers do not stand in each other's way"),
+                _ => None,
+            };
+            if let Some(why) = why {
+                return Err(anyhow!("cannot use {} together with {why}", found.place()).into());
+            }
+        }
+        Ok(Wish {
+            mode,
+            patience,
+            min_hold: whole(self.min_hold.as_deref(), "min-hold")?,
+            once_per: whole(self.once_per.as_deref(), "once-per")?,
+            supersede: supersede.map(|found| found.parse(whom)).transpose()?,
+        })
+    }
+}
+
+fn patience(layers: &Layers, no_wait: bool, wait: Option<&OsStr>) -> Result<Patience, Failure> {
+    let no_wait = layers.switch(no_wait, "no-wait")?;
+    let wait = layers.find(wait, "wait");
+    match Found::stronger(no_wait, wait)? {
+        Some(found) if found.option == "no-wait" => Ok(Patience::None),
+        Some(found) => Ok(match found.parse(duration::parse)? {
+            Duration::ZERO => Patience::None,
+            limit => Patience::For(limit),
+        }),
+        None => Ok(Patience::Endless),
+    }
+}
+
+/// TTL and grace, which limit each other.
+fn times(
+    layers: &Layers,
+    ttl: Option<&OsStr>,
+    kill_after: Option<&OsStr>,
+) -> Result<(Duration, Duration), Failure> {
+    let ttl = layers
+        .find(ttl, "ttl")
+        .map(|found| found.parse(whole_ttl))
+        .transpose()?
+        .unwrap_or(TTL);
+    let Some(found) = layers.find(kill_after, "kill-after") else {
+        return Ok((ttl, Terms::default_grace(ttl)));
+    };
+    let grace = found.parse(duration::parse)?;
+    let longest = Terms::longest_grace(ttl);
+    if grace > longest {
+        let fitting = (grace + Duration::from_millis(500)) * 2;
+        return Err(anyhow!(
+            "cannot use {found} with a TTL of {}: at most {} leaves room for two renewals",
+            span(ttl),
+            span(longest)
+        ))
+        .or_hint(format!(
+            "it would need --ttl {}s or more",
+            fitting.as_millis().div_ceil(1000)
+        ));
+    }
+    Ok((ttl, grace))
+}
+
+fn whole_ttl(text: &str) -> Result<Duration, String> {
+    let ttl = duration::parse(text)?;
+    if !(SHORTEST_TTL..=LONGEST_TTL).contains(&ttl) {
+        return Err("a TTL has 5s to 24h".to_owned());
+    }
+    if ttl.subsec_nanos() != 0 {
+        return Err("etcd counts a TTL in whole seconds".to_owned());
+    }
+    Ok(ttl)
+}
+
+fn status(text: &str) -> Result<u8, String> {
+    let digits = text.bytes().all(|byte| byte.is_ascii_digit());
+    text.parse()
+        .ok()
+        .filter(|_| digits)
+        .ok_or_else(|| "an exit status is a number from 0 to 255".to_owned())
+}
+
+fn slots_number(text: &str) -> Result<u16, String> {
+    let slots = text.parse().ok();
+    slots
+        .filter(|slots| (1..=Mode::MOST_SLOTS).contains(slots) && !text.starts_with('+'))
+        .ok_or_else(|| format!("expected a number from 1 to {}", Mode::MOST_SLOTS))
+}
+
+fn some_time(text: &str) -> Result<Duration, String> {
+    let time = duration::parse(text)?;
+    if time.is_zero() {
+        return Err("expected more than 0".to_owned());
+    }
+    Ok(time)
+}
+
+/// For a lease.
+fn whole_time(text: &str) -> Result<Duration, String> {
+    let time = some_time(text)?;
+    if time.subsec_nanos() != 0 {
+        return Err("etcd counts it in whole seconds".to_owned());
+    }
+    Ok(time)
+}
+
+fn whom(text: &str) -> Result<Supersede, String> {
+    match text {
+        "waiters" => Ok(Supersede::Waiters),
+        "holder" => Ok(Supersede::Holder),
+        _ => Err("expected waiters or holder".to_owned()),
+    }
+}

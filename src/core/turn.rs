@@ -1,0 +1,375 @@
+//! Whose turn it is among those who stand in a lock's queue, and for whom the others wait.
+//! It must not know keys' form, nor how the queue is read.
+
+use std::time::Duration;
+
+use super::holder::Holder;
+use super::lease::{FencingToken, LeaseId};
+use super::mode::Mode;
+
+/// A place in the queue as others see it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Standing {
+    pub key: String,
+    pub token: FencingToken,
+    pub lease: LeaseId,
+    /// The revision of its latest change.
+    pub changed: i64,
+    /// `None` for clients that are not dlock: those want the lock for themselves.
+    pub record: Option<Holder>,
+}
+
+impl Standing {
+    /// How its owner wants the lock.
+    pub fn mode(&self) -> Mode {
+        let mode = self.record.as_ref().and_then(Holder::mode);
+        mode.unwrap_or(Mode::Exclusive)
+    }
+
+    /// Whether its owner has one of the slots.
+    pub fn has_slot(&self) -> bool {
+        let slot = self.record.as_ref().and_then(|record| record.slot);
+        slot.is_some()
+    }
+
+    /// How long the command of its owner may need to end; `None` for clients that do not say, and
+    /// where no command runs any more.
+    pub fn grace(&self) -> Option<Duration> {
+        let record = self.record.as_ref()?;
+        (!record.cooling).then(|| record.grace())
+    }
+}
+
+/// What a contender has learnt of those before it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Turn {
+    /// Those whose end, or change, is awaited; nobody: it is our turn.
+    pub blockers: Vec<Standing>,
+    /// All who were seen, and how they want the lock.
+    pub present: Vec<(FencingToken, Mode)>,
+}
+
+impl Turn {
+    /// Whether one that is gone now may have had the lock: with somebody there whom it had to wait for,
+    /// it was a waiter that gave up.
+    pub fn may_have_held(&self, gone: &Standing) -> bool {
+        let mut before = self.present.iter().filter(|(token, _)| *token < gone.token);
+        match gone.mode() {
+            Mode::Exclusive => before.next().is_none(),
+            Mode::Shared => before.all(|(_, mode)| *mode == Mode::Shared),
+            Mode::Slots(slots) => gone.has_slot() || before.count() < slots.into(),
+        }
+    }
+}
+
+/// Looks at those before a contender, from the nearest to the farthest, for as long as it takes.
+///
+/// - An exclusive request waits for the one right before it, or for all of the readers there.
+/// - A shared one waits for the nearest that is not shared: a writer is not starved by later readers.
+/// - One for a slot waits for the one right before it to get its slot; if it is the first that waits,
+///   for the end of any holder. So each release wakes one. Clients without slots come first.
+#[derive(Debug)]
+pub struct Scan {
+    mode: Mode,
+    seen: Vec<Standing>,
+}
+
+impl Scan {
+    /// For a contender that asks in this way.
+    pub fn new(mode: Mode) -> Self {
+        Self {
+            mode,
+            seen: Vec::new(),
+        }
+    }
+
+    /// Takes the next one; answers whether there is more to learn.
+    pub fn see(&mut self, standing: Standing) -> bool {
+        let mode = standing.mode();
+        self.seen.push(standing);
+        match self.mode {
+            Mode::Exclusive | Mode::Shared => mode == Mode::Shared,
+            Mode::Slots(slots) => {
+                self.seen.len() < slots.into() || self.seen.first().is_some_and(Standing::has_slot)
+            }
+        }
+    }
+
+    /// What follows.
+    pub fn turn(self) -> Turn {
+        let Self { mode, mut seen } = self;
+        let present = seen.iter().map(|one| (one.token, one.mode())).collect();
+        let blockers = match mode {
+            Mode::Exclusive => {
+                let readers = seen.iter().take_while(|one| one.mode() == Mode::Shared);
+                let readers = readers.count();
+                seen.truncate(readers.max(1));
+                seen
+            }
+            Mode::Shared => {
+                seen.retain(|standing| standing.mode() != Mode::Shared);
+                seen
+            }
+            Mode::Slots(slots) => {
+                let stranger = seen
+                    .iter()
+                    .position(|standing| !standing.mode().fits(mode) || standing.record.is_none());
+                if let Some(stranger) = stranger {
+                    vec![seen.swap_remove(stranger)]
+                } else if seen.len() < slots.into() {
+                    Vec::new()
+                } else {
+                    if !seen[0].has_slot() {
+                        seen.truncate(1);
+                    }
+                    seen
+                }
+            }
+        };
+        Turn { blockers, present }
+    }
+}
+
+/// Which of the places of a whole queue, from the oldest on, have the lock.
+pub fn holders(queue: &[Standing]) -> Vec<bool> {
+    let mut all_shared = true;
+    let holds = queue.iter().enumerate().map(|(position, standing)| {
+        let mode = standing.mode();
+        all_shared &= mode == Mode::Shared;
+        match mode {
+            Mode::Exclusive => position == 0,
+            Mode::Shared => all_shared,
+            Mode::Slots(_) => standing.has_slot(),
+        }
+    });
+    holds.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn standing(token: i64, mode: Option<Mode>, slot: bool) -> Standing {
+        Standing {
+            key: format!("k{token}"),
+            token: FencingToken(token),
+            lease: LeaseId(token),
+            changed: token,
+            record: mode.map(|mode| Holder {
+                slot: slot.then_some(0),
+                ..Holder::new(mode, Duration::from_secs(5))
+            }),
+        }
+    }
+
+    /// The tokens of those for whom somebody waits behind `before`, who are given from the oldest on.
+    fn waits_for(mode: Mode, before: &[(Option<Mode>, bool)]) -> Vec<i64> {
+        let mut scan = Scan::new(mode);
+        for (token, (mode, slot)) in (1..).zip(before).collect::<Vec<_>>().into_iter().rev() {
+            if !scan.see(standing(token, *mode, *slot)) {
+                break;
+            }
+        }
+        let tokens = scan.turn().blockers;
+        tokens.iter().map(|standing| standing.token.0).collect()
+    }
+
+    const WRITER: (Option<Mode>, bool) = (Some(Mode::Exclusive), false);
+    const READER: (Option<Mode>, bool) = (Some(Mode::Shared), false);
+    const OTHER: (Option<Mode>, bool) = (None, false);
+    const INSIDE: (Option<Mode>, bool) = (Some(Mode::Slots(2)), true);
+    const WAITING: (Option<Mode>, bool) = (Some(Mode::Slots(2)), false);
+
+    #[test]
+    fn a_writer_waits_for_the_one_before_it_or_for_all_readers_there() {
+        assert!(waits_for(Mode::Exclusive, &[]).is_empty());
+        assert_eq!(waits_for(Mode::Exclusive, &[WRITER, WRITER]), [2]);
+        assert_eq!(
+            waits_for(Mode::Exclusive, &[WRITER, READER, READER]),
+            [3, 2]
+        );
+        assert_eq!(waits_for(Mode::Exclusive, &[READER, OTHER]), [2]);
+    }
+
+    #[test]
+    fn a_reader_waits_for_the_nearest_writer() {
+        assert!(waits_for(Mode::Shared, &[READER, READER]).is_empty());
+        assert_eq!(waits_for(Mode::Shared, &[WRITER, WRITER, READER]), [2]);
+        assert_eq!(waits_for(Mode::Shared, &[OTHER, READER, READER]), [1]);
+    }
+
+    #[test]
+    fn one_for_a_slot_waits_for_the_waiter_before_it_or_for_any_holder() {
+        let two = Mode::Slots(2);
+        assert!(waits_for(two, &[INSIDE]).is_empty());
+        assert!(waits_for(two, &[WAITING]).is_empty());
+        assert_eq!(waits_for(two, &[INSIDE, INSIDE]), [2, 1]);
+        assert_eq!(waits_for(two, &[INSIDE, INSIDE, WAITING]), [3]);
+        assert_eq!(waits_for(two, &[INSIDE, WAITING]), [2]);
+        assert_eq!(waits_for(two, &[OTHER]), [1]);
+        assert_eq!(waits_for(two, &[INSIDE, OTHER]), [2]);
+        assert_eq!(waits_for(two, &[(Some(Mode::Slots(3)), true)]), [1]);
+    }
+
+    #[test]
+    fn one_that_stood_behind_others_cannot_have_held_the_lock() {
+        let turn = |present: &[(i64, Mode)]| Turn {
+            blockers: Vec::new(),
+            present: present
+                .iter()
+                .map(|(token, mode)| (FencingToken(*token), *mode))
+                .collect(),
+        };
+        let (writer, reader) = (Mode::Exclusive, Mode::Shared);
+        let gone = |mode| standing(5, Some(mode), false);
+        assert!(turn(&[]).may_have_held(&gone(writer)));
+        assert!(turn(&[(6, writer)]).may_have_held(&gone(writer)));
+        assert!(!turn(&[(4, reader)]).may_have_held(&gone(writer)));
+        assert!(turn(&[(4, reader)]).may_have_held(&gone(reader)));
+        assert!(!turn(&[(4, reader), (3, writer)]).may_have_held(&gone(reader)));
+        let two = Mode::Slots(2);
+        assert!(turn(&[(4, two)]).may_have_held(&gone(two)));
+        assert!(!turn(&[(4, two), (3, two)]).may_have_held(&gone(two)));
+        let inside = standing(5, Some(two), true);
+        assert!(turn(&[(4, two), (3, two)]).may_have_held(&inside));
+    }
+
+    #[test]
+    fn who_holds_the_lock_shows_in_the_queue() {
+        let holds = |queue: &[(Option<Mode>, bool)]| {
+            let queue: Vec<Standing> = (1..)
+                .zip(queue)
+                .map(|(token, (mode, slot))| standing(token, *mode, *slot))
+                .collect();
+            holders(&queue)
+        };
+        assert_eq!(holds(&[OTHER, WRITER, READER]), [true, false, false]);
+        assert_eq!(
+            holds(&[READER, READER, WRITER, READER]),
+            [true, true, false, false]
+        );
+        assert_eq!(holds(&[INSIDE, INSIDE, WAITING]), [true, true, false]);
+        assert!(holds(&[]).is_empty());
+    }
+
+    /// A queue in which everybody looks only when one of those that it waits for moves.
+    #[derive(Default)]
+    struct Line {
+        places: BTreeMap<i64, (Option<Mode>, bool)>,
+        waiting: BTreeMap<i64, Vec<i64>>,
+        holding: Vec<i64>,
+        next: i64,
+    }
+
+    impl Line {
+        fn look(&mut self, token: i64) {
+            // Clients that are not dlock wait for all before them.
+            let (mode, _) = self.places[&token];
+            let before: Vec<_> = self.places.range(..token).map(|(_, one)| *one).collect();
+            let tokens: Vec<i64> = self
+                .places
+                .range(..token)
+                .map(|(token, _)| *token)
+                .collect();
+            let blockers = match mode {
+                None => tokens.last().copied().into_iter().collect(),
+                Some(mode) => waits_for(mode, &before)
+                    .into_iter()
+                    .map(|position| tokens[usize::try_from(position).unwrap() - 1])
+                    .collect::<Vec<_>>(),
+            };
+            if blockers.is_empty() {
+                self.waiting.remove(&token);
+                self.holding.push(token);
+                if let Some(Mode::Slots(_)) = mode {
+                    self.places.insert(token, (mode, true));
+                    self.wake(token);
+                }
+            } else {
+                self.waiting.insert(token, blockers);
+            }
+        }
+
+        fn wake(&mut self, moved: i64) {
+            let woken = self
+                .waiting
+                .iter()
+                .filter(|(_, blockers)| blockers.contains(&moved));
+            for token in woken.map(|(token, _)| *token).collect::<Vec<_>>() {
+                self.look(token);
+            }
+        }
+
+        fn enter(&mut self, mode: Option<Mode>) {
+            self.next += 1;
+            self.places.insert(self.next, (mode, false));
+            self.look(self.next);
+        }
+
+        fn leave(&mut self, token: i64) {
+            self.places.remove(&token);
+            self.waiting.remove(&token);
+            self.holding.retain(|holder| *holder != token);
+            self.wake(token);
+        }
+
+        fn check(&self) {
+            let modes: Vec<Option<Mode>> = self
+                .holding
+                .iter()
+                .map(|token| self.places[token].0)
+                .collect();
+            let fit = match modes.iter().flatten().next() {
+                Some(Mode::Shared) => modes.iter().all(|mode| *mode == Some(Mode::Shared)),
+                Some(Mode::Slots(slots)) => {
+                    modes.len() <= usize::from(*slots) && modes.iter().all(|mode| *mode == modes[0])
+                }
+                Some(Mode::Exclusive) | None => modes.len() <= 1,
+            };
+            assert!(fit, "these hold together: {modes:?}");
+            assert!(
+                self.places.is_empty() || !self.holding.is_empty(),
+                "all sleep: {:?}",
+                self.waiting
+            );
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        /// Whoever may come and go in whatever order: those who hold the lock fit together, and nobody
+        /// sleeps through its turn.
+        #[test]
+        fn those_who_hold_fit_and_nobody_oversleeps(
+            slots in 1..5_u16,
+            by_slots in any::<bool>(),
+            steps in proptest::collection::vec((any::<bool>(), 0..100_usize), 1..60),
+        ) {
+            let kinds = if by_slots {
+                [Some(Mode::Slots(slots)), Some(Mode::Slots(slots)), None]
+            } else {
+                [Some(Mode::Shared), Some(Mode::Exclusive), None]
+            };
+            let mut line = Line::default();
+            for (enters, dice) in steps {
+                if enters || line.places.is_empty() {
+                    line.enter(kinds[dice % kinds.len()]);
+                } else {
+                    let token = *line.places.keys().nth(dice % line.places.len()).unwrap();
+                    line.leave(token);
+                }
+                line.check();
+            }
+            while let Some(token) = line.holding.first().copied() {
+                line.leave(token);
+                line.check();
+            }
+            prop_assert!(line.places.is_empty());
+        }
+    }
+}

@@ -1,0 +1,220 @@
+//! One look at a queue: who stands before us, who has left and how, which slots are taken.
+//! It must not know when to look, nor what is done about it.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use etcd_client::{Client, GetOptions, KeyValue, SortOrder, SortTarget, Txn, TxnOp, TxnOpResponse};
+
+use super::places::Places;
+use super::trouble::Trouble;
+use crate::core::holder::Holder;
+use crate::core::lease::{FencingToken, LeaseId, Place};
+use crate::core::mode::Mode;
+use crate::core::queue::{Queue, hand_over};
+use crate::core::turn::{Scan, Standing, Turn};
+
+/// Places that are read at once when more than the one before us matter. etcd allows 128 operations in
+/// a request; so many pieces of evidence are asked for at once, too.
+const PAGE: usize = 100;
+
+/// Whom we wait for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Ahead {
+    /// The record of the first in the queue; `None` when it is not one of ours.
+    pub(crate) holder: Option<Holder>,
+    /// How many are before us, the holder among them.
+    pub(crate) count: usize,
+    /// The lease of the first.
+    pub(super) lease: Option<LeaseId>,
+}
+
+/// What one look at the queue has shown.
+pub(super) struct Look {
+    /// Our own place is there.
+    pub(super) own: bool,
+    pub(super) revision: i64,
+    pub(super) turn: Turn,
+    /// How long the commands of those who have vanished since the last look may still run.
+    pub(super) hand_over: Duration,
+    pub(super) ahead: Ahead,
+    /// How the first in the queue has the lock, if that does not go together with what we ask for.
+    pub(super) misfit: Option<Mode>,
+    /// How many keys stand before ours.
+    pub(super) count: i64,
+}
+
+impl Look {
+    /// Nobody is there but us.
+    pub(super) fn alone(revision: i64) -> Self {
+        Self {
+            own: true,
+            revision,
+            turn: Turn::default(),
+            hand_over: Duration::ZERO,
+            ahead: Ahead::default(),
+            misfit: None,
+            count: 0,
+        }
+    }
+}
+
+/// The place that `key` is, if it is one of this queue: other keys stand in nobody's way.
+pub(super) fn standing(queue: &Queue, key: &KeyValue) -> Option<Standing> {
+    queue.place(key.key())?;
+    Some(Standing {
+        key: String::from_utf8_lossy(key.key()).into_owned(),
+        token: FencingToken(key.create_revision()),
+        lease: LeaseId(key.lease()),
+        changed: key.mod_revision(),
+        record: Holder::parse(key.value()),
+    })
+}
+
+impl Places {
+    /// Places before a revision, from the nearest on or from the oldest.
+    fn before(&self, token: i64, order: SortOrder, limit: usize) -> TxnOp {
+        let options = GetOptions::new()
+            .with_range(self.queue.end())
+            .with_sort(SortTarget::Create, order)
+            .with_max_create_revision(token - 1)
+            .with_limit(i64::try_from(limit).unwrap_or(i64::MAX));
+        TxnOp::get(self.queue.prefix(), Some(options))
+    }
+
+    /// A linearizable read of our key and of what matters of those before it. `before` is whom we have
+    /// waited for until now.
+    pub(super) async fn look(
+        &self,
+        mut client: Client,
+        place: Place,
+        before: &[Standing],
+    ) -> Result<Look, Trouble> {
+        let token = place.token.0;
+        let count = GetOptions::new()
+            .with_range(self.queue.end())
+            .with_max_create_revision(token - 1)
+            .with_count_only();
+        let mut reads = vec![
+            TxnOp::get(self.queue.key(place.lease), None),
+            TxnOp::get(self.queue.prefix(), Some(count)),
+            self.before(token, SortOrder::Ascend, 1),
+            self.before(token, SortOrder::Descend, 1),
+        ];
+        // The one that we have waited for is probably gone, or the nearest of them.
+        let nearest = &before[..before.len().min(1)];
+        reads.extend(nearest.iter().map(|one| self.evidence(one)));
+        let answer = client.txn(Txn::new().and_then(reads)).await?;
+        let header = self.cluster.observe(answer.header())?;
+        let mut reads = answer.op_responses().into_iter().map(|read| match read {
+            TxnOpResponse::Get(mut read) => (read.count(), read.take_kvs()),
+            _ => (0, Vec::new()),
+        });
+        let mut next = || reads.next().unwrap_or_default();
+        let own = next()
+            .1
+            .first()
+            .is_some_and(|key| key.create_revision() == token && key.lease() == place.lease.0);
+        let (count, _) = next();
+        let (oldest, newest, evidence) = (next().1, next().1, next().1);
+        let turn = self.scan(&mut client, newest).await?;
+        let released = nearest.iter().filter(|_| !evidence.is_empty());
+        let released = released.map(|one| one.token).collect();
+        let hand_over = self.vanished(&mut client, before, &turn, released).await?;
+        let oldest = oldest.first().and_then(|key| standing(&self.queue, key));
+        let mode = oldest
+            .as_ref()
+            .filter(|oldest| oldest.record.is_some())
+            .map(Standing::mode);
+        Ok(Look {
+            own,
+            revision: header.revision,
+            turn,
+            hand_over,
+            misfit: mode.filter(|mode| !mode.fits(self.mode)),
+            ahead: Ahead {
+                lease: oldest.as_ref().map(|oldest| oldest.lease),
+                holder: oldest.and_then(|oldest| oldest.record),
+                count: count.try_into().unwrap_or(0),
+            },
+            count,
+        })
+    }
+
+    /// Reads on from the nearest place for as long as it matters.
+    async fn scan(&self, client: &mut Client, nearest: Vec<KeyValue>) -> Result<Turn, Trouble> {
+        let mut scan = Scan::new(self.mode);
+        let (mut page, mut full) = (nearest, 1);
+        loop {
+            for key in &page {
+                if standing(&self.queue, key).is_some_and(|standing| !scan.see(standing)) {
+                    return Ok(scan.turn());
+                }
+            }
+            let Some(last) = page.last().filter(|_| page.len() >= full) else {
+                return Ok(scan.turn());
+            };
+            let rest = self.before(last.create_revision(), SortOrder::Descend, PAGE);
+            let answer = client.txn(Txn::new().and_then([rest])).await?;
+            self.cluster.observe(answer.header())?;
+            page =
+                answer
+                    .op_responses()
+                    .into_iter()
+                    .next()
+                    .map_or_else(Vec::new, |read| match read {
+                        TxnOpResponse::Get(mut read) => read.take_kvs(),
+                        _ => Vec::new(),
+                    });
+            full = PAGE;
+        }
+    }
+
+    /// The longest that the commands may still run of those who were there `before` and are gone
+    /// without having `released` the lock themselves.
+    async fn vanished(
+        &self,
+        client: &mut Client,
+        before: &[Standing],
+        turn: &Turn,
+        mut released: BTreeSet<FencingToken>,
+    ) -> Result<Duration, Trouble> {
+        let there = |one: &Standing| turn.present.iter().any(|(token, _)| *token == one.token);
+        let gone =
+            |one: &&Standing| one.grace().is_some() && !there(one) && turn.may_have_held(one);
+        let gone: Vec<&Standing> = before.iter().filter(gone).collect();
+        // The first was asked for together with the look.
+        let unknown: Vec<&Standing> = gone
+            .iter()
+            .copied()
+            .filter(|one| Some(*one) != before.first())
+            .collect();
+        for some in unknown.chunks(PAGE) {
+            let reads: Vec<TxnOp> = some.iter().map(|one| self.evidence(one)).collect();
+            let answer = client.txn(Txn::new().and_then(reads)).await?;
+            self.cluster.observe(answer.header())?;
+            let there = answer
+                .op_responses()
+                .into_iter()
+                .map(|read| matches!(read, TxnOpResponse::Get(read) if !read.kvs().is_empty()));
+            released.extend(
+                some.iter()
+                    .zip(there)
+                    .filter(|(_, there)| *there)
+                    .map(|(one, _)| one.token),
+            );
+        }
+        let delays = gone
+            .iter()
+            .map(|one| hand_over(released.contains(&one.token), one.grace()));
+        Ok(delays.max().unwrap_or_default())
+    }
+
+    /// The read that shows whether somebody released the lock itself.
+    fn evidence(&self, standing: &Standing) -> TxnOp {
+        // The place may have gone to another lease since, its name has not.
+        let lease = self.queue.place(standing.key.as_bytes());
+        let key = self.queue.released(lease.unwrap_or(standing.lease));
+        TxnOp::get(key, Some(GetOptions::new().with_keys_only()))
+    }
+}

@@ -1,0 +1,278 @@
+//! One who stands in the queue: waits for its turn, prepares what the command needs, and proves itself.
+//! It must not know how a place is taken, nor how it is given up.
+
+use std::time::Duration;
+
+use super::contend::{Contender, Outcome, Waiting, Won};
+use super::look::Look;
+use super::marks::{Claimed, Marked};
+use super::places::Entry;
+use super::session::{Awaited, News, Session};
+use super::trouble::{Kind, Trouble};
+use crate::clock;
+use crate::core::heartbeat::Heartbeat;
+use crate::core::holder::Holder;
+use crate::core::lease::{Claim, Instant, Place, Terms, Verdict};
+use crate::core::mode::Mode;
+
+/// What cannot be had of etcd yet, when it is our turn, is tried again after this: a slot whose owner's
+/// place is gone frees itself with its lease.
+pub(super) const AGAIN: Duration = Duration::from_millis(250);
+
+/// A place in the queue from its taking until the lock is won, or the place lost.
+pub(super) struct Vigil<'a> {
+    contender: &'a Contender,
+    claim: Claim,
+    terms: Terms,
+    /// The moment from which the freshest proof counts.
+    proven_at: Instant,
+    look: Look,
+    /// From when on the lock may be used, once nobody is before us.
+    free_at: Option<Instant>,
+    session: Session,
+    heartbeat: Heartbeat,
+    /// All is done that the command needs.
+    prepared: bool,
+}
+
+/// How the preparations, or a piece of news, leave us.
+enum Step {
+    On,
+    PlaceLost,
+    Gone(Box<Outcome>),
+}
+
+impl<'a> Vigil<'a> {
+    pub(super) fn new(contender: &'a Contender, entry: Entry) -> Self {
+        let Entry {
+            claim,
+            terms,
+            sent_at: proven_at,
+            look,
+        } = entry;
+        let place = claim.place;
+        let session = Session::open(
+            &contender.places.cluster,
+            &contender.key(place.lease),
+            place,
+            terms,
+            awaited(contender, &look),
+        );
+        let seed = place.lease.0.unsigned_abs();
+        Self {
+            contender,
+            claim,
+            terms,
+            proven_at,
+            free_at: None,
+            look,
+            session,
+            heartbeat: Heartbeat::new(terms, proven_at, seed),
+            prepared: false,
+        }
+    }
+
+    /// Until it is our turn and that is proven; `None` when our own place is lost.
+    pub(super) async fn keep(
+        mut self,
+        tell: &mut impl FnMut(Waiting),
+    ) -> Result<Option<Outcome>, Trouble> {
+        self.contender.first.set(false);
+        self.see(self.proven_at);
+        if self.free_at.is_none() {
+            tell(Waiting::Behind(self.look.ahead.clone()));
+        }
+        loop {
+            let now = clock::now();
+            let free = self.free_at.is_some_and(|free_at| free_at <= now);
+            // The command starts on a young proof only: after a slow entry or a long wait we take
+            // another one.
+            let young = now.since(self.proven_at) < self.terms.heartbeat();
+            let step = if free && young && self.prepared {
+                return Ok(Some(self.won()));
+            } else if free && young {
+                self.prepare(tell).await?
+            } else {
+                if free {
+                    self.heartbeat.hurry(now);
+                }
+                if self.heartbeat.ask(now) {
+                    self.session.renew();
+                }
+                let news = tokio::select! {
+                    news = self.session.news() => Some(news),
+                    () = clock::until(self.heartbeat.due_at()) => None,
+                    () = clock::until(self.free_at.filter(|free_at| now < *free_at)) => None,
+                };
+                match news {
+                    Some(news) => self.hear(news, tell).await?,
+                    None => Step::On,
+                }
+            };
+            match step {
+                Step::On => {}
+                Step::PlaceLost => return Ok(None),
+                Step::Gone(outcome) => {
+                    self.contender.leave().await;
+                    return Ok(Some(*outcome));
+                }
+            }
+        }
+    }
+
+    fn won(self) -> Outcome {
+        Outcome::Won(Box::new(Won {
+            claim: self.claim,
+            terms: self.terms,
+            proven_at: self.proven_at,
+            session: self.session,
+            slot: self.contender.slot.get(),
+        }))
+    }
+
+    /// Draws the conclusion from a look of this moment.
+    fn see(&mut self, now: Instant) {
+        if self.look.turn.blockers.is_empty() {
+            let handed_over_at = self.contender.hand_over_at.get();
+            self.free_at = handed_over_at.max(Some(now));
+            self.contender.first.set(true);
+        }
+    }
+
+    async fn hear(&mut self, news: News, tell: &mut impl FnMut(Waiting)) -> Result<Step, Trouble> {
+        match news {
+            News::Failed { endpoint, cause } => {
+                self.heartbeat.failed(clock::now());
+                let cause = format!("'{endpoint}': {cause}");
+                tell(Waiting::Trouble(Trouble::elsewhere(cause)));
+                Ok(Step::On)
+            }
+            News::Renewed(renewal) => match self.claim.judge(&renewal) {
+                Verdict::Proven(_) => {
+                    self.proven_at = renewal.sent_at;
+                    self.heartbeat.proven(renewal.sent_at);
+                    Ok(Step::On)
+                }
+                Verdict::Doubtful(_) => {
+                    self.heartbeat.failed(clock::now());
+                    Ok(Step::On)
+                }
+                Verdict::Lost(_) => self.look_again(tell).await,
+            },
+            News::Asked(ask) => Ok(Step::Gone(Box::new(Outcome::Asked(ask)))),
+            // One that is told again after it was seen to.
+            News::Moved if self.free_at.is_some() => Ok(Step::On),
+            News::Moved | News::Lost(_) => self.look_again(tell).await,
+        }
+    }
+
+    /// Somebody's key has changed, maybe ours.
+    async fn look_again(&mut self, tell: &mut impl FnMut(Waiting)) -> Result<Step, Trouble> {
+        let (contender, place) = (self.contender, self.claim.place);
+        let blockers = &self.look.turn.blockers;
+        let look = contender
+            .look_again(place, self.terms, blockers, tell)
+            .await?;
+        let before = std::mem::replace(&mut self.look, look);
+        let Look {
+            own,
+            hand_over,
+            revision,
+            ahead,
+            ..
+        } = &self.look;
+        if !hand_over.is_zero() {
+            let at = contender
+                .hand_over_at
+                .get()
+                .max(Some(clock::now() + *hand_over));
+            contender.hand_over_at.set(at);
+            tell(Waiting::HandOver(*hand_over));
+        }
+        if !own {
+            return Ok(Step::PlaceLost);
+        }
+        contender.check(&self.look)?;
+        self.claim.highest_revision = self.claim.highest_revision.max(*revision);
+        if !self.look.turn.blockers.is_empty() && *ahead != before.ahead {
+            tell(Waiting::Behind(ahead.clone()));
+        }
+        self.session.follow(awaited(contender, &self.look));
+        self.see(clock::now());
+        Ok(Step::On)
+    }
+
+    /// Does what has to be done in etcd before the command may start, and again later what cannot be
+    /// done yet.
+    async fn prepare(&mut self, tell: &mut impl FnMut(Waiting)) -> Result<Step, Trouble> {
+        let again_at = |now: Instant| Some(now + AGAIN);
+        match self.contender.prepare(self.claim.place, self.terms).await {
+            Ok(Prepared::Ready) => self.prepared = true,
+            Ok(Prepared::NoSlot) => self.free_at = again_at(clock::now()),
+            Ok(Prepared::PlaceLost) => return Ok(Step::PlaceLost),
+            Ok(Prepared::Ran(ran)) => return Ok(Step::Gone(Box::new(Outcome::Ran(ran)))),
+            Err(trouble) if trouble.kind == Kind::Elsewhere => {
+                tell(Waiting::Trouble(trouble));
+                self.free_at = again_at(clock::now());
+            }
+            Err(trouble) => return Err(trouble),
+        }
+        Ok(Step::On)
+    }
+}
+
+/// What the session has to look out for.
+fn awaited(contender: &Contender, look: &Look) -> Awaited {
+    let queue = &contender.places.queue;
+    match &look.turn.blockers[..] {
+        [] => Awaited::Nobody,
+        [one] => Awaited::One {
+            key: one.key.clone(),
+            changed: one.changed,
+        },
+        several => Awaited::Any {
+            range: (queue.prefix().to_owned(), queue.end()),
+            keys: several.iter().map(|one| one.key.clone()).collect(),
+            count: look.count,
+        },
+    }
+}
+
+/// How far the preparations went.
+enum Prepared {
+    Ready,
+    NoSlot,
+    PlaceLost,
+    Ran(Option<Holder>),
+}
+
+impl Contender {
+    /// Does what has to be done in etcd before the command may start: takes a slot, and makes the marks.
+    async fn prepare(&self, place: Place, terms: Terms) -> Result<Prepared, Trouble> {
+        let (places, limit) = (&self.places, terms.attempt() * 2);
+        if let (Mode::Slots(slots), None) = (self.wish.mode, self.slot.get()) {
+            let claimed = async |etcd| places.claim(etcd, place, slots).await;
+            match self.ask_etcd(limit, claimed).await? {
+                Claimed::Slot(slot) => self.slot.set(Some(slot)),
+                Claimed::NoneFree => return Ok(Prepared::NoSlot),
+                Claimed::PlaceLost => return Ok(Prepared::PlaceLost),
+            }
+        }
+        if let (Some(ttl), None) = (self.wish.min_hold, self.cooldown.get()) {
+            let lease = self.ask_etcd(limit, async |etcd| places.lease(etcd, ttl).await);
+            self.cooldown.set(Some(lease.await?));
+        }
+        if let (Some(ttl), None) = (self.wish.once_per, self.mark.get()) {
+            let lease = self.ask_etcd(limit, async |etcd| places.lease(etcd, ttl).await);
+            let lease = lease.await?;
+            self.mark.set(Some(lease));
+            let marked = async |etcd| places.mark(etcd, place, lease).await;
+            match self.ask_etcd(limit, marked).await? {
+                Marked::Ours => {}
+                Marked::There(ran) => return Ok(Prepared::Ran(ran)),
+                Marked::PlaceLost => return Ok(Prepared::PlaceLost),
+            }
+        }
+        Ok(Prepared::Ready)
+    }
+}
