@@ -90,7 +90,8 @@ tools-demo:
 	$(call need,$(PROTOC) $(ETCD))
 
 tools-test:
-	$(call need,$(PROTOC) $(ETCD) faketime=faketime openssl=openssl setsid=util-linux script=bsdutils)
+	$(call need,$(PROTOC) $(ETCD) faketime=faketime openssl=openssl setsid=util-linux unshare=util-linux script=bsdutils \
+	    strace=strace)
 
 tools-mutants: tools-test
-	$(call need,patch=patch unshare=util-linux timeout=coreutils)
+	$(call need,patch=patch timeout=coreutils)

@@ -40,6 +40,7 @@ complete -c dlock -n "__fish_dlock_needs_command" -s q -l quiet -d 'Say errors o
 complete -c dlock -n "__fish_dlock_needs_command" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c dlock -n "__fish_dlock_needs_command" -s V -l version -d 'Print version'
 complete -c dlock -n "__fish_dlock_needs_command" -f -a "run" -d 'Run a command while holding a lock'
+complete -c dlock -n "__fish_dlock_needs_command" -f -a "fence" -d 'Refuse a token that is lower than the highest one seen, else run a command'
 complete -c dlock -n "__fish_dlock_needs_command" -f -a "completions" -d 'Print the completions for a shell'
 complete -c dlock -n "__fish_dlock_using_subcommand run" -s c -l command -d 'Run STRING with $SHELL -c instead of a command' -r -f -a "(__fish_complete_command)"
 complete -c dlock -n "__fish_dlock_using_subcommand run" -s w -l wait -d 'If the lock is busy, wait no longer than this; 0 is --no-wait' -r -f
@@ -74,6 +75,24 @@ complete -c dlock -n "__fish_dlock_using_subcommand run" -l reentrant -d 'Run th
 complete -c dlock -n "__fish_dlock_using_subcommand run" -s v -l verbose -d 'Say more: what is waited for; twice: every step'
 complete -c dlock -n "__fish_dlock_using_subcommand run" -s q -l quiet -d 'Say errors only'
 complete -c dlock -n "__fish_dlock_using_subcommand run" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c dlock -n "__fish_dlock_using_subcommand fence" -l token -d 'Token to be let in with; default: DLOCK_FENCING_TOKEN' -r -f
+complete -c dlock -n "__fish_dlock_using_subcommand fence" -l name -d 'Name of the lock that the token is of; default: DLOCK_NAME' -r -f
+complete -c dlock -n "__fish_dlock_using_subcommand fence" -l reset -d 'Make NUMBER the highest token seen, also when that is lower' -r -f
+complete -c dlock -n "__fish_dlock_using_subcommand fence" -l endpoints -d 'Members of the etcd cluster, separated by commas' -r -f -a "(__fish_print_hostnames)"
+complete -c dlock -n "__fish_dlock_using_subcommand fence" -l cacert -d 'Trust the certificate authorities in this PEM file instead of the system\'s' -r -F
+complete -c dlock -n "__fish_dlock_using_subcommand fence" -l cert -d 'Client certificate, a PEM file; needs --key' -r -F
+complete -c dlock -n "__fish_dlock_using_subcommand fence" -l key -d 'Private key of the client certificate, a PEM file; needs --cert' -r -F
+complete -c dlock -n "__fish_dlock_using_subcommand fence" -l user -d 'etcd user' -r -f
+complete -c dlock -n "__fish_dlock_using_subcommand fence" -l password-file -d 'File that holds the user\'s password; one newline at its end is ignored' -r -F
+complete -c dlock -n "__fish_dlock_using_subcommand fence" -l prefix -d 'Where dlock\'s keys begin in etcd' -r -f
+complete -c dlock -n "__fish_dlock_using_subcommand fence" -l connect-timeout -d 'How long to try to reach etcd before giving up; default 10s' -r -f
+complete -c dlock -n "__fish_dlock_using_subcommand fence" -l config -d 'Configuration file' -r -F
+complete -c dlock -n "__fish_dlock_using_subcommand fence" -l log-format -d 'Form of the messages on stderr, text or json; default text' -r -f -a "text\t''
+json\t''"
+complete -c dlock -n "__fish_dlock_using_subcommand fence" -l peek -d 'Print the highest token seen, and change nothing'
+complete -c dlock -n "__fish_dlock_using_subcommand fence" -s v -l verbose -d 'Say more: what is waited for; twice: every step'
+complete -c dlock -n "__fish_dlock_using_subcommand fence" -s q -l quiet -d 'Say errors only'
+complete -c dlock -n "__fish_dlock_using_subcommand fence" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c dlock -n "__fish_dlock_using_subcommand completions" -l endpoints -d 'Members of the etcd cluster, separated by commas' -r -f -a "(__fish_print_hostnames)"
 complete -c dlock -n "__fish_dlock_using_subcommand completions" -l cacert -d 'Trust the certificate authorities in this PEM file instead of the system\'s' -r -F
 complete -c dlock -n "__fish_dlock_using_subcommand completions" -l cert -d 'Client certificate, a PEM file; needs --key' -r -F

@@ -49,7 +49,7 @@ pub const TABLE: &[Row] = &[
     },
     Row {
         code: "121",
-        meaning: "the lock was lost: the command was killed, or the release found that the lock was no longer ours; or somebody asked for it (dlock break, --supersede=holder) and the command was stopped",
+        meaning: "the lock was lost: the command was killed, or the release found that the lock was no longer ours; or somebody asked for it (dlock break, --supersede=holder) and the command was stopped; of dlock fence: the token is lower than the highest that FILE has seen",
     },
     Row {
         code: "122",

@@ -11,7 +11,8 @@
 //! | what do others see of the holder? | `core/holder.rs`, `whoami.rs` |
 //! | what is said to etcd? | `etcd/` |
 //! | how is the command started, and how does all of it die? | `guard/` |
-//! | in what order does it all happen? | `commands/run.rs` |
+//! | who is a fence's late writer, and what does its file say? | `core/fence.rs`, `fence.rs` |
+//! | in what order does it all happen? | `commands/` |
 //! | which exit status? | `exit.rs` |
 //! | what time is it? | `clock.rs` |
 //! | how is it said, and to whom? | `log.rs`, `core/text.rs` |
@@ -23,6 +24,7 @@ mod config;
 pub mod core;
 mod etcd;
 pub mod exit;
+mod fence;
 mod guard;
 mod log;
 mod whoami;

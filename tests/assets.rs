@@ -98,7 +98,7 @@ fn timeline() -> String {
 
 #[test]
 fn man_pages() {
-    for name in ["dlock", "dlock-run", "dlock-completions"] {
+    for name in ["dlock", "dlock-run", "dlock-fence", "dlock-completions"] {
         check(&format!("man/{name}.1"), &page(name));
     }
 }

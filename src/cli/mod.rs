@@ -3,6 +3,7 @@
 
 pub(crate) mod connection;
 pub(crate) mod duration;
+pub(crate) mod fence;
 pub(crate) mod lock;
 pub(crate) mod run;
 mod signal;
@@ -46,6 +47,11 @@ enum Command {
         override_usage = "dlock run [OPTIONS] NAME [--] COMMAND [ARG]...\n       dlock run [OPTIONS] NAME -c STRING"
     )]
     Run(Box<run::Words>),
+    /// Refuse a token that is lower than the highest one seen, else run a command
+    #[command(
+        override_usage = "dlock fence [OPTIONS] FILE [[--] COMMAND [ARG]...]\n       dlock fence FILE --peek [--name NAME]\n       dlock fence FILE --reset NUMBER [--name NAME]"
+    )]
+    Fence(fence::Words),
     /// Print the completions for a shell
     Completions(CompletionsWords),
 }
@@ -79,8 +85,10 @@ pub(crate) struct Task {
 }
 
 /// The work of one sub-command with all that it needs.
+#[allow(clippy::large_enum_variant, reason = "there is only one of it")]
 pub(crate) enum Work {
     Run(Settings, run::Options),
+    Fence(fence::Options),
 }
 
 /// The definitions with the variables' names, for help, man pages and completions.
@@ -100,9 +108,12 @@ pub fn command() -> clap::Command {
     with_variables(Words::command())
 }
 
-/// `-c` is the command itself; help and version are no settings.
+/// `-c` is the command itself; help and version are no settings, and what `fence` is asked for is of one moment.
 fn has_variable(long: &str) -> bool {
-    !matches!(long, "command" | "help" | "version")
+    !matches!(
+        long,
+        "command" | "help" | "version" | "token" | "name" | "peek" | "reset"
+    )
 }
 
 /// Every setting: its long option, its variable and etcdctl's variable that stands in for it.
@@ -158,6 +169,7 @@ pub(crate) fn parse(
             let options = words.resolve(&asked.layers)?;
             Ok(Work::Run(asked.settings()?, options))
         }),
+        Command::Fence(words) => form.task(|asked| Ok(Work::Fence(words.resolve(&asked.layers)?))),
         Command::Completions(words) => Ok(Request::Print(completions(words.shell).to_owned())),
     }
 }

@@ -10,9 +10,11 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use super::fence::Task;
 use super::run::Options;
-use super::{Request, Task, Work, layers, parse, settings};
+use super::{Request, Work, fence, layers, parse, settings};
 use crate::config::Settings;
+use crate::core::lease::FencingToken;
 use crate::core::leftovers::Leftovers;
 use crate::core::mode::{Mode, Patience, Supersede};
 use crate::exit::{Exit, Failure};
@@ -62,8 +64,10 @@ struct Run {
     warnings: Vec<String>,
 }
 
-fn as_run(task: Task) -> Run {
-    let Work::Run(settings, options) = task.work;
+fn as_run(task: super::Task) -> Run {
+    let Work::Run(settings, options) = task.work else {
+        panic!("not a run");
+    };
     Run {
         settings,
         options,
@@ -173,6 +177,52 @@ fn arguments_need_not_be_text() {
     ];
     let failure = parse(argv, &|_| None).err().unwrap();
     assert!(failure.error.to_string().contains("UTF-8"));
+}
+
+fn fence(words: &[&str], set: &[(&str, &str)]) -> fence::Options {
+    let Ok(Request::Task(task)) = ask(words, set) else {
+        panic!("{words:?} is refused");
+    };
+    let Work::Fence(options) = task.work else {
+        panic!("not a fence");
+    };
+    options
+}
+
+#[test]
+fn a_fence() {
+    let name = || "job".parse().unwrap();
+    let enter = |token, command: &[&str]| Task::Enter {
+        name: name(),
+        token: FencingToken(token),
+        command: command.iter().map(OsString::from).collect(),
+    };
+    let inside = [("DLOCK_NAME", "job"), ("DLOCK_FENCING_TOKEN", "33")];
+    let options = fence(&["fence", "f", "cmd", "--token", "5"], &inside);
+    assert_eq!(options.file, Path::new("f"));
+    assert_eq!(options.task, enter(33, &["cmd", "--token", "5"]));
+    let options = fence(&["fence", "--token=34", "f", "--", "cmd"], &inside);
+    assert_eq!(options.task, enter(34, &["cmd"]));
+    let options = fence(&["fence", "f", "--name", "job", "--token", "1"], &[]);
+    assert_eq!(options.task, enter(1, &[]));
+
+    assert_eq!(fence(&["fence", "f", "--peek"], &[]).task, Task::Peek(None));
+    let named = fence(&["fence", "f", "--peek"], &inside);
+    assert_eq!(named.task, Task::Peek(Some(name())));
+    let (name, token) = (name(), FencingToken(0));
+    let reset = fence(&["fence", "f", "--reset", "0"], &inside);
+    assert_eq!(reset.task, Task::Reset { name, token });
+
+    // What is of one moment has no variable of its own, nor a place in the file.
+    let set = [
+        ("DLOCK_TOKEN", "5"),
+        ("DLOCK_RESET", "5"),
+        ("DLOCK_PEEK", "1"),
+    ];
+    let text = refused(&["fence", "f"], &[&set[..], &inside[..1]].concat());
+    assert!(text.starts_with("no token to check"), "{text}");
+    let text = refused(&["fence", "f"], &[inside[0], ("DLOCK_FENCING_TOKEN", "x")]);
+    assert!(text.contains("DLOCK_FENCING_TOKEN 'x'"), "{text}");
 }
 
 #[test]

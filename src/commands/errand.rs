@@ -9,7 +9,9 @@ use std::time::Duration;
 use anyhow::{Context as _, anyhow};
 use tracing::{info, warn};
 
+use super::failed;
 use super::post::Post;
+use super::program::not_started;
 use super::signals::Signals;
 use super::supervise::{End, Supervision};
 use super::waiting::{narrate, who};
@@ -26,7 +28,7 @@ use crate::core::text::{printable, span};
 use crate::core::watchdog::{Cut, Standing, Watchdog};
 use crate::etcd::contend::{Contender, Outcome, Parting, Release, Waiting, Won};
 use crate::etcd::{Cluster, Trouble};
-use crate::exit::{Exit, Failure, OrFail as _};
+use crate::exit::{Exit, Failure};
 use crate::guard::{Guard, Report, Status, Survivor};
 use crate::whoami;
 
@@ -146,14 +148,14 @@ impl<'a> Runner<'a> {
         }
         match event {
             Event::Acquired(outcome) => {
-                let outcome = outcome.map_err(|trouble| self.cannot_lock(&trouble))?;
+                let outcome = outcome.map_err(|trouble| self.cannot_lock(trouble))?;
                 Ok(self.judge(outcome))
             }
             Event::WaitPassed => match ahead {
                 Some(ahead) => Ok(self.judge(Outcome::Busy(ahead))),
                 // Whether it is busy nobody knows.
                 None => {
-                    Err(self.cannot_lock(&contender.unreachable(clock::now().since(self.began_at))))
+                    Err(self.cannot_lock(contender.unreachable(clock::now().since(self.began_at))))
                 }
             },
             Event::Signal(signal) => Ok(Acquired::Ended(Exit::Signalled(signal))),
@@ -161,11 +163,8 @@ impl<'a> Runner<'a> {
         }
     }
 
-    fn cannot_lock(&self, trouble: &Trouble) -> Failure {
-        Failure {
-            hint: trouble.hint.clone(),
-            ..anyhow!("cannot lock '{}': {}", self.errand.name, trouble.cause).into()
-        }
+    fn cannot_lock(&self, trouble: Trouble) -> Failure {
+        failed(format_args!("cannot lock '{}'", self.errand.name), trouble)
     }
 
     /// What it means that the lock was won, or who was in the way.
@@ -239,7 +238,8 @@ impl<'a> Runner<'a> {
             End::Dead { status, cut } => self.finish(&watchdog, status, cut).await,
             End::NotStarted { errno } => {
                 let _ = self.contender.release(RELEASE, Parting::Unused).await;
-                self.not_started(errno)
+                let error = io::Error::from_raw_os_error(errno);
+                Err(not_started(errand.program, &error))
             }
         }
     }
@@ -336,19 +336,6 @@ impl<'a> Runner<'a> {
             span(self.errand.lock.ttl)
         );
         Exit::Unkillable
-    }
-
-    fn not_started(&self, errno: i32) -> Result<Exit, Failure> {
-        let error = io::Error::from_raw_os_error(errno);
-        let exit = match error.kind() {
-            io::ErrorKind::NotFound => Exit::NotFound,
-            _ => Exit::NotExecutable,
-        };
-        Err(anyhow!(
-            "cannot run '{}': {error}",
-            self.errand.program.display()
-        ))
-        .or_exit(exit)
     }
 }
 

@@ -2,15 +2,20 @@
 //! It must not know gRPC, nor system calls.
 
 mod errand;
+mod fence;
 mod post;
+mod program;
 mod run;
 mod signals;
 mod supervise;
 mod waiting;
 
-use anyhow::Context as _;
+use std::fmt::Display;
+
+use anyhow::{Context as _, anyhow};
 
 use crate::cli::Work;
+use crate::etcd::Trouble;
 use crate::exit::{Exit, Failure};
 
 /// Runs what waits for etcd, processes and signals.
@@ -25,9 +30,18 @@ fn block_on<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Fail
     ended
 }
 
+/// What was tried and did not go, with what etcd had to say.
+fn failed(tried: impl Display, trouble: Trouble) -> Failure {
+    Failure {
+        hint: trouble.hint,
+        ..anyhow!("{tried}: {}", trouble.cause).into()
+    }
+}
+
 /// Does the work of the sub-command that was asked for.
 pub(crate) fn carry_out(work: &Work) -> Result<Exit, Failure> {
     match work {
         Work::Run(settings, options) => run::run(settings, options),
+        Work::Fence(options) => fence::fence(options),
     }
 }

@@ -4,23 +4,33 @@
 use anyhow::{Context as _, anyhow};
 
 use super::errand::{self, Errand};
+use super::program::{find, not_started};
+use super::{block_on, failed};
 use crate::cli::run::Options;
 use crate::config::Settings;
+use crate::core::lease::FencingToken;
+use crate::core::mode::Mode;
+use crate::core::name::Link;
+use crate::core::queue::Queue;
+use crate::etcd::Cluster;
+use crate::etcd::look::holds;
 use crate::exit::{Exit, Failure, OrFail as _};
-use crate::guard::{self, Lookup, Policy};
+use crate::guard::{self, Policy};
 use crate::whoami;
 
 /// Runs the command under the lock and tells how it ended.
 pub(super) fn run(settings: &Settings, options: &Options) -> Result<Exit, Failure> {
-    refuse_self_deadlock(options)?;
+    let command = find(&options.command)?;
+    if let Some(link) = whoami::held().link(&options.name) {
+        return within(settings, options, link, command);
+    }
     let policy = Policy {
         signal: options.lock.signal,
         grace: options.lock.grace,
         leftovers: options.leftovers,
     };
     // Before any thread exists: see guard/mod.rs.
-    let guard =
-        guard::launch(command(options)?, policy).context("cannot start the guard process")?;
+    let guard = guard::launch(command, policy).context("cannot start the guard process")?;
     let errand = Errand {
         name: &options.name,
         lock: &options.lock,
@@ -30,34 +40,46 @@ pub(super) fn run(settings: &Settings, options: &Options) -> Result<Exit, Failur
     errand::carry_out(&errand, settings, guard)
 }
 
-fn refuse_self_deadlock(options: &Options) -> Result<(), Failure> {
-    let held = whoami::held();
-    let Some(link) = held.link(&options.name) else {
-        return Ok(());
-    };
-    Err(anyhow!(
-        "cannot lock '{}': this command runs under it already (token {}) and would wait for itself",
-        options.name,
-        link.token
-    ))
-    .or_hint("take it once around both commands, or unset DLOCK_HELD if it is not held any more")
-}
-
-/// Finds the command before anybody queues for it.
-fn command(options: &Options) -> Result<guard::Command, Failure> {
-    let program = options.program();
-    match guard::lookup(program) {
-        Ok(path) => Ok(guard::Command {
-            path,
-            argv: options.command.clone(),
-        }),
-        Err(Lookup::NotFound) => Err(anyhow!(
-            "cannot run '{}': command not found",
-            program.display()
+/// Runs the command under the lock that is held around us, or says why not.
+fn within(
+    settings: &Settings,
+    options: &Options,
+    link: &Link,
+    command: guard::Command,
+) -> Result<Exit, Failure> {
+    let (name, token) = (&options.name, link.token);
+    if !options.reentrant {
+        return Err(anyhow!(
+            "cannot lock '{name}': this command runs under it already (token {token}) and would wait for itself"
         ))
-        .or_exit(Exit::NotFound),
-        Err(Lookup::NotExecutable(error)) => {
-            Err(anyhow!("cannot run '{}': {error}", program.display())).or_exit(Exit::NotExecutable)
-        }
+        .or_hint("take it once around both commands, give --reentrant, or unset DLOCK_HELD if it is not held any more");
     }
+    if link.mode != Mode::Exclusive {
+        return Err(anyhow!(
+            "cannot lock '{name}' again: this command shares it with others (token {token}, {})",
+            link.mode
+        ))
+        .or_hint("only a lock that is held exclusively can be taken again");
+    }
+    let queue = Queue::new(&settings.prefix, name);
+    let holds = block_on(async {
+        let cluster = Cluster::new(settings);
+        let holds = holds(
+            &cluster,
+            &queue,
+            FencingToken(token),
+            settings.connect_timeout,
+        );
+        let tried = format_args!("cannot see whether '{name}' is still held");
+        holds.await.map_err(|trouble| failed(tried, trouble))
+    })?;
+    if !holds {
+        return Err(anyhow!(
+            "the lock '{name}' is not held any more by the command around us (token {token})"
+        ))
+        .or_exit(Exit::Lost);
+    }
+    // The guard around us guards this command too.
+    let error = guard::become_command(command, &[]);
+    Err(not_started(options.program(), &error))
 }

@@ -12,7 +12,7 @@ use crate::etcd::Ahead;
 use crate::etcd::contend::Waiting;
 
 /// Tells what is waited for: always to somebody who sits there and wonders.
-fn say(line: &str) {
+pub(super) fn say(line: &str) {
     if io::stderr().is_terminal() {
         warn!("{line}");
     } else {

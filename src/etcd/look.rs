@@ -6,13 +6,16 @@ use std::time::Duration;
 
 use etcd_client::{Client, GetOptions, KeyValue, SortOrder, SortTarget, Txn, TxnOp, TxnOpResponse};
 
+use super::Cluster;
+use super::ask::places;
+use super::connection::Connection;
 use super::places::Places;
 use super::trouble::Trouble;
 use crate::core::holder::Holder;
 use crate::core::lease::{FencingToken, LeaseId, Place};
 use crate::core::mode::Mode;
 use crate::core::queue::{Queue, hand_over};
-use crate::core::turn::{Scan, Standing, Turn};
+use crate::core::turn::{Scan, Standing, Turn, holders};
 
 /// Places that are read at once when more than the one before us matter. etcd allows 128 operations in
 /// a request; so many pieces of evidence are asked for at once, too.
@@ -69,6 +72,25 @@ pub(super) fn standing(queue: &Queue, key: &KeyValue) -> Option<Standing> {
         changed: key.mod_revision(),
         record: Holder::parse(key.value()),
     })
+}
+
+/// Whether `token` is that of a place which has the lock now, by a linearizable read.
+pub(crate) async fn holds(
+    cluster: &Cluster,
+    queue: &Queue,
+    token: FencingToken,
+    limit: Duration,
+) -> Result<bool, Trouble> {
+    let answer = cluster
+        .call(limit, async |connection: Connection| {
+            let until = Some(FencingToken(token.0 + 1));
+            places(cluster, queue, &mut connection.client.clone(), until).await
+        })
+        .await?;
+    let holders = answer.iter().zip(holders(&answer));
+    Ok(holders
+        .into_iter()
+        .any(|(one, holds)| holds && one.token == token))
 }
 
 impl Places {

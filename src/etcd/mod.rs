@@ -5,7 +5,7 @@ mod ask;
 mod cluster;
 mod connection;
 pub(crate) mod contend;
-mod look;
+pub(crate) mod look;
 mod marks;
 mod places;
 pub(crate) mod session;

@@ -44,7 +44,7 @@ pub(crate) use self::message::{Cause, Report, Status, Survivor};
 use self::process::Equipment;
 pub(crate) use self::signals::die_of;
 use self::spawn::Program;
-pub(crate) use self::spawn::{Lookup, lookup};
+pub(crate) use self::spawn::{Lookup, become_command, lookup};
 use self::tree::Tree;
 use crate::clock;
 use crate::core::lease::Deadlines;

@@ -101,18 +101,9 @@ impl Program {
     /// Forks and execs in the child: in the process group of this process, dying with it, and apart from that as
     /// the caller had it. To be called in a process with one thread, on whose end the child dies.
     pub(super) fn start(&self, variables: &[(String, String)]) -> io::Result<Launched> {
-        let arguments = self.argv.iter().map(CString::as_c_str);
-        let script = [SHELL, &self.path]
-            .into_iter()
-            .chain(arguments.clone().skip(1));
         let environment = environment(variables)?;
         // All that allocates comes before the fork.
-        let image = Image {
-            path: &self.path,
-            argv: pointers(arguments),
-            script: pointers(script),
-            environment: pointers(environment.iter().map(CString::as_c_str)),
-        };
+        let image = self.image(&environment);
         let (outcome, report) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
         let parent = getpid();
         // SAFETY: the child calls only functions that are async-signal-safe, and never returns.
@@ -124,6 +115,33 @@ impl Program {
             unsafe { libc::_exit(127) }
         };
         Ok(Launched { pid, outcome })
+    }
+
+    fn image<'a>(&'a self, environment: &'a [CString]) -> Image<'a> {
+        let arguments = self.argv.iter().map(CString::as_c_str);
+        let script = [SHELL, &self.path]
+            .into_iter()
+            .chain(arguments.clone().skip(1));
+        Image {
+            path: &self.path,
+            argv: pointers(arguments),
+            script: pointers(script),
+            environment: pointers(environment.iter().map(CString::as_c_str)),
+        }
+    }
+}
+
+/// Turns this process into the command, as the caller had it, with these variables on top; comes back only to say why
+/// not. Whatever descriptor is open and not close-on-exec becomes the command's. To be called in a process with one thread.
+pub(crate) fn become_command(command: Command, variables: &[(String, String)]) -> io::Error {
+    let prepared = Program::new(command).and_then(|program| Ok((program, environment(variables)?)));
+    match prepared {
+        Ok((program, environment)) => {
+            let image = program.image(&environment);
+            inherited::restore();
+            image.exec().into()
+        }
+        Err(error) => error,
     }
 }
 
@@ -158,18 +176,23 @@ struct Image<'a> {
 impl Image<'_> {
     /// Turns this process into the command, or answers why not. Async-signal-safe.
     fn become_it(&self, parent: Pid) -> Errno {
-        if let Err(error) = prepare(parent) {
-            return error;
+        match prepare(parent) {
+            Ok(()) => self.exec(),
+            Err(error) => error,
         }
-        let error = self.exec(self.path, &self.argv);
+    }
+
+    /// `execvp(3)` without the search. Async-signal-safe.
+    fn exec(&self) -> Errno {
+        let error = self.execve(self.path, &self.argv);
         if error == Errno::NOEXEC {
-            self.exec(SHELL, &self.script)
+            self.execve(SHELL, &self.script)
         } else {
             error
         }
     }
 
-    fn exec(&self, path: &CStr, argv: &[*const c_char]) -> Errno {
+    fn execve(&self, path: &CStr, argv: &[*const c_char]) -> Errno {
         // SAFETY: both lists are of pointers to strings that outlive this call, and end with a null pointer.
         unsafe { libc::execve(path.as_ptr(), argv.as_ptr(), self.environment.as_ptr()) };
         Errno::from_io_error(&io::Error::last_os_error()).unwrap_or(Errno::IO)

@@ -6,6 +6,7 @@ mod cli;
 mod cluster;
 mod command;
 mod fake;
+mod fence;
 mod guard;
 mod handover;
 mod harness;

@@ -1,0 +1,144 @@
+//! The words of `dlock fence`, their limits, and what they mean together.
+//! It must not know the fence's file, nor how a command is started.
+
+use std::ffi::{OsStr, OsString};
+use std::path::PathBuf;
+
+use anyhow::anyhow;
+use clap::{Args, ValueHint};
+
+use crate::config::layers::{Found, Layers, Source};
+use crate::core::fence::token_of;
+use crate::core::lease::FencingToken;
+use crate::core::name::LockName;
+use crate::exit::{Failure, OrFail};
+
+/// The words.
+#[derive(Args, Debug)]
+pub(crate) struct Words {
+    /// File that holds the highest token seen of every lock; made when it is not there
+    #[arg(value_hint = ValueHint::FilePath)]
+    file: PathBuf,
+
+    /// Command and its arguments; every word from here on is the command's
+    ///
+    /// Without one, the token is checked and recorded.
+    #[arg(trailing_var_arg = true, value_hint = ValueHint::CommandWithArguments)]
+    command: Vec<OsString>,
+
+    #[arg(long, help = "Token to be let in with; default: DLOCK_FENCING_TOKEN", value_name = "NUMBER", value_hint = ValueHint::Other, allow_negative_numbers = true)]
+    token: Option<OsString>,
+
+    #[arg(long, help = "Name of the lock that the token is of; default: DLOCK_NAME", value_name = "NAME", value_hint = ValueHint::Other)]
+    name: Option<OsString>,
+
+    /// Print the highest token seen, and change nothing
+    ///
+    /// With a name its number alone, 0 when there was none; without a name a line NAME TOKEN for every lock.
+    #[arg(long, conflicts_with_all = ["token", "command", "reset"])]
+    peek: bool,
+
+    /// Make NUMBER the highest token seen, also when that is lower
+    ///
+    /// For the day on which etcd was restored from a backup and its tokens went back: a later holder has a lower
+    /// one then, and is refused. Late writers from before that day are not refused any more.
+    #[arg(long, value_name = "NUMBER", value_hint = ValueHint::Other, allow_negative_numbers = true, conflicts_with_all = ["token", "command"])]
+    reset: Option<OsString>,
+}
+
+/// What the words mean.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Options {
+    pub(crate) file: PathBuf,
+    pub(crate) task: Task,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Task {
+    Enter {
+        name: LockName,
+        token: FencingToken,
+        /// As the user typed it; empty when there is none.
+        command: Vec<OsString>,
+    },
+    /// Of all locks without a name.
+    Peek(Option<LockName>),
+    Reset {
+        name: LockName,
+        token: FencingToken,
+    },
+}
+
+impl Words {
+    /// Puts the words together with what the command of `dlock run` gets.
+    pub(crate) fn resolve(self, layers: &Layers) -> Result<Options, Failure> {
+        let name = given(layers, self.name.as_deref(), "name", "DLOCK_NAME")
+            .map(|found| found.parse(|text| text.parse().map_err(unfit)))
+            .transpose()?;
+        let task = if self.peek {
+            Task::Peek(name)
+        } else {
+            let name = name
+                .ok_or_else(|| anyhow!("no name of a lock"))
+                .or_hint("--name NAME says it; the command of dlock run has it in DLOCK_NAME")?;
+            match self.reset {
+                Some(text) => Task::Reset {
+                    name,
+                    token: flag("reset", text).parse(|text| number(text, 0))?,
+                },
+                None => Task::Enter {
+                    name,
+                    token: token(layers, self.token.as_deref())?,
+                    command: self.command,
+                },
+            }
+        };
+        Ok(Options {
+            file: self.file,
+            task,
+        })
+    }
+}
+
+fn unfit(error: crate::core::name::Unfit) -> String {
+    error.to_string()
+}
+
+fn token(layers: &Layers, flag: Option<&OsStr>) -> Result<FencingToken, Failure> {
+    given(layers, flag, "token", "DLOCK_FENCING_TOKEN")
+        .ok_or_else(|| anyhow!("no token to check"))
+        .or_hint("--token NUMBER says it; the command of dlock run has it in DLOCK_FENCING_TOKEN")?
+        .parse(|text| number(text, 1))
+}
+
+fn number(text: &str, lowest: i64) -> Result<FencingToken, String> {
+    token_of(text)
+        .filter(|token| token.0 >= lowest)
+        .ok_or_else(|| format!("expected a whole number, {lowest} or more"))
+}
+
+/// A flag, else what the command of `dlock run` got. Never from the file: it is of one moment.
+fn given(
+    layers: &Layers,
+    text: Option<&OsStr>,
+    option: &'static str,
+    variable: &str,
+) -> Option<Found> {
+    let from_variable = || {
+        Some(Found {
+            option,
+            text: layers.variable(variable)?,
+            source: Source::Variable(variable.to_owned()),
+        })
+    };
+    text.map(|text| flag(option, text.to_owned()))
+        .or_else(from_variable)
+}
+
+fn flag(option: &'static str, text: OsString) -> Found {
+    Found {
+        option,
+        text,
+        source: Source::Flag,
+    }
+}

@@ -1,0 +1,131 @@
+//! `dlock fence`: let a token in or refuse it, record it, and become the command while the fence's lock is held.
+//! It must not know how a file is locked or replaced, nor how a process becomes another.
+
+use std::ffi::OsString;
+use std::io::{self, Write as _};
+use std::path::Path;
+
+use anyhow::{Context as _, anyhow};
+use tracing::{info, warn};
+
+use super::program::{find, not_started};
+use super::waiting::say;
+use crate::cli::fence::{Options, Task};
+use crate::core::fence::{Refused, Seen};
+use crate::core::lease::FencingToken;
+use crate::core::name::LockName;
+use crate::exit::{Exit, Failure};
+use crate::fence::{Fence, Locked};
+use crate::guard;
+
+/// What else a low token can mean.
+const RESTORED: &str = "a later holder of the lock has been here; if etcd was restored from a backup and its tokens went back, see --reset in dlock-fence(1)";
+
+/// Does what was asked of the fence.
+pub(super) fn fence(options: &Options) -> Result<Exit, Failure> {
+    let file = &options.file;
+    match &options.task {
+        Task::Enter {
+            name,
+            token,
+            command,
+        } => enter(file, name, *token, command),
+        Task::Peek(name) => peek(file, name.as_ref()),
+        Task::Reset { name, token } => reset(file, name, *token),
+    }
+}
+
+fn enter(
+    file: &Path,
+    name: &LockName,
+    token: FencingToken,
+    argv: &[OsString],
+) -> Result<Exit, Failure> {
+    let found = (!argv.is_empty()).then(|| find(argv)).transpose()?;
+    let fence = Fence::open(file)?;
+    let admit = |seen: &mut Seen| {
+        seen.admit(name, token)
+            .map_err(|refused| late(file, name, token, refused))
+    };
+    // A late writer need not wait for the newer one's command to hear it, and no foreign file gets a lock file.
+    admit(&mut fence.read()?)?;
+    let locked = lock(&fence, file)?;
+    let mut seen = fence.read()?;
+    if admit(&mut seen)? {
+        locked.record(&seen)?;
+    } else {
+        locked.settle()?;
+    }
+    info!(
+        "token {token} of '{name}' is let in by '{}'",
+        file.display()
+    );
+    let Some(command) = found else {
+        return Ok(Exit::Done);
+    };
+    let variables = [
+        ("DLOCK_FENCING_TOKEN", token.to_string()),
+        ("DLOCK_NAME", name.to_string()),
+    ]
+    .map(|(variable, value)| (variable.to_owned(), value));
+    let program = command.argv[0].clone();
+    // As the same process, so that there is nothing to forward, and nothing of ours whose death would free the lock.
+    let error = guard::become_command(command, &variables);
+    Err(not_started(&program, &error))
+}
+
+fn lock<'a>(fence: &'a Fence, file: &Path) -> Result<Locked<'a>, Failure> {
+    fence.lock(|| {
+        say(&format!(
+            "waiting for '{}': a command runs under its lock",
+            file.display()
+        ));
+    })
+}
+
+fn late(file: &Path, name: &LockName, token: FencingToken, Refused(highest): Refused) -> Failure {
+    Failure {
+        exit: Exit::Lost,
+        hint: Some(RESTORED.to_owned()),
+        ..anyhow!(
+            "cannot let token {token} of '{name}' in: '{}' has seen token {highest}",
+            file.display()
+        )
+        .into()
+    }
+}
+
+fn peek(file: &Path, name: Option<&LockName>) -> Result<Exit, Failure> {
+    let seen = Fence::open(file)?.read()?;
+    let text = match name {
+        Some(name) => format!("{}\n", seen.highest(name).unwrap_or(FencingToken(0))),
+        None => seen.lines(),
+    };
+    match io::stdout().write_all(text.as_bytes()) {
+        // Whoever closed the pipe has read enough.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(Exit::Done),
+        written => {
+            written.context("cannot print the token")?;
+            Ok(Exit::Done)
+        }
+    }
+}
+
+fn reset(file: &Path, name: &LockName, token: FencingToken) -> Result<Exit, Failure> {
+    let fence = Fence::open(file)?;
+    fence.read()?;
+    let locked = lock(&fence, file)?;
+    let mut seen = fence.read()?;
+    let before = seen.highest(name);
+    seen.set(name, token);
+    locked.record(&seen)?;
+    let file = file.display();
+    if let Some(before) = before.filter(|before| token < *before) {
+        warn!(
+            "'{file}' lets tokens of '{name}' in from {token} on, no more from {before} on: that is right only after etcd was restored and its tokens went back"
+        );
+    } else {
+        info!("'{file}' lets tokens of '{name}' in from {token} on");
+    }
+    Ok(Exit::Done)
+}

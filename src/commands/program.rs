@@ -1,0 +1,40 @@
+//! The command that a user names: found before it is needed, and why it did not begin.
+//! It must not know under which lock it runs.
+
+use std::ffi::{OsStr, OsString};
+use std::io;
+
+use anyhow::anyhow;
+
+use crate::exit::{Exit, Failure, OrFail as _};
+use crate::guard::{self, Lookup};
+
+/// Finds the command before anybody queues for it.
+pub(super) fn find(argv: &[OsString]) -> Result<guard::Command, Failure> {
+    let program = argv.first().map_or(OsStr::new(""), OsString::as_os_str);
+    match guard::lookup(program) {
+        Ok(path) => Ok(guard::Command {
+            path,
+            argv: argv.to_vec(),
+        }),
+        Err(Lookup::NotFound) => Err(anyhow!(
+            "cannot run '{}': command not found",
+            program.display()
+        ))
+        .or_exit(Exit::NotFound),
+        Err(Lookup::NotExecutable(error)) => {
+            Err(anyhow!("cannot run '{}': {error}", program.display())).or_exit(Exit::NotExecutable)
+        }
+    }
+}
+
+/// Why a command that was found did not begin.
+pub(super) fn not_started(program: &OsStr, error: &io::Error) -> Failure {
+    Failure {
+        exit: match error.kind() {
+            io::ErrorKind::NotFound => Exit::NotFound,
+            _ => Exit::NotExecutable,
+        },
+        ..anyhow!("cannot run '{}': {error}", program.display()).into()
+    }
+}
