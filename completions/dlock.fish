@@ -41,6 +41,8 @@ complete -c dlock -n "__fish_dlock_needs_command" -s h -l help -d 'Print help (s
 complete -c dlock -n "__fish_dlock_needs_command" -s V -l version -d 'Print version'
 complete -c dlock -n "__fish_dlock_needs_command" -f -a "run" -d 'Run a command while holding a lock'
 complete -c dlock -n "__fish_dlock_needs_command" -f -a "fence" -d 'Refuse a token that is lower than the highest one seen, else run a command'
+complete -c dlock -n "__fish_dlock_needs_command" -f -a "hold" -d 'Hold a lock without a command'
+complete -c dlock -n "__fish_dlock_needs_command" -f -a "release" -d 'End a dlock hold that runs in the background'
 complete -c dlock -n "__fish_dlock_needs_command" -f -a "completions" -d 'Print the completions for a shell'
 complete -c dlock -n "__fish_dlock_using_subcommand run" -s c -l command -d 'Run STRING with $SHELL -c instead of a command' -r -f -a "(__fish_complete_command)"
 complete -c dlock -n "__fish_dlock_using_subcommand run" -s w -l wait -d 'If the lock is busy, wait no longer than this; 0 is --no-wait' -r -f
@@ -93,6 +95,52 @@ complete -c dlock -n "__fish_dlock_using_subcommand fence" -l peek -d 'Print the
 complete -c dlock -n "__fish_dlock_using_subcommand fence" -s v -l verbose -d 'Say more: what is waited for; twice: every step'
 complete -c dlock -n "__fish_dlock_using_subcommand fence" -s q -l quiet -d 'Say errors only'
 complete -c dlock -n "__fish_dlock_using_subcommand fence" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c dlock -n "__fish_dlock_using_subcommand hold" -l pid -d 'Hold the lock until this process has ended, and end it if the lock is lost' -r -f
+complete -c dlock -n "__fish_dlock_using_subcommand hold" -s w -l wait -d 'If the lock is busy, wait no longer than this; 0 is --no-wait' -r -f
+complete -c dlock -n "__fish_dlock_using_subcommand hold" -s E -l conflict-exit-code -d 'Exit status for a busy lock, 0 to 255; default 75' -r -f
+complete -c dlock -n "__fish_dlock_using_subcommand hold" -l ttl -d 'How long etcd keeps the lock for a dlock that it cannot hear; default 30s' -r -f
+complete -c dlock -n "__fish_dlock_using_subcommand hold" -s k -l kill-after -d 'How long the command may take to end when it is told to, before it is killed' -r -f
+complete -c dlock -n "__fish_dlock_using_subcommand hold" -l signal -d 'Signal that tells the command to end; default TERM' -r -f
+complete -c dlock -n "__fish_dlock_using_subcommand hold" -l slots -d 'Let so many hold the lock at once, 1 to 1000' -r -f
+complete -c dlock -n "__fish_dlock_using_subcommand hold" -l min-hold -d 'Keep the lock at least for so long, counted by etcd from the moment that it was taken' -r -f
+complete -c dlock -n "__fish_dlock_using_subcommand hold" -l max-hold -d 'Stop the command after so long, then end with status 124' -r -f
+complete -c dlock -n "__fish_dlock_using_subcommand hold" -l once-per -d 'Start at most once in this time on all hosts together, counted by etcd' -r -f
+complete -c dlock -n "__fish_dlock_using_subcommand hold" -l supersede -d 'Send away those who wait already: the newest request wins' -r -f -a "waiters\t''
+holder\t''"
+complete -c dlock -n "__fish_dlock_using_subcommand hold" -l note -d 'Text that others see while they wait for the lock' -r -f
+complete -c dlock -n "__fish_dlock_using_subcommand hold" -l endpoints -d 'Members of the etcd cluster, separated by commas' -r -f -a "(__fish_print_hostnames)"
+complete -c dlock -n "__fish_dlock_using_subcommand hold" -l cacert -d 'Trust the certificate authorities in this PEM file instead of the system\'s' -r -F
+complete -c dlock -n "__fish_dlock_using_subcommand hold" -l cert -d 'Client certificate, a PEM file; needs --key' -r -F
+complete -c dlock -n "__fish_dlock_using_subcommand hold" -l key -d 'Private key of the client certificate, a PEM file; needs --cert' -r -F
+complete -c dlock -n "__fish_dlock_using_subcommand hold" -l user -d 'etcd user' -r -f
+complete -c dlock -n "__fish_dlock_using_subcommand hold" -l password-file -d 'File that holds the user\'s password; one newline at its end is ignored' -r -F
+complete -c dlock -n "__fish_dlock_using_subcommand hold" -l prefix -d 'Where dlock\'s keys begin in etcd' -r -f
+complete -c dlock -n "__fish_dlock_using_subcommand hold" -l connect-timeout -d 'How long to try to reach etcd before giving up; default 10s' -r -f
+complete -c dlock -n "__fish_dlock_using_subcommand hold" -l config -d 'Configuration file' -r -F
+complete -c dlock -n "__fish_dlock_using_subcommand hold" -l log-format -d 'Form of the messages on stderr, text or json; default text' -r -f -a "text\t''
+json\t''"
+complete -c dlock -n "__fish_dlock_using_subcommand hold" -l until-eof -d 'Hold the lock until standard input is at its end'
+complete -c dlock -n "__fish_dlock_using_subcommand hold" -l background -d 'Come back when the lock is held, and hold it in the background'
+complete -c dlock -n "__fish_dlock_using_subcommand hold" -l json -d 'Print a JSON object instead of shell variables'
+complete -c dlock -n "__fish_dlock_using_subcommand hold" -s n -l no-wait -d 'If the lock is busy, end at once'
+complete -c dlock -n "__fish_dlock_using_subcommand hold" -s s -l shared -d 'Hold the lock beside others that share it, but not beside those that do not'
+complete -c dlock -n "__fish_dlock_using_subcommand hold" -s v -l verbose -d 'Say more: what is waited for; twice: every step'
+complete -c dlock -n "__fish_dlock_using_subcommand hold" -s q -l quiet -d 'Say errors only'
+complete -c dlock -n "__fish_dlock_using_subcommand hold" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c dlock -n "__fish_dlock_using_subcommand release" -l endpoints -d 'Members of the etcd cluster, separated by commas' -r -f -a "(__fish_print_hostnames)"
+complete -c dlock -n "__fish_dlock_using_subcommand release" -l cacert -d 'Trust the certificate authorities in this PEM file instead of the system\'s' -r -F
+complete -c dlock -n "__fish_dlock_using_subcommand release" -l cert -d 'Client certificate, a PEM file; needs --key' -r -F
+complete -c dlock -n "__fish_dlock_using_subcommand release" -l key -d 'Private key of the client certificate, a PEM file; needs --cert' -r -F
+complete -c dlock -n "__fish_dlock_using_subcommand release" -l user -d 'etcd user' -r -f
+complete -c dlock -n "__fish_dlock_using_subcommand release" -l password-file -d 'File that holds the user\'s password; one newline at its end is ignored' -r -F
+complete -c dlock -n "__fish_dlock_using_subcommand release" -l prefix -d 'Where dlock\'s keys begin in etcd' -r -f
+complete -c dlock -n "__fish_dlock_using_subcommand release" -l connect-timeout -d 'How long to try to reach etcd before giving up; default 10s' -r -f
+complete -c dlock -n "__fish_dlock_using_subcommand release" -l config -d 'Configuration file' -r -F
+complete -c dlock -n "__fish_dlock_using_subcommand release" -l log-format -d 'Form of the messages on stderr, text or json; default text' -r -f -a "text\t''
+json\t''"
+complete -c dlock -n "__fish_dlock_using_subcommand release" -s v -l verbose -d 'Say more: what is waited for; twice: every step'
+complete -c dlock -n "__fish_dlock_using_subcommand release" -s q -l quiet -d 'Say errors only'
+complete -c dlock -n "__fish_dlock_using_subcommand release" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c dlock -n "__fish_dlock_using_subcommand completions" -l endpoints -d 'Members of the etcd cluster, separated by commas' -r -f -a "(__fish_print_hostnames)"
 complete -c dlock -n "__fish_dlock_using_subcommand completions" -l cacert -d 'Trust the certificate authorities in this PEM file instead of the system\'s' -r -F
 complete -c dlock -n "__fish_dlock_using_subcommand completions" -l cert -d 'Client certificate, a PEM file; needs --key' -r -F

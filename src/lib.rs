@@ -29,9 +29,11 @@ mod guard;
 mod log;
 mod whoami;
 
+use std::ffi::OsString;
 use std::io::Write as _;
 
 use cli::Request;
+use commands::hold;
 use exit::{Exit, Failure};
 
 /// The whole program.
@@ -42,11 +44,20 @@ pub fn main() -> ! {
         log::fail(&failure);
         failure.exit
     });
+    if exit.code() != 0 && cli::is_evaluated(std::env::args_os()) {
+        // A shell that evaluates nothing goes on without the lock.
+        let _ = writeln!(std::io::stdout(), "exit {}", exit.code());
+    }
     exit.leave()
 }
 
 fn run() -> Result<Exit, Failure> {
-    let argv = std::env::args_os().collect();
+    let argv: Vec<OsString> = std::env::args_os().collect();
+    if let Some((name, words)) = argv.split_first()
+        && name == hold::LINGER
+    {
+        return hold::linger(words);
+    }
     match cli::parse(argv, &|name| std::env::var_os(name))? {
         Request::Print(text) => {
             // Whoever closed the pipe has read enough.

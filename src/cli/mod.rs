@@ -4,6 +4,7 @@
 pub(crate) mod connection;
 pub(crate) mod duration;
 pub(crate) mod fence;
+pub(crate) mod hold;
 pub(crate) mod lock;
 pub(crate) mod run;
 mod signal;
@@ -11,6 +12,7 @@ mod signal;
 mod tests;
 mod usage;
 
+use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
 
 use clap::error::ErrorKind;
@@ -52,6 +54,10 @@ enum Command {
         override_usage = "dlock fence [OPTIONS] FILE [[--] COMMAND [ARG]...]\n       dlock fence FILE --peek [--name NAME]\n       dlock fence FILE --reset NUMBER [--name NAME]"
     )]
     Fence(fence::Words),
+    /// Hold a lock without a command
+    Hold(Box<hold::Words>),
+    /// End a dlock hold that runs in the background
+    Release(hold::ReleaseWords),
     /// Print the completions for a shell
     Completions(CompletionsWords),
 }
@@ -85,10 +91,12 @@ pub(crate) struct Task {
 }
 
 /// The work of one sub-command with all that it needs.
-#[allow(clippy::large_enum_variant, reason = "there is only one of it")]
 pub(crate) enum Work {
     Run(Settings, run::Options),
     Fence(fence::Options),
+    Hold(Settings, hold::Options),
+    /// By the name of the process that holds the lock.
+    Release(String),
 }
 
 /// The definitions with the variables' names, for help, man pages and completions.
@@ -108,11 +116,22 @@ pub fn command() -> clap::Command {
     with_variables(Words::command())
 }
 
-/// `-c` is the command itself; help and version are no settings, and what `fence` is asked for is of one moment.
+/// `-c` is the command itself; help and version are no settings, and what `fence` and `hold` are asked for is of one
+/// moment.
 fn has_variable(long: &str) -> bool {
     !matches!(
         long,
-        "command" | "help" | "version" | "token" | "name" | "peek" | "reset"
+        "command"
+            | "help"
+            | "version"
+            | "token"
+            | "name"
+            | "peek"
+            | "reset"
+            | "pid"
+            | "until-eof"
+            | "background"
+            | "json"
     )
 }
 
@@ -127,6 +146,8 @@ pub fn settings() -> Vec<(String, String, Option<&'static str>)> {
     }
     let mut longs = Vec::new();
     collect(&Words::command(), &mut longs);
+    let mut seen = BTreeSet::new();
+    longs.retain(|long| seen.insert(long.clone()));
     let setting = |long: String| {
         let (variable, fall_back) = (layers::variable(&long), layers::fall_back(&long));
         (long, variable, fall_back)
@@ -169,6 +190,13 @@ pub(crate) fn parse(
             let options = words.resolve(&asked.layers)?;
             Ok(Work::Run(asked.settings()?, options))
         }),
+        Command::Hold(words) => form.task(|asked| {
+            let options = words.resolve(&asked.layers)?;
+            Ok(Work::Hold(asked.settings()?, options))
+        }),
+        Command::Release(words) => {
+            form.task(|asked| Ok(Work::Release(words.resolve(&asked.layers)?)))
+        }
         Command::Fence(words) => form.task(|asked| Ok(Work::Fence(words.resolve(&asked.layers)?))),
         Command::Completions(words) => Ok(Request::Print(completions(words.shell).to_owned())),
     }
@@ -221,6 +249,14 @@ impl Asked<'_> {
     fn settings(&mut self) -> Result<Settings, Failure> {
         config::resolve(&self.layers, self.connection, &mut self.warnings)
     }
+}
+
+/// Whether a shell evaluates what is printed: `eval "$(dlock hold --background ...)"`, whatever may be wrong with the
+/// rest of the words.
+pub(crate) fn is_evaluated(argv: impl Iterator<Item = OsString>) -> bool {
+    let words: Vec<OsString> = argv.skip(1).collect();
+    let has = |word: &str| words.iter().any(|other| other == word);
+    has("hold") && has("--background") && !has("run")
 }
 
 /// The help that was asked for, from the definitions that name the variables.

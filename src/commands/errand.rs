@@ -29,13 +29,15 @@ use crate::core::watchdog::{Cut, Standing, Watchdog};
 use crate::etcd::contend::{Contender, Outcome, Parting, Release, Waiting, Won};
 use crate::etcd::{Cluster, Trouble};
 use crate::exit::{Exit, Failure};
-use crate::guard::{Guard, Report, Status, Survivor};
+use crate::guard::{Detached, Guard, Other, Report, Status, Survivor};
 use crate::whoami;
 
 /// How long the release of a lock that was ours to the end may take.
 const RELEASE: Duration = Duration::from_secs(5);
 /// How long the removal of what may be left after a loss may take.
 const CLEAR: Duration = Duration::from_secs(1);
+/// Between two looks at the process that a lock is for, while it waits.
+const LOOK: Duration = Duration::from_millis(500);
 
 /// What is to be done, and under which lock.
 pub(super) struct Errand<'a> {
@@ -44,18 +46,27 @@ pub(super) struct Errand<'a> {
     /// What others see as the program.
     pub(super) program: &'a OsStr,
     pub(super) leftovers: Leftovers,
+    /// What it gets beside the variables of the lock.
+    pub(super) variables: Vec<(String, String)>,
+    /// With whose end the lock is not wanted any more.
+    pub(super) owner: Option<&'a Other>,
+    /// Who waits in the foreground for the lock.
+    pub(super) background: Option<Detached>,
 }
 
 /// Has the guard do it under the lock and tells how it ended.
 pub(super) fn carry_out(
-    errand: &Errand,
+    mut errand: Errand,
     settings: &Settings,
     guard: Guard,
 ) -> Result<Exit, Failure> {
     super::block_on(async {
         let post = Post::open(guard).context("cannot listen to the guard process")?;
         let signals = Signals::listen().context("cannot listen to signals")?;
-        Runner::new(errand, settings, post, signals).run().await
+        let background = errand.background.take();
+        let mut runner = Runner::new(&errand, settings, post, signals);
+        runner.background = background;
+        runner.run().await
     })
 }
 
@@ -72,6 +83,7 @@ struct Runner<'a> {
     post: Post,
     signals: Signals,
     began_at: Instant,
+    background: Option<Detached>,
 }
 
 impl<'a> Runner<'a> {
@@ -97,6 +109,7 @@ impl<'a> Runner<'a> {
             post,
             signals,
             began_at: clock::now(),
+            background: None,
         }
     }
 
@@ -113,6 +126,7 @@ impl<'a> Runner<'a> {
             WaitPassed,
             Signal(i32),
             GuardDead,
+            OwnerGone,
         }
         let (limit, give_up_at) = match self.errand.lock.wish.patience {
             Patience::For(wait) => (wait.min(self.connect_timeout), Some(self.began_at + wait)),
@@ -141,6 +155,7 @@ impl<'a> Runner<'a> {
                 () = guard_dead(&mut self.post) => Event::GuardDead,
                 outcome = contender.acquire(limit, tell) => Event::Acquired(outcome),
                 () = clock::until(give_up_at) => Event::WaitPassed,
+                () = gone(self.errand.owner) => Event::OwnerGone,
             }
         };
         if !matches!(event, Event::Acquired(Ok(_))) {
@@ -160,6 +175,7 @@ impl<'a> Runner<'a> {
             },
             Event::Signal(signal) => Ok(Acquired::Ended(Exit::Signalled(signal))),
             Event::GuardDead => Err(anyhow!("cannot go on: the guard process is dead").into()),
+            Event::OwnerGone => Ok(Acquired::Ended(Exit::Done)),
         }
     }
 
@@ -230,6 +246,7 @@ impl<'a> Runner<'a> {
             signals: &mut self.signals,
             policy: errand.leftovers,
             leftovers: None,
+            background: self.background.take(),
         };
         let end = supervision.run().await;
         let watchdog = supervision.watchdog;
@@ -263,10 +280,9 @@ impl<'a> Runner<'a> {
             ("ETCD_LOCK_REV", token),
         ];
         let slot = slot.map(|slot| ("DLOCK_SLOT", slot.to_string()));
-        always
-            .into_iter()
-            .chain(slot)
-            .map(|(name, value)| (name.to_owned(), value))
+        let lock = always.into_iter().chain(slot);
+        lock.map(|(name, value)| (name.to_owned(), value))
+            .chain(self.errand.variables.iter().cloned())
             .collect()
     }
 
@@ -336,6 +352,18 @@ impl<'a> Runner<'a> {
             span(self.errand.lock.ttl)
         );
         Exit::Unkillable
+    }
+}
+
+/// Until the process that the lock is for has ended, if there is one.
+async fn gone(owner: Option<&Other>) {
+    match owner {
+        Some(owner) => {
+            while !owner.has_ended() {
+                tokio::time::sleep(LOOK).await;
+            }
+        }
+        None => std::future::pending().await,
     }
 }
 

@@ -3,6 +3,7 @@
 
 mod errand;
 mod fence;
+pub(crate) mod hold;
 mod post;
 mod program;
 mod run;
@@ -43,5 +44,7 @@ pub(crate) fn carry_out(work: &Work) -> Result<Exit, Failure> {
     match work {
         Work::Run(settings, options) => run::run(settings, options),
         Work::Fence(options) => fence::fence(options),
+        Work::Hold(settings, options) => hold::hold(settings, options),
+        Work::Release(hold) => hold::release(hold),
     }
 }

@@ -10,12 +10,12 @@ use crate::cli::run::Options;
 use crate::config::Settings;
 use crate::core::lease::FencingToken;
 use crate::core::mode::Mode;
-use crate::core::name::Link;
+use crate::core::name::{Link, LockName};
 use crate::core::queue::Queue;
 use crate::etcd::Cluster;
 use crate::etcd::look::holds;
 use crate::exit::{Exit, Failure, OrFail as _};
-use crate::guard::{self, Policy};
+use crate::guard::{self, Policy, Ties};
 use crate::whoami;
 
 /// Runs the command under the lock and tells how it ended.
@@ -30,14 +30,18 @@ pub(super) fn run(settings: &Settings, options: &Options) -> Result<Exit, Failur
         leftovers: options.leftovers,
     };
     // Before any thread exists: see guard/mod.rs.
-    let guard = guard::launch(command, policy).context("cannot start the guard process")?;
+    let guard = guard::launch(command, policy, Ties::default())
+        .context("cannot start the guard process")?;
     let errand = Errand {
         name: &options.name,
         lock: &options.lock,
         program: options.program(),
         leftovers: options.leftovers,
+        variables: Vec::new(),
+        owner: None,
+        background: None,
     };
-    errand::carry_out(&errand, settings, guard)
+    errand::carry_out(errand, settings, guard)
 }
 
 /// Runs the command under the lock that is held around us, or says why not.
@@ -49,10 +53,7 @@ fn within(
 ) -> Result<Exit, Failure> {
     let (name, token) = (&options.name, link.token);
     if !options.reentrant {
-        return Err(anyhow!(
-            "cannot lock '{name}': this command runs under it already (token {token}) and would wait for itself"
-        ))
-        .or_hint("take it once around both commands, give --reentrant, or unset DLOCK_HELD if it is not held any more");
+        refuse_self_deadlock(name, "give --reentrant, ")?;
     }
     if link.mode != Mode::Exclusive {
         return Err(anyhow!(
@@ -82,4 +83,18 @@ fn within(
     // The guard around us guards this command too.
     let error = guard::become_command(command, &[]);
     Err(not_started(options.program(), &error))
+}
+
+/// Refuses to wait for a lock that is held around us.
+pub(super) fn refuse_self_deadlock(name: &LockName, or: &str) -> Result<(), Failure> {
+    let held = whoami::held();
+    let Some(Link { token, .. }) = held.link(name) else {
+        return Ok(());
+    };
+    Err(anyhow!(
+        "cannot lock '{name}': this command runs under it already (token {token}) and would wait for itself"
+    ))
+    .or_hint(format!(
+        "take it once around both commands, {or}or unset DLOCK_HELD if it is not held any more"
+    ))
 }

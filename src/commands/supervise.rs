@@ -15,7 +15,7 @@ use crate::core::name::LockName;
 use crate::core::text::span;
 use crate::core::watchdog::{Action, Cut, Event, Standing, Watchdog};
 use crate::etcd::session::{News, Session};
-use crate::guard::{Cause, Report, Status, Survivor};
+use crate::guard::{Cause, Detached, Report, Status, Survivor};
 
 /// How long dlock itself tries to kill what a dead guard has left.
 const KILLING: Duration = Duration::from_secs(2);
@@ -47,6 +47,8 @@ pub(crate) struct Supervision<'a> {
     pub(crate) policy: Leftovers,
     /// The command itself has ended and left others behind.
     pub(crate) leftovers: Option<Status>,
+    /// Who waits in the foreground until the command runs.
+    pub(crate) background: Option<Detached>,
 }
 
 /// What can happen while the lock is held.
@@ -182,7 +184,12 @@ impl Supervision<'_> {
 
     fn read(&mut self, report: Report) -> Option<End> {
         match report {
-            Report::Started => None,
+            Report::Started => {
+                if let Some(background) = self.background.take() {
+                    background.ready();
+                }
+                None
+            }
             Report::Beat(beat) => self.step(&Event::Beat(beat)),
             Report::Leftovers { status, count } => {
                 match self.policy {

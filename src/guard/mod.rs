@@ -3,13 +3,16 @@
 //!
 //! *What does dlock ask for?* here · *what is said?* message · *how does it travel?* link · *when does what happen?* plan ·
 //! *the guard's loop?* process · *start?* spawn · *what did the caller hand on?* inherited · *find and signal the tree?* tree ·
-//! *kill it?* hunt · *system calls?* signals, descriptors
+//! *kill it?* hunt · *what of processes that are not ours?* other · *leave the caller's shell?* detach ·
+//! *system calls?* signals, descriptors
 
 mod descriptors;
+mod detach;
 mod hunt;
 mod inherited;
 mod link;
 mod message;
+mod other;
 mod plan;
 mod process;
 mod signals;
@@ -22,7 +25,7 @@ mod tests;
 use std::ffi::OsString;
 use std::io;
 use std::net::Shutdown;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
@@ -36,11 +39,13 @@ use rustix::process::{
 use rustix::stdio::{dup2_stdin, dup2_stdout};
 use rustix::time::{TimerfdClockId, TimerfdFlags, Timespec, timerfd_create};
 
+pub(crate) use self::detach::{Detached, Side, detach};
 use self::hunt::{Children, Hunt, reap};
 pub(crate) use self::inherited::ignored_at_start;
 use self::link::Link;
 use self::message::Order;
 pub(crate) use self::message::{Cause, Report, Status, Survivor};
+pub(crate) use self::other::{Name, Other, linger};
 use self::process::Equipment;
 pub(crate) use self::signals::die_of;
 use self::spawn::Program;
@@ -81,6 +86,15 @@ pub(crate) struct Policy {
     pub(crate) leftovers: Leftovers,
 }
 
+/// What a guard has to do with others than dlock and the command.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Ties<'a> {
+    /// A process that is stopped and killed with the command.
+    pub(crate) adopted: Option<&'a Other>,
+    /// A descriptor that dlock goes on using.
+    pub(crate) kept: Option<BorrowedFd<'a>>,
+}
+
 /// dlock's side. Dropping it is the end for the command too.
 pub(crate) struct Guard {
     /// The guard's process, by pidfd.
@@ -93,18 +107,21 @@ pub(crate) struct Guard {
 
 /// Makes the guard of `command` and leaves to it what the caller handed on: dlock keeps stderr alone, and no other
 /// descriptor from 3 on. To be called while there is one thread, nothing is open and no child of ours exists.
-pub(crate) fn launch(command: Command, policy: Policy) -> io::Result<Guard> {
-    let guard = fork_guard(command, policy)?;
-    guard.settle()?;
+pub(crate) fn launch(command: Command, policy: Policy, ties: Ties) -> io::Result<Guard> {
+    let guard = fork_guard(command, policy, ties.adopted)?;
+    guard.settle(ties)?;
     Ok(guard)
 }
 
 /// Everything that may be missing is made and tried before the fork: an error means that nothing has been started.
 #[expect(unsafe_code, reason = "forks")]
-fn fork_guard(command: Command, policy: Policy) -> io::Result<Guard> {
+fn fork_guard(command: Command, policy: Policy, adopted: Option<&Other>) -> io::Result<Guard> {
     let program = Program::new(command)?;
     let (ours, theirs) = Link::pair()?;
-    let tree = Tree::open()?;
+    let mut tree = Tree::open()?;
+    if let Some(other) = adopted {
+        tree.adopt(other.name().0);
+    }
     let deaths = signals::descriptor(libc::SIGCHLD)?;
     let timer = timerfd_create(
         TimerfdClockId::Boottime,
@@ -148,7 +165,7 @@ fn fork_guard(command: Command, policy: Policy) -> io::Result<Guard> {
 
 impl Guard {
     /// Lets go of what the guard keeps for the command.
-    fn settle(&self) -> io::Result<()> {
+    fn settle(&self, ties: Ties) -> io::Result<()> {
         let null = descriptors::null()?;
         dup2_stdin(&null)?;
         dup2_stdout(&null)?;
@@ -158,7 +175,9 @@ impl Guard {
             self.link.as_fd().as_raw_fd(),
             self.tree.descriptor(),
         ];
-        descriptors::close_all_but(&own)?;
+        let others = [ties.kept, ties.adopted.map(Other::descriptor)];
+        let others = others.iter().flatten().map(AsRawFd::as_raw_fd);
+        descriptors::close_all_but(&own.into_iter().chain(others).collect::<Vec<_>>())?;
         // A line on stderr must not stop dlock when it runs in the background of a terminal (`stty tostop`).
         signals::set_mask(signals::mask() | signals::set_of(libc::SIGTTOU));
         Ok(())
@@ -240,13 +259,14 @@ impl Guard {
             let nothing_new = again_at > now;
             // Only a round that met nobody, not even a zombie, says as much as no children: the orphans of somebody who
             // died during the round have not been met.
-            if children == Children::None || self.tree.has_strangers() && hunt.is_blind() {
+            let none = children == Children::None || self.tree.has_strangers() && hunt.is_blind();
+            if none && !self.tree.adopted_lives() {
                 return Vec::new();
             }
             if now.since(begun_at) >= limit {
                 return self.tree.survivors();
             }
-            if nothing_new && children == Children::Alive {
+            if nothing_new && children != Children::More {
                 thread::sleep(LOOK_AGAIN);
             }
         }

@@ -54,6 +54,11 @@ impl Plan {
         self.cause
     }
 
+    /// Whether the tree has been told to end.
+    pub(super) fn is_ending(&self) -> bool {
+        matches!(self.phase, Phase::Stopping { .. } | Phase::Killing { .. })
+    }
+
     pub(super) fn is_running(&self) -> bool {
         self.phase == Phase::Running
     }

@@ -25,6 +25,12 @@ const AT_ONCE: Timespec = Timespec {
     tv_nsec: 0,
 };
 
+/// Between two looks at processes that are no children of ours.
+const SOON: Timespec = Timespec {
+    tv_sec: 0,
+    tv_nsec: 10_000_000,
+};
+
 /// What the guard works with. Made before the fork, so that dlock learns when something is missing.
 pub(super) struct Equipment {
     pub(super) tree: Tree,
@@ -212,7 +218,7 @@ impl<'a> Watch<'a> {
             let had_ended = self.status.is_some();
             let children = self.collect();
             self.learn_outcome();
-            if children == Children::None {
+            if children == Children::None && !self.has_still_to_end() {
                 return self.verdict();
             }
             if self.status.is_some() && !had_ended && self.plan.is_running() {
@@ -224,6 +230,11 @@ impl<'a> Watch<'a> {
             self.act(clock::now());
             self.sleep(children);
         }
+    }
+
+    /// Whether the adopted have been told to end, and live.
+    fn has_still_to_end(&self) -> bool {
+        self.plan.is_ending() && self.process.equipment.tree.adopted_lives()
     }
 
     fn verdict(&self) -> Report {
@@ -363,7 +374,13 @@ impl<'a> Watch<'a> {
         };
         // A moment that has passed makes it readable at once. Setting it also takes back that it was readable.
         let armed = timerfd_settime(&equipment.timer, TimerfdTimerFlags::ABSTIME, &once).is_ok();
-        let timeout = (!armed || children == Children::More).then_some(&AT_ONCE);
+        let timeout = match children {
+            Children::More => Some(&AT_ONCE),
+            _ if !armed => Some(&AT_ONCE),
+            // Nobody tells us of the end of those who are not ours.
+            Children::None => Some(&SOON),
+            Children::Alive => None,
+        };
         let sources = [&equipment.deaths, &equipment.timer]
             .into_iter()
             .chain(&self.outcome);

@@ -22,9 +22,9 @@ const MOST_SURVIVORS: usize = 64;
 /// One process for as long as the machine is up: a pid comes back, but not within the same tick.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Identity {
-    pid: i32,
+    pub(super) pid: i32,
     /// Clock ticks since boot, field 22 of `proc_pid_stat(5)`.
-    start: u64,
+    pub(super) start: u64,
 }
 
 impl Identity {
@@ -50,6 +50,9 @@ pub(super) struct Tree {
     lists: bool,
     /// Children that dlock had from the start, of a shell that said `exec dlock`: none of our business.
     strangers: Vec<Identity>,
+    /// A process that has to die with the tree though it does not descend from us, and who of its tree has not: we.
+    adopted: Option<Identity>,
+    exempt: Vec<Identity>,
 }
 
 impl Tree {
@@ -68,6 +71,8 @@ impl Tree {
             root: 0,
             lists: true,
             strangers: Vec::new(),
+            adopted: None,
+            exempt: Vec::new(),
         }
         .rooted_here();
         let itself = rustix::fs::readlinkat(&tree.proc, "self", Vec::new())
@@ -87,11 +92,32 @@ impl Tree {
     /// The same for a process that has just been forked and so has no descendants yet.
     pub(super) fn rooted_here(self) -> Self {
         let root = getpid().as_raw_nonzero().get();
-        Self {
+        let mut tree = Self {
             root,
             strangers: Vec::new(),
             ..self
-        }
+        };
+        // dlock first, then its guard.
+        tree.exempt
+            .extend(tree.find(root).map(|process| process.identity));
+        tree
+    }
+
+    /// The process that has this pid now.
+    pub(super) fn identify(pid: i32) -> io::Result<Identity> {
+        Ok(Self::open()?.find(pid)?.identity)
+    }
+
+    /// Counts another process and its descendants in.
+    pub(super) fn adopt(&mut self, adopted: Identity) {
+        self.adopted = Some(adopted);
+    }
+
+    /// Whether anybody lives of the tree that was adopted.
+    pub(super) fn adopted_lives(&self) -> bool {
+        let mut lives = false;
+        self.walk_adopted(|process| lives |= process.is_alive());
+        lives
     }
 
     /// Whether there are children besides those of the tree.
@@ -121,6 +147,26 @@ impl Tree {
 
     /// Visits every descendant, parents first, zombies too. One that appears or changes its parent meanwhile may be missed.
     pub(super) fn walk(&self, mut visit: impl FnMut(&Process)) {
+        if let Ok(root) = self.find(self.root) {
+            self.walk_below(&root, &self.strangers, &mut visit);
+        }
+        self.walk_adopted(visit);
+    }
+
+    /// Visits the adopted process and its descendants. Those whose parents have died are not found any more.
+    fn walk_adopted(&self, mut visit: impl FnMut(&Process)) {
+        let adopted = self.adopted.and_then(|adopted| {
+            let process = self.find(adopted.pid).ok()?;
+            (process.identity == adopted).then_some(process)
+        });
+        if let Some(adopted) = adopted {
+            visit(&adopted);
+            self.walk_below(&adopted, &self.exempt, &mut visit);
+        }
+    }
+
+    /// Visits every descendant of `top` but the `others` and theirs.
+    fn walk_below(&self, top: &Process, others: &[Identity], visit: &mut impl FnMut(&Process)) {
         let all = if self.lists {
             Vec::new()
         } else {
@@ -144,16 +190,14 @@ impl Tree {
                     .map(|child| (parent.identity.pid, child)),
             );
         };
-        if let Ok(root) = self.find(self.root) {
-            enqueue(&root, &mut queue);
-        }
+        enqueue(top, &mut queue);
         while let Some((parent, child)) = queue.pop_front() {
             let Ok(process) = self.find(child) else {
                 continue;
             };
             // When its parent has died since, it is a child of ours. Anybody else has only got a dead one's pid.
             let ours = [parent, self.root].contains(&process.stat.parent);
-            if ours && !self.strangers.contains(&process.identity) {
+            if ours && !others.contains(&process.identity) {
                 enqueue(&process, &mut queue);
                 visit(&process);
             }

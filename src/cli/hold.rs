@@ -1,0 +1,94 @@
+//! The words of `dlock hold` and `dlock release`, and what they mean.
+//! It must not know how a lock is taken, nor how processes are watched.
+
+use std::ffi::{OsStr, OsString};
+
+use anyhow::anyhow;
+use clap::{Args, ValueHint};
+
+use super::lock;
+use crate::config::layers::Layers;
+use crate::core::name::LockName;
+use crate::exit::{Failure, OrFail as _};
+
+/// The words of `dlock hold`.
+#[derive(Args, Debug)]
+pub(crate) struct Words {
+    /// Name of the lock, 1 to 255 bytes
+    #[arg(value_hint = ValueHint::Other)]
+    name: OsString,
+
+    /// Hold the lock until this process has ended, and end it if the lock is lost
+    ///
+    /// With all that descends from it then: --signal, --kill-after, then SIGKILL.
+    #[arg(long, value_name = "PID", value_hint = ValueHint::Other, allow_negative_numbers = true)]
+    pid: Option<OsString>,
+
+    /// Hold the lock until standard input is at its end
+    #[arg(long)]
+    until_eof: bool,
+
+    /// Come back when the lock is held, and hold it in the background
+    ///
+    /// Prints what a shell is to evaluate: the variables of the lock, or, if there is none to be had, `exit` with
+    /// dlock's status.
+    #[arg(long, conflicts_with_all = ["until_eof", "json"])]
+    background: bool,
+
+    /// Print a JSON object instead of shell variables
+    #[arg(long)]
+    json: bool,
+
+    #[command(flatten)]
+    lock: lock::Words,
+}
+
+/// The words of `dlock release`.
+#[derive(Args, Debug)]
+pub(crate) struct ReleaseWords {
+    /// Which dlock hold; default `DLOCK_HOLD`
+    #[arg(value_name = "HOLD", value_hint = ValueHint::Other)]
+    hold: Option<OsString>,
+}
+
+/// What the words mean.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Options {
+    pub(crate) name: LockName,
+    pub(crate) lock: lock::Options,
+    pub(crate) pid: Option<i32>,
+    pub(crate) until_eof: bool,
+    pub(crate) background: bool,
+    pub(crate) json: bool,
+}
+
+impl Words {
+    /// Puts the words together with the variables, the file and the defaults.
+    pub(crate) fn resolve(self, layers: &Layers) -> Result<Options, Failure> {
+        let pid = self.pid.as_deref().map(pid).transpose()?;
+        Ok(Options {
+            name: lock::name(&self.name)?,
+            lock: self.lock.resolve(layers)?,
+            pid,
+            until_eof: self.until_eof,
+            background: self.background,
+            json: self.json,
+        })
+    }
+}
+
+fn pid(text: &OsStr) -> Result<i32, Failure> {
+    let pid = text.to_str().and_then(|text| text.parse::<i32>().ok());
+    let pid = pid.filter(|pid| *pid > 1);
+    Ok(pid.ok_or_else(|| anyhow!("cannot use --pid '{}': no process id", text.display()))?)
+}
+
+impl ReleaseWords {
+    /// Names the process to be ended, as `dlock hold` told it.
+    pub(crate) fn resolve(self, layers: &Layers) -> Result<String, Failure> {
+        let hold = self.hold.or_else(|| layers.variable("DLOCK_HOLD"));
+        let hold = hold.ok_or_else(|| anyhow!("cannot release a lock: DLOCK_HOLD is not set"));
+        let hold = hold.or_hint("dlock release ends what eval \"$(dlock hold --background ...)\" began; dlock run releases by itself")?;
+        Ok(hold.to_string_lossy().into_owned())
+    }
+}

@@ -1,0 +1,189 @@
+//! `dlock hold` and `dlock release`: a lock without a command, for as long as somebody else wants it.
+//! It must not know how a lock is taken, nor how processes are watched or killed.
+
+use std::ffi::{OsStr, OsString};
+use std::io::{self, Write as _};
+use std::time::Duration;
+
+use anyhow::{Context as _, anyhow};
+
+use super::errand::{self, Errand};
+use super::run::refuse_self_deadlock;
+use crate::cli::hold::Options;
+use crate::config::Settings;
+use crate::core::leftovers::Leftovers;
+use crate::exit::{Exit, Failure, OrFail as _};
+use crate::guard::{self, Detached, Other, Policy, Side, Status, Ties};
+
+/// The name under which the child that waits runs: see [`linger`].
+pub(crate) const LINGER: &str = "dlock-linger";
+
+/// How long `dlock release` waits for the other dlock to release the lock.
+const RELEASE: Duration = Duration::from_secs(10);
+
+/// Holds the lock, in the foreground or in the background.
+pub(super) fn hold(settings: &Settings, options: &Options) -> Result<Exit, Failure> {
+    refuse_self_deadlock(&options.name, "")?;
+    let owner = options.pid.map(owner).transpose()?;
+    if !options.background {
+        return keep(settings, options, owner.as_ref(), None);
+    }
+    match guard::detach().context("cannot go to the background")? {
+        Side::Background(background) => keep(settings, options, owner.as_ref(), Some(background)),
+        Side::Foreground(None) => Ok(Exit::Done),
+        Side::Foreground(Some(status)) => Ok(match status {
+            Status::Exited(code) => Exit::Command(code),
+            Status::Signalled(signal) => Exit::Signalled(signal),
+        }),
+    }
+}
+
+fn owner(pid: i32) -> Result<Other, Failure> {
+    let other = Other::find(pid);
+    Ok(other.with_context(|| format!("cannot hold a lock for process '{pid}'"))?)
+}
+
+fn keep(
+    settings: &Settings,
+    options: &Options,
+    owner: Option<&Other>,
+    background: Option<Detached>,
+) -> Result<Exit, Failure> {
+    let policy = Policy {
+        signal: options.lock.signal,
+        grace: options.lock.grace,
+        leftovers: Leftovers::Kill,
+    };
+    let ties = Ties {
+        adopted: owner,
+        kept: background.as_ref().map(Detached::descriptor),
+    };
+    let hold = guard::Name::own().context("cannot find our own process")?;
+    // Before any thread exists: see guard/mod.rs.
+    let guard = guard::launch(lingering(options, owner), policy, ties)
+        .context("cannot start the guard process")?;
+    let errand = Errand {
+        name: &options.name,
+        lock: &options.lock,
+        program: OsStr::new("dlock hold"),
+        leftovers: Leftovers::Kill,
+        variables: vec![("DLOCK_HOLD".to_owned(), hold.to_string())],
+        owner,
+        background,
+    };
+    match errand::carry_out(errand, settings, guard)? {
+        // However the waiting ended, or whoever ended it: that is what it was for.
+        Exit::Command(_) | Exit::Signalled(_) => Ok(Exit::Done),
+        exit => Ok(exit),
+    }
+}
+
+/// dlock itself, as the command that does nothing but wait.
+fn lingering(options: &Options, owner: Option<&Other>) -> guard::Command {
+    let form = if options.json { "json" } else { "shell" };
+    let until = if options.until_eof { "eof" } else { "" };
+    let owner = owner.map(|owner| owner.name().to_string());
+    let argv = [LINGER, form, until, &owner.unwrap_or_default()];
+    guard::Command {
+        path: "/proc/self/exe".into(),
+        argv: argv.map(OsString::from).into(),
+    }
+}
+
+/// The child of `dlock hold` that has the caller's stdin and stdout: says that the lock is held, and ends when it is not
+/// wanted any more. By signals it is ended as any command is.
+pub(crate) fn linger(words: &[OsString]) -> Result<Exit, Failure> {
+    let word = |position: usize| words.get(position).and_then(|word| word.to_str());
+    let variables = VARIABLES.into_iter().filter_map(|name| {
+        let value = std::env::var(name).ok()?;
+        Some((name, value))
+    });
+    let line = if word(0) == Some("json") {
+        json(variables)
+    } else {
+        shell(variables)
+    };
+    // Nobody may want to read it.
+    let _ = writeln!(io::stdout(), "{line}");
+    let owner = word(2).and_then(|name| name.parse().ok()).map(Other::named);
+    // One that has ended in the meantime needs no lock.
+    let Ok(owner) = owner.transpose() else {
+        return Ok(Exit::Done);
+    };
+    guard::linger(word(1) == Some("eof"), owner.as_ref()).context("cannot wait")?;
+    Ok(Exit::Done)
+}
+
+/// What is told of the lock, with its name in JSON made of the part behind the underline.
+const VARIABLES: [&str; 9] = [
+    "DLOCK_FENCING_TOKEN",
+    "DLOCK_NAME",
+    "DLOCK_KEY",
+    "DLOCK_LEASE",
+    "DLOCK_HELD",
+    "DLOCK_SLOT",
+    "DLOCK_HOLD",
+    "ETCD_LOCK_KEY",
+    "ETCD_LOCK_REV",
+];
+
+fn shell(variables: impl Iterator<Item = (&'static str, String)>) -> String {
+    let quoted =
+        variables.map(|(name, value)| format!("{name}='{}'", value.replace('\'', r"'\''")));
+    format!("export {}", quoted.collect::<Vec<_>>().join(" "))
+}
+
+fn json(variables: impl Iterator<Item = (&'static str, String)>) -> String {
+    let object: serde_json::Map<_, _> = variables
+        .filter_map(|(name, value)| {
+            let key = name.strip_prefix("DLOCK_")?.to_ascii_lowercase();
+            let number = ["fencing_token", "slot"].contains(&key.as_str());
+            let value = match value.parse::<i64>() {
+                Ok(value) if number => value.into(),
+                _ => value.into(),
+            };
+            Some((key, value))
+        })
+        .collect();
+    serde_json::Value::from(object).to_string()
+}
+
+/// Ends a `dlock hold` that runs in the background, and waits until it has released the lock.
+pub(super) fn release(hold: &str) -> Result<Exit, Failure> {
+    let name = hold.parse::<guard::Name>();
+    let name = name.map_err(|()| anyhow!("cannot use DLOCK_HOLD '{hold}': it names no process"))?;
+    let other = Other::named(name)
+        .map_err(|_| anyhow!("cannot release the lock: the dlock that held it has ended"))
+        .or_exit(Exit::Lost)?;
+    let ended = other
+        .end(RELEASE)
+        .with_context(|| format!("cannot ask process '{hold}' to release its lock"))?;
+    if ended {
+        return Ok(Exit::Done);
+    }
+    Err(anyhow!(
+        "process '{hold}' has not released its lock within {}",
+        RELEASE.as_secs()
+    )
+    .into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn variables() -> impl Iterator<Item = (&'static str, String)> {
+        [("DLOCK_FENCING_TOKEN", "12"), ("DLOCK_NAME", "it's 1")]
+            .into_iter()
+            .map(|(name, value)| (name, value.to_owned()))
+    }
+
+    #[test]
+    fn a_shell_reads_what_it_is_told() {
+        assert_eq!(
+            shell(variables()),
+            r"export DLOCK_FENCING_TOKEN='12' DLOCK_NAME='it'\''s 1'"
+        );
+        assert_eq!(json(variables()), r#"{"fencing_token":12,"name":"it's 1"}"#);
+    }
+}

@@ -1,0 +1,142 @@
+//! A process that is not of our making: whose end is awaited, or that is asked to end.
+//! It must not know what it has to do with a lock.
+
+use std::fmt;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::str::FromStr;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use rustix::stdio::dup2_stdout;
+
+use super::descriptors;
+use super::tree::{Identity, Tree};
+
+/// A process by pid and start, so that a later one of the same pid is another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Name(pub(super) Identity);
+
+impl Name {
+    /// Of this process.
+    pub(crate) fn own() -> io::Result<Self> {
+        Other::find(rustix::process::getpid().as_raw_nonzero().get()).map(|other| other.name)
+    }
+}
+
+impl fmt::Display for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.0.pid, self.0.start)
+    }
+}
+
+impl FromStr for Name {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        let (pid, start) = text.split_once(':').ok_or(())?;
+        Ok(Self(Identity {
+            pid: pid.parse().map_err(drop)?,
+            start: start.parse().map_err(drop)?,
+        }))
+    }
+}
+
+/// The process, by pidfd.
+#[derive(Debug)]
+pub(crate) struct Other {
+    name: Name,
+    process: OwnedFd,
+}
+
+impl Other {
+    /// The process that has this pid now.
+    ///
+    /// # Errors
+    /// `ESRCH` when there is none.
+    pub(crate) fn find(pid: i32) -> io::Result<Self> {
+        let number = Pid::from_raw(pid).filter(|_| pid > 0).ok_or(Errno::SRCH)?;
+        let process = pidfd_open(number, PidfdFlags::empty())?;
+        let identity = Tree::identify(pid)?;
+        let other = Self {
+            name: Name(identity),
+            process,
+        };
+        // Else its pid may have gone to the one that was looked at.
+        if other.has_ended() {
+            return Err(Errno::SRCH.into());
+        }
+        Ok(other)
+    }
+
+    /// The process of this name, if it has not ended.
+    pub(crate) fn named(name: Name) -> io::Result<Self> {
+        let other = Self::find(name.0.pid)?;
+        if other.name == name {
+            Ok(other)
+        } else {
+            Err(Errno::SRCH.into())
+        }
+    }
+
+    pub(crate) fn name(&self) -> Name {
+        self.name
+    }
+
+    /// What must stay open for it.
+    pub(super) fn descriptor(&self) -> BorrowedFd<'_> {
+        self.process.as_fd()
+    }
+
+    pub(crate) fn has_ended(&self) -> bool {
+        let at_once = Timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        };
+        let mut end = [PollFd::new(&self.process, PollFlags::IN)];
+        poll(&mut end, Some(&at_once)).is_ok_and(|ready| ready > 0)
+    }
+
+    /// Asks it to end, and waits until it has, for as long as `limit`; answers whether it has.
+    pub(crate) fn end(&self, limit: std::time::Duration) -> io::Result<bool> {
+        pidfd_send_signal(&self.process, Signal::TERM)?;
+        let limit = Timespec {
+            tv_sec: i64::try_from(limit.as_secs()).unwrap_or(i64::MAX),
+            tv_nsec: limit.subsec_nanos().into(),
+        };
+        let mut end = [PollFd::new(&self.process, PollFlags::IN)];
+        Ok(poll(&mut end, Some(&limit))? > 0)
+    }
+}
+
+/// Lets go of stdout, and waits until stdin is at its end, if that is to be waited for, or `other` has ended; without
+/// either, for ever.
+pub(crate) fn linger(until_eof: bool, other: Option<&Other>) -> io::Result<()> {
+    dup2_stdout(descriptors::null()?)?;
+    let stdin = io::stdin();
+    loop {
+        let mut ends = Vec::new();
+        if until_eof {
+            ends.push(PollFd::new(&stdin, PollFlags::IN));
+        }
+        ends.extend(other.map(|other| PollFd::new(&other.process, PollFlags::IN)));
+        if poll(&mut ends, None).is_err() {
+            continue;
+        }
+        let mut ready = ends.iter().map(|end| !end.revents().is_empty());
+        let stdin_ready = until_eof && ready.next().unwrap_or(false);
+        if ready.next().unwrap_or(false) {
+            return Ok(());
+        }
+        // What is written to us means nothing; that nobody writes any more does.
+        if stdin_ready
+            && !matches!(
+                rustix::io::read(stdin.as_fd(), &mut [0; 4096]),
+                Ok(1..) | Err(Errno::INTR)
+            )
+        {
+            return Ok(());
+        }
+    }
+}
