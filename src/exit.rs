@@ -12,6 +12,8 @@ use crate::guard;
 pub(crate) enum Exit {
     /// The work that was asked of dlock itself is done.
     Done,
+    /// What was asked about is not so: the lock is free.
+    Free,
     /// The command ended with this status.
     Command(u8),
     /// The command, or dlock while it waited, was ended by this signal.
@@ -78,6 +80,7 @@ impl Exit {
     pub(crate) fn code(self) -> u8 {
         match self {
             Self::Done => 0,
+            Self::Free => 1,
             Self::Command(status) | Self::Busy(status) => status,
             Self::Signalled(signal) => u8::try_from(signal).unwrap_or(0).saturating_add(128),
             Self::Lost => 121,

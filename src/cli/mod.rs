@@ -6,6 +6,7 @@ pub(crate) mod duration;
 pub(crate) mod fence;
 pub(crate) mod hold;
 pub(crate) mod lock;
+pub(crate) mod look;
 pub(crate) mod run;
 mod signal;
 #[cfg(test)]
@@ -58,6 +59,14 @@ enum Command {
     Hold(Box<hold::Words>),
     /// End a dlock hold that runs in the background
     Release(hold::ReleaseWords),
+    /// List the locks
+    Ls(look::ListWords),
+    /// Show the queue of a lock
+    Status(look::StatusWords),
+    /// Test whether a token still has its lock
+    Check(look::CheckWords),
+    /// Send away who has a lock, or waits for it
+    Break(look::BreakWords),
     /// Print the completions for a shell
     Completions(CompletionsWords),
 }
@@ -95,6 +104,9 @@ pub(crate) enum Work {
     Run(Settings, run::Options),
     Fence(fence::Options),
     Hold(Settings, hold::Options),
+    Look(Settings, look::Look),
+    Check(Settings, look::Check),
+    Break(Settings, look::Break),
     /// By the name of the process that holds the lock.
     Release(String),
 }
@@ -116,7 +128,7 @@ pub fn command() -> clap::Command {
     with_variables(Words::command())
 }
 
-/// `-c` is the command itself; help and version are no settings, and what `fence` and `hold` are asked for is of one
+/// `-c` is the command itself; help and version are no settings, and what others than `run` are asked for is of one
 /// moment.
 fn has_variable(long: &str) -> bool {
     !matches!(
@@ -132,6 +144,11 @@ fn has_variable(long: &str) -> bool {
             | "until-eof"
             | "background"
             | "json"
+            | "watch"
+            | "held"
+            | "reason"
+            | "yes"
+            | "now"
     )
 }
 
@@ -194,6 +211,19 @@ pub(crate) fn parse(
             let options = words.resolve(&asked.layers)?;
             Ok(Work::Hold(asked.settings()?, options))
         }),
+        Command::Ls(words) => {
+            form.task(|asked| Ok(Work::Look(asked.settings()?, words.resolve()?)))
+        }
+        Command::Status(words) => {
+            form.task(|asked| Ok(Work::Look(asked.settings()?, words.resolve()?)))
+        }
+        Command::Check(words) => form.task(|asked| {
+            let check = words.resolve(&asked.layers)?;
+            Ok(Work::Check(asked.settings()?, check))
+        }),
+        Command::Break(words) => {
+            form.task(|asked| Ok(Work::Break(asked.settings()?, words.resolve()?)))
+        }
         Command::Release(words) => {
             form.task(|asked| Ok(Work::Release(words.resolve(&asked.layers)?)))
         }

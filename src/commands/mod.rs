@@ -1,9 +1,12 @@
 //! One file per sub-command, and what several of them need to wait for: signals and the guard.
 //! It must not know gRPC, nor system calls.
 
+mod check;
 mod errand;
+mod evict;
 mod fence;
 pub(crate) mod hold;
+mod look;
 mod post;
 mod program;
 mod run;
@@ -45,6 +48,9 @@ pub(crate) fn carry_out(work: &Work) -> Result<Exit, Failure> {
         Work::Run(settings, options) => run::run(settings, options),
         Work::Fence(options) => fence::fence(options),
         Work::Hold(settings, options) => hold::hold(settings, options),
+        Work::Look(settings, look) => look::look(settings, look),
+        Work::Check(settings, check) => check::check(settings, check),
+        Work::Break(settings, order) => evict::evict(settings, order),
         Work::Release(hold) => hold::release(hold),
     }
 }

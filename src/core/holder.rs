@@ -99,14 +99,9 @@ fn one() -> u16 {
 impl Holder {
     /// A record of this version that says no more than how long stopping may take.
     pub fn new(mode: Mode, grace: Duration) -> Self {
-        let word = match mode {
-            Mode::Exclusive => "exclusive",
-            Mode::Shared => "shared",
-            Mode::Slots(_) => "slots",
-        };
         Self {
             v: VERSION,
-            mode: word.to_owned(),
+            mode: mode.word().to_owned(),
             slots: mode.slots(),
             grace_ms: grace.as_millis().try_into().unwrap_or(u64::MAX),
             ..Self::default()

@@ -11,6 +11,7 @@ pub mod leftovers;
 pub mod mode;
 pub mod name;
 pub mod queue;
+pub mod survey;
 pub mod text;
 pub mod turn;
 pub mod watchdog;

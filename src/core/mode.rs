@@ -32,6 +32,15 @@ impl Mode {
         }
     }
 
+    /// As records have it.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Exclusive => "exclusive",
+            Self::Shared => "shared",
+            Self::Slots(_) => "slots",
+        }
+    }
+
     /// The number of holders that it allows, as records have it.
     pub fn slots(self) -> u16 {
         match self {

@@ -74,10 +74,15 @@ impl fmt::Display for LockName {
     }
 }
 
+/// A name, or the beginning of one, as it stands in keys.
+pub fn encode(text: &str) -> String {
+    utf8_percent_encode(text, ENCODED).to_string()
+}
+
 impl LockName {
     /// The name as it stands in keys and in `DLOCK_HELD`.
     pub fn encoded(&self) -> String {
-        utf8_percent_encode(&self.0, ENCODED).to_string()
+        encode(&self.0)
     }
 
     /// The name that `encoded` stands for, if [`LockName::encoded`] could have written it.

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use super::lease::LeaseId;
-use super::name::LockName;
+use super::name::{LockName, encode};
 
 /// What a holder's tree may need beyond its grace when its key was taken from it: a second until the
 /// news has reached it, and half a second for the kernel to kill.
@@ -89,16 +89,34 @@ impl Queue {
 
     /// The lease of the place that `key` is; `None` for keys that are no places of this lock.
     pub fn place(&self, key: &[u8]) -> Option<LeaseId> {
-        let digits = key.strip_prefix(self.prefix.as_bytes())?;
-        let hex = |digit: &u8| digit.is_ascii_digit() || (b'a'..=b'f').contains(digit);
-        if digits.is_empty() || digits.len() > 16 || digits[0] == b'0' || !digits.iter().all(hex) {
-            return None;
-        }
-        let digits = std::str::from_utf8(digits).ok()?;
-        // Ids are signed in the protocol and printed as unsigned (Go's %x of an int64 id).
-        let id = u64::from_str_radix(digits, 16).ok()?;
-        Some(LeaseId(id.cast_signed()))
+        lease(key.strip_prefix(self.prefix.as_bytes())?)
     }
+}
+
+/// What the keys of all locks begin with whose names begin with `prefix`.
+pub fn locks(namespace: &str, prefix: &str) -> String {
+    format!("{namespace}lock/{}", encode(prefix))
+}
+
+/// The name, as keys have it, of the lock of which `key` is a place.
+pub fn lock_of<'a>(namespace: &str, key: &'a [u8]) -> Option<&'a str> {
+    let rest = key.strip_prefix(namespace.as_bytes())?;
+    let rest = std::str::from_utf8(rest.strip_prefix(b"lock/")?).ok()?;
+    let (name, digits) = rest.split_once('/')?;
+    lease(digits.as_bytes())?;
+    Some(name)
+}
+
+/// The id that `digits` are, if etcd's tools write it so.
+fn lease(digits: &[u8]) -> Option<LeaseId> {
+    let hex = |digit: &u8| digit.is_ascii_digit() || (b'a'..=b'f').contains(digit);
+    if digits.is_empty() || digits.len() > 16 || digits[0] == b'0' || !digits.iter().all(hex) {
+        return None;
+    }
+    let digits = std::str::from_utf8(digits).ok()?;
+    // Ids are signed in the protocol and printed as unsigned (Go's %x of an int64 id).
+    let id = u64::from_str_radix(digits, 16).ok()?;
+    Some(LeaseId(id.cast_signed()))
 }
 
 /// How long the command of a holder that has vanished may still run, before its successor may start.
@@ -143,6 +161,22 @@ mod tests {
             assert_eq!(queue.place(key.as_bytes()), Some(lease), "{key}");
         }
         assert_eq!(queue.key(LeaseId(0x1a2b)), "dlock/lock/job/1a2b");
+    }
+
+    #[test]
+    fn a_key_tells_the_name_of_its_lock() {
+        let queue = queue("a/b");
+        let key = queue.key(LeaseId(0x1a));
+        assert_eq!(lock_of("dlock/", key.as_bytes()), Some("a%2Fb"));
+        assert!(key.starts_with(&locks("dlock/", "a/")));
+        for key in [
+            "dlock/lock/a/b/1a",
+            "dlock/lock/a/x",
+            "dlock/slot/a/1",
+            "other/lock/a/1a",
+        ] {
+            assert_eq!(lock_of("dlock/", key.as_bytes()), None, "{key}");
+        }
     }
 
     #[test]

@@ -1,5 +1,7 @@
-//! Asking the owners of places to leave, by their own keys: they read it from there.
+//! Asking the owners of places to leave, by their own keys: they read it from there; or taking the places from them.
 //! It must not know why somebody is to leave, nor what they do about it.
+
+use std::time::Duration;
 
 use etcd_client::{
     Client, Compare, CompareOp, GetOptions, PutOptions, SortOrder, SortTarget, Txn, TxnOp,
@@ -8,7 +10,7 @@ use etcd_client::{
 use super::Cluster;
 use super::connection::Connection;
 use super::look::standing;
-use super::trouble::Trouble;
+use super::trouble::{Kind, Trouble};
 use crate::core::holder::{Ask, Holder};
 use crate::core::lease::FencingToken;
 use crate::core::queue::Queue;
@@ -18,7 +20,7 @@ use crate::core::turn::Standing;
 const PAGE: i64 = 500;
 
 /// All places of a queue from the oldest on, or those before a token.
-pub(super) async fn places(
+pub(crate) async fn places(
     cluster: &Cluster,
     queue: &Queue,
     client: &mut Client,
@@ -46,7 +48,7 @@ pub(super) async fn places(
 
 /// Writes `ask` into the record of a place, as long as that has not changed; answers whether it has not.
 /// Clients that are not dlock cannot be asked.
-pub(super) async fn ask(
+pub(super) async fn ask_one(
     cluster: &Cluster,
     connection: &Connection,
     standing: &Standing,
@@ -70,4 +72,57 @@ pub(super) async fn ask(
     let answer = connection.client.clone().txn(txn).await?;
     cluster.observe(answer.header())?;
     Ok(answer.succeeded())
+}
+
+/// All places of a queue from the oldest on.
+pub(crate) async fn everybody(
+    cluster: &Cluster,
+    queue: &Queue,
+    limit: Duration,
+) -> Result<Vec<Standing>, Trouble> {
+    let read = async |Connection { mut client }: Connection| {
+        places(cluster, queue, &mut client, None).await
+    };
+    cluster.call(limit, read).await
+}
+
+/// Asks the owner of a place; answers whether it was there as we know it.
+pub(crate) async fn ask(
+    cluster: &Cluster,
+    standing: &Standing,
+    words: &Ask,
+    limit: Duration,
+) -> Result<bool, Trouble> {
+    let asking =
+        async |connection: Connection| ask_one(cluster, &connection, standing, words).await;
+    cluster.call(limit, asking).await
+}
+
+/// Takes a place from its owner: revokes its lease, or deletes a key that has none.
+pub(crate) async fn evict(
+    cluster: &Cluster,
+    standing: &Standing,
+    limit: Duration,
+) -> Result<(), Trouble> {
+    let evicting = async |Connection { mut client }: Connection| {
+        if standing.lease.0 != 0 {
+            return match client
+                .lease_revoke(standing.lease.0)
+                .await
+                .map_err(Trouble::from)
+            {
+                Err(trouble) if trouble.kind != Kind::LeaseNotFound => Err(trouble),
+                // It has ended by itself.
+                _ => Ok(()),
+            };
+        }
+        let key = standing.key.as_str();
+        let there = Compare::create_revision(key, CompareOp::Equal, standing.token.0);
+        let txn = Txn::new()
+            .when([there])
+            .and_then([TxnOp::delete(key, None)]);
+        client.txn(txn).await?;
+        Ok(())
+    };
+    cluster.call(limit, evicting).await
 }

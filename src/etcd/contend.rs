@@ -243,7 +243,7 @@ impl Contender {
                     by: by.clone(),
                     why: Some("superseded by a newer request".to_owned()),
                 };
-                ask::ask(cluster, &connection, standing, &ask).await?;
+                ask::ask_one(cluster, &connection, standing, &ask).await?;
             }
             Ok(())
         })

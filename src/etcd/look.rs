@@ -65,13 +65,18 @@ impl Look {
 /// The place that `key` is, if it is one of this queue: other keys stand in nobody's way.
 pub(super) fn standing(queue: &Queue, key: &KeyValue) -> Option<Standing> {
     queue.place(key.key())?;
-    Some(Standing {
+    Some(seen(key))
+}
+
+/// The place that `key` is.
+pub(super) fn seen(key: &KeyValue) -> Standing {
+    Standing {
         key: String::from_utf8_lossy(key.key()).into_owned(),
         token: FencingToken(key.create_revision()),
         lease: LeaseId(key.lease()),
         changed: key.mod_revision(),
         record: Holder::parse(key.value()),
-    })
+    }
 }
 
 /// Whether `token` is that of a place which has the lock now, by a linearizable read.

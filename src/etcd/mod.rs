@@ -1,7 +1,7 @@
 //! Everything that is said to etcd and understood of its answers; the only room that names its client.
 //! It must not know the command that runs under the lock, nor exit codes.
 
-mod ask;
+pub(crate) mod ask;
 mod cluster;
 mod connection;
 pub(crate) mod contend;
@@ -9,6 +9,7 @@ pub(crate) mod look;
 mod marks;
 mod places;
 pub(crate) mod session;
+pub(crate) mod survey;
 mod trouble;
 mod vigil;
 

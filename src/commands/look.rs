@@ -1,0 +1,211 @@
+//! `dlock ls` and `dlock status`: who has which lock, and who waits.
+//! It must not know how queues are read, nor how they are understood.
+
+use std::io::{self, IsTerminal as _, Write as _};
+use std::time::Duration;
+
+use anyhow::Context as _;
+use tracing::warn;
+
+use super::{block_on, failed};
+use crate::cli::look::{Form, Look};
+use crate::config::Settings;
+use crate::core::queue::Queue;
+use crate::core::survey::{Lock, Place, table};
+use crate::etcd::survey::{self, Range};
+use crate::etcd::{Cluster, Trouble};
+use crate::exit::{Exit, Failure};
+
+/// Before etcd is asked again that did not answer.
+const AGAIN: Duration = Duration::from_secs(1);
+
+/// Shows what is asked for.
+pub(super) fn look(settings: &Settings, look: &Look) -> Result<Exit, Failure> {
+    block_on(async {
+        let viewer = Viewer {
+            settings,
+            look,
+            cluster: Cluster::new(settings),
+        };
+        viewer.run().await
+    })
+}
+
+struct Viewer<'a> {
+    settings: &'a Settings,
+    look: &'a Look,
+    cluster: Cluster,
+}
+
+impl Viewer<'_> {
+    async fn run(&self) -> Result<Exit, Failure> {
+        let tried = match self.look {
+            Look::List(..) => "cannot list the locks".to_owned(),
+            Look::Status(name, _) | Look::Held(name) => format!("cannot see the lock '{name}'"),
+        };
+        let (Look::List(_, form) | Look::Status(_, form)) = self.look else {
+            let held = self.held().await;
+            let held = held.map_err(|trouble| failed(tried, trouble))?;
+            return Ok(if held { Exit::Done } else { Exit::Free });
+        };
+        let mut revision = self.show(*form).await;
+        loop {
+            match revision {
+                Err(Shown::Trouble(trouble)) if !form.watch => return Err(failed(tried, trouble)),
+                Err(Shown::Trouble(trouble)) => {
+                    warn!("{tried}: {trouble}");
+                    tokio::time::sleep(AGAIN).await;
+                }
+                Err(Shown::Closed(error)) if error.kind() == io::ErrorKind::BrokenPipe => {
+                    // Whoever closed the pipe has seen enough.
+                    return Ok(Exit::Done);
+                }
+                Err(Shown::Closed(error)) => {
+                    return Ok(Err(error).context("cannot write to the standard output")?);
+                }
+                Ok(_) if !form.watch => return Ok(Exit::Done),
+                Ok(revision) => {
+                    let range = self.range();
+                    let limit = self.settings.connect_timeout;
+                    if let Err(trouble) =
+                        survey::change(&self.cluster, &range, revision, limit).await
+                    {
+                        tracing::debug!("the watch broke: {trouble}");
+                        tokio::time::sleep(AGAIN).await;
+                    }
+                }
+            }
+            revision = self.show(*form).await;
+        }
+    }
+
+    fn range(&self) -> Range {
+        let namespace = &self.settings.prefix;
+        match self.look {
+            Look::List(prefix, _) => Range::beginning_with(namespace, prefix),
+            Look::Status(name, _) | Look::Held(name) => Range::of(&Queue::new(namespace, name)),
+        }
+    }
+
+    async fn held(&self) -> Result<bool, Trouble> {
+        let mut held = false;
+        let limit = self.settings.connect_timeout;
+        survey::read(&self.cluster, &self.range(), limit, |_| held = true).await?;
+        Ok(held)
+    }
+
+    /// Reads and prints; JSON at once, a table when all of it is known.
+    async fn show(&self, form: Form) -> Result<i64, Shown> {
+        let mut out = io::BufWriter::new(io::stdout());
+        let mut written = Ok(());
+        let mut locks = Vec::new();
+        let limit = self.settings.connect_timeout;
+        let take = |lock: Lock| {
+            if form.json && matches!(self.look, Look::List(..)) {
+                if written.is_ok() {
+                    written = writeln!(out, "{}", lock.summary());
+                }
+            } else {
+                locks.push(lock);
+            }
+        };
+        let revision = survey::read(&self.cluster, &self.range(), limit, take)
+            .await
+            .map_err(Shown::Trouble)?;
+        let text = match self.look {
+            Look::List(..) if form.json => String::new(),
+            Look::List(..) => list(&locks),
+            Look::Status(name, _) | Look::Held(name) => {
+                let free = || Lock::new(&name.encoded(), Vec::new());
+                let lock = locks.pop().unwrap_or_else(free);
+                if form.json {
+                    lock.detail() + "\n"
+                } else {
+                    status(&lock)
+                }
+            }
+        };
+        // A live picture stands still on a terminal; elsewhere each one follows the last.
+        let clear = form.watch && !form.json && io::stdout().is_terminal();
+        let before = if clear { "\u{1b}[H\u{1b}[2J" } else { "" };
+        written
+            .and_then(|()| write!(out, "{before}{text}"))
+            .and_then(|()| out.flush())
+            .map_err(Shown::Closed)?;
+        Ok(revision)
+    }
+}
+
+/// Why something could not be shown.
+enum Shown {
+    Trouble(Trouble),
+    /// The standard output takes nothing.
+    Closed(io::Error),
+}
+
+fn row(cells: &[&str]) -> Vec<String> {
+    cells.iter().map(|cell| (*cell).to_owned()).collect()
+}
+
+/// One line for each holder; the first of a lock has its name and how many wait.
+fn list(locks: &[Lock]) -> String {
+    let mut rows = vec![row(&[
+        "NAME", "WAITING", "HOLDER", "TOKEN", "MODE", "SINCE", "TTL LEFT", "COMMAND",
+    ])];
+    for lock in locks {
+        let mut first = [lock.shown_name(), lock.waiting().to_string()];
+        let mut holders: Vec<Vec<String>> = lock.holders().map(cells).collect();
+        if holders.is_empty() {
+            // Between the entry of the first and the taking of its slot.
+            holders.push(row(&["-"]));
+        }
+        for holder in holders {
+            rows.push([first.to_vec(), holder].concat());
+            first = [String::new(), String::new()];
+        }
+    }
+    table(&rows)
+}
+
+/// The whole queue in order.
+fn status(lock: &Lock) -> String {
+    if lock.places.is_empty() {
+        return format!("{}: free\n", lock.shown_name());
+    }
+    let mut rows = vec![row(&[
+        "PLACE", "WHO", "TOKEN", "MODE", "SINCE", "TTL LEFT", "COMMAND",
+    ])];
+    let mut place = 0;
+    for one in &lock.places {
+        let which = if one.holds {
+            "holder".to_owned()
+        } else {
+            place += 1;
+            place.to_string()
+        };
+        rows.push([vec![which], cells(one)].concat());
+    }
+    format!(
+        "{}: {} holding, {} waiting\n{}",
+        lock.shown_name(),
+        lock.holders().count(),
+        lock.waiting(),
+        table(&rows)
+    )
+}
+
+fn cells(place: &Place) -> Vec<String> {
+    let left = if place.holds {
+        place.left()
+    } else {
+        String::new()
+    };
+    vec![
+        place.who(),
+        place.standing.token.to_string(),
+        place.how(),
+        place.since(),
+        left,
+        place.what(),
+    ]
+}
