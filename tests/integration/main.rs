@@ -14,3 +14,4 @@ mod loss;
 mod queue;
 mod security;
 mod support;
+mod survivors;

@@ -22,7 +22,7 @@ pub(crate) use dlock::{Dlock, Outcome, Running, hold};
 pub(crate) use etcd::{Etcd, etcdctl_program};
 pub(crate) use link::{BlackHole, Direction, Link, Mode};
 pub(crate) use oracle::Oracle;
-pub(crate) use processes::alive;
+pub(crate) use processes::{Process, alive};
 pub(crate) use rustix::process::Signal;
 pub(crate) use scratch::Scratch;
 pub(crate) use terminal::Terminal;
@@ -90,6 +90,12 @@ pub(crate) fn let_pass(span: Duration) {
     while boot_clock() < until {
         thread::sleep(until.saturating_sub(boot_clock()));
     }
+}
+
+/// Says something that is no failure.
+#[expect(clippy::print_stdout, reason = "for cargo test -- --nocapture")]
+pub(crate) fn report(line: &str) {
+    println!("{line}");
 }
 
 /// A word that no other test of this process, and no other test process, uses: a lock name, a mark.

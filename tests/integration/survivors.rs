@@ -1,0 +1,80 @@
+//! A process of the command that dlock is not allowed to kill: it is named, and the lock is not given away early.
+//! It must not know how dlock goes about killing, nor what a process within reach lives to see.
+
+use std::process::Stdio;
+
+use crate::support::{Dlock, Etcd, LIMIT, Process, Signal, alive, eventually, report, unique};
+
+/// What starts a process as another user, as sudo(8) does.
+const AS_ANOTHER: &str = "setpriv --reuid=65534 --clear-groups";
+
+/// dlock of a root that may do everything but send signals to other users' processes.
+///
+/// `None` unless we are root ourselves: nobody else can start a process that he must not kill.
+fn dlock_without_reach(etcd: &Etcd) -> Option<Dlock> {
+    let root = rustix::process::getuid().is_root();
+    if !root {
+        report("not shown: this needs root");
+    }
+    root.then(|| Dlock::on(etcd).under(["setpriv", "--bounding-set=-kill", "--"]))
+}
+
+/// "A process that dlock cannot kill is named on standard error, and the status is 122. dlock then does not release the
+/// lock: it frees itself when the lease ends, though that process may run on."
+#[test]
+fn what_cannot_be_killed_is_named_and_keeps_the_lock_for_the_lease() {
+    let (etcd, name) = (Etcd::shared(), unique("survivor"));
+    let Some(dlock) = dlock_without_reach(etcd) else {
+        return;
+    };
+    let script = format!("{AS_ANOTHER} sleep 600 & echo $!; read -r _; exit 3");
+    let mut holder = dlock
+        .run(["--ttl=10", "-k1", &name, "sh", "-c", &script])
+        .stdin(Stdio::piped())
+        .start();
+    holder.says("\n");
+    let survivor = Process(holder.stdout().trim().parse().expect("its process id"));
+    eventually(LIMIT, "it runs as another user", || {
+        survivor.name() == "sleep"
+    });
+    let place = etcd.queue_of(&name, 1);
+    holder.type_in("\n");
+    let outcome = holder.wait().expect_code(122);
+    assert_eq!(etcd.queue(&name), place, "the lock is given away early");
+    assert!(alive(survivor));
+    let named = format!(
+        "dlock: cannot kill process {} ('sleep', state S, uid 65534)\n",
+        survivor.0
+    );
+    let kept = format!(
+        "dlock: the lock '{name}' is not released: it frees itself within 10s although the command is not dead\n"
+    );
+    outcome.expect_stderr(&[&named, &kept]);
+    eventually(LIMIT, "the lease ends", || etcd.queue(&name).is_empty());
+    survivor.signal(Signal::KILL);
+    eventually(LIMIT, "the guard follows", || {
+        holder.everything().is_empty()
+    });
+}
+
+/// The same when the lock is lost: then 122 says more than 121.
+#[test]
+fn a_survivor_of_a_loss_is_named() {
+    let (etcd, name) = (Etcd::shared(), unique("survivor"));
+    let Some(dlock) = dlock_without_reach(etcd) else {
+        return;
+    };
+    let line = [
+        &["-k1", &name, "--"][..],
+        &AS_ANOTHER.split(' ').collect::<Vec<_>>(),
+    ]
+    .concat();
+    let mut holder = dlock
+        .run(line)
+        .args(["sh", "-c", "echo on; exec sleep 600"])
+        .start();
+    holder.says("on\n");
+    etcd.revoke(&etcd.queue(&name)[0].lease_hex());
+    let words = ["is lost", "cannot kill process", "uid 65534"];
+    holder.wait().expect_code(122).expect_stderr(&words);
+}
