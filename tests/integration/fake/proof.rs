@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use super::script::{Act, Lie, Point};
 use super::server::Fake;
-use super::{at_once, holder, is_lost, settled_holder, survives};
-use crate::support::{Dlock, LIMIT, boot_clock, eventually};
+use super::{at_once, dlock, ends_well, holder, is_lost, settled_holder, survives};
+use crate::support::{Dlock, LIMIT, boot_clock, eventually, let_pass};
 
 /// "A renewal counts only if ... keepalive answered with TTL > 0, then a linearizable read of our key, and both headers
 /// agree on `member_id`, `cluster_id` and `raft_term`, ... and the revision is not lower than any seen before."
@@ -72,6 +72,26 @@ fn one_odd_answer_is_asked_again() {
         eventually(LIMIT, "the lie is told", || fake.script.is_done(point));
         survives(holder, &fake, since);
     });
+}
+
+/// "The command starts only with a proof younger than G/5", and the grant is one that counts from the moment before it
+/// left: when its answer took longer than that, another proof comes first.
+#[test]
+fn a_grant_counts_from_before_it_left() {
+    let fake = Fake::start();
+    fake.script.always(Point::Grant, Act::Hold);
+    fake.script.always(Point::KeepAlive, Act::Hold);
+    let mut holder = dlock(&fake.endpoint()).start();
+    eventually(LIMIT, "the lease is granted", || !fake.granted().is_empty());
+    // Longer than a fifth of the five seconds.
+    let_pass(Duration::from_millis(1200));
+    fake.script.let_go();
+    eventually(LIMIT, "a renewal is asked for", || {
+        fake.script.seen(Point::KeepAlive) > 0
+    });
+    assert_eq!(holder.stdout(), "", "the command runs on an old proof");
+    fake.script.resume();
+    ends_well(&mut holder, &fake).expect_silent();
 }
 
 /// "G = TTL granted by the server (never more than asked: clamp)": what is promised too long is not believed.
