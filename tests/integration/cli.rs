@@ -1,12 +1,11 @@
 //! Usage, configuration and connection errors: what is refused, with which words, and that nothing stays in etcd.
 //! It must not know what happens once a command runs.
 
-use std::process::Stdio;
 use std::time::Duration;
 
 use crate::support::{
     BlackHole, Certificates, Dlock, Etcd, LIMIT, Link, Outcome, boot_clock, eventually, hold,
-    since, unique,
+    hold_open, since, unique,
 };
 
 /// Nobody listens on port 1: whatever is refused here is refused before etcd is asked.
@@ -376,11 +375,7 @@ fn a_wrong_password_and_a_missing_permission_are_explained() {
 #[test]
 fn an_etcd_out_of_space_is_explained_and_a_holder_still_releases() {
     let etcd = Etcd::start_with(&["--quota-backend-bytes=2097152"]);
-    let mut holder = Dlock::on(&etcd)
-        .run(["held", "cat"])
-        .stdin(Stdio::piped())
-        .start();
-    etcd.queue_of("held", 1);
+    let mut holder = hold_open(Dlock::on(&etcd), &[], "held");
     let fill = "for n in $(seq 100); do head -c 1000000 /dev/zero | tr '\\0' x | \"$@\" put fill$n || exit 0; done";
     let line = [
         vec!["sh".into(), "-c".into(), fill.to_owned(), "sh".into()],
@@ -398,8 +393,7 @@ fn an_etcd_out_of_space_is_explained_and_a_holder_still_releases() {
         Dlock::on(&etcd).run(["--", "other", "true"]),
         &["space", "hint: "],
     );
-    drop(holder.take_stdin());
-    holder.wait().expect_code(0).expect_silent();
+    holder.let_go().expect_silent();
     assert!(etcd.queue("held").is_empty());
     assert!(etcd.queue("other").is_empty());
 }
@@ -408,11 +402,7 @@ fn an_etcd_out_of_space_is_explained_and_a_holder_still_releases() {
 #[test]
 fn tls_to_a_plain_port_and_the_reverse_are_explained() {
     let made = Certificates::new();
-    let (ca, cert, key) = (
-        made.file("ca.pem"),
-        made.file("server.pem"),
-        made.file("server.key"),
-    );
+    let ca = made.file("ca.pem");
     let plain = Etcd::shared();
     refused(
         Dlock::at(&plain.endpoint().replace("http:", "https:"))
@@ -420,10 +410,7 @@ fn tls_to_a_plain_port_and_the_reverse_are_explained() {
             .run(["job", "true"]),
         &["https://127.0.0.1", "hint: ", "http://"],
     );
-    let tls = Etcd::start_tls(
-        &["--cert-file", &cert, "--key-file", &key],
-        &[format!("--cacert={ca}")],
-    );
+    let tls = Etcd::start_tls(&made);
     refused(
         Dlock::at(&tls.endpoint().replace("https:", "http:"))
             .args(["--connect-timeout=3"])

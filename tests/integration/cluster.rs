@@ -1,30 +1,12 @@
 //! Several members and several endpoints: which failures the holder survives, and which must end it.
 //! It must not know how a single connection breaks; `loss.rs` does.
 
-use std::process::Stdio;
 use std::time::Duration;
 
 use crate::support::{
     BlackHole, Cluster, Dlock, Etcd, LIMIT, Link, Mode, Oracle, Running, boot_clock, eventually,
-    let_pass, since, unique,
+    hold_open, let_pass, since, unique,
 };
-
-/// A holder on the whole cluster until its standard input is closed.
-#[track_caller]
-fn hold_open(endpoints: &str, etcd: &Etcd, ttl: &str, name: &str) -> Running {
-    let line = ["--ttl", ttl, name, "sh", "-c", "echo on; exec cat"];
-    let mut holder = Dlock::at(endpoints).run(line).stdin(Stdio::piped()).start();
-    holder.says("on\n");
-    assert_eq!(etcd.queue(name).len(), 1);
-    holder
-}
-
-#[track_caller]
-fn ends_well(mut holder: Running) {
-    assert!(!holder.is_over(), "{}", holder.stderr());
-    drop(holder.take_stdin());
-    holder.wait().expect_code(0);
-}
 
 /// "several members": the leader dies, the command lives.
 #[test]
@@ -32,12 +14,12 @@ fn a_killed_leader_is_survived() {
     let cluster = Cluster::start();
     let leader = cluster.leader();
     let other = &cluster.members()[(leader + 1) % 3];
-    let holder = hold_open(&cluster.endpoints(), other, "10", "leader");
+    let mut holder = hold_open(Dlock::at(&cluster.endpoints()), &["--ttl=10"], "leader");
     let place = other.queue("leader").remove(0);
     cluster.members()[leader].kill();
     let_pass(Duration::from_secs(14));
     assert_eq!(other.queue("leader"), [place]);
-    ends_well(holder);
+    holder.let_go();
 }
 
 /// "A keepalive answer is no proof": a leader that was stopped and comes back answers for leases that the cluster dropped.
@@ -80,30 +62,31 @@ fn a_holder_leaves_a_stopped_leader_for_another_member() {
     let other = &cluster.members()[(leader + 1) % 3];
     let endpoints = [leader, (leader + 1) % 3, (leader + 2) % 3]
         .map(|member| cluster.members()[member].endpoint());
-    let holder = hold_open(&endpoints.join(","), other, "20", "leave");
+    let dlock = Dlock::at(&endpoints.join(","));
+    let mut holder = hold_open(dlock, &["--ttl=20"], "leave");
     cluster.members()[leader].stop();
     let_pass(Duration::from_secs(8));
     cluster.members()[leader].cont();
     let_pass(Duration::from_secs(16));
     assert_eq!(other.queue("leave").len(), 1);
-    ends_well(holder);
+    holder.let_go();
 }
 
 /// "quorum lost for less than the TTL survives"
 #[test]
 fn a_quorum_lost_for_a_moment_is_survived() {
     let cluster = Cluster::start();
-    let [one, two, three] = cluster.members() else {
+    let [one, two, _] = cluster.members() else {
         panic!("three members")
     };
-    let holder = hold_open(&cluster.endpoints(), three, "20", "moment");
+    let mut holder = hold_open(Dlock::at(&cluster.endpoints()), &["--ttl=20"], "moment");
     one.stop();
     two.stop();
     let_pass(Duration::from_secs(3));
     one.cont();
     two.cont();
     let_pass(Duration::from_secs(20));
-    ends_well(holder);
+    holder.let_go();
 }
 
 /// "... for more: 121", although the servers' lease clock stands still as well.
@@ -113,7 +96,7 @@ fn a_quorum_lost_for_long_ends_the_command() {
     let [one, two, three] = cluster.members() else {
         panic!("three members")
     };
-    let mut holder = hold_open(&cluster.endpoints(), three, "5", "long");
+    let mut holder = hold_open(Dlock::at(&cluster.endpoints()), &["--ttl=5"], "long");
     one.stop();
     two.stop();
     let stopped_at = boot_clock();
@@ -168,7 +151,7 @@ fn an_endpoint_that_goes_silent_is_left_for_another() {
     let name = unique("silent");
     let links = [Link::to(etcd.port()), Link::to(etcd.port())];
     let endpoints = [links[0].endpoint(), links[1].endpoint()].join(",");
-    let holder = hold_open(&endpoints, etcd, "10", &name);
+    let mut holder = hold_open(Dlock::at(&endpoints), &["--ttl=10"], &name);
     let place = etcd.queue(&name).remove(0);
     // Whichever is in use: first one goes silent, then it is back and the other one does.
     for link in &links {
@@ -179,7 +162,7 @@ fn an_endpoint_that_goes_silent_is_left_for_another() {
         let_pass(Duration::from_secs(3));
     }
     assert_eq!(etcd.queue(&name), [place]);
-    ends_well(holder);
+    holder.let_go();
 }
 
 /// "Pin the cluster id: a member of another cluster is refused."

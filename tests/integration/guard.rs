@@ -1,34 +1,22 @@
 //! dlock's own processes fail, are stopped or are told to stop: the command's tree ends in time, whole, and once.
 //! It must not know about failing servers and networks.
 
-use std::process::Stdio;
 use std::time::Duration;
 
 use crate::support::{
     Dlock, Etcd, LIMIT, Oracle, Running, Signal, Terminal, boot_clock, child, eventually, hold,
-    let_pass, since, unique,
+    hold_open, holder_and_waiter, let_pass, since, unique,
 };
 
 const TTL: Duration = Duration::from_secs(5);
 
-/// A holder under the oracle whose tree has daemonised members that ignore SIGTERM, and a waiter behind it.
+/// A holder and a waiter behind it, both with this TTL, and the name of the lock.
 #[track_caller]
-fn holder_and_waiter(oracle: &Oracle, ttl: &str) -> (Running, Running, String) {
-    let etcd = Etcd::shared();
-    let name = unique("guard");
-    let ttl = format!("--ttl={ttl}");
-    let stubborn = "trap '' TERM; setsid -f sleep 600; sleep 600; sleep 600";
-    let command = oracle.command(&["sh", "-c", stubborn]);
-    let holder = Dlock::on(etcd)
-        .run([&ttl, &name, "--"])
-        .args(command)
-        .start();
-    oracle.entered(1);
-    let waiter = Dlock::on(etcd)
-        .run([&ttl, &name, "--"])
-        .args(oracle.command(&["true"]))
-        .start();
-    etcd.queue_of(&name, 2);
+fn pair(oracle: &Oracle, ttl: &str) -> (Running, Running, String) {
+    let (etcd, name) = (Etcd::shared(), unique("guard"));
+    let line = [&format!("--ttl={ttl}"), &*name, "--"];
+    let [holder, waiter] = [(); 2].map(|()| Dlock::on(etcd).run(line));
+    let (holder, waiter) = holder_and_waiter(etcd, oracle, &name, holder, waiter);
     (holder, waiter, name)
 }
 
@@ -36,7 +24,7 @@ fn holder_and_waiter(oracle: &Oracle, ttl: &str) -> (Running, Running, String) {
 #[test]
 fn a_killed_dlock_takes_its_tree_along() {
     let oracle = Oracle::new();
-    let (holder, mut waiter, _) = holder_and_waiter(&oracle, "5");
+    let (holder, mut waiter, _) = pair(&oracle, "5");
     holder.signal(Signal::KILL);
     let killed_at = boot_clock();
     holder.tree_dies();
@@ -53,7 +41,7 @@ fn a_killed_dlock_takes_its_tree_along() {
 #[test]
 fn a_killed_waiter_leaves_no_process() {
     let oracle = Oracle::new();
-    let (_holder, waiter, _) = holder_and_waiter(&oracle, "5");
+    let (_holder, waiter, _) = pair(&oracle, "5");
     waiter.signal(Signal::KILL);
     eventually(LIMIT, "its guard is gone", || {
         waiter.everything().is_empty()
@@ -65,7 +53,7 @@ fn a_killed_waiter_leaves_no_process() {
 #[test]
 fn a_dlock_stopped_past_the_term_has_lost() {
     let oracle = Oracle::new();
-    let (mut holder, mut waiter, name) = holder_and_waiter(&oracle, "5");
+    let (mut holder, mut waiter, name) = pair(&oracle, "5");
     let place = Etcd::shared().queue(&name).remove(0);
     holder.signal(Signal::STOP);
     waiter.wait_within(LIMIT * 2).expect_code(0);
@@ -84,11 +72,8 @@ fn a_dlock_stopped_past_the_term_has_lost() {
 fn a_dlock_stopped_for_a_moment_goes_on() {
     let etcd = Etcd::shared();
     let name = unique("moment");
-    let mut holder = Dlock::on(etcd)
-        .run(["--ttl=10", &name, "cat"])
-        .stdin(Stdio::piped())
-        .start();
-    let place = etcd.queue_of(&name, 1).remove(0);
+    let mut holder = hold_open(Dlock::on(etcd), &["--ttl=10"], &name);
+    let place = etcd.queue(&name).remove(0);
     for _ in 0..3 {
         holder.signal(Signal::STOP);
         let_pass(Duration::from_secs(2));
@@ -96,15 +81,14 @@ fn a_dlock_stopped_for_a_moment_goes_on() {
         let_pass(Duration::from_secs(2));
     }
     assert_eq!(etcd.queue(&name), [place]);
-    drop(holder.take_stdin());
-    holder.wait().expect_code(0);
+    holder.let_go();
 }
 
 /// "guard dead: the command dies with it, the rest re-parents to dlock, which kills it."
 #[test]
 fn a_killed_guard_ends_the_tree_and_the_lock_is_released_at_once() {
     let oracle = Oracle::new();
-    let (mut holder, mut waiter, name) = holder_and_waiter(&oracle, "600");
+    let (mut holder, mut waiter, name) = pair(&oracle, "600");
     holder.guard().signal(Signal::KILL);
     let outcome = holder
         .wait()
@@ -122,7 +106,7 @@ fn a_killed_guard_ends_the_tree_and_the_lock_is_released_at_once() {
 #[test]
 fn a_stopped_guard_ends_the_tree_in_time() {
     let oracle = Oracle::new();
-    let (mut holder, mut waiter, _) = holder_and_waiter(&oracle, "10");
+    let (mut holder, mut waiter, _) = pair(&oracle, "10");
     holder.guard().signal(Signal::STOP);
     let outcome = holder.wait();
     assert!(matches!(outcome.code(), Some(121 | 125)), "{outcome:?}");

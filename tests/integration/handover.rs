@@ -5,24 +5,16 @@ use std::time::Duration;
 
 use rustix::process::Signal;
 
-use crate::support::{Dlock, Etcd, LIMIT, Oracle, Running, child, eventually, hold, unique};
+use crate::support::{
+    Dlock, Etcd, LIMIT, Oracle, Running, eventually, hold, holder_and_waiter, unique,
+};
 
-/// A holder whose command ends by no signal but KILL, and one who waits behind it, under the oracle.
+/// A holder, and a waiter that says why it waits.
 #[track_caller]
-fn stubborn_holder_and_waiter(etcd: &Etcd, oracle: &Oracle, name: &str) -> (Running, Running) {
-    let stubborn = child("ignores-term.sh");
-    let holder = Dlock::on(etcd)
-        .run(["--ttl=10", name, "--"])
-        .args(oracle.command(&[&stubborn]))
-        .start();
-    oracle.entered(1);
-    let waiter = Dlock::on(etcd)
-        .args(["-v"])
-        .run(["--ttl=10", name, "--"])
-        .args(oracle.command(&["true"]))
-        .start();
-    etcd.queue_of(name, 2);
-    (holder, waiter)
+fn pair(etcd: &Etcd, oracle: &Oracle, name: &str) -> (Running, Running) {
+    let line = ["--ttl=10", name, "--"];
+    let waiter = Dlock::on(etcd).args(["-v"]).run(line);
+    holder_and_waiter(etcd, oracle, name, Dlock::on(etcd).run(line), waiter)
 }
 
 /// The holder has lost, the waiter ran after it was told why it waits, and they never overlapped.
@@ -41,7 +33,7 @@ fn is_handed_over_late(oracle: &Oracle, mut holder: Running, mut waiter: Running
 #[test]
 fn a_revoked_holder_is_waited_for() {
     let (etcd, oracle, name) = (Etcd::shared(), Oracle::new(), unique("revoked"));
-    let (holder, waiter) = stubborn_holder_and_waiter(etcd, &oracle, &name);
+    let (holder, waiter) = pair(etcd, &oracle, &name);
     etcd.revoke(&etcd.queue(&name)[0].lease_hex());
     is_handed_over_late(&oracle, holder, waiter);
 }
@@ -50,7 +42,7 @@ fn a_revoked_holder_is_waited_for() {
 #[test]
 fn a_holder_without_its_key_is_waited_for() {
     let (etcd, oracle, name) = (Etcd::shared(), Oracle::new(), unique("deleted"));
-    let (holder, waiter) = stubborn_holder_and_waiter(etcd, &oracle, &name);
+    let (holder, waiter) = pair(etcd, &oracle, &name);
     etcd.ctl(&["del", &etcd.queue(&name)[0].key]);
     is_handed_over_late(&oracle, holder, waiter);
 }
@@ -59,7 +51,7 @@ fn a_holder_without_its_key_is_waited_for() {
 #[test]
 fn a_holder_is_waited_for_by_one_who_lost_its_place_too() {
     let (etcd, oracle, name) = (Etcd::shared(), Oracle::new(), unique("both"));
-    let (holder, waiter) = stubborn_holder_and_waiter(etcd, &oracle, &name);
+    let (holder, waiter) = pair(etcd, &oracle, &name);
     etcd.ctl(&["del", "--prefix", &format!("dlock/lock/{name}/")]);
     is_handed_over_late(&oracle, holder, waiter);
 }
@@ -125,7 +117,7 @@ fn a_vanished_etcdctl_delays_nobody() {
 #[test]
 fn one_who_gives_up_while_it_waits_for_a_vanished_holder_lets_nobody_in_early() {
     let (etcd, oracle, name) = (Etcd::shared(), Oracle::new(), unique("gives-up"));
-    let (mut holder, mut waiter) = stubborn_holder_and_waiter(etcd, &oracle, &name);
+    let (mut holder, mut waiter) = pair(etcd, &oracle, &name);
     let mut last = Dlock::on(etcd)
         .run(["--ttl=10", &name, "--"])
         .args(oracle.command(&["true"]))

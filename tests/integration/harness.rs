@@ -147,24 +147,6 @@ fn a_terminal_runs_what_is_typed() {
 #[test]
 fn certificates_serve_a_server_and_a_client() {
     let made = Certificates::new();
-    let (ca, cert, key) = (
-        made.file("ca.pem"),
-        made.file("server.pem"),
-        made.file("server.key"),
-    );
-    let flags = [
-        "--cert-file",
-        &cert,
-        "--key-file",
-        &key,
-        "--trusted-ca-file",
-        &ca,
-    ];
-    let client = [
-        format!("--cacert={ca}"),
-        format!("--cert={}", made.file("client.pem")),
-        format!("--key={}", made.file("client.key")),
-    ];
-    let etcd = Etcd::start_tls(&[&flags[..], &["--client-cert-auth"]].concat(), &client);
+    let etcd = Etcd::start_mutual_tls(&made);
     etcd.ctl(&["put", "k", "v"]);
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crate::support::{
     Direction, Dlock, Etcd, LIMIT, Link, Mode, Oracle, Running, Scratch, boot_clock, child,
-    eventually, hold, let_pass, since, unique,
+    eventually, hold, hold_open, holder_and_waiter, let_pass, since, unique,
 };
 
 /// The shortest term that dlock allows.
@@ -24,29 +24,15 @@ fn is_lost(mut running: Running) {
     assert!(!outcome.stderr.contains("panicked"), "{}", outcome.stderr);
 }
 
-/// A holder under the oracle that reaches etcd through `link`, and a waiter with a direct way. That one is no dlock: it
-/// takes the lock the moment that etcd gives it, and so meets whatever of the holder lives too long.
+/// A holder that reaches etcd through `link`, and a waiter with a direct way. That one is no dlock: it takes the lock the
+/// moment that etcd gives it, and so meets whatever of the holder lives too long.
 #[track_caller]
-fn holder_and_waiter(etcd: &Etcd, link: &Link, oracle: &Oracle, ttl: &str) -> (Running, Running) {
+fn behind_a_link(etcd: &Etcd, link: &Link, oracle: &Oracle) -> (Running, Running) {
     let name = unique("behind-a-link");
-    let ttl = format!("--ttl={ttl}");
-    // A daemonised descendant counts as much as the command itself.
-    let command = oracle.command(&[
-        "sh",
-        "-c",
-        "setsid -f sleep 600; trap '' TERM; sleep 600; sleep 600",
-    ]);
-    let holder = Dlock::at(&link.endpoint())
-        .run([&ttl, &name, "--"])
-        .args(command)
-        .start();
-    oracle.entered(1);
-    let waiter = Dlock::etcdctl(etcd)
-        .args(["lock", "--ttl=60", &format!("dlock/lock/{name}"), "--"])
-        .args(oracle.command(&["true"]))
-        .start();
-    etcd.queue_of(&name, 2);
-    (holder, waiter)
+    let holder = Dlock::at(&link.endpoint()).run(["--ttl=5", &name, "--"]);
+    let key = format!("dlock/lock/{name}");
+    let waiter = Dlock::etcdctl(etcd).args(["lock", "--ttl=60", &key, "--"]);
+    holder_and_waiter(etcd, oracle, &name, holder, waiter)
 }
 
 /// The waiter gets the lock, and the oracle has seen no overlap.
@@ -159,7 +145,7 @@ fn a_killed_etcd_ends_the_command_within_the_term() {
 fn a_frozen_etcd_ends_the_command_in_time() {
     let etcd = Etcd::start();
     let (oracle, link) = (Oracle::new(), Link::to(etcd.port()));
-    let (holder, waiter) = holder_and_waiter(&etcd, &link, &oracle, "5");
+    let (holder, waiter) = behind_a_link(&etcd, &link, &oracle);
     etcd.stop();
     let_pass(TTL + Duration::from_secs(1));
     etcd.cont();
@@ -171,16 +157,10 @@ fn a_frozen_etcd_ends_the_command_in_time() {
 #[test]
 fn a_restarted_etcd_is_survived() {
     let etcd = Etcd::start();
-    let mut holder = Dlock::on(&etcd)
-        .run(["--ttl=10", "restart", "cat"])
-        .stdin(Stdio::piped())
-        .start();
-    etcd.queue_of("restart", 1);
+    let mut holder = hold_open(Dlock::on(&etcd), &["--ttl=10"], "restart");
     etcd.restart();
     let_pass(Duration::from_secs(12));
-    assert!(!holder.is_over(), "{}", holder.stderr());
-    drop(holder.take_stdin());
-    holder.wait().expect_code(0);
+    holder.let_go();
     etcd.assert_empty();
 }
 
@@ -191,7 +171,7 @@ fn a_black_holed_network_ends_the_command_in_time() {
     let etcd = Etcd::shared();
     for answers_only in [false, true] {
         let (oracle, link) = (Oracle::new(), Link::to(etcd.port()));
-        let (holder, waiter) = holder_and_waiter(etcd, &link, &oracle, "5");
+        let (holder, waiter) = behind_a_link(etcd, &link, &oracle);
         if answers_only {
             link.set(Direction::ToClient, Mode::Drop);
         } else {
@@ -207,7 +187,7 @@ fn a_black_holed_network_ends_the_command_in_time() {
 fn answers_that_come_in_a_late_burst_extend_nothing() {
     let etcd = Etcd::shared();
     let (oracle, link) = (Oracle::new(), Link::to(etcd.port()));
-    let (holder, waiter) = holder_and_waiter(etcd, &link, &oracle, "5");
+    let (holder, waiter) = behind_a_link(etcd, &link, &oracle);
     link.both(Mode::Hold);
     let_pass(Duration::from_secs(3));
     // Now what left up to three seconds ago arrives; from here on nothing new does.
@@ -225,11 +205,8 @@ fn answers_that_come_in_a_late_burst_extend_nothing() {
 fn a_burst_within_the_term_is_survived() {
     let etcd = Etcd::shared();
     let (name, link) = (unique("burst"), Link::to(etcd.port()));
-    let mut holder = Dlock::at(&link.endpoint())
-        .run(["--ttl=30", &name, "cat"])
-        .stdin(Stdio::piped())
-        .start();
-    let place = etcd.queue_of(&name, 1).remove(0);
+    let mut holder = hold_open(Dlock::at(&link.endpoint()), &["--ttl=30"], &name);
+    let place = etcd.queue(&name).remove(0);
     link.set(Direction::ToClient, Mode::Hold);
     let_pass(Duration::from_secs(5));
     link.both(Mode::Pass);
@@ -237,10 +214,8 @@ fn a_burst_within_the_term_is_survived() {
     link.set(Direction::ToClient, Mode::Hold);
     let_pass(Duration::from_secs(5));
     link.both(Mode::Pass);
-    assert!(!holder.is_over(), "{}", holder.stderr());
     assert_eq!(etcd.queue(&name), [place]);
-    drop(holder.take_stdin());
-    holder.wait().expect_code(0);
+    holder.let_go();
 }
 
 /// "connection refused": a second or two within the term is survived.
@@ -248,20 +223,15 @@ fn a_burst_within_the_term_is_survived() {
 fn a_refused_connection_is_survived() {
     let etcd = Etcd::shared();
     let (name, link) = (unique("refused"), Link::to(etcd.port()));
-    let mut holder = Dlock::at(&link.endpoint())
-        .run(["--ttl=10", &name, "cat"])
-        .stdin(Stdio::piped())
-        .start();
-    let place = etcd.queue_of(&name, 1).remove(0);
+    let mut holder = hold_open(Dlock::at(&link.endpoint()), &["--ttl=10"], &name);
+    let place = etcd.queue(&name).remove(0);
     link.refuse();
     let_pass(Duration::from_millis(1500));
     link.heal();
     // Longer than the term: it must have renewed after that.
     let_pass(Duration::from_secs(11));
-    assert!(!holder.is_over(), "{}", holder.stderr());
     assert_eq!(etcd.queue(&name), [place]);
-    drop(holder.take_stdin());
-    holder.wait().expect_code(0);
+    holder.let_go();
 }
 
 /// A link that is slow throughout is no fault.
@@ -285,11 +255,8 @@ fn a_slow_link_is_no_fault() {
 fn a_release_that_finds_the_lock_gone_is_a_loss() {
     let etcd = Etcd::shared();
     let (name, link) = (unique("too-late"), Link::to(etcd.port()));
-    let mut holder = Dlock::at(&link.endpoint())
-        .run(["--ttl=30", &name, "cat"])
-        .stdin(Stdio::piped())
-        .start();
-    let lease = etcd.queue_of(&name, 1)[0].lease_hex();
+    let mut holder = hold_open(Dlock::at(&link.endpoint()), &["--ttl=30"], &name);
+    let lease = etcd.queue(&name)[0].lease_hex();
     link.both(Mode::Hold);
     etcd.revoke(&lease);
     drop(holder.take_stdin());
@@ -337,16 +304,13 @@ fn a_jump_of_the_wall_clock_has_no_effect() {
         .map(|jump| {
             let (name, clock) = (unique("jump"), Scratch::new());
             let file = clock.write("clock", "+0\n");
-            let mut holder = Dlock::on(etcd)
-                .run(["--ttl=10", &name, "cat"])
+            let dlock = Dlock::on(etcd)
                 .env("LD_PRELOAD", &library)
                 .env("FAKETIME_DONT_FAKE_MONOTONIC", "1")
                 .env("FAKETIME_NO_CACHE", "1")
-                .env("FAKETIME_TIMESTAMP_FILE", &file)
-                .stdin(Stdio::piped())
-                .start();
-            let place = etcd.queue_of(&name, 1).remove(0);
-            assert!(!holder.is_over());
+                .env("FAKETIME_TIMESTAMP_FILE", &file);
+            let holder = hold_open(dlock, &["--ttl=10"], &name);
+            let place = etcd.queue(&name).remove(0);
             (name, clock, holder, place, jump)
         })
         .into_iter()
@@ -357,10 +321,8 @@ fn a_jump_of_the_wall_clock_has_no_effect() {
     }
     let_pass(Duration::from_secs(13));
     for (name, _clock, mut holder, place, jump) in runs {
-        assert!(!holder.is_over(), "{jump}: {}", holder.stderr());
         assert_eq!(etcd.queue(&name), [place], "{jump}");
-        drop(holder.take_stdin());
-        holder.wait().expect_code(0).expect_silent();
+        holder.let_go().expect_silent();
     }
 }
 

@@ -1,22 +1,12 @@
 //! Waiting for the lock: whose turn it is, giving up, and what a waiter leaves behind.
 //! It must not know what happens to a holder that loses the lock.
 
-use std::process::Stdio;
 use std::time::Duration;
 
 use crate::support::{
-    Dlock, Etcd, LIMIT, Oracle, Running, Signal, boot_clock, eventually, hold, let_pass, since,
-    unique,
+    Dlock, Etcd, LIMIT, Oracle, Running, Signal, boot_clock, eventually, hold, hold_open, let_pass,
+    since, unique,
 };
-
-/// A dlock that holds the lock until its standard input is closed.
-#[track_caller]
-fn hold_open(etcd: &Etcd, options: &[&str], name: &str) -> Running {
-    let line = [options, &[name, "cat"]].concat();
-    let holder = Dlock::on(etcd).run(line).stdin(Stdio::piped()).start();
-    etcd.queue_of(name, 1);
-    holder
-}
 
 fn run_guest(etcd: &Etcd, oracle: &Oracle, name: &str, who: &str) -> Running {
     Dlock::on(etcd)
@@ -30,7 +20,7 @@ fn run_guest(etcd: &Etcd, oracle: &Oracle, name: &str, who: &str) -> Running {
 fn waiters_are_served_in_order_and_one_that_leaves_disturbs_nobody() {
     let etcd = Etcd::shared();
     let (oracle, name) = (Oracle::new(), unique("fifo"));
-    let mut holder = hold_open(etcd, &[], &name);
+    let mut holder = hold_open(Dlock::on(etcd), &[], &name);
     let mut waiters: Vec<Running> = (1..=5)
         .map(|place| {
             let waiter = run_guest(etcd, &oracle, &name, &place.to_string());
@@ -45,8 +35,7 @@ fn waiters_are_served_in_order_and_one_that_leaves_disturbs_nobody() {
     for place in 1..=5 {
         oracle.leave(&place.to_string());
     }
-    drop(holder.take_stdin());
-    holder.wait().expect_code(0);
+    holder.let_go();
     for mut waiter in waiters {
         waiter.wait().expect_code(0).expect_silent();
     }
@@ -60,7 +49,7 @@ fn waiters_are_served_in_order_and_one_that_leaves_disturbs_nobody() {
 fn a_killed_waiter_in_the_middle_blocks_nobody_beyond_its_lease() {
     let etcd = Etcd::shared();
     let (oracle, name) = (Oracle::new(), unique("killed"));
-    let mut holder = hold_open(etcd, &[], &name);
+    let mut holder = hold_open(Dlock::on(etcd), &[], &name);
     let killed = Dlock::on(etcd)
         .run(["--ttl=5", &name, "echo", "never"])
         .start();
@@ -74,7 +63,7 @@ fn a_killed_waiter_in_the_middle_blocks_nobody_beyond_its_lease() {
         etcd.queue(&name).len() == 2
     });
     assert!(oracle.guests().is_empty());
-    drop(holder.take_stdin());
+    holder.let_go();
     last.wait().expect_code(0);
     assert_eq!(killed.stdout(), "");
 }
@@ -131,7 +120,7 @@ fn another_exit_code_for_busy_may_be_chosen() {
 fn a_limited_wait_ends_and_leaves_the_queue() {
     let etcd = Etcd::shared();
     let name = unique("limited");
-    let mut holder = hold_open(etcd, &[], &name);
+    let mut holder = hold_open(Dlock::on(etcd), &[], &name);
     let started_at = boot_clock();
     let outcome = Dlock::on(etcd)
         .run(["-w", "1500ms", &name, "echo", "never"])
@@ -151,7 +140,7 @@ fn a_limited_wait_ends_and_leaves_the_queue() {
         .run(["-w", "1m", &name, "echo", "ran"])
         .start();
     etcd.queue_of(&name, 2);
-    drop(holder.take_stdin());
+    holder.let_go();
     waiter.wait().expect_code(0).expect_stdout("ran\n");
 }
 
@@ -160,7 +149,7 @@ fn a_limited_wait_ends_and_leaves_the_queue() {
 fn a_timed_out_middle_waiter_keeps_the_order() {
     let etcd = Etcd::shared();
     let (oracle, name) = (Oracle::new(), unique("middle"));
-    let mut holder = hold_open(etcd, &[], &name);
+    let mut holder = hold_open(Dlock::on(etcd), &[], &name);
     let mut first = run_guest(etcd, &oracle, &name, "first");
     etcd.queue_of(&name, 2);
     let mut timed = Dlock::on(etcd).run(["-w", "1", &name, "true"]).start();
@@ -170,7 +159,7 @@ fn a_timed_out_middle_waiter_keeps_the_order() {
     etcd.queue_of(&name, 3);
     oracle.leave("first");
     oracle.leave("last");
-    drop(holder.take_stdin());
+    holder.let_go();
     first.wait().expect_code(0);
     last.wait().expect_code(0);
     assert_eq!(oracle.guests(), ["first", "last"]);
@@ -263,17 +252,12 @@ fn a_name_below_another_is_another_lock() {
     let upper = unique("job");
     let lower = format!("{upper}/nightly");
     for (held, free) in [(&upper, &lower), (&lower, &upper)] {
-        let mut holder = Dlock::on(etcd)
-            .run([held, "sh", "-c", "echo on; cat"])
-            .stdin(Stdio::piped())
-            .start();
-        holder.says("on\n");
+        let mut holder = hold_open(Dlock::on(etcd), &[], held);
         Dlock::on(etcd)
             .run(["-n", free, "true"])
             .finish()
             .expect_code(0);
-        drop(holder.take_stdin());
-        holder.wait().expect_code(0);
+        holder.let_go();
     }
 }
 
@@ -312,7 +296,7 @@ fn a_foreign_key_under_the_lock_is_ignored() {
 fn a_waiter_whose_lease_is_revoked_queues_again() {
     let etcd = Etcd::shared();
     let name = unique("revoked");
-    let mut holder = hold_open(etcd, &[], &name);
+    let mut holder = hold_open(Dlock::on(etcd), &[], &name);
     let mut waiter = Dlock::on(etcd)
         .args(["-v"])
         .run([&name, "echo", "ran"])
@@ -325,7 +309,7 @@ fn a_waiter_whose_lease_is_revoked_queues_again() {
             .is_some_and(|place| place.key != first.key)
     });
     eventually(LIMIT, "it says so", || waiter.stderr().contains("queue"));
-    drop(holder.take_stdin());
+    holder.let_go();
     waiter.wait().expect_code(0).expect_stdout("ran\n");
 }
 
@@ -334,7 +318,7 @@ fn a_waiter_whose_lease_is_revoked_queues_again() {
 fn a_waiter_whose_key_is_deleted_queues_again() {
     let etcd = Etcd::shared();
     let name = unique("deleted");
-    let mut holder = hold_open(etcd, &[], &name);
+    let mut holder = hold_open(Dlock::on(etcd), &[], &name);
     let mut waiter = Dlock::on(etcd).run([&name, "echo", "ran"]).start();
     let first = etcd.queue_of(&name, 2).remove(1);
     etcd.ctl(&["del", &first.key]);
@@ -343,7 +327,7 @@ fn a_waiter_whose_key_is_deleted_queues_again() {
             .get(1)
             .is_some_and(|place| place.create_revision > first.create_revision)
     });
-    drop(holder.take_stdin());
+    holder.let_go();
     waiter.wait().expect_code(0).expect_stdout("ran\n");
 }
 
@@ -390,7 +374,7 @@ fn a_signal_ends_a_waiter_by_that_signal_and_leaves_no_key() {
 fn parallel_waiters_can_all_be_cancelled() {
     let etcd = Etcd::shared();
     let name = unique("cancel");
-    let mut holder = hold_open(etcd, &[], &name);
+    let mut holder = hold_open(Dlock::on(etcd), &[], &name);
     let mut waiters: Vec<Running> = (0..6)
         .map(|_| Dlock::on(etcd).run([&name, "echo", "never"]).start())
         .collect();
@@ -402,8 +386,7 @@ fn parallel_waiters_can_all_be_cancelled() {
         waiter.wait().expect_signal(Signal::TERM).expect_stdout("");
     }
     assert_eq!(etcd.queue(&name).len(), 1);
-    drop(holder.take_stdin());
-    holder.wait().expect_code(0);
+    holder.let_go();
 }
 
 /// A signal that was ignored at the start does not end a waiter.
@@ -411,7 +394,7 @@ fn parallel_waiters_can_all_be_cancelled() {
 fn an_ignored_signal_does_not_end_a_waiter() {
     let etcd = Etcd::shared();
     let name = unique("ignored");
-    let mut holder = hold_open(etcd, &[], &name);
+    let mut holder = hold_open(Dlock::on(etcd), &[], &name);
     let mut waiter = Dlock::on(etcd)
         .run([&name, "echo", "ran"])
         .under(["nohup"])
@@ -420,7 +403,7 @@ fn an_ignored_signal_does_not_end_a_waiter() {
     waiter.signal(Signal::HUP);
     let_pass(Duration::from_millis(500));
     assert_eq!(etcd.queue(&name).len(), 2);
-    drop(holder.take_stdin());
+    holder.let_go();
     waiter.wait().expect_code(0).expect_stdout("ran\n");
 }
 
@@ -458,14 +441,14 @@ fn a_waiter_outlives_a_restart_of_etcd() {
 #[test]
 fn a_waiter_outlives_a_compaction() {
     let etcd = Etcd::start();
-    let mut holder = hold_open(&etcd, &[], "compact");
+    let mut holder = hold_open(Dlock::on(&etcd), &[], "compact");
     let mut waiter = Dlock::on(&etcd).run(["compact", "echo", "ran"]).start();
     let revision = etcd.queue_of("compact", 2)[1].create_revision;
     for count in 0..5 {
         etcd.ctl(&["put", "other", &count.to_string()]);
     }
     etcd.ctl(&["compact", &(revision + 4).to_string()]);
-    drop(holder.take_stdin());
+    holder.let_go();
     waiter.wait().expect_code(0).expect_stdout("ran\n");
 }
 
@@ -474,10 +457,9 @@ fn a_waiter_outlives_a_compaction() {
 fn nothing_is_left_in_etcd_after_a_run() {
     let etcd = Etcd::start();
     let run = || Dlock::on(&etcd).run(["--ttl=10m", "-n", "clean", "true"]);
-    let mut holder = hold_open(&etcd, &["--ttl=10m"], "clean");
+    let mut holder = hold_open(Dlock::on(&etcd), &["--ttl=10m"], "clean");
     run().finish().expect_code(75);
-    drop(holder.take_stdin());
-    holder.wait().expect_code(0);
+    holder.let_go();
     for _ in 0..10 {
         run().finish().expect_code(0);
         assert!(etcd.queue("clean").is_empty());

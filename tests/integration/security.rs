@@ -6,7 +6,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::process::Stdio;
 use std::time::Duration;
 
-use crate::support::{Certificates, Dlock, Etcd, Link, let_pass};
+use crate::support::{Certificates, Dlock, Etcd, Link, Running, hold_open, let_pass};
 
 /// A server with the least that dlock needs: a user whose only role is readwrite on the prefix.
 fn with_passwords(flags: &[&str]) -> Etcd {
@@ -16,19 +16,29 @@ fn with_passwords(flags: &[&str]) -> Etcd {
     etcd
 }
 
+/// dlock as that user.
+fn as_team(etcd: &Etcd) -> Dlock {
+    Dlock::on(etcd).env("ETCDCTL_USER", "team:pass:word")
+}
+
+/// The holder is let go, and the waiter behind it has its turn.
+#[track_caller]
+fn is_followed(mut holder: Running, mut waiter: Running, etcd: &Etcd) {
+    holder.let_go().expect_silent();
+    waiter
+        .wait()
+        .expect_code(0)
+        .expect_silent()
+        .expect_stdout("ran\n");
+    etcd.assert_empty();
+}
+
 /// "TLS (server only, ...)"
 #[test]
 fn tls_with_a_server_certificate_works() {
     let made = Certificates::new();
-    let (ca, cert, key) = (
-        made.file("ca.pem"),
-        made.file("server.pem"),
-        made.file("server.key"),
-    );
-    let etcd = Etcd::start_tls(
-        &["--cert-file", &cert, "--key-file", &key],
-        &[format!("--cacert={ca}")],
-    );
+    let ca = made.file("ca.pem");
+    let etcd = Etcd::start_tls(&made);
     Dlock::on(&etcd)
         .args(["--cacert", &ca])
         .run(["tls", "true"])
@@ -61,28 +71,12 @@ fn tls_with_a_server_certificate_works() {
 #[test]
 fn tls_with_a_client_certificate_works() {
     let made = Certificates::new();
-    let (ca, cert, key) = (
+    let (ca, mine, my_key) = (
         made.file("ca.pem"),
-        made.file("server.pem"),
-        made.file("server.key"),
+        made.file("client.pem"),
+        made.file("client.key"),
     );
-    let (mine, my_key) = (made.file("client.pem"), made.file("client.key"));
-    let etcd = Etcd::start_tls(
-        &[
-            "--cert-file",
-            &cert,
-            "--key-file",
-            &key,
-            "--trusted-ca-file",
-            &ca,
-            "--client-cert-auth",
-        ],
-        &[
-            format!("--cacert={ca}"),
-            format!("--cert={mine}"),
-            format!("--key={my_key}"),
-        ],
-    );
+    let etcd = Etcd::start_mutual_tls(&made);
     let outcome = Dlock::on(&etcd)
         .args(["--cacert", &ca, "--cert", &mine, "--key", &my_key])
         .run(["--ttl=5", "tls", "sh", "-c", "sleep 7; echo done"])
@@ -131,27 +125,21 @@ fn a_user_with_the_least_role_can_do_everything() {
         .finish()
         .expect_code(0)
         .expect_silent();
-    let both = || Dlock::on(&etcd).env("ETCDCTL_USER", "team:pass:word");
-    both()
+    as_team(&etcd)
         .run(["job", "true"])
         .finish()
         .expect_code(0)
         .expect_silent();
 
     // Waiting, giving up, and being next.
-    let mut holder = both().run(["job", "cat"]).stdin(Stdio::piped()).start();
-    etcd.queue_of("job", 1);
-    both().run(["-n", "job", "true"]).finish().expect_code(75);
-    let mut waiter = both().run(["job", "echo", "ran"]).start();
+    let holder = hold_open(as_team(&etcd), &[], "job");
+    as_team(&etcd)
+        .run(["-n", "job", "true"])
+        .finish()
+        .expect_code(75);
+    let waiter = as_team(&etcd).run(["job", "echo", "ran"]).start();
     etcd.queue_of("job", 2);
-    drop(holder.take_stdin());
-    holder.wait().expect_code(0).expect_silent();
-    waiter
-        .wait()
-        .expect_code(0)
-        .expect_silent()
-        .expect_stdout("ran\n");
-    etcd.assert_empty();
+    is_followed(holder, waiter, &etcd);
 }
 
 /// A password that others can read works, with a warning: ssh(1) has taught everybody to expect one.
@@ -172,16 +160,11 @@ fn a_password_file_that_others_can_read_is_warned_about() {
 #[test]
 fn a_token_that_expires_is_replaced() {
     let etcd = with_passwords(&["--auth-token-ttl=3"]);
-    let dlock = || Dlock::on(&etcd).env("ETCDCTL_USER", "team:pass:word");
-    let mut holder = dlock()
-        .run(["--ttl=30", "long", "sh", "-c", "echo on; cat"])
-        .stdin(Stdio::piped())
-        .start();
-    holder.says("on\n");
-    let mut short = dlock()
+    let holder = hold_open(as_team(&etcd), &["--ttl=30"], "long");
+    let mut short = as_team(&etcd)
         .run(["--ttl=5", "short", "sh", "-c", "sleep 10; echo done"])
         .start();
-    let mut waiter = dlock().run(["long", "echo", "ran"]).start();
+    let waiter = as_team(&etcd).run(["long", "echo", "ran"]).start();
     etcd.queue_of("long", 2);
     let_pass(Duration::from_secs(10));
     short
@@ -189,30 +172,17 @@ fn a_token_that_expires_is_replaced() {
         .expect_code(0)
         .expect_silent()
         .expect_stdout("done\n");
-    drop(holder.take_stdin());
-    holder.wait().expect_code(0).expect_silent();
-    waiter
-        .wait()
-        .expect_code(0)
-        .expect_silent()
-        .expect_stdout("ran\n");
-    etcd.assert_empty();
+    is_followed(holder, waiter, &etcd);
 }
 
 /// "restart of a member": its tokens, which it kept in memory, are gone.
 #[test]
 fn a_restart_that_forgets_tokens_is_survived() {
     let etcd = with_passwords(&[]);
-    let dlock = Dlock::on(&etcd).env("ETCDCTL_USER", "team:pass:word");
-    let mut holder = dlock
-        .run(["--ttl=10", "restart", "cat"])
-        .stdin(Stdio::piped())
-        .start();
-    etcd.queue_of("restart", 1);
+    let mut holder = hold_open(as_team(&etcd), &["--ttl=10"], "restart");
     etcd.restart();
     let_pass(Duration::from_secs(12));
-    drop(holder.take_stdin());
-    holder.wait().expect_code(0);
+    holder.let_go();
     etcd.assert_empty();
 }
 

@@ -4,6 +4,7 @@
 mod cluster;
 mod dlock;
 mod etcd;
+mod holding;
 mod link;
 mod oracle;
 mod processes;
@@ -18,8 +19,9 @@ use std::time::Duration;
 use rustix::time::{ClockId, clock_gettime};
 
 pub(crate) use cluster::Cluster;
-pub(crate) use dlock::{Dlock, Outcome, Running, hold};
+pub(crate) use dlock::{Dlock, Outcome, Running};
 pub(crate) use etcd::{Etcd, etcdctl_program};
+pub(crate) use holding::{hold, hold_open, holder_and_waiter};
 pub(crate) use link::{BlackHole, Direction, Link, Mode};
 pub(crate) use oracle::Oracle;
 pub(crate) use processes::{Process, alive};

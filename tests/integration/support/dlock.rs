@@ -237,6 +237,14 @@ impl Running {
         }
     }
 
+    /// Closes the standard input, which its command has waited for, and expects that all is well.
+    #[track_caller]
+    pub(crate) fn let_go(&mut self) -> Outcome {
+        assert!(!self.is_over(), "{}", self.stderr());
+        drop(self.take_stdin());
+        self.wait().expect_code(0)
+    }
+
     pub(crate) fn is_over(&mut self) -> bool {
         self.child.try_wait().expect("our own child").is_some()
     }
@@ -353,13 +361,4 @@ impl Outcome {
         assert_eq!(self.stdout, stdout, "{self:?}");
         self
     }
-}
-
-/// A dlock that has the lock and keeps it for ten minutes.
-#[track_caller]
-pub(crate) fn hold(dlock: Dlock, options: &[&str], name: &str) -> Running {
-    let command = ["--", "sh", "-c", "echo on; exec sleep 600"];
-    let mut holder = dlock.run([options, &[name], &command[..]].concat()).start();
-    holder.says("on\n");
-    holder
 }

@@ -12,7 +12,7 @@ use std::sync::{LazyLock, Mutex};
 use rustix::process::Signal;
 
 use super::processes::{Process, alive};
-use super::{LIMIT, eventually, unique};
+use super::{Certificates, LIMIT, eventually, unique};
 
 /// Runs etcd for as long as our end of its standard input is open, so that no server outlives the tests however they
 /// end. Each line it reads means: kill it and start it again. It prints the process id of each start.
@@ -88,8 +88,24 @@ impl Etcd {
     }
 
     /// A server of the test's own that speaks TLS to clients.
-    pub(crate) fn start_tls(flags: &[&str], ctl_flags: &[String]) -> Self {
-        Self::alone("https", flags, ctl_flags)
+    pub(crate) fn start_tls(made: &Certificates) -> Self {
+        Self::with_certificates(made, &[], Vec::new())
+    }
+
+    /// The same, for clients with a certificate only.
+    pub(crate) fn start_mutual_tls(made: &Certificates) -> Self {
+        let ca = made.file("ca.pem");
+        let flags = ["--trusted-ca-file", &*ca, "--client-cert-auth"];
+        let (cert, key) = (made.file("client.pem"), made.file("client.key"));
+        let ctl_flags = vec![format!("--cert={cert}"), format!("--key={key}")];
+        Self::with_certificates(made, &flags, ctl_flags)
+    }
+
+    fn with_certificates(made: &Certificates, flags: &[&str], mut ctl_flags: Vec<String>) -> Self {
+        let (cert, key) = (made.file("server.pem"), made.file("server.key"));
+        let own = ["--cert-file", &*cert, "--key-file", &*key];
+        ctl_flags.push(format!("--cacert={}", made.file("ca.pem")));
+        Self::alone("https", &[&own, flags].concat(), &ctl_flags)
     }
 
     fn alone(scheme: &'static str, flags: &[&str], ctl_flags: &[String]) -> Self {
