@@ -20,8 +20,8 @@ const WAIT: Duration = Duration::from_secs(30);
 #[derive(Args, Debug)]
 pub(crate) struct ListWords {
     /// Only locks whose names begin so
-    #[arg(default_value = "", hide_default_value = true, value_hint = ValueHint::Other)]
-    prefix: OsString,
+    #[arg(value_name = "PREFIX", default_value = "", hide_default_value = true, value_hint = ValueHint::Other)]
+    beginning: OsString,
 
     #[command(flatten)]
     form: Form,
@@ -126,7 +126,7 @@ pub(crate) struct Break {
 
 impl ListWords {
     pub(crate) fn resolve(self) -> Result<Look, Failure> {
-        let prefix = self.prefix.into_string();
+        let prefix = self.beginning.into_string();
         let prefix = prefix.map_err(|text| {
             anyhow!(
                 "cannot use the prefix '{}': it is not UTF-8 text",

@@ -13,5 +13,6 @@ mod harness;
 mod loss;
 mod queue;
 mod security;
+mod sharing;
 mod support;
 mod survivors;
