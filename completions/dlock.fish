@@ -43,6 +43,10 @@ complete -c dlock -n "__fish_dlock_needs_command" -f -a "run" -d 'Run a command 
 complete -c dlock -n "__fish_dlock_needs_command" -f -a "fence" -d 'Refuse a token that is lower than the highest one seen, else run a command'
 complete -c dlock -n "__fish_dlock_needs_command" -f -a "hold" -d 'Hold a lock without a command'
 complete -c dlock -n "__fish_dlock_needs_command" -f -a "release" -d 'End a dlock hold that runs in the background'
+complete -c dlock -n "__fish_dlock_needs_command" -f -a "ls" -d 'List the locks'
+complete -c dlock -n "__fish_dlock_needs_command" -f -a "status" -d 'Show the queue of a lock'
+complete -c dlock -n "__fish_dlock_needs_command" -f -a "check" -d 'Test whether a token still has its lock'
+complete -c dlock -n "__fish_dlock_needs_command" -f -a "break" -d 'Send away who has a lock, or waits for it'
 complete -c dlock -n "__fish_dlock_needs_command" -f -a "completions" -d 'Print the completions for a shell'
 complete -c dlock -n "__fish_dlock_using_subcommand run" -s c -l command -d 'Run STRING with $SHELL -c instead of a command' -r -f -a "(__fish_complete_command)"
 complete -c dlock -n "__fish_dlock_using_subcommand run" -s w -l wait -d 'If the lock is busy, wait no longer than this; 0 is --no-wait' -r -f
@@ -141,6 +145,74 @@ json\t''"
 complete -c dlock -n "__fish_dlock_using_subcommand release" -s v -l verbose -d 'Say more: what is waited for; twice: every step'
 complete -c dlock -n "__fish_dlock_using_subcommand release" -s q -l quiet -d 'Say errors only'
 complete -c dlock -n "__fish_dlock_using_subcommand release" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c dlock -n "__fish_dlock_using_subcommand ls" -l endpoints -d 'Members of the etcd cluster, separated by commas' -r -f -a "(__fish_print_hostnames)"
+complete -c dlock -n "__fish_dlock_using_subcommand ls" -l cacert -d 'Trust the certificate authorities in this PEM file instead of the system\'s' -r -F
+complete -c dlock -n "__fish_dlock_using_subcommand ls" -l cert -d 'Client certificate, a PEM file; needs --key' -r -F
+complete -c dlock -n "__fish_dlock_using_subcommand ls" -l key -d 'Private key of the client certificate, a PEM file; needs --cert' -r -F
+complete -c dlock -n "__fish_dlock_using_subcommand ls" -l user -d 'etcd user' -r -f
+complete -c dlock -n "__fish_dlock_using_subcommand ls" -l password-file -d 'File that holds the user\'s password; one newline at its end is ignored' -r -F
+complete -c dlock -n "__fish_dlock_using_subcommand ls" -l prefix -d 'Where dlock\'s keys begin in etcd' -r -f
+complete -c dlock -n "__fish_dlock_using_subcommand ls" -l connect-timeout -d 'How long to try to reach etcd before giving up; default 10s' -r -f
+complete -c dlock -n "__fish_dlock_using_subcommand ls" -l config -d 'Configuration file' -r -F
+complete -c dlock -n "__fish_dlock_using_subcommand ls" -l log-format -d 'Form of the messages on stderr, text or json; default text' -r -f -a "text\t''
+json\t''"
+complete -c dlock -n "__fish_dlock_using_subcommand ls" -l json -d 'Print JSON, one lock in a line'
+complete -c dlock -n "__fish_dlock_using_subcommand ls" -l watch -d 'Go on, and show every change'
+complete -c dlock -n "__fish_dlock_using_subcommand ls" -s v -l verbose -d 'Say more: what is waited for; twice: every step'
+complete -c dlock -n "__fish_dlock_using_subcommand ls" -s q -l quiet -d 'Say errors only'
+complete -c dlock -n "__fish_dlock_using_subcommand ls" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c dlock -n "__fish_dlock_using_subcommand status" -l endpoints -d 'Members of the etcd cluster, separated by commas' -r -f -a "(__fish_print_hostnames)"
+complete -c dlock -n "__fish_dlock_using_subcommand status" -l cacert -d 'Trust the certificate authorities in this PEM file instead of the system\'s' -r -F
+complete -c dlock -n "__fish_dlock_using_subcommand status" -l cert -d 'Client certificate, a PEM file; needs --key' -r -F
+complete -c dlock -n "__fish_dlock_using_subcommand status" -l key -d 'Private key of the client certificate, a PEM file; needs --cert' -r -F
+complete -c dlock -n "__fish_dlock_using_subcommand status" -l user -d 'etcd user' -r -f
+complete -c dlock -n "__fish_dlock_using_subcommand status" -l password-file -d 'File that holds the user\'s password; one newline at its end is ignored' -r -F
+complete -c dlock -n "__fish_dlock_using_subcommand status" -l prefix -d 'Where dlock\'s keys begin in etcd' -r -f
+complete -c dlock -n "__fish_dlock_using_subcommand status" -l connect-timeout -d 'How long to try to reach etcd before giving up; default 10s' -r -f
+complete -c dlock -n "__fish_dlock_using_subcommand status" -l config -d 'Configuration file' -r -F
+complete -c dlock -n "__fish_dlock_using_subcommand status" -l log-format -d 'Form of the messages on stderr, text or json; default text' -r -f -a "text\t''
+json\t''"
+complete -c dlock -n "__fish_dlock_using_subcommand status" -l held -d 'Say nothing, and end with 0 if somebody has the lock, with 1 if it is free'
+complete -c dlock -n "__fish_dlock_using_subcommand status" -l json -d 'Print JSON, one lock in a line'
+complete -c dlock -n "__fish_dlock_using_subcommand status" -l watch -d 'Go on, and show every change'
+complete -c dlock -n "__fish_dlock_using_subcommand status" -s v -l verbose -d 'Say more: what is waited for; twice: every step'
+complete -c dlock -n "__fish_dlock_using_subcommand status" -s q -l quiet -d 'Say errors only'
+complete -c dlock -n "__fish_dlock_using_subcommand status" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c dlock -n "__fish_dlock_using_subcommand check" -l name -d 'Name of the lock; default `DLOCK_NAME`' -r -f
+complete -c dlock -n "__fish_dlock_using_subcommand check" -l token -d 'Fencing token of its holder; default `DLOCK_FENCING_TOKEN`' -r -f
+complete -c dlock -n "__fish_dlock_using_subcommand check" -l endpoints -d 'Members of the etcd cluster, separated by commas' -r -f -a "(__fish_print_hostnames)"
+complete -c dlock -n "__fish_dlock_using_subcommand check" -l cacert -d 'Trust the certificate authorities in this PEM file instead of the system\'s' -r -F
+complete -c dlock -n "__fish_dlock_using_subcommand check" -l cert -d 'Client certificate, a PEM file; needs --key' -r -F
+complete -c dlock -n "__fish_dlock_using_subcommand check" -l key -d 'Private key of the client certificate, a PEM file; needs --cert' -r -F
+complete -c dlock -n "__fish_dlock_using_subcommand check" -l user -d 'etcd user' -r -f
+complete -c dlock -n "__fish_dlock_using_subcommand check" -l password-file -d 'File that holds the user\'s password; one newline at its end is ignored' -r -F
+complete -c dlock -n "__fish_dlock_using_subcommand check" -l prefix -d 'Where dlock\'s keys begin in etcd' -r -f
+complete -c dlock -n "__fish_dlock_using_subcommand check" -l connect-timeout -d 'How long to try to reach etcd before giving up; default 10s' -r -f
+complete -c dlock -n "__fish_dlock_using_subcommand check" -l config -d 'Configuration file' -r -F
+complete -c dlock -n "__fish_dlock_using_subcommand check" -l log-format -d 'Form of the messages on stderr, text or json; default text' -r -f -a "text\t''
+json\t''"
+complete -c dlock -n "__fish_dlock_using_subcommand check" -s v -l verbose -d 'Say more: what is waited for; twice: every step'
+complete -c dlock -n "__fish_dlock_using_subcommand check" -s q -l quiet -d 'Say errors only'
+complete -c dlock -n "__fish_dlock_using_subcommand check" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c dlock -n "__fish_dlock_using_subcommand break" -l token -d 'Token of who has to go, as `dlock status` shows it' -r -f
+complete -c dlock -n "__fish_dlock_using_subcommand break" -l reason -d 'Text that the other one is told' -r -f
+complete -c dlock -n "__fish_dlock_using_subcommand break" -s w -l wait -d 'How long to wait until the other one has gone; default 30s' -r -f
+complete -c dlock -n "__fish_dlock_using_subcommand break" -l endpoints -d 'Members of the etcd cluster, separated by commas' -r -f -a "(__fish_print_hostnames)"
+complete -c dlock -n "__fish_dlock_using_subcommand break" -l cacert -d 'Trust the certificate authorities in this PEM file instead of the system\'s' -r -F
+complete -c dlock -n "__fish_dlock_using_subcommand break" -l cert -d 'Client certificate, a PEM file; needs --key' -r -F
+complete -c dlock -n "__fish_dlock_using_subcommand break" -l key -d 'Private key of the client certificate, a PEM file; needs --cert' -r -F
+complete -c dlock -n "__fish_dlock_using_subcommand break" -l user -d 'etcd user' -r -f
+complete -c dlock -n "__fish_dlock_using_subcommand break" -l password-file -d 'File that holds the user\'s password; one newline at its end is ignored' -r -F
+complete -c dlock -n "__fish_dlock_using_subcommand break" -l prefix -d 'Where dlock\'s keys begin in etcd' -r -f
+complete -c dlock -n "__fish_dlock_using_subcommand break" -l connect-timeout -d 'How long to try to reach etcd before giving up; default 10s' -r -f
+complete -c dlock -n "__fish_dlock_using_subcommand break" -l config -d 'Configuration file' -r -F
+complete -c dlock -n "__fish_dlock_using_subcommand break" -l log-format -d 'Form of the messages on stderr, text or json; default text' -r -f -a "text\t''
+json\t''"
+complete -c dlock -n "__fish_dlock_using_subcommand break" -l yes -d 'Do not ask whether this is meant'
+complete -c dlock -n "__fish_dlock_using_subcommand break" -l now -d 'Take the lock away at once instead of asking its holder to give it back'
+complete -c dlock -n "__fish_dlock_using_subcommand break" -s v -l verbose -d 'Say more: what is waited for; twice: every step'
+complete -c dlock -n "__fish_dlock_using_subcommand break" -s q -l quiet -d 'Say errors only'
+complete -c dlock -n "__fish_dlock_using_subcommand break" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c dlock -n "__fish_dlock_using_subcommand completions" -l endpoints -d 'Members of the etcd cluster, separated by commas' -r -f -a "(__fish_print_hostnames)"
 complete -c dlock -n "__fish_dlock_using_subcommand completions" -l cacert -d 'Trust the certificate authorities in this PEM file instead of the system\'s' -r -F
 complete -c dlock -n "__fish_dlock_using_subcommand completions" -l cert -d 'Client certificate, a PEM file; needs --key' -r -F
