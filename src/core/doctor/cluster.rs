@@ -1,0 +1,170 @@
+//! What the endpoints that answer say of the cluster behind them: that it is one, its members, versions and
+//! alarms. It must not know how they were asked.
+
+use std::collections::BTreeMap;
+
+use super::endpoints::{Complaint, Member, Named, Status, Trial};
+use super::{Finding, counted, version};
+
+/// Of the space that etcd may use, in percent.
+const NEARLY_FULL: i64 = 80;
+
+/// All that there is to say about the cluster, of which so many endpoints are `named` and these answer.
+pub(super) fn judge(named: usize, answers: &[Named]) -> Vec<Finding> {
+    let mut findings = unity(named, answers);
+    findings.extend(versions(answers));
+    findings.extend(alarms(answers));
+    findings
+}
+
+fn unity(named: usize, answers: &[Named]) -> Vec<Finding> {
+    const CHECK: &str = "cluster";
+    let mut by_id: BTreeMap<u64, Vec<&Named>> = BTreeMap::new();
+    for one in answers {
+        if let Some(header) = one.1.header {
+            by_id.entry(header.cluster).or_default().push(one);
+        }
+    }
+    if by_id.len() > 1 {
+        let parts = by_id.iter().map(|(id, ones)| {
+            let where_it_is: Vec<&str> = ones.iter().map(|(name, _)| *name).collect();
+            format!("{id:x} at {}", where_it_is.join(" and "))
+        });
+        let says = format!(
+            "the endpoints belong to different clusters, so that two commands could run under one lock: {}",
+            parts.collect::<Vec<_>>().join("; ")
+        );
+        return vec![
+            Finding::unusable(CHECK, "--endpoints", &says)
+                .hinting("name the members of one cluster only, and the same one on every machine"),
+        ];
+    }
+    let Some((id, ones)) = by_id.into_iter().next() else {
+        return Vec::new();
+    };
+    let id = format!("{id:x}");
+    let mut findings = Vec::new();
+    let mut leaders: Vec<u64> = ones
+        .iter()
+        .filter_map(|(_, answer)| Some(answer.status.as_ref()?.leader))
+        .filter(|leader| *leader != 0)
+        .collect();
+    leaders.sort_unstable();
+    leaders.dedup();
+    if leaders.len() > 1 {
+        findings.push(
+            Finding::warning(CHECK, &id, "the members follow different leaders")
+                .hinting("an election goes on, or a member is cut off: ask again in a few seconds"),
+        );
+    }
+    let members = ones
+        .iter()
+        .map(|(_, answer)| answer.members.as_slice())
+        .max_by_key(|members| members.len())
+        .unwrap_or_default();
+    findings.push(membership(&id, named, &ones, members));
+    findings
+}
+
+fn membership(id: &str, named: usize, ones: &[&Named], members: &[Member]) -> Finding {
+    const CHECK: &str = "cluster";
+    let voters: Vec<&Member> = members.iter().filter(|member| !member.learner).collect();
+    if voters.is_empty() {
+        let says = format!(
+            "{} in one cluster",
+            counted(ones.len(), "endpoint", "endpoints")
+        );
+        return Finding::ok(CHECK, id, &says);
+    }
+    let says = format!(
+        "{}, {} may fail; {} named",
+        counted(voters.len(), "voting member", "voting members"),
+        (voters.len() - 1) / 2,
+        counted(named, "endpoint is", "endpoints are")
+    );
+    if voters.len() == 2 {
+        return Finding::warning(CHECK, id, &says)
+            .hinting("two members fail more often than one: add a third");
+    }
+    // Whoever is named as the cluster lists it is that member; other names may stand for all of them.
+    let mut listed = voters.iter().flat_map(|member| &member.urls);
+    let direct = ones
+        .first()
+        .is_some_and(|(name, _)| listed.any(|url| url.trim_end_matches('/') == *name));
+    if named == 1 && voters.len() > 1 && direct {
+        let all: Vec<&str> = voters
+            .iter()
+            .filter_map(|member| Some(member.urls.first()?.trim_end_matches('/')))
+            .collect();
+        let says = format!("{says}: when it is down, dlock does not know of the others");
+        return Finding::warning(CHECK, id, &says)
+            .hinting(&format!("--endpoints {}", all.join(",")));
+    }
+    Finding::ok(CHECK, id, &says)
+}
+
+fn versions(answers: &[Named]) -> Vec<Finding> {
+    let users = answers.iter().any(|(_, answer)| answer.users == Some(true));
+    let mut by_version: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    for (name, answer) in answers {
+        if let Some(version) = &answer.version {
+            by_version.entry(version).or_default().push(name);
+        }
+    }
+    let judged = by_version
+        .iter()
+        .flat_map(|(version, names)| version::judge(version, &names.join(" and "), users));
+    judged.collect()
+}
+
+fn alarms(answers: &[Named]) -> Vec<Finding> {
+    const CHECK: &str = "alarm";
+    let told: Vec<&Status> = answers
+        .iter()
+        .filter_map(|(_, answer)| answer.status.as_ref())
+        .collect();
+    let raised = |name: &str| {
+        let says = |error: &String| error.contains(name);
+        told.iter().any(|status| status.errors.iter().any(says))
+    };
+    // Those who are not told see it when they write.
+    let refused = answers.iter().any(|(_, answer)| {
+        let Trial { locks, key, .. } = &answer.trial;
+        [locks, key]
+            .into_iter()
+            .any(|step| step.as_ref().is_err_and(Complaint::no_space))
+    });
+    let mut findings = Vec::new();
+    if raised("NOSPACE") || refused {
+        findings.push(
+            Finding::unusable(CHECK, "NOSPACE", "etcd is out of space: no lock can be taken, those that are held stay and can be released")
+                .hinting("compact and defragment it, then `etcdctl alarm disarm`"),
+        );
+    }
+    if raised("CORRUPT") {
+        findings.push(
+            Finding::unusable(
+                CHECK,
+                "CORRUPT",
+                "the members have different data: nothing that etcd says can be relied on",
+            )
+            .hinting("replace the member that differs, then `etcdctl alarm disarm`"),
+        );
+    }
+    let fill = |status: &&Status| {
+        Some(status.size.saturating_mul(100) / status.quota.max(1)).filter(|_| status.quota > 0)
+    };
+    let fullest = told.iter().filter_map(fill).max();
+    if let Some(fill) = fullest.filter(|fill| *fill >= NEARLY_FULL && findings.is_empty()) {
+        let says =
+            format!("etcd uses {fill} % of its space; when it is full, no lock can be taken");
+        findings.push(
+            Finding::warning(CHECK, "space", &says)
+                .hinting("compact and defragment it, or raise --quota-backend-bytes"),
+        );
+    }
+    if findings.is_empty() && !told.is_empty() {
+        findings.push(Finding::ok(CHECK, "none", "no alarm is raised"));
+    }
+    findings
+}

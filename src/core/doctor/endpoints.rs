@@ -1,0 +1,288 @@
+//! What the endpoints are good for: alive, quick enough, and ours to write to.
+//! It must not know how they were asked.
+
+use std::time::Duration;
+
+use super::latency::{self, Proof};
+use super::{Finding, Level, cluster};
+use crate::core::lease::{Header, Terms};
+use crate::core::text::span;
+
+const NO_LEADER: &str = "most members of the cluster are down or cut off from this one, or their disks hang, or an election goes on: ask again in a few seconds";
+
+/// A failed request, as it can be shown.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Complaint {
+    pub cause: String,
+    pub hint: Option<String>,
+    /// etcd was reached and said no; else another endpoint, or the same one later, may do it.
+    pub refused: bool,
+}
+
+impl Complaint {
+    fn denied(&self) -> bool {
+        self.refused && self.cause.contains("permission denied")
+    }
+
+    /// What may help, if anything is known to.
+    fn help(&self) -> Option<&str> {
+        let no_leader = self.cause.contains("no leader");
+        self.hint.as_deref().or(no_leader.then_some(NO_LEADER))
+    }
+
+    pub(super) fn no_space(&self) -> bool {
+        self.cause.contains("space exceeded")
+    }
+}
+
+/// An endpoint and what came of asking it.
+#[derive(Clone, Debug)]
+pub struct Asked {
+    pub endpoint: String,
+    pub answer: Result<Answer, Complaint>,
+}
+
+/// An endpoint that answers, with what it has shown.
+pub(super) type Named<'a> = (&'a str, &'a Answer);
+
+/// What an endpoint that answers has shown.
+#[derive(Clone, Debug)]
+pub struct Answer {
+    /// Until the first answer, connecting included.
+    pub took: Duration,
+    /// Who answered; `None` when every request was refused.
+    pub header: Option<Header>,
+    /// What the member says of itself; `None` when it says that to root only.
+    pub status: Option<Status>,
+    /// From the status, or from where etcd tells it to everybody.
+    pub version: Option<String>,
+    /// All members of the cluster that the endpoint belongs to, as far as it tells.
+    pub members: Vec<Member>,
+    /// Whether etcd knows users at all; `None` when we are none.
+    pub users: Option<bool>,
+    pub trial: Trial,
+}
+
+/// What a member says of itself.
+#[derive(Clone, Debug, Default)]
+pub struct Status {
+    /// 0 for none.
+    pub leader: u64,
+    pub learner: bool,
+    /// The database in bytes, and what it may have; 0 when the server does not tell.
+    pub size: i64,
+    pub quota: i64,
+    /// Alarms and the like, in etcd's words.
+    pub errors: Vec<String>,
+}
+
+/// A member as the cluster lists it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Member {
+    pub id: u64,
+    /// Where it says that clients find it.
+    pub urls: Vec<String>,
+    pub learner: bool,
+}
+
+/// A lock in small, tried through one endpoint.
+#[derive(Clone, Debug)]
+pub struct Trial {
+    /// Whether everything that a lock needs would be allowed.
+    pub locks: Result<(), Complaint>,
+    /// Whether a key of the doctor's own could be put, kept, read and deleted.
+    pub key: Result<(), Complaint>,
+    pub proofs: Vec<Proof>,
+}
+
+/// Who asks, and for which keys.
+pub struct Asking<'a> {
+    /// The user, or how somebody without a name is called.
+    pub user: Option<&'a str>,
+    pub prefix: &'a str,
+    pub terms: Terms,
+    /// The endpoints of other machines that are reached without TLS.
+    pub exposed: Vec<String>,
+}
+
+impl Asked {
+    /// Whether a lock can be taken and kept through this endpoint.
+    fn usable(&self) -> bool {
+        let Ok(answer) = &self.answer else {
+            return false;
+        };
+        let Trial { locks, key, proofs } = &answer.trial;
+        let narrow = key.as_ref().is_err_and(Complaint::denied);
+        locks.is_ok() && (narrow || key.is_ok() && latency::keeps(proofs))
+    }
+}
+
+/// All that there is to say about the endpoints.
+pub fn judge(asked: &[Asked], asking: &Asking) -> Vec<Finding> {
+    // What one endpoint cannot do matters little as long as another one can.
+    let bad = if asked.iter().any(Asked::usable) {
+        Level::Warning
+    } else {
+        Level::Unusable
+    };
+    let mut findings: Vec<Finding> = asked.iter().map(|one| endpoint(one, bad)).collect();
+    let answers: Vec<Named> = asked
+        .iter()
+        .filter_map(|one| Some((one.endpoint.as_str(), one.answer.as_ref().ok()?)))
+        .collect();
+    if answers.is_empty() {
+        return findings;
+    }
+    findings.extend(cluster::judge(asked.len(), &answers));
+    findings.extend(user(&answers, asking));
+    findings.extend(permission(&answers, asking));
+    let proofs = answers
+        .iter()
+        .filter(|(_, answer)| !answer.trial.proofs.is_empty());
+    findings.extend(
+        proofs.map(|(name, answer)| latency::judge(name, &answer.trial.proofs, asking.terms, bad)),
+    );
+    findings
+}
+
+fn endpoint(asked: &Asked, bad: Level) -> Finding {
+    const CHECK: &str = "endpoint";
+    let name = &asked.endpoint;
+    let answer = match &asked.answer {
+        Ok(answer) => answer,
+        Err(complaint) => {
+            return Finding::new(CHECK, name, bad, &complaint.cause)
+                .maybe_hinting(complaint.help());
+        }
+    };
+    let says = describe(answer);
+    if let Some(status) = &answer.status {
+        if status.learner {
+            return Finding::new(CHECK, name, bad, &says)
+                .hinting("a learner serves no locks: leave it out of --endpoints");
+        }
+        if status.leader == 0 {
+            return Finding::new(CHECK, name, bad, &says).hinting(NO_LEADER);
+        }
+    }
+    let trouble = [&answer.trial.locks, &answer.trial.key]
+        .into_iter()
+        .find_map(|step| step.as_ref().err().filter(|it| !it.refused));
+    if let Some(complaint) = trouble {
+        let says = format!(
+            "{says}, but a lock cannot be taken through it: {}",
+            complaint.cause
+        );
+        // It did answer before: that only what a majority decides has no answer says enough.
+        return Finding::new(CHECK, name, bad, &says)
+            .hinting(complaint.help().unwrap_or(NO_LEADER));
+    }
+    Finding::ok(CHECK, name, &says)
+}
+
+/// A member in one line.
+fn describe(answer: &Answer) -> String {
+    let Answer {
+        header,
+        status,
+        version,
+        took,
+        ..
+    } = answer;
+    let version = version.as_ref();
+    let mut words = vec![version.map_or_else(|| "etcd".to_owned(), |it| format!("etcd {it}"))];
+    words.extend(header.map(|header| format!("member {:x}", header.member)));
+    words.push(match status {
+        Some(status) if status.learner => "a learner".to_owned(),
+        Some(status) if status.leader == 0 => "without a leader".to_owned(),
+        Some(status) if header.is_some_and(|header| header.member == status.leader) => {
+            "the leader".to_owned()
+        }
+        Some(status) => format!("follows {:x}", status.leader),
+        None => "tells its state to root only".to_owned(),
+    });
+    words.extend(header.map(|header| format!("raft term {}", header.term)));
+    let size = status.as_ref().map_or(0, |status| status.size);
+    if size > 0 {
+        words.push(format!("{} MiB", mebibytes(size)));
+    }
+    let took = span((*took).max(Duration::from_millis(1)));
+    words.push(format!("answers after {took}"));
+    words.join(", ")
+}
+
+/// Rounded up, so that something is never nothing.
+fn mebibytes(bytes: i64) -> i64 {
+    const MEBI: i64 = 1024 * 1024;
+    bytes / MEBI + i64::from(bytes % MEBI > 0)
+}
+
+fn user(answers: &[Named], asking: &Asking) -> Option<Finding> {
+    const CHECK: &str = "user";
+    let users = answers.iter().find_map(|(_, answer)| answer.users);
+    match (asking.user, users) {
+        (Some(user), Some(true)) if !asking.exposed.is_empty() => Some(
+            Finding::warning(
+                CHECK,
+                user,
+                &format!(
+                    "logged in, and the password travels in the clear to {}",
+                    asking.exposed.join(" and ")
+                ),
+            )
+            .hinting("let etcd speak TLS, and use https://"),
+        ),
+        (Some(user), Some(true)) => Some(Finding::ok(CHECK, user, "logged in")),
+        (Some(user), Some(false)) => Some(Finding::ok(
+            CHECK,
+            user,
+            "not needed: authentication is not enabled, so that everybody may do everything",
+        )),
+        (Some(_), None) => None,
+        (None, _) => Some(Finding::ok(
+            CHECK,
+            "none",
+            "no user is given: etcd sees nobody, or who the client certificate is for",
+        )),
+    }
+}
+
+fn permission(answers: &[Named], asking: &Asking) -> Option<Finding> {
+    const CHECK: &str = "permission";
+    let prefix = asking.prefix;
+    let user = asking.user.unwrap_or("the certificate's user");
+    let grant = format!(
+        "the role of '{user}' needs readwrite on all keys that begin with '{prefix}': etcdctl role grant-permission ROLE readwrite --prefix {prefix}"
+    );
+    let refusal = |step: fn(&Trial) -> &Result<(), Complaint>| {
+        let mut steps = answers
+            .iter()
+            .map(|(_, answer)| step(&answer.trial).as_ref().err());
+        steps.find_map(|complaint| complaint.filter(|it| it.refused && !it.no_space()))
+    };
+    if let Some(complaint) = refusal(|trial| &trial.locks) {
+        let says = format!("etcd refuses what a lock needs: {}", complaint.cause);
+        let hint = complaint.denied().then_some(grant.as_str());
+        return Some(
+            Finding::unusable(CHECK, prefix, &says)
+                .maybe_hinting(hint.or(complaint.hint.as_deref())),
+        );
+    }
+    if let Some(complaint) = refusal(|trial| &trial.key) {
+        let says = format!(
+            "locks are allowed, but not every key below the prefix: {}",
+            complaint.cause
+        );
+        return Some(Finding::warning(CHECK, prefix, &says).hinting(&grant));
+    }
+    let tried = answers
+        .iter()
+        .any(|(_, answer)| answer.trial.locks.is_ok() && answer.trial.key.is_ok());
+    tried.then(|| {
+        let says = "granted, put, kept, read, deleted and revoked; nothing was left";
+        Finding::ok(CHECK, prefix, says)
+    })
+}
+
+#[cfg(test)]
+mod tests;

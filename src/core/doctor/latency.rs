@@ -1,0 +1,202 @@
+//! How much slower etcd may become before locks are lost, by the terms of a lease.
+//! It must not know how the proofs were measured.
+
+use std::time::Duration;
+
+use super::{Finding, Level, counted};
+use crate::core::lease::{Instant, Terms};
+use crate::core::text::span;
+
+const CHECK: &str = "latency";
+
+/// The periods of `core::heartbeat` vary by a tenth; the longest one counts here.
+const JITTER: u32 = 10;
+
+/// One proof as a renewal of `dlock run` makes it: how long it took, or why it did not count.
+pub type Proof = Result<Duration, String>;
+
+/// How many renewals in a row may stay unanswered, when a proof takes as long as `latency`, before the
+/// command is told to stop although the next one is answered.
+pub fn fatal(terms: Terms, latency: Duration) -> u32 {
+    let start = Instant::from_boot(Duration::ZERO);
+    let room = terms.deadlines(start).stop_at.since(start);
+    let first = terms.heartbeat() / JITTER * (JITTER + 1);
+    let spare = room.saturating_sub(first + latency);
+    let survived = spare.as_nanos() / terms.attempt().as_nanos().max(1);
+    1 + u32::try_from(survived).unwrap_or(u32::MAX - 1)
+}
+
+/// The time that half of the proofs stay below.
+fn median(times: &[Duration]) -> Duration {
+    let mut sorted = times.to_vec();
+    sorted.sort_unstable();
+    sorted.get(sorted.len() / 2).copied().unwrap_or_default()
+}
+
+/// Whether renewals through an endpoint with these proofs would keep a lock.
+pub fn keeps(proofs: &[Proof]) -> bool {
+    proofs.iter().any(Result::is_ok)
+}
+
+/// What the proofs through one endpoint say; `bad` is what none that counts means.
+pub fn judge(endpoint: &str, proofs: &[Proof], terms: Terms, bad: Level) -> Finding {
+    let times: Vec<Duration> = proofs.iter().flatten().copied().collect();
+    let failed = proofs.iter().find_map(|proof| proof.as_ref().err());
+    let limit = terms.attempt();
+    let slow = slow_hint(terms);
+    let Some(worst) = times.iter().max().copied() else {
+        let cause = failed.map_or("none was tried", String::as_str);
+        let says = format!(
+            "no renewal would count: a proof has to take less than {}, and {cause}",
+            span(limit)
+        );
+        return Finding::new(CHECK, endpoint, bad, &says).hinting(&slow);
+    };
+    let measured = format!(
+        "a proof takes {}, at worst {} of {}",
+        short(median(&times)),
+        short(worst),
+        span(limit)
+    );
+    if let Some(cause) = failed {
+        let says = format!(
+            "{} of {} did not count: {cause}; {measured}",
+            proofs.len() - times.len(),
+            counted(proofs.len(), "proof", "proofs")
+        );
+        return Finding::warning(CHECK, endpoint, &says).hinting(&slow);
+    }
+    let count = fatal(terms, worst);
+    let says = format!(
+        "{measured}; with a TTL of {} {} in a row without an answer would lose the lock",
+        span(terms.ttl()),
+        counted(
+            count.try_into().unwrap_or(usize::MAX),
+            "renewal",
+            "renewals"
+        )
+    );
+    if worst > limit / 2 {
+        return Finding::warning(CHECK, endpoint, &says).hinting(&slow);
+    }
+    Finding::ok(CHECK, endpoint, &says)
+}
+
+/// To the millisecond, and no less than one.
+fn short(time: Duration) -> String {
+    span(time.max(Duration::from_millis(1))).to_string()
+}
+
+fn slow_hint(terms: Terms) -> String {
+    /// From here on an attempt takes no longer, see [`Terms::attempt`].
+    const PATIENT: Duration = Duration::from_secs(16);
+    let server = "look at etcd's disks and the network in between";
+    if terms.ttl() < PATIENT {
+        return format!(
+            "--ttl {} or more gives each renewal more time; or {server}",
+            span(PATIENT)
+        );
+    }
+    server.to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::core::heartbeat::Heartbeat;
+
+    fn terms(seconds: u64) -> Terms {
+        let ttl = Duration::from_secs(seconds);
+        Terms::new(ttl, Terms::default_grace(ttl))
+    }
+
+    fn ms(millis: u64) -> Duration {
+        Duration::from_millis(millis)
+    }
+
+    #[test]
+    fn the_usual_terms() {
+        for (ttl, count) in [(5, 4), (10, 4), (30, 8), (60, 18)] {
+            assert_eq!(fatal(terms(ttl), ms(2)), count, "TTL {ttl}");
+        }
+        let ttl = Duration::from_secs(30);
+        let tight = Terms::new(ttl, Terms::longest_grace(ttl));
+        assert_eq!(fatal(tight, ms(2)), 3);
+    }
+
+    /// Whether a holder that was proven at zero gets another proof in time after so many silences, by
+    /// the machine that `dlock run` uses.
+    fn survives(terms: Terms, silences: u32, latency: Duration, seed: u64) -> bool {
+        let start = Instant::from_boot(Duration::from_secs(1000));
+        let mut heartbeat = Heartbeat::new(terms, start, seed);
+        let mut now = start;
+        for _ in 0..silences {
+            now = heartbeat.due_at().unwrap();
+            assert!(heartbeat.ask(now));
+            now = now + terms.attempt();
+            heartbeat.failed(now);
+        }
+        now = now.max(heartbeat.due_at().unwrap()) + latency;
+        now < terms.deadlines(start).stop_at
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn the_count_is_what_the_heartbeat_does(
+            ttl in 5..3600_u64, grace in 0..100_u64, latency in 0..2000_u64, seed in any::<u64>(),
+        ) {
+            let ttl = Duration::from_secs(ttl);
+            let grace = Terms::longest_grace(ttl) / 100 * u32::try_from(grace).unwrap();
+            let terms = Terms::new(ttl, grace);
+            let latency = ms(latency).min(terms.attempt());
+            let count = fatal(terms, latency);
+            // The jitter of the real one is never longer, so that it survives at least as much.
+            prop_assert!(survives(terms, count - 1, latency, seed) || count == 1);
+        }
+    }
+
+    #[test]
+    fn quick_proofs_are_fine() {
+        let proofs = [Ok(ms(3)), Ok(ms(1)), Ok(Duration::from_micros(200))];
+        let found = judge("e", &proofs, terms(30), Level::Unusable);
+        assert_eq!(found.level, Level::Ok);
+        assert_eq!(
+            found.says,
+            "a proof takes 1ms, at worst 3ms of 2s; with a TTL of 30s 8 renewals in a row without an answer would lose the lock"
+        );
+    }
+
+    #[test]
+    fn slow_ones_and_some_that_fail_are_a_warning() {
+        let slow = [Ok(ms(10)), Ok(ms(400))];
+        let found = judge("e", &slow, terms(5), Level::Unusable);
+        assert_eq!(found.level, Level::Warning, "{found:?}");
+        assert!(found.hint.unwrap().starts_with("--ttl 16s"));
+        assert_eq!(
+            judge("e", &slow, terms(30), Level::Unusable).level,
+            Level::Ok
+        );
+        let some = [Ok(ms(10)), Err("no answer within 2s".to_owned())];
+        let found = judge("e", &some, terms(30), Level::Unusable);
+        assert_eq!(found.level, Level::Warning);
+        assert!(
+            found
+                .says
+                .starts_with("1 of 2 proofs did not count: no answer")
+        );
+        assert!(keeps(&some) && keeps(&slow));
+    }
+
+    #[test]
+    fn none_that_counts_is_as_bad_as_the_other_endpoints_make_it() {
+        let none = [Err("no answer within 2s".to_owned())];
+        for bad in [Level::Warning, Level::Unusable] {
+            assert_eq!(judge("e", &none, terms(30), bad).level, bad);
+        }
+        assert!(!keeps(&none) && !keeps(&[]));
+    }
+}

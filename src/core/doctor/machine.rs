@@ -1,0 +1,243 @@
+//! Whether this machine has what the promise of `dlock run` rests on: a clock, a kernel that wakes its
+//! guard, room for processes. It must not know how the facts are read.
+
+use std::time::Duration;
+
+use super::Finding;
+use crate::core::text::span;
+
+/// From the moment it is due until it runs, the guard has half a second; more than half of that is a
+/// warning, as tonight will be busier than now.
+const LATE: Duration = Duration::from_millis(250);
+
+/// dlock and its guard are two, a command has a few of its own.
+const FEW_PROCESSES: u64 = 32;
+
+/// A dlock has about twenty descriptors.
+const FEW_FILES: u64 = 64;
+
+/// What the machine shows. Whatever could not be read is `None`.
+#[derive(Clone, Debug, Default)]
+pub struct Facts {
+    /// `current_clocksource` of the kernel.
+    pub clock_source: Option<String>,
+    /// By how much `CLOCK_BOOTTIME` is ahead of `CLOCK_MONOTONIC`.
+    pub suspended: Duration,
+    /// The longest that a thread of ours was woken too late.
+    pub lateness: Duration,
+    /// Whether everything that guarding a command needs works, and if so, whether the kernel lists
+    /// the children of a process.
+    pub guard: Option<Result<bool, String>>,
+    /// This user's processes cannot see those of others (`hidepid` of `proc(5)`).
+    pub hides_others: bool,
+    /// How many more processes the cgroup has room for.
+    pub room_for_processes: Option<u64>,
+    /// The soft limits of `getrlimit(2)`; `None` is no limit.
+    pub most_processes: Option<u64>,
+    pub most_files: Option<u64>,
+}
+
+/// What to say of it.
+pub fn judge(facts: &Facts) -> Vec<Finding> {
+    let mut findings = vec![clock(facts), scheduling(facts.lateness)];
+    findings.extend(guard(facts));
+    findings.extend(limits(facts));
+    findings
+}
+
+fn clock(facts: &Facts) -> Finding {
+    const CHECK: &str = "clock";
+    let source = facts.clock_source.as_deref().unwrap_or("unknown");
+    let slept = if facts.suspended.is_zero() {
+        "no suspend since boot".to_owned()
+    } else {
+        format!(
+            "{} of suspend since boot, which is counted",
+            span(Duration::from_secs(facts.suspended.as_secs().max(1)))
+        )
+    };
+    match source {
+        "jiffies" | "refined-jiffies" => {
+            let says = format!(
+                "a clock that runs with the timer's ticks, and loses time when they are late; {slept}"
+            );
+            Finding::warning(CHECK, source, &says)
+                .hinting("the kernel found no better one: see clocksource in its log")
+        }
+        "hpet" | "acpi_pm" => {
+            let says = format!(
+                "a slow clock that kernels fall back to when the processor's own is not to be trusted; {slept}"
+            );
+            Finding::warning(CHECK, source, &says)
+                .hinting("see in the kernel's log why: 'clocksource', 'tsc unstable'")
+        }
+        "kvm-clock" | "xen" | "hyperv_clocksource_tsc_page" => {
+            let says = format!(
+                "{slept}; a pause of this virtual machine is not counted by any clock in it"
+            );
+            Finding::ok(CHECK, source, &says)
+        }
+        _ => Finding::ok(CHECK, source, &slept),
+    }
+}
+
+fn scheduling(lateness: Duration) -> Finding {
+    const CHECK: &str = "scheduling";
+    let says = format!(
+        "a process was woken at most {} late, the guard may be 500ms late",
+        span(lateness.max(Duration::from_millis(1)))
+    );
+    if lateness < LATE {
+        return Finding::ok(CHECK, "wake-up", &says);
+    }
+    Finding::warning(CHECK, "wake-up", &says).hinting(
+        "the machine is too busy, or its CPU quota too small: a command could outlive its lock",
+    )
+}
+
+fn guard(facts: &Facts) -> Option<Finding> {
+    const CHECK: &str = "guard";
+    let hidden = if facts.hides_others {
+        "; /proc hides the processes of other users (hidepid), so one that becomes another user's is not even named"
+    } else {
+        ""
+    };
+    Some(match facts.guard.as_ref()? {
+        Err(cause) => Finding::unusable(CHECK, "kernel", &format!("no command can be guarded: {cause}"))
+            .hinting("dlock needs /proc, pidfds, timerfds and signalfds (Linux 5.4 or later), also inside of a container or a seccomp filter"),
+        Ok(true) => Finding::ok(
+            CHECK,
+            "kernel",
+            &format!("a command's processes can be found and killed{hidden}"),
+        ),
+        Ok(false) => Finding::warning(
+            CHECK,
+            "kernel",
+            &format!("the kernel does not list the children of a process, so that killing a command means to search all processes{hidden}"),
+        )
+        .hinting("a kernel with CONFIG_PROC_CHILDREN is quicker"),
+    })
+}
+
+fn limits(facts: &Facts) -> Vec<Finding> {
+    const CHECK: &str = "limits";
+    let judge = |object, number: Option<u64>, few, what: &str, hint| {
+        let Some(number) = number else {
+            return Finding::ok(CHECK, object, &format!("no limit on {what}"));
+        };
+        let says = format!("room for {number} {what}");
+        if number < few {
+            return Finding::warning(CHECK, object, &says).hinting(hint);
+        }
+        Finding::ok(CHECK, object, &says)
+    };
+    let mut findings = vec![
+        judge(
+            "RLIMIT_NPROC",
+            facts.most_processes,
+            FEW_PROCESSES,
+            "processes of this user",
+            "raise it with ulimit -u or in limits.conf: dlock needs one beside the command's",
+        ),
+        judge(
+            "RLIMIT_NOFILE",
+            facts.most_files,
+            FEW_FILES,
+            "open files",
+            "raise it with ulimit -n or in limits.conf",
+        ),
+    ];
+    findings.extend(facts.room_for_processes.map(|room| {
+        judge(
+            "pids.max",
+            Some(room),
+            FEW_PROCESSES,
+            "more processes in the cgroup",
+            "raise pids.max (TasksMax in systemd, --pids-limit in docker)",
+        )
+    }));
+    findings
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::doctor::{Level, worst};
+
+    fn good() -> Facts {
+        Facts {
+            clock_source: Some("tsc".to_owned()),
+            guard: Some(Ok(true)),
+            most_processes: Some(4096),
+            most_files: Some(1024),
+            ..Facts::default()
+        }
+    }
+
+    #[test]
+    fn a_usual_machine_is_clean() {
+        let findings = judge(&good());
+        assert_eq!(worst(&findings), Level::Ok, "{findings:?}");
+        let checks: Vec<&str> = findings.iter().map(|found| found.check).collect();
+        assert_eq!(checks, ["clock", "scheduling", "guard", "limits", "limits"]);
+    }
+
+    #[test]
+    fn what_breaks_the_promise_is_named() {
+        type Case = (fn(&mut Facts), &'static str, Level);
+        let cases: [Case; 8] = [
+            (
+                |it| it.clock_source = Some("jiffies".into()),
+                "clock",
+                Level::Warning,
+            ),
+            (
+                |it| it.clock_source = Some("hpet".into()),
+                "clock",
+                Level::Warning,
+            ),
+            (
+                |it| it.lateness = Duration::from_millis(300),
+                "scheduling",
+                Level::Warning,
+            ),
+            (|it| it.guard = Some(Ok(false)), "guard", Level::Warning),
+            (
+                |it| it.guard = Some(Err("no /proc".into())),
+                "guard",
+                Level::Unusable,
+            ),
+            (|it| it.most_processes = Some(10), "limits", Level::Warning),
+            (|it| it.most_files = Some(10), "limits", Level::Warning),
+            (
+                |it| it.room_for_processes = Some(3),
+                "limits",
+                Level::Warning,
+            ),
+        ];
+        for (spoil, check, level) in cases {
+            let mut facts = good();
+            spoil(&mut facts);
+            let bad: Vec<Finding> = judge(&facts)
+                .into_iter()
+                .filter(|found| found.level != Level::Ok)
+                .collect();
+            assert_eq!(bad.len(), 1, "{bad:?}");
+            assert_eq!((bad[0].check, bad[0].level), (check, level));
+            assert!(bad[0].hint.is_some());
+        }
+    }
+
+    #[test]
+    fn suspend_is_told() {
+        let facts = Facts {
+            suspended: Duration::from_secs(3723),
+            ..good()
+        };
+        let clock = clock(&facts);
+        assert_eq!(
+            clock.says,
+            "1h 2m 3s of suspend since boot, which is counted"
+        );
+    }
+}

@@ -1,0 +1,284 @@
+//! Versions of etcd that are known to break what dlock rests on.
+//! It must not know which server runs which.
+
+use super::{Finding, Level};
+
+/// The version of a server; what follows the third number is left out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Version {
+    major: u32,
+    minor: u32,
+    patch: u32,
+}
+
+impl Version {
+    const fn new(major: u32, minor: u32, patch: u32) -> Self {
+        Self {
+            major,
+            minor,
+            patch,
+        }
+    }
+
+    /// Reads `3.5.30`, `3.6.0-rc.1` and the like.
+    pub fn parse(text: &str) -> Option<Self> {
+        let mut numbers = text.trim().splitn(3, '.').map(|word| {
+            let end = word.find(|character: char| !character.is_ascii_digit());
+            word[..end.unwrap_or(word.len())].parse().ok()
+        });
+        let mut next = || numbers.next().flatten();
+        Some(Self::new(next()?, next()?, next()?))
+    }
+}
+
+/// Something that is wrong with some versions.
+struct Fault {
+    /// The first that has it.
+    since: Version,
+    /// The first of each minor version that is rid of it. Minors after the last one never had it, those
+    /// that are missing have it to the end.
+    fixed: &'static [Version],
+    breaks: &'static str,
+    /// It needs users: without authentication everybody may do everything anyway.
+    with_users: bool,
+    reference: &'static str,
+}
+
+const FIRST: Version = Version::new(0, 0, 0);
+
+/// The worst first.
+const FAULTS: &[Fault] = &[
+    Fault {
+        since: FIRST,
+        fixed: &[Version::new(3, 4, 0)],
+        breaks: "dlock was never tried with it, and locks are known to be unsafe on it",
+        with_users: false,
+        reference: "etcd issue 11456",
+    },
+    Fault {
+        since: Version::new(3, 5, 0),
+        fixed: &[Version::new(3, 5, 3)],
+        breaks: "a crash under load may leave members with different data, so that two clients hold one lock",
+        with_users: false,
+        reference: "etcd issue 13766",
+    },
+    Fault {
+        since: FIRST,
+        fixed: &[
+            Version::new(3, 4, 21),
+            Version::new(3, 5, 5),
+            Version::new(3, 6, 0),
+        ],
+        breaks: "a cluster of one member may forget what it has confirmed when it crashes, and with it a lock that is held",
+        with_users: false,
+        reference: "etcd issue 14370",
+    },
+    Fault {
+        since: FIRST,
+        fixed: &[
+            Version::new(3, 4, 31),
+            Version::new(3, 5, 13),
+            Version::new(3, 6, 0),
+        ],
+        breaks: "a leader whose disk hung may delete the key of a lock that is held: the command is then stopped while the next one may start",
+        with_users: false,
+        reference: "etcd issues 12528 and 15247",
+    },
+    Fault {
+        since: Version::new(3, 4, 20),
+        fixed: &[
+            Version::new(3, 4, 42),
+            Version::new(3, 5, 28),
+            Version::new(3, 6, 9),
+        ],
+        breaks: "a member that was paused may answer a read with old data, and reads are what proves a lock",
+        with_users: false,
+        reference: "etcd issue 20418",
+    },
+    Fault {
+        since: FIRST,
+        fixed: &[
+            Version::new(3, 4, 36),
+            Version::new(3, 5, 18),
+            Version::new(3, 6, 0),
+        ],
+        breaks: "a watch may miss the end of a key: a loss or a release is noticed late",
+        with_users: false,
+        reference: "etcd issue 17529 and the changelogs of 3.4.36 and 3.5.18",
+    },
+    Fault {
+        since: FIRST,
+        fixed: &[Version::new(3, 5, 0)],
+        breaks: "when the server's wall clock goes back, the lock of a dead holder stays taken for as long",
+        with_users: false,
+        reference: "etcd issue 12291",
+    },
+    Fault {
+        since: FIRST,
+        fixed: &[
+            Version::new(3, 4, 42),
+            Version::new(3, 5, 28),
+            Version::new(3, 6, 9),
+        ],
+        breaks: "who has no user at all may still renew leases, and so keep a dead holder's lock taken",
+        with_users: true,
+        reference: "CVE-2026-33413",
+    },
+    Fault {
+        since: FIRST,
+        fixed: &[
+            Version::new(3, 4, 44),
+            Version::new(3, 5, 30),
+            Version::new(3, 6, 11),
+        ],
+        breaks: "a user may put keys under a lease of somebody else by a nested transaction",
+        with_users: true,
+        reference: "etcd changelog",
+    },
+    Fault {
+        since: FIRST,
+        fixed: &[
+            Version::new(3, 4, 26),
+            Version::new(3, 5, 9),
+            Version::new(3, 6, 0),
+        ],
+        breaks: "every user can read the names of all keys that have a lease",
+        with_users: true,
+        reference: "CVE-2023-32082",
+    },
+];
+
+impl Fault {
+    fn concerns(&self, version: Version) -> bool {
+        let line = |other: &&Version| (other.major, other.minor) == (version.major, version.minor);
+        let fixed = match self.fixed.iter().find(line) {
+            Some(fixed) => version >= *fixed,
+            None => self.fixed.last().is_some_and(|last| version > *last),
+        };
+        version >= self.since && !fixed
+    }
+
+    fn hint(&self, version: Version) -> String {
+        let line = |other: &&Version| (other.major, other.minor) == (version.major, version.minor);
+        let first = self.fixed.iter().find(line).or(self.fixed.first());
+        let Version {
+            major,
+            minor,
+            patch,
+        } = first.copied().unwrap_or(FIRST);
+        format!(
+            "upgrade etcd to {major}.{minor}.{patch} or later ({})",
+            self.reference
+        )
+    }
+}
+
+/// What is known about a version, of which `where_it_runs` tells. `users` says that etcd has users.
+pub fn judge(text: &str, where_it_runs: &str, users: bool) -> Vec<Finding> {
+    const CHECK: &str = "version";
+    let Some(version) = Version::parse(text) else {
+        let says = format!("not a version that dlock can judge, at {where_it_runs}");
+        return vec![Finding::warning(CHECK, text, &says)];
+    };
+    let faults = FAULTS.iter().filter(|fault| fault.concerns(version));
+    let findings: Vec<Finding> = faults
+        .filter(|fault| users || !fault.with_users)
+        .map(|fault| {
+            let says = format!("{}, at {where_it_runs}", fault.breaks);
+            Finding::new(CHECK, text, Level::Warning, &says).hinting(&fault.hint(version))
+        })
+        .collect();
+    if findings.is_empty() {
+        let says = format!("nothing known that breaks locks, at {where_it_runs}");
+        return vec![Finding::ok(CHECK, text, &says)];
+    }
+    findings
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn references(text: &str, users: bool) -> Vec<String> {
+        let hints = judge(text, "x", users).into_iter().map(|found| found.hint);
+        hints.flatten().collect()
+    }
+
+    fn names(text: &str, users: bool, reference: &str) -> bool {
+        let found = references(text, users);
+        found.iter().any(|hint| hint.contains(reference))
+    }
+
+    #[test]
+    fn what_servers_say() {
+        for (text, version) in [
+            ("3.5.30", Some(Version::new(3, 5, 30))),
+            ("3.6.0-rc.1", Some(Version::new(3, 6, 0))),
+            ("3.5.1+git", Some(Version::new(3, 5, 1))),
+            ("4.0.0", Some(Version::new(4, 0, 0))),
+            ("3.5", None),
+            ("", None),
+            ("3.x.1", None),
+            ("99999999999.1.1", None),
+        ] {
+            assert_eq!(Version::parse(text), version, "{text}");
+        }
+    }
+
+    #[test]
+    fn the_newest_are_clean() {
+        for text in ["3.4.44", "3.5.30", "3.6.11", "3.7.0", "4.0.0"] {
+            let found = judge(text, "x", true);
+            let clean = found.iter().all(|finding| finding.level == Level::Ok);
+            assert!(clean || text == "3.4.44", "{text}: {found:?}");
+            assert_eq!(found.len(), 1, "{text}: {found:?}");
+        }
+        // What its wall clock does to it was not changed in 3.4.
+        assert!(names("3.4.44", true, "12291"));
+    }
+
+    #[test]
+    fn each_minor_version_has_its_own_fix() {
+        for (reference, bad, good) in [
+            ("15247", ["3.4.30", "3.5.12"], ["3.4.31", "3.5.13"]),
+            ("20418", ["3.4.20", "3.6.8"], ["3.4.19", "3.6.9"]),
+            ("20418", ["3.4.41", "3.5.27"], ["3.4.42", "3.5.28"]),
+            ("17529", ["3.4.35", "3.5.17"], ["3.4.36", "3.6.0"]),
+            ("14370", ["3.4.20", "3.5.4"], ["3.4.21", "3.5.5"]),
+            ("13766", ["3.5.0", "3.5.2"], ["3.4.23", "3.5.3"]),
+            ("12291", ["3.4.0", "3.4.44"], ["3.5.0", "3.6.0"]),
+            ("CVE-2026-33413", ["3.4.41", "3.6.8"], ["3.4.42", "3.6.9"]),
+            ("CVE-2023-32082", ["3.4.25", "3.5.8"], ["3.4.26", "3.6.0"]),
+            ("11456", ["3.3.27", "2.3.8"], ["3.4.0", "3.5.0"]),
+        ] {
+            for text in bad {
+                assert!(names(text, true, reference), "{text} {reference}");
+            }
+            for text in good {
+                assert!(!names(text, true, reference), "{text} {reference}");
+            }
+        }
+    }
+
+    #[test]
+    fn faults_of_users_do_not_matter_where_there_are_none() {
+        assert!(names("3.5.16", true, "CVE-2026-33413"));
+        assert!(!names("3.5.16", false, "CVE-2026-33413"));
+        assert!(names("3.5.16", false, "20418"));
+    }
+
+    #[test]
+    fn the_hint_stays_within_the_minor_version_where_it_can() {
+        assert!(names("3.5.1", false, "upgrade etcd to 3.5.13 or later"));
+        assert!(names("3.4.23", false, "upgrade etcd to 3.5.0 or later"));
+        assert!(names("3.6.1", false, "upgrade etcd to 3.6.9 or later"));
+        assert!(names("3.3.1", false, "upgrade etcd to 3.4.31 or later"));
+    }
+
+    #[test]
+    fn what_is_no_version_is_said() {
+        let found = judge("fork\u{7}", "x", false);
+        assert_eq!(found[0].level, Level::Warning);
+        assert_eq!(found[0].object, "fork\\u{7}");
+    }
+}
