@@ -47,6 +47,7 @@ complete -c dlock -n "__fish_dlock_needs_command" -f -a "ls" -d 'List the locks'
 complete -c dlock -n "__fish_dlock_needs_command" -f -a "status" -d 'Show the queue of a lock'
 complete -c dlock -n "__fish_dlock_needs_command" -f -a "check" -d 'Test whether a token still has its lock'
 complete -c dlock -n "__fish_dlock_needs_command" -f -a "break" -d 'Send away who has a lock, or waits for it'
+complete -c dlock -n "__fish_dlock_needs_command" -f -a "doctor" -d 'Say what would go wrong tonight'
 complete -c dlock -n "__fish_dlock_needs_command" -f -a "completions" -d 'Print the completions for a shell'
 complete -c dlock -n "__fish_dlock_using_subcommand run" -s c -l command -d 'Run STRING with $SHELL -c instead of a command' -r -f -a "(__fish_complete_command)"
 complete -c dlock -n "__fish_dlock_using_subcommand run" -s w -l wait -d 'If the lock is busy, wait no longer than this; 0 is --no-wait' -r -f
@@ -213,6 +214,23 @@ complete -c dlock -n "__fish_dlock_using_subcommand break" -l now -d 'Take the l
 complete -c dlock -n "__fish_dlock_using_subcommand break" -s v -l verbose -d 'Say more: what is waited for; twice: every step'
 complete -c dlock -n "__fish_dlock_using_subcommand break" -s q -l quiet -d 'Say errors only'
 complete -c dlock -n "__fish_dlock_using_subcommand break" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c dlock -n "__fish_dlock_using_subcommand doctor" -l ttl -d 'The TTL to judge by, as dlock run has it; default 30s' -r -f
+complete -c dlock -n "__fish_dlock_using_subcommand doctor" -s k -l kill-after -d 'The grace to judge by, as dlock run has it; default 5s, or a fifth of the TTL if that is less' -r -f
+complete -c dlock -n "__fish_dlock_using_subcommand doctor" -l endpoints -d 'Members of the etcd cluster, separated by commas' -r -f -a "(__fish_print_hostnames)"
+complete -c dlock -n "__fish_dlock_using_subcommand doctor" -l cacert -d 'Trust the certificate authorities in this PEM file instead of the system\'s' -r -F
+complete -c dlock -n "__fish_dlock_using_subcommand doctor" -l cert -d 'Client certificate, a PEM file; needs --key' -r -F
+complete -c dlock -n "__fish_dlock_using_subcommand doctor" -l key -d 'Private key of the client certificate, a PEM file; needs --cert' -r -F
+complete -c dlock -n "__fish_dlock_using_subcommand doctor" -l user -d 'etcd user' -r -f
+complete -c dlock -n "__fish_dlock_using_subcommand doctor" -l password-file -d 'File that holds the user\'s password; one newline at its end is ignored' -r -F
+complete -c dlock -n "__fish_dlock_using_subcommand doctor" -l prefix -d 'Where dlock\'s keys begin in etcd' -r -f
+complete -c dlock -n "__fish_dlock_using_subcommand doctor" -l connect-timeout -d 'How long to try to reach etcd before giving up; default 10s' -r -f
+complete -c dlock -n "__fish_dlock_using_subcommand doctor" -l config -d 'Configuration file' -r -F
+complete -c dlock -n "__fish_dlock_using_subcommand doctor" -l log-format -d 'Form of the messages on stderr, text or json; default text' -r -f -a "text\t''
+json\t''"
+complete -c dlock -n "__fish_dlock_using_subcommand doctor" -l json -d 'Print one JSON object instead of a table'
+complete -c dlock -n "__fish_dlock_using_subcommand doctor" -s v -l verbose -d 'Say more: what is waited for; twice: every step'
+complete -c dlock -n "__fish_dlock_using_subcommand doctor" -s q -l quiet -d 'Say errors only'
+complete -c dlock -n "__fish_dlock_using_subcommand doctor" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c dlock -n "__fish_dlock_using_subcommand completions" -l endpoints -d 'Members of the etcd cluster, separated by commas' -r -f -a "(__fish_print_hostnames)"
 complete -c dlock -n "__fish_dlock_using_subcommand completions" -l cacert -d 'Trust the certificate authorities in this PEM file instead of the system\'s' -r -F
 complete -c dlock -n "__fish_dlock_using_subcommand completions" -l cert -d 'Client certificate, a PEM file; needs --key' -r -F

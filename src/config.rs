@@ -5,6 +5,7 @@ pub(crate) mod credentials;
 pub(crate) mod endpoint;
 pub(crate) mod file;
 pub(crate) mod layers;
+pub(crate) mod origins;
 
 use std::ffi::{OsStr, OsString};
 use std::fs;

@@ -14,6 +14,8 @@ pub(crate) enum Exit {
     Done,
     /// What was asked about is not so: the lock is free.
     Free,
+    /// It is done, and `dlock doctor` has found something to warn about.
+    Warned,
     /// The command ended with this status.
     Command(u8),
     /// The command, or dlock while it waited, was ended by this signal.
@@ -80,7 +82,7 @@ impl Exit {
     pub(crate) fn code(self) -> u8 {
         match self {
             Self::Done => 0,
-            Self::Free => 1,
+            Self::Free | Self::Warned => 1,
             Self::Command(status) | Self::Busy(status) => status,
             Self::Signalled(signal) => u8::try_from(signal).unwrap_or(0).saturating_add(128),
             Self::Lost => 121,

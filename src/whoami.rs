@@ -1,4 +1,4 @@
-//! Who runs dlock, and under which locks: host, user, CI page, wall-clock time.
+//! Who runs dlock and when, for people, and under which locks: host, user, CI page, wall-clock time.
 //! It must not know what the record is used for.
 
 use std::env;
@@ -13,12 +13,21 @@ use crate::core::name::Chain;
 
 /// The wall clock as RFC 3339 text in UTC, for people's eyes only.
 pub(crate) fn wall_clock() -> String {
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "only ever shown; no decision is made from it"
-    )]
-    let now = SystemTime::now();
-    humantime::format_rfc3339_seconds(now).to_string()
+    humantime::format_rfc3339_seconds(wall_time()).to_string()
+}
+
+/// The wall clock's time since 1970, which is what certificates end by; nothing about a lock does.
+pub(crate) fn since_1970() -> Duration {
+    let since = wall_time().duration_since(SystemTime::UNIX_EPOCH);
+    since.unwrap_or_default()
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "only ever shown; no decision about a lock is made from it"
+)]
+fn wall_time() -> SystemTime {
+    SystemTime::now()
 }
 
 /// The locks under which dlock itself was started.

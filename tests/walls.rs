@@ -10,7 +10,13 @@ const LONGEST: usize = 450;
 /// Names that only some rooms may use: the names, who may, and why nobody else.
 const WALLS: &[(&[&str], &[&str], &str)] = &[
     (
-        &["etcd_client", "tonic"],
+        &[
+            "etcd_client",
+            "tonic",
+            "tokio_rustls",
+            "rustls_native_certs",
+            "x509_cert",
+        ],
         &["etcd/"],
         "only etcd/ talks to etcd",
     ),

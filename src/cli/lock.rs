@@ -214,7 +214,7 @@ fn patience(layers: &Layers, no_wait: bool, wait: Option<&OsStr>) -> Result<Pati
 }
 
 /// TTL and grace, which limit each other.
-fn times(
+pub(super) fn times(
     layers: &Layers,
     ttl: Option<&OsStr>,
     kill_after: Option<&OsStr>,

@@ -2,6 +2,7 @@
 //! It must not know tokio, etcd or processes.
 
 pub(crate) mod connection;
+pub(crate) mod doctor;
 pub(crate) mod duration;
 pub(crate) mod fence;
 pub(crate) mod hold;
@@ -67,6 +68,8 @@ enum Command {
     Check(look::CheckWords),
     /// Send away who has a lock, or waits for it
     Break(look::BreakWords),
+    /// Say what would go wrong tonight
+    Doctor(doctor::Words),
     /// Print the completions for a shell
     Completions(CompletionsWords),
 }
@@ -109,6 +112,7 @@ pub(crate) enum Work {
     Break(Settings, look::Break),
     /// By the name of the process that holds the lock.
     Release(String),
+    Doctor(Settings, doctor::Options),
 }
 
 /// The definitions with the variables' names, for help, man pages and completions.
@@ -228,6 +232,7 @@ pub(crate) fn parse(
             form.task(|asked| Ok(Work::Release(words.resolve(&asked.layers)?)))
         }
         Command::Fence(words) => form.task(|asked| Ok(Work::Fence(words.resolve(&asked.layers)?))),
+        Command::Doctor(words) => form.task(|asked| words.resolve(asked)),
         Command::Completions(words) => Ok(Request::Print(completions(words.shell).to_owned())),
     }
 }

@@ -14,7 +14,7 @@ use super::fence::Task;
 use super::run::Options;
 use super::{Request, Work, fence, layers, parse, settings};
 use crate::config::Settings;
-use crate::core::lease::FencingToken;
+use crate::core::lease::{FencingToken, Terms};
 use crate::core::leftovers::Leftovers;
 use crate::core::mode::{Mode, Patience, Supersede};
 use crate::exit::{Exit, Failure};
@@ -742,5 +742,48 @@ fn ways_to_share_a_lock() {
         let all = [&["run", "x"], words, &["--", "y"]].concat();
         let text = refused(&all, &[]);
         assert!(text.contains(says), "{words:?}: {text}");
+    }
+}
+
+#[test]
+fn the_doctor_judges_by_the_settings_of_a_run() {
+    let doctor = |words: &[&str], set: &[(&str, &str)]| {
+        let Ok(Request::Task(task)) = ask(&[&["doctor"], words].concat(), set) else {
+            panic!("{words:?} is refused");
+        };
+        let Work::Doctor(settings, options) = task.work else {
+            panic!("no doctor");
+        };
+        assert_eq!(task.warnings, [""; 0]);
+        (settings, options)
+    };
+    let seconds = Duration::from_secs;
+    let (_, options) = doctor(&[], &[]);
+    assert_eq!(options.terms, Terms::new(seconds(30), seconds(5)));
+    assert!(!options.json);
+    let words = ["--ttl=20", "-k", "3", "--json", "--prefix=team"];
+    let (settings, options) = doctor(&words, &[("DLOCK_TTL", "1m")]);
+    assert_eq!(options.terms, Terms::new(seconds(20), seconds(3)));
+    assert!(options.json);
+    assert_eq!(settings.prefix, "team/");
+    let (_, options) = doctor(&[], &[("DLOCK_TTL", "1m"), ("DLOCK_NO_WAIT", "1")]);
+    assert_eq!(options.terms.ttl(), seconds(60));
+    let origin = |option: &str| {
+        let mut all = options.settings.iter();
+        let found = all.find(|origin| origin.option == option)?;
+        Some((found.value.as_str(), found.source.as_str()))
+    };
+    assert_eq!(origin("ttl"), Some(("1m", "DLOCK_TTL")));
+    assert_eq!(origin("no-wait"), Some(("1", "DLOCK_NO_WAIT")));
+    assert_eq!(origin("prefix"), Some(("dlock/", "default")));
+    assert_eq!(origin("note"), None);
+    assert!(refused(&["doctor", "--ttl=1s"], &[]).contains("--ttl '1s'"));
+}
+
+#[test]
+fn a_setting_is_listed_once() {
+    let mut known = BTreeSet::new();
+    for (long, variable, _) in settings() {
+        assert!(known.insert(variable), "--{long}");
     }
 }

@@ -2,6 +2,7 @@
 //! It must not know gRPC, nor system calls.
 
 mod check;
+mod doctor;
 mod errand;
 mod evict;
 mod fence;
@@ -52,5 +53,6 @@ pub(crate) fn carry_out(work: &Work) -> Result<Exit, Failure> {
         Work::Check(settings, check) => check::check(settings, check),
         Work::Break(settings, order) => evict::evict(settings, order),
         Work::Release(hold) => hold::release(hold),
+        Work::Doctor(settings, options) => doctor::run(settings, options),
     }
 }

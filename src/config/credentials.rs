@@ -1,6 +1,7 @@
 //! Who we are to etcd: user and password from the places where both may stand.
 //! It must not know how etcd checks them.
 
+use std::fmt;
 use std::fs;
 use std::io::{self, Read};
 use std::os::unix::fs::PermissionsExt;
@@ -19,12 +20,23 @@ const LONGEST_PASSWORD: u64 = 64 * 1024;
 pub(crate) struct Credentials {
     pub(crate) user: String,
     pub(crate) password: String,
+    /// Where the password stands, for people.
+    pub(crate) source: String,
 }
 
 /// Where a password stands.
 enum Place {
     File(Found),
     Variable(&'static str),
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File(found) => f.write_str(&found.place()),
+            Self::Variable(name) => f.write_str(name),
+        }
+    }
 }
 
 /// The credentials, if any are given; what is odd but works goes to `warnings`.
@@ -49,10 +61,6 @@ pub(crate) fn resolve(
         let Some(place) = place.or_else(in_file) else {
             return Ok(None);
         };
-        let place = match &place {
-            Place::File(found) => found.place(),
-            Place::Variable(name) => (*name).to_owned(),
-        };
         return Err(anyhow!(
             "cannot use the password of {place}: there is no user to it"
         ))
@@ -70,6 +78,9 @@ pub(crate) fn resolve(
         None => in_file(),
         place => place,
     };
+    let source = place
+        .as_ref()
+        .map_or_else(|| user.place(), Place::to_string);
     let (name, password) = match (place, split) {
         (Some(place), _) => (name, password(layers, place, warnings)?),
         (None, Some((name, password))) => (name, password.to_owned()),
@@ -88,6 +99,7 @@ pub(crate) fn resolve(
     Ok(Some(Credentials {
         user: name.to_owned(),
         password,
+        source,
     }))
 }
 

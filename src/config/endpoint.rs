@@ -2,7 +2,7 @@
 //! It must not know how a connection is made.
 
 use std::fmt;
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// etcd's client port, registered for it.
 const PORT: u16 = 2379;
@@ -14,6 +14,14 @@ pub(crate) struct Endpoint {
     /// A DNS name or an address, without brackets.
     pub(crate) host: String,
     pub(crate) port: u16,
+}
+
+impl Endpoint {
+    /// Whether it is on this machine, so that nobody can listen in between.
+    pub(crate) fn is_local(&self) -> bool {
+        let address = self.host.parse::<IpAddr>();
+        address.map_or(self.host == "localhost", |it| it.is_loopback())
+    }
 }
 
 impl fmt::Display for Endpoint {
@@ -192,6 +200,23 @@ mod tests {
             parse_list("a:1", true).unwrap()[0].to_string(),
             "https://a:1"
         );
+    }
+
+    #[test]
+    fn this_machine_is_known_by_its_names() {
+        for (text, local) in [
+            ("localhost", true),
+            ("127.0.0.9:1", true),
+            ("[::1]", true),
+            ("10.0.0.1", false),
+            ("localhost.example", false),
+        ] {
+            assert_eq!(
+                parse_list(text, false).unwrap()[0].is_local(),
+                local,
+                "{text}"
+            );
+        }
     }
 
     #[test]

@@ -3,7 +3,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::anyhow;
 
@@ -76,32 +76,42 @@ impl<'a> Layers<'a> {
 
     /// The strongest text that was set for this run: by a flag or a variable.
     pub(crate) fn find_set(&self, flag: Option<&OsStr>, option: &'static str) -> Option<Found> {
-        let from_variable = |name: String| {
-            let text = self.variable(&name)?;
-            Some((text, Source::Variable(name)))
-        };
-        let (text, source) = flag
-            .map(|text| (text.to_owned(), Source::Flag))
-            .or_else(|| from_variable(variable(option)))
-            .or_else(|| from_variable(fall_back(option)?.to_owned()))?;
-        Some(Found {
-            option,
-            text,
-            source,
-        })
+        Some(Found::of(option, self.locate_set(flag, option)?))
     }
 
     /// The file's text for an option.
     pub(crate) fn find_in_file(&self, option: &'static str) -> Option<Found> {
+        Some(Found::of(option, self.locate_in_file(option)?))
+    }
+
+    /// The strongest text for any option, and where it stands.
+    pub(crate) fn locate(&self, flag: Option<&OsStr>, option: &str) -> Option<(OsString, Source)> {
+        self.locate_set(flag, option)
+            .or_else(|| self.locate_in_file(option))
+    }
+
+    fn locate_set(&self, flag: Option<&OsStr>, option: &str) -> Option<(OsString, Source)> {
+        let from_variable = |name: String| {
+            let text = self.variable(&name)?;
+            Some((text, Source::Variable(name)))
+        };
+        flag.map(|text| (text.to_owned(), Source::Flag))
+            .or_else(|| from_variable(variable(option)))
+            .or_else(|| from_variable(fall_back(option)?.to_owned()))
+    }
+
+    fn locate_in_file(&self, option: &str) -> Option<(OsString, Source)> {
         let entry = self.file.entry(option)?;
-        Some(Found {
-            option,
-            text: entry.text.clone().into(),
-            source: Source::File {
-                path: self.file.path.clone(),
-                line: entry.line,
-            },
-        })
+        let source = Source::File {
+            path: self.file.path.clone(),
+            line: entry.line,
+        };
+        Some((entry.text.clone().into(), source))
+    }
+
+    /// The file that was read; empty when there is none.
+    pub(crate) fn file(&self) -> &Path {
+        &self.file.path
     }
 
     /// A switch that is on; one that a layer turns off hides those below.
@@ -124,6 +134,14 @@ impl<'a> Layers<'a> {
 }
 
 impl Found {
+    fn of(option: &'static str, (text, source): (OsString, Source)) -> Self {
+        Self {
+            option,
+            text,
+            source,
+        }
+    }
+
     /// The value; an error says where the text was found.
     pub(crate) fn parse<T>(&self, parse: impl Fn(&str) -> Result<T, String>) -> Result<T, Failure> {
         let text = self.text.to_str();
@@ -169,12 +187,17 @@ impl Found {
 
     /// The place without the text, which may be a secret.
     pub(crate) fn place(&self) -> String {
-        match &self.source {
-            Source::Flag => format!("--{}", self.option),
-            Source::Variable(name) => name.clone(),
-            Source::File { path, line } => {
-                format!("{} in line {line} of '{}'", self.option, path.display())
-            }
+        place_of(self.option, &self.source)
+    }
+}
+
+/// Where an option's text stands.
+pub(crate) fn place_of(option: &str, source: &Source) -> String {
+    match source {
+        Source::Flag => format!("--{option}"),
+        Source::Variable(name) => name.clone(),
+        Source::File { path, line } => {
+            format!("{option} in line {line} of '{}'", path.display())
         }
     }
 }

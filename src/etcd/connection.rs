@@ -87,7 +87,7 @@ async fn authenticate(
     let options = ConnectOptions::new()
         .with_require_leader(true)
         .with_auto_token_refresh(true);
-    if let Some(Credentials { user, password }) = credentials {
+    if let Some(Credentials { user, password, .. }) = credentials {
         let with_user = options.clone().with_user(user, password);
         match Client::from_channel(Channel::Tonic(channel.clone()), Some(with_user)).await {
             Ok(client) => return Ok(client),
@@ -113,7 +113,7 @@ fn credentials_trouble(user: &str, error: Error) -> Trouble {
 }
 
 /// Tries the addresses of a name one after the other, each with its share of the time.
-async fn dial(host: &str, port: u16, limit: Duration) -> std::io::Result<TcpStream> {
+pub(super) async fn dial(host: &str, port: u16, limit: Duration) -> std::io::Result<TcpStream> {
     let addresses: Vec<SocketAddr> = tokio::net::lookup_host((host, port)).await?.collect();
     let share = limit / u32::try_from(addresses.len().max(1)).unwrap_or(u32::MAX);
     let mut failure = std::io::Error::other("the name has no address");

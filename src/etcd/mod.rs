@@ -5,6 +5,7 @@ pub(crate) mod ask;
 mod cluster;
 mod connection;
 pub(crate) mod contend;
+pub(crate) mod doctor;
 pub(crate) mod look;
 mod marks;
 mod places;

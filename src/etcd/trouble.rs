@@ -170,11 +170,14 @@ pub(crate) fn connect_hint(https: bool, cause: &str) -> Option<&'static str> {
         Some("the server does not speak TLS there: use http:// and no --cacert, --cert or --key")
     } else if says(&["unknownissuer", "unknown issuer"]) {
         Some("give the certificate authority that signed the server's certificate with --cacert")
+    } else if says(&["certificate expired", "not valid yet"]) {
+        Some("renew the server's certificate, or set this machine's clock right")
     } else if says(&["notvalidforname", "not valid for name"]) {
         Some("the server's certificate is for another name: use the name that it was made for")
     } else if says(&[
         "certificaterequired",
         "certificate required",
+        "badcertificate",
         "bad certificate",
     ]) {
         Some("the server wants a client certificate: give --cert and --key")
@@ -209,6 +212,7 @@ pub(crate) fn connect_hint(https: bool, cause: &str) -> Option<&'static str> {
             "connection reset",
             "eof",
             "connection closed",
+            "connection was closed",
         ])
     {
         Some("the server may want a client certificate: give --cert and --key")

@@ -34,7 +34,8 @@ use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{
-    PidfdFlags, WaitId, WaitIdOptions, getpid, pidfd_open, set_child_subreaper, waitid,
+    PidfdFlags, WaitId, WaitIdOptions, child_subreaper, getpid, pidfd_open, set_child_subreaper,
+    waitid,
 };
 use rustix::stdio::{dup2_stdin, dup2_stdout};
 use rustix::time::{TimerfdClockId, TimerfdFlags, Timespec, timerfd_create};
@@ -161,6 +162,17 @@ fn fork_guard(command: Command, policy: Policy, adopted: Option<&Other>) -> io::
         tree,
         busy: false,
     })
+}
+
+/// Tries all that [`launch`] will need of the kernel, and starts nothing. Says whether the kernel lists the children of
+/// a process.
+pub(crate) fn rehearse() -> io::Result<bool> {
+    let tree = Tree::open()?;
+    signals::descriptor(libc::SIGCHLD)?;
+    timerfd_create(TimerfdClockId::Boottime, TimerfdFlags::CLOEXEC)?;
+    child_subreaper()?;
+    pidfd_open(getpid(), PidfdFlags::empty())?;
+    Ok(tree.is_listed())
 }
 
 impl Guard {

@@ -120,6 +120,11 @@ impl Tree {
         lives
     }
 
+    /// Whether the kernel lists children, which is quicker than asking everybody.
+    pub(super) fn is_listed(&self) -> bool {
+        self.lists
+    }
+
     /// Whether there are children besides those of the tree.
     pub(super) fn has_strangers(&self) -> bool {
         !self.strangers.is_empty()

@@ -376,18 +376,7 @@ fn a_wrong_password_and_a_missing_permission_are_explained() {
 fn an_etcd_out_of_space_is_explained_and_a_holder_still_releases() {
     let etcd = Etcd::start_with(&["--quota-backend-bytes=2097152"]);
     let mut holder = hold_open(Dlock::on(&etcd), &[], "held");
-    let fill = "for n in $(seq 100); do head -c 1000000 /dev/zero | tr '\\0' x | \"$@\" put fill$n || exit 0; done";
-    let line = [
-        vec!["sh".into(), "-c".into(), fill.to_owned(), "sh".into()],
-        etcd.ctl_command(),
-    ];
-    Dlock::program(line.concat())
-        .env("ETCDCTL_API", "3")
-        .finish()
-        .expect_code(0);
-    eventually(LIMIT, "the alarm is raised", || {
-        etcd.ctl(&["alarm", "list"]).contains("NOSPACE")
-    });
+    etcd.fill();
 
     refused(
         Dlock::on(&etcd).run(["--", "other", "true"]),

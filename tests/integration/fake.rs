@@ -1,6 +1,8 @@
 //! What dlock does when etcd misbehaves in ways that a real one shows by bad luck only: a scripted fake in its place.
 //! It must not know dlock's insides; only a fake's keys, dlock's exit status and its processes are looked at.
 
+mod condition;
+mod doctor;
 mod entry;
 mod member;
 mod proof;

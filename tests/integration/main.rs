@@ -5,6 +5,7 @@ mod chaos;
 mod cli;
 mod cluster;
 mod command;
+mod doctor;
 mod fake;
 mod fence;
 mod guard;

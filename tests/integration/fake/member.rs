@@ -26,6 +26,7 @@ use tonic::metadata::MetadataMap;
 use tonic::server::{Grpc, UnaryService};
 use tonic::{Request, Response, Status, Streaming};
 
+use super::condition::Condition;
 use super::script::{Act, Answer, Lie, Point, Script};
 use super::store::Store;
 use super::watching::Watching;
@@ -45,6 +46,9 @@ impl Identity {
         term: 7,
     };
 }
+
+/// Where the ids of leases begin whose clients have chosen none.
+const CHOSEN: i64 = 0x7000_0000;
 
 /// A member of a cluster; clones are the same member.
 #[derive(Clone)]
@@ -267,6 +271,12 @@ impl PbLeaseService for Member {
             Point::Grant,
             request,
             |store, PbLeaseGrantRequest { ttl, id }| {
+                // 0 leaves the choice to the server.
+                let id = if id == 0 {
+                    CHOSEN + store.revision()
+                } else {
+                    id
+                };
                 let seconds = ttl.try_into().map_err(|_| Status::out_of_range("TTL"))?;
                 let revision = store.grant(id, Some(Duration::from_secs(seconds)))?;
                 let granted = PbLeaseGrantResponse {
@@ -382,6 +392,10 @@ where
             Some(("/etcdserverpb.KV", _)) => PbKvServer::new(member).call(request),
             Some(("/etcdserverpb.Lease", _)) => PbLeaseServer::new(member).call(request),
             Some(("/etcdserverpb.Watch", _)) => PbWatchServer::new(Watching(member)).call(request),
+            Some(("/etcdserverpb.Maintenance", "Status")) => Box::pin(async move {
+                let codec = tonic_prost::ProstCodec::default();
+                Ok(Grpc::new(codec).unary(Condition(member), request).await)
+            }),
             Some(("/etcdserverpb.Auth", "Authenticate")) => Box::pin(async move {
                 let codec = tonic_prost::ProstCodec::default();
                 Ok(Grpc::new(codec).unary(Login(member), request).await)

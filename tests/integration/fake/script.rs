@@ -16,6 +16,8 @@ use tonic::Code;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Point {
     Login,
+    /// What a member says of itself.
+    Status,
     Grant,
     /// The transaction that puts a key.
     Place,
@@ -85,6 +87,7 @@ pub(super) struct Script {
     rules: Mutex<Vec<Rule>>,
     seen: Mutex<BTreeMap<Point, u32>>,
     resumed: watch::Sender<u64>,
+    version: Mutex<&'static str>,
 }
 
 impl Script {
@@ -93,7 +96,17 @@ impl Script {
             rules: Mutex::default(),
             seen: Mutex::default(),
             resumed: watch::channel(0).0,
+            version: Mutex::new("3.6.11"),
         }
+    }
+
+    /// Says that it is of another version from now on.
+    pub(super) fn set_version(&self, version: &'static str) {
+        *self.version.lock().expect("no panic while locked") = version;
+    }
+
+    pub(super) fn version(&self) -> &'static str {
+        *self.version.lock().expect("no panic while locked")
     }
 
     /// Does so with the next request of this kind for which nothing else is planned.
@@ -108,10 +121,12 @@ impl Script {
 
     /// Answers nothing at all from now on.
     pub(super) fn silence(&self) {
-        use Point::{Grant, KeepAlive, Login, Look, Open, Place, Read, Release, Revoke, Watch};
+        use Point::{
+            Grant, KeepAlive, Login, Look, Open, Place, Read, Release, Revoke, Status, Watch,
+        };
         self.rules.lock().expect("no panic while locked").clear();
         for point in [
-            Login, Grant, Place, Look, Read, Release, Revoke, Open, KeepAlive, Watch,
+            Login, Status, Grant, Place, Look, Read, Release, Revoke, Open, KeepAlive, Watch,
         ] {
             self.always(point, Act::Swallow);
         }

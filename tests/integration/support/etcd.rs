@@ -343,6 +343,16 @@ impl Etcd {
         });
     }
 
+    /// Writes until there is no space left: to be started with a small `--quota-backend-bytes`.
+    #[track_caller]
+    pub(crate) fn fill(&self) {
+        let value = "x".repeat(100_000);
+        eventually(LIMIT, "the alarm is raised", || {
+            self.ctl_output(&["put", &unique("fill"), &value]);
+            self.ctl(&["alarm", "list"]).contains("NOSPACE")
+        });
+    }
+
     /// Turns on passwords: `root` with the password `root`, which etcdctl uses from now on.
     pub(crate) fn enable_auth(&self) {
         self.ctl(&["user", "add", "root:root"]);

@@ -10,6 +10,12 @@ pub(crate) struct Certificates(Scratch);
 
 impl Certificates {
     pub(crate) fn new() -> Self {
+        Self::lasting(2)
+    }
+
+    /// All of them end in so many days.
+    pub(crate) fn lasting(days: u32) -> Self {
+        let days = &days.to_string();
         let made = Self(Scratch::new());
         let curve = [
             "-newkey",
@@ -19,7 +25,7 @@ impl Certificates {
             "-nodes",
         ];
         made.openssl(&[
-            &["req", "-x509", "-subj", "/CN=test authority", "-days", "2"],
+            &["req", "-x509", "-subj", "/CN=test authority", "-days", days],
             &curve[..],
             &["-keyout", "ca.key", "-out", "ca.pem"],
             &["-addext", "basicConstraints=critical,CA:TRUE"],
@@ -43,7 +49,7 @@ impl Certificates {
                     "x509",
                     "-req",
                     "-days",
-                    "2",
+                    days,
                     "-CA",
                     "ca.pem",
                     "-CAkey",

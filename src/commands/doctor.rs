@@ -1,0 +1,223 @@
+//! `dlock doctor`: ask every endpoint at once, look at this machine, say what would go wrong tonight.
+//! It must not know gRPC, nor what makes a finding bad.
+
+use std::io::{self, Write as _};
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context as _, anyhow};
+use futures_util::future::join_all;
+use serde::Serialize;
+
+use crate::cli::doctor::Options;
+use crate::config::Settings;
+use crate::config::endpoint::Endpoint;
+use crate::config::origins::Origin;
+use crate::core::doctor::certificate::Certificate;
+use crate::core::doctor::endpoints::{Asked, Asking};
+use crate::core::doctor::machine::Facts;
+use crate::core::doctor::{Finding, Level, certificate, endpoints, machine, worst};
+use crate::core::text::printable;
+use crate::etcd::doctor::{Examined, certificates, examine};
+use crate::exit::{Exit, Failure, OrFail as _};
+use crate::{machine as here, whoami};
+
+/// Of the object that `--json` prints.
+const SCHEMA: u32 = 1;
+
+/// Everything that was found, as it is printed.
+#[derive(Serialize)]
+struct Report<'a> {
+    v: u32,
+    level: Level,
+    findings: Vec<Finding>,
+    settings: &'a [Origin],
+}
+
+/// Examines, prints, and tells how bad it is.
+pub(super) fn run(settings: &Settings, options: &Options) -> Result<Exit, Failure> {
+    let napping = here::nap()
+        .context("cannot start a thread, nor could a guard be started")
+        .or_hint(
+            "raise the limit on processes: ulimit -u, TasksMax in systemd, --pids-limit in docker",
+        )?;
+    let mut facts = here::look();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the event loop")?;
+    let all = settings
+        .endpoints
+        .iter()
+        .map(|endpoint| examine(endpoint, settings, options.terms));
+    let examined = runtime.block_on(join_all(all));
+    // A name look-up that hangs must not keep us: nobody waits for what it finds.
+    runtime.shutdown_background();
+    facts.lateness = napping.join().unwrap_or_default();
+    let findings = judge(examined, &facts, settings, options);
+    let level = worst(&findings);
+    let report = Report {
+        v: SCHEMA,
+        level,
+        findings,
+        settings: &options.settings,
+    };
+    print(&report, options.json)?;
+    Ok(match level {
+        Level::Ok => Exit::Done,
+        Level::Warning => Exit::Warned,
+        Level::Unusable => Exit::Failed,
+    })
+}
+
+fn judge(
+    examined: Vec<Examined>,
+    facts: &Facts,
+    settings: &Settings,
+    options: &Options,
+) -> Vec<Finding> {
+    let (asked, served): (Vec<Asked>, Vec<_>) = examined
+        .into_iter()
+        .map(|one| (one.asked, one.certificate))
+        .unzip();
+    let remote = |endpoint: &&Endpoint| !endpoint.https && !endpoint.is_local();
+    let asking = Asking {
+        user: settings.credentials.as_ref().map(|it| it.user.as_str()),
+        prefix: &settings.prefix,
+        terms: options.terms,
+        exposed: settings
+            .endpoints
+            .iter()
+            .filter(remote)
+            .map(ToString::to_string)
+            .collect(),
+    };
+    let mut findings = endpoints::judge(&asked, &asking);
+    let now = whoami::since_1970();
+    for (one, certificate) in asked.iter().zip(&served) {
+        let judge = |it| certificate::judge(&one.endpoint, "server certificate", it, now);
+        findings.extend(certificate.as_ref().map(judge));
+    }
+    findings.extend(own_certificates(settings, now));
+    findings.extend(machine::judge(facts));
+    let odd = options.warnings.iter();
+    findings.extend(odd.map(|warning| Finding::warning("settings", "password-file", warning)));
+    findings
+}
+
+fn own_certificates(settings: &Settings, now: Duration) -> Vec<Finding> {
+    let ends = |it: &Certificate| it.not_after;
+    let mut findings = Vec::new();
+    if let Some(path) = &settings.tls.cert {
+        // A chain is as good as the first of it that ends.
+        let found = certificates::read(path).into_iter().min_by_key(ends);
+        findings.push(of_file(path, "client certificate", found, now));
+    }
+    if let Some(path) = &settings.tls.cacert {
+        // Of several authorities those that are replaced end first.
+        let found = certificates::read(path).into_iter().max_by_key(ends);
+        findings.push(of_file(path, "authority", found, now));
+    }
+    findings
+}
+
+fn of_file(path: &Path, what: &str, found: Option<Certificate>, now: Duration) -> Finding {
+    let object = path.display().to_string();
+    match found {
+        Some(found) => certificate::judge(&object, what, &found, now),
+        None => Finding::unusable("certificate", &object, "no certificate can be read in it"),
+    }
+}
+
+/// To stdout: it is what was asked for.
+fn print(report: &Report, json: bool) -> Result<(), Failure> {
+    let text = if json {
+        // Texts and numbers always serialise.
+        serde_json::to_string_pretty(report).unwrap_or_default() + "\n"
+    } else {
+        table(report)
+    };
+    let mut stdout = io::stdout().lock();
+    let written = stdout
+        .write_all(text.as_bytes())
+        .and_then(|()| stdout.flush());
+    match written {
+        // Whoever closed the pipe has read enough.
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(anyhow!("cannot write what was found: {error}").into())
+        }
+        _ => Ok(()),
+    }
+}
+
+/// For people: the findings, the settings, and what it comes to.
+fn table(report: &Report) -> String {
+    let row = |finding: &Finding| {
+        let level = level_name(finding.level);
+        [level, finding.check, &finding.object, &finding.says].map(str::to_owned)
+    };
+    let hints = report
+        .findings
+        .iter()
+        .map(|finding| finding.hint.as_deref());
+    let findings = report.findings.iter().map(row).collect::<Vec<_>>();
+    let head = ["setting", "value", "from"].map(str::to_owned);
+    let settings = report
+        .settings
+        .iter()
+        .map(|origin| [&origin.option, &origin.value, &origin.source].map(|text| printable(text)));
+    let settings: Vec<[String; 3]> = std::iter::once(head).chain(settings).collect();
+    let mut text = aligned(&findings, hints);
+    text.push('\n');
+    text += &aligned(&settings, std::iter::repeat(None));
+    text.push('\n');
+    text + verdict(&report.findings).as_str() + "\n"
+}
+
+/// Columns of equal width, two blanks apart; a hint stands below its row, under the second column.
+fn aligned<'a, const N: usize>(
+    rows: &[[String; N]],
+    hints: impl Iterator<Item = Option<&'a str>>,
+) -> String {
+    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max();
+    let widths: Vec<usize> = (0..N).map(|column| width(column).unwrap_or(0)).collect();
+    let mut text = String::new();
+    for (row, hint) in rows.iter().zip(hints) {
+        let cells = row
+            .iter()
+            .zip(&widths)
+            .map(|(cell, width)| format!("{cell:width$}"));
+        let line = cells.collect::<Vec<_>>().join("  ");
+        text += line.trim_end();
+        text.push('\n');
+        if let Some(hint) = hint {
+            text += &" ".repeat(widths[0] + 2);
+            text += "hint: ";
+            text += hint;
+            text.push('\n');
+        }
+    }
+    text
+}
+
+fn level_name(level: Level) -> &'static str {
+    match level {
+        Level::Ok => "ok",
+        Level::Warning => "warning",
+        Level::Unusable => "unusable",
+    }
+}
+
+fn verdict(findings: &[Finding]) -> String {
+    let count = |level| {
+        findings
+            .iter()
+            .filter(|finding| finding.level == level)
+            .count()
+    };
+    match (count(Level::Unusable), count(Level::Warning)) {
+        (0, 0) => "nothing was found that would go wrong".to_owned(),
+        (0, warnings) => format!("locks work, warnings: {warnings}"),
+        (_, _) => "no lock can be used like this".to_owned(),
+    }
+}

@@ -1,0 +1,29 @@
+//! What stands in certificates: those of a server, and those in PEM files.
+//! It must not know when one is too old.
+
+use std::path::Path;
+
+use tokio_rustls::rustls::pki_types::CertificateDer;
+use tokio_rustls::rustls::pki_types::pem::PemObject as _;
+use x509_cert::der::Decode as _;
+
+use crate::core::doctor::certificate::Certificate;
+
+/// Reads one certificate, unless it is none.
+pub(super) fn parse(der: &[u8]) -> Option<Certificate> {
+    let certificate = x509_cert::Certificate::from_der(der).ok()?;
+    let inner = certificate.tbs_certificate();
+    let validity = inner.validity();
+    Some(Certificate {
+        subject: inner.subject().to_string(),
+        issuer: inner.issuer().to_string(),
+        not_before: validity.not_before.to_unix_duration(),
+        not_after: validity.not_after.to_unix_duration(),
+    })
+}
+
+/// The certificates of a PEM file in their order.
+pub(crate) fn read(path: &Path) -> Vec<Certificate> {
+    let chain = CertificateDer::pem_file_iter(path).into_iter().flatten();
+    chain.flatten().filter_map(|der| parse(&der)).collect()
+}
