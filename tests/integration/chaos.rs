@@ -222,11 +222,6 @@ fn random_faults_never_make_two_holders() {
         thread::sleep(world.dice.milliseconds(0, 1500));
         world.heal();
     }
-    assert!(
-        world.ended_well > 0,
-        "seed {seed}: nothing survives, {:#?}",
-        world.history
-    );
     // The faults are over: soon everybody gets a turn, and nothing stays.
     let before = world.oracle.tokens().len();
     for (number, host) in world.hosts.iter_mut().enumerate() {
@@ -236,7 +231,14 @@ fn random_faults_never_make_two_holders() {
             "seed {seed}, host {number}: {outcome:?}, after {:#?}",
             world.history
         );
+        world.ended_well += usize::from(outcome.code() == Some(0));
     }
+    // In a short run every holder may have been struck; the last ones were left in peace for a while.
+    assert!(
+        world.ended_well > 0,
+        "seed {seed}: nothing survives, {:#?}",
+        world.history
+    );
     let mut last = contend(&world.hosts[0].links, &world.oracle, &mut world.dice);
     last.wait_within(LIMIT * 2).expect_code(0);
     let entered = world.oracle.tokens().len();
