@@ -9,6 +9,7 @@
 //! | when is the next renewal? | `core/heartbeat.rs` |
 //! | which keys, whose turn? | `core/name.rs`, `core/queue.rs` |
 //! | what do others see of the holder? | `core/holder.rs`, `whoami.rs` |
+//! | what is every kind of lock to the one who wants it? | `contest.rs` |
 //! | what is said to etcd? | `etcd/` |
 //! | how is the command started, and how does all of it die? | `guard/` |
 //! | who is a fence's late writer, and what does its file say? | `core/fence.rs`, `fence.rs` |
@@ -22,6 +23,7 @@ pub mod cli;
 mod clock;
 mod commands;
 mod config;
+mod contest;
 pub mod core;
 mod etcd;
 pub mod exit;
@@ -29,6 +31,7 @@ mod fence;
 mod guard;
 mod log;
 mod machine;
+mod trouble;
 mod whoami;
 
 use std::ffi::OsString;

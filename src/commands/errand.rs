@@ -3,7 +3,6 @@
 
 use std::ffi::OsStr;
 use std::io;
-use std::rc::Rc;
 use std::time::Duration;
 
 use anyhow::{Context as _, anyhow};
@@ -17,19 +16,17 @@ use super::supervise::{End, Supervision};
 use super::waiting::{narrate, who};
 use crate::cli::lock;
 use crate::clock;
-use crate::config::Settings;
+use crate::contest::{Contend, Outcome, Parting, Release, Waiting, Won};
 use crate::core::holder::{Ask, Holder};
-use crate::core::lease::{Instant, Place, Terms};
+use crate::core::lease::Instant;
 use crate::core::leftovers::Leftovers;
 use crate::core::mode::Patience;
 use crate::core::name::{Link, LockName};
-use crate::core::queue::Queue;
 use crate::core::text::{printable, span};
 use crate::core::watchdog::{Cut, Standing, Watchdog};
-use crate::etcd::contend::{Contender, Outcome, Parting, Release, Waiting, Won};
-use crate::etcd::{Cluster, Trouble};
 use crate::exit::{Exit, Failure};
 use crate::guard::{Detached, Guard, Other, Report, Status, Survivor};
+use crate::trouble::Trouble;
 use crate::whoami;
 
 /// How long the release of a lock that was ours to the end may take.
@@ -57,55 +54,39 @@ pub(super) struct Errand<'a> {
 /// Has the guard do it under the lock and tells how it ended.
 pub(super) fn carry_out(
     mut errand: Errand,
-    settings: &Settings,
+    contender: impl Contend,
     guard: Guard,
 ) -> Result<Exit, Failure> {
     super::block_on(async {
         let post = Post::open(guard).context("cannot listen to the guard process")?;
         let signals = Signals::listen().context("cannot listen to signals")?;
         let background = errand.background.take();
-        let mut runner = Runner::new(&errand, settings, post, signals);
+        let mut runner = Runner::new(&errand, contender, post, signals);
         runner.background = background;
         runner.run().await
     })
 }
 
 /// How acquiring went.
-enum Acquired {
-    Won(Box<Won>),
+enum Acquired<S> {
+    Won(Box<Won<S>>),
     Ended(Exit),
 }
 
-struct Runner<'a> {
+struct Runner<'a, C> {
     errand: &'a Errand<'a>,
-    contender: Contender,
-    connect_timeout: Duration,
+    contender: C,
     post: Post,
     signals: Signals,
     began_at: Instant,
     background: Option<Detached>,
 }
 
-impl<'a> Runner<'a> {
-    fn new(errand: &'a Errand, settings: &Settings, post: Post, signals: Signals) -> Self {
-        let lock = errand.lock;
-        let record = whoami::holder(
-            errand.program,
-            lock.note.as_deref(),
-            lock.wish.mode,
-            lock.grace,
-        );
-        let contender = Contender::new(
-            Rc::new(Cluster::new(settings)),
-            Queue::new(&settings.prefix, errand.name),
-            record,
-            Terms::new(lock.ttl, lock.grace),
-            lock.wish,
-        );
+impl<'a, C: Contend> Runner<'a, C> {
+    fn new(errand: &'a Errand, contender: C, post: Post, signals: Signals) -> Self {
         Self {
             errand,
             contender,
-            connect_timeout: settings.connect_timeout,
             post,
             signals,
             began_at: clock::now(),
@@ -120,17 +101,17 @@ impl<'a> Runner<'a> {
         }
     }
 
-    async fn acquire(&mut self) -> Result<Acquired, Failure> {
-        enum Event {
-            Acquired(Result<Outcome, Trouble>),
+    async fn acquire(&mut self) -> Result<Acquired<C::Session>, Failure> {
+        enum Event<S> {
+            Acquired(Result<Outcome<S>, Trouble>),
             WaitPassed,
             Signal(i32),
             GuardDead,
             OwnerGone,
         }
-        let (limit, give_up_at) = match self.errand.lock.wish.patience {
-            Patience::For(wait) => (wait.min(self.connect_timeout), Some(self.began_at + wait)),
-            Patience::None | Patience::Endless => (self.connect_timeout, None),
+        let give_up_at = match self.errand.lock.wish.patience {
+            Patience::For(wait) => Some(self.began_at + wait),
+            Patience::None | Patience::Endless => None,
         };
         let mut ahead = None;
         let contender = &self.contender;
@@ -153,7 +134,7 @@ impl<'a> Runner<'a> {
                 biased;
                 signal = ending => Event::Signal(signal),
                 () = guard_dead(&mut self.post) => Event::GuardDead,
-                outcome = contender.acquire(limit, tell) => Event::Acquired(outcome),
+                outcome = contender.acquire(tell) => Event::Acquired(outcome),
                 () = clock::until(give_up_at) => Event::WaitPassed,
                 () = gone(self.errand.owner) => Event::OwnerGone,
             }
@@ -184,7 +165,7 @@ impl<'a> Runner<'a> {
     }
 
     /// What it means that the lock was won, or who was in the way.
-    fn judge(&self, outcome: Outcome) -> Acquired {
+    fn judge(&self, outcome: Outcome<C::Session>) -> Acquired<C::Session> {
         let name = self.errand.name;
         let line = match outcome {
             Outcome::Won(won) => return Acquired::Won(won),
@@ -213,25 +194,17 @@ impl<'a> Runner<'a> {
         Acquired::Ended(Exit::Busy(conflict))
     }
 
-    async fn hold(&mut self, won: Won) -> Result<Exit, Failure> {
-        let Won {
-            claim,
-            terms,
-            proven_at,
-            session,
-            slot,
-        } = won;
+    async fn hold(&mut self, won: Won<C::Session>) -> Result<Exit, Failure> {
+        let environment = self.environment(&won);
         let errand = self.errand;
         info!(
             "acquired '{}' with token {} after {}",
             errand.name,
-            claim.place.token,
+            won.token,
             span(clock::now().since(self.began_at))
         );
-        let seed = claim.place.lease.0.unsigned_abs();
         let limit_at = errand.lock.max_hold.map(|limit| clock::now() + limit);
-        let watchdog = Watchdog::new(terms, claim, proven_at, seed).limited(limit_at);
-        let environment = self.environment(claim.place, slot);
+        let watchdog = won.watchdog.limited(limit_at);
         if let Err(error) = self.post.guard.start(&environment, watchdog.deadlines()) {
             let _ = self.contender.release(RELEASE, Parting::Unused).await;
             return Err(
@@ -241,7 +214,7 @@ impl<'a> Runner<'a> {
         let mut supervision = Supervision {
             name: errand.name,
             watchdog,
-            session,
+            session: won.session,
             post: &mut self.post,
             signals: &mut self.signals,
             policy: errand.leftovers,
@@ -251,7 +224,7 @@ impl<'a> Runner<'a> {
         let end = supervision.run().await;
         let watchdog = supervision.watchdog;
         match end {
-            End::Survivors(survivors) => Ok(self.unkillable(&survivors)),
+            End::Survivors(survivors) => Ok(self.unkillable(&survivors, watchdog.standing())),
             End::Dead { status, cut } => self.finish(&watchdog, status, cut).await,
             End::NotStarted { errno } => {
                 let _ = self.contender.release(RELEASE, Parting::Unused).await;
@@ -261,26 +234,23 @@ impl<'a> Runner<'a> {
         }
     }
 
-    /// The variables that the command gets beside those it has; `etcdctl lock` sets two of them.
-    fn environment(&self, place: Place, slot: Option<u16>) -> Vec<(String, String)> {
-        let token = place.token.to_string();
-        let key = self.contender.key(place.lease);
+    /// The variables that the command gets beside those it has.
+    fn environment(&self, won: &Won<C::Session>) -> Vec<(String, String)> {
         let held = whoami::held().with(Link {
             name: self.errand.name.clone(),
-            token: place.token.0,
+            token: won.token.0,
             mode: self.errand.lock.wish.mode,
         });
         let always = [
-            ("DLOCK_FENCING_TOKEN", token.clone()),
+            ("DLOCK_FENCING_TOKEN", won.token.to_string()),
             ("DLOCK_NAME", self.errand.name.to_string()),
-            ("DLOCK_KEY", key.clone()),
-            ("DLOCK_LEASE", place.lease.to_string()),
             ("DLOCK_HELD", held.to_string()),
-            ("ETCD_LOCK_KEY", key),
-            ("ETCD_LOCK_REV", token),
         ];
-        let slot = slot.map(|slot| ("DLOCK_SLOT", slot.to_string()));
-        let lock = always.into_iter().chain(slot);
+        let slot = won.slot.map(|slot| ("DLOCK_SLOT", slot.to_string()));
+        let lock = always
+            .into_iter()
+            .chain(slot)
+            .chain(won.variables.iter().cloned());
         lock.map(|(name, value)| (name.to_owned(), value))
             .chain(self.errand.variables.iter().cloned())
             .collect()
@@ -336,7 +306,7 @@ impl<'a> Runner<'a> {
         Ok(exit)
     }
 
-    fn unkillable(&self, survivors: &[Survivor]) -> Exit {
+    fn unkillable(&self, survivors: &[Survivor], standing: Standing) -> Exit {
         for Survivor {
             pid,
             state,
@@ -347,9 +317,9 @@ impl<'a> Runner<'a> {
             warn!("cannot kill process {pid} ('{program}', state {state}, uid {uid})");
         }
         warn!(
-            "the lock '{}' is not released: it frees itself within {} although the command is not dead",
+            "the lock '{}' is not released: {}",
             self.errand.name,
-            span(self.errand.lock.ttl)
+            self.contender.unreleased(standing != Standing::Unguarded)
         );
         Exit::Unkillable
     }

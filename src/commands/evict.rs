@@ -18,8 +18,9 @@ use crate::core::queue::Queue;
 use crate::core::survey::{Lock, Place};
 use crate::core::text::span;
 use crate::core::turn::Standing;
-use crate::etcd::{Cluster, Trouble, ask};
+use crate::etcd::{Cluster, ask};
 use crate::exit::{BUSY, Exit, Failure, OrFail as _};
+use crate::trouble::Trouble;
 use crate::whoami;
 
 /// Between two looks at whether the other one has gone.

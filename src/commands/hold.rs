@@ -7,13 +7,14 @@ use std::time::Duration;
 
 use anyhow::{Context as _, anyhow};
 
-use super::errand::{self, Errand};
+use super::errand::Errand;
+use super::lock;
 use super::run::refuse_self_deadlock;
 use crate::cli::hold::Options;
 use crate::config::Settings;
 use crate::core::leftovers::Leftovers;
 use crate::exit::{Exit, Failure, OrFail as _};
-use crate::guard::{self, Detached, Other, Policy, Side, Status, Ties};
+use crate::guard::{self, Detached, Other, Side, Status};
 
 /// The name under which the child that waits runs: see [`linger`].
 pub(crate) const LINGER: &str = "dlock-linger";
@@ -49,19 +50,7 @@ fn keep(
     owner: Option<&Other>,
     background: Option<Detached>,
 ) -> Result<Exit, Failure> {
-    let policy = Policy {
-        signal: options.lock.signal,
-        grace: options.lock.grace,
-        leftovers: Leftovers::Kill,
-    };
-    let ties = Ties {
-        adopted: owner,
-        kept: background.as_ref().map(Detached::descriptor),
-    };
     let hold = guard::Name::own().context("cannot find our own process")?;
-    // Before any thread exists: see guard/mod.rs.
-    let guard = guard::launch(lingering(options, owner), policy, ties)
-        .context("cannot start the guard process")?;
     let errand = Errand {
         name: &options.name,
         lock: &options.lock,
@@ -71,7 +60,7 @@ fn keep(
         owner,
         background,
     };
-    match errand::carry_out(errand, settings, guard)? {
+    match lock::carry_out(errand, settings, lingering(options, owner))? {
         // However the waiting ended, or whoever ended it: that is what it was for.
         Exit::Command(_) | Exit::Signalled(_) => Ok(Exit::Done),
         exit => Ok(exit),

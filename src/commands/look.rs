@@ -12,9 +12,10 @@ use crate::cli::look::{Form, Look};
 use crate::config::Settings;
 use crate::core::queue::Queue;
 use crate::core::survey::{Lock, Place, table};
+use crate::etcd::Cluster;
 use crate::etcd::survey::{self, Range};
-use crate::etcd::{Cluster, Trouble};
 use crate::exit::{Exit, Failure};
+use crate::trouble::Trouble;
 
 /// Before etcd is asked again that did not answer.
 const AGAIN: Duration = Duration::from_secs(1);

@@ -7,6 +7,7 @@ mod errand;
 mod evict;
 mod fence;
 pub(crate) mod hold;
+mod lock;
 mod look;
 mod post;
 mod program;
@@ -20,8 +21,8 @@ use std::fmt::Display;
 use anyhow::{Context as _, anyhow};
 
 use crate::cli::Work;
-use crate::etcd::Trouble;
 use crate::exit::{Exit, Failure};
+use crate::trouble::Trouble;
 
 /// Runs what waits for etcd, processes and signals.
 fn block_on<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {

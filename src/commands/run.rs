@@ -1,11 +1,11 @@
 //! `dlock run`: look the command up, see which locks are held around it, and have it run under its own.
 //! It must not know how a lock is taken, nor how processes are killed.
 
-use anyhow::{Context as _, anyhow};
+use anyhow::anyhow;
 
-use super::errand::{self, Errand};
+use super::errand::Errand;
 use super::program::{find, not_started};
-use super::{block_on, failed};
+use super::{block_on, failed, lock};
 use crate::cli::run::Options;
 use crate::config::Settings;
 use crate::core::lease::FencingToken;
@@ -15,7 +15,7 @@ use crate::core::queue::Queue;
 use crate::etcd::Cluster;
 use crate::etcd::look::holds;
 use crate::exit::{Exit, Failure, OrFail as _};
-use crate::guard::{self, Policy, Ties};
+use crate::guard;
 use crate::whoami;
 
 /// Runs the command under the lock and tells how it ended.
@@ -24,14 +24,6 @@ pub(super) fn run(settings: &Settings, options: &Options) -> Result<Exit, Failur
     if let Some(link) = whoami::held().link(&options.name) {
         return within(settings, options, link, command);
     }
-    let policy = Policy {
-        signal: options.lock.signal,
-        grace: options.lock.grace,
-        leftovers: options.leftovers,
-    };
-    // Before any thread exists: see guard/mod.rs.
-    let guard = guard::launch(command, policy, Ties::default())
-        .context("cannot start the guard process")?;
     let errand = Errand {
         name: &options.name,
         lock: &options.lock,
@@ -41,7 +33,7 @@ pub(super) fn run(settings: &Settings, options: &Options) -> Result<Exit, Failur
         owner: None,
         background: None,
     };
-    errand::carry_out(errand, settings, guard)
+    lock::carry_out(errand, settings, command)
 }
 
 /// Runs the command under the lock that is held around us, or says why not.

@@ -8,13 +8,13 @@ use tracing::{debug, info, warn};
 use super::post::Post;
 use super::signals::{Signal, Signals};
 use crate::clock;
+use crate::contest::{Keep, News};
 use crate::core::holder::AskTo;
 use crate::core::lease::{Doubt, Loss, Renewal};
 use crate::core::leftovers::Leftovers;
 use crate::core::name::LockName;
 use crate::core::text::span;
 use crate::core::watchdog::{Action, Cut, Event, Standing, Watchdog};
-use crate::etcd::session::{News, Session};
 use crate::guard::{Cause, Detached, Report, Status, Survivor};
 
 /// How long dlock itself tries to kill what a dead guard has left.
@@ -37,10 +37,10 @@ pub(crate) enum End {
 }
 
 /// One holding of the lock.
-pub(crate) struct Supervision<'a> {
+pub(crate) struct Supervision<'a, S> {
     pub(crate) name: &'a LockName,
     pub(crate) watchdog: Watchdog,
-    pub(crate) session: Session,
+    pub(crate) session: S,
     pub(crate) post: &'a mut Post,
     pub(crate) signals: &'a mut Signals,
     /// What is done with processes that the command leaves behind.
@@ -59,7 +59,7 @@ enum Input {
     Signal(Signal),
 }
 
-impl Supervision<'_> {
+impl<S: Keep> Supervision<'_, S> {
     /// Until nothing of the command is left, or what is left cannot be killed.
     pub(crate) async fn run(&mut self) -> End {
         loop {

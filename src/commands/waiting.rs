@@ -5,11 +5,10 @@ use std::io::{self, IsTerminal as _};
 
 use tracing::{info, warn};
 
+use crate::contest::{Ahead, Waiting};
 use crate::core::holder::Holder;
 use crate::core::name::LockName;
 use crate::core::text::span;
-use crate::etcd::Ahead;
-use crate::etcd::contend::Waiting;
 
 /// Tells what is waited for: always to somebody who sits there and wonders.
 pub(super) fn say(line: &str) {

@@ -8,82 +8,33 @@ use std::time::Duration;
 use tokio::time::sleep;
 
 use super::connection::Connection;
-use super::look::{Ahead, Look};
+use super::look::Look;
 use super::places::{Cooldown, Entry, Given, Held, Places};
 use super::session::Session;
 use super::trouble::{Kind, Trouble};
 use super::vigil::{AGAIN, Vigil};
 use super::{Cluster, ask, random_lease};
 use crate::clock;
+use crate::contest::{self, Ahead, Contend, Parting, Release, Waiting};
 use crate::core::holder::{Ask, AskTo, Holder};
-use crate::core::lease::{Claim, Instant, LeaseId, Place, Terms};
+use crate::core::lease::{Instant, LeaseId, Place, Terms};
 use crate::core::mode::{Patience, Supersede, Wish};
 use crate::core::queue::Queue;
+use crate::core::text::span;
 use crate::core::turn::{Standing, holders};
+
+/// How asking for the lock went.
+pub(super) type Outcome = contest::Outcome<Session>;
 
 /// How long leaving may take: whoever gives up should not have to wait.
 const LEAVE: Duration = Duration::from_secs(2);
-
-/// How asking for the lock went.
-pub(crate) enum Outcome {
-    Won(Box<Won>),
-    /// Somebody else has it, and we were not to wait.
-    Busy(Ahead),
-    /// The lock cools down for so long.
-    Cooling(Ahead, Duration),
-    /// A run has started not long ago.
-    Ran(Option<Holder>),
-    /// Somebody wants us to go.
-    Asked(Ask),
-}
-
-/// The lock is ours.
-pub(crate) struct Won {
-    pub(crate) claim: Claim,
-    pub(crate) terms: Terms,
-    /// The moment from which the freshest proof counts.
-    pub(crate) proven_at: Instant,
-    pub(crate) session: Session,
-    pub(crate) slot: Option<u16>,
-}
-
-/// How a lock is given up.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Parting<'a> {
-    /// The command has ended like this, and everything was as it should be.
-    Done(&'a str),
-    /// The command has ended like this, and the lock is wanted at once.
-    AtOnce(&'a str),
-    /// No command has run.
-    Unused,
-}
-
-/// What a waiter has to tell.
-pub(crate) enum Waiting {
-    /// Waiting begins, or somebody else holds the lock now.
-    Behind(Ahead),
-    /// It is our turn, but the command of the holder that vanished may still run for so long.
-    HandOver(Duration),
-    /// Our own lease ended while waiting: the place is lost, and taken anew at the end.
-    PlaceLost,
-    /// etcd does not answer; waiting goes on.
-    Trouble(Trouble),
-}
-
-/// What became of a release.
-pub(crate) enum Release {
-    /// Our key was there to the end, so nobody else held the lock in between.
-    Confirmed,
-    /// It was not our lock any more.
-    NotOurs,
-    /// etcd did not answer.
-    Unconfirmed(Trouble),
-}
 
 /// One who wants the lock.
 pub(crate) struct Contender {
     pub(super) places: Places,
     pub(super) wish: Wish,
+    /// How long etcd may be silent at first.
+    limit: Duration,
     /// Our place, from the moment that we know of it until it is given up.
     place: Cell<Option<Place>>,
     /// Until when the command of a vanished holder may run, once we are the first in its place.
@@ -99,50 +50,11 @@ pub(crate) struct Contender {
     pub(super) mark: Cell<Option<LeaseId>>,
 }
 
-impl Contender {
-    /// `record` is what others are shown of us.
-    pub(crate) fn new(
-        cluster: Rc<Cluster>,
-        queue: Queue,
-        record: Holder,
-        terms: Terms,
-        wish: Wish,
-    ) -> Self {
-        Self {
-            places: Places {
-                cluster,
-                queue,
-                mode: wish.mode,
-                record,
-                terms,
-            },
-            wish,
-            place: Cell::new(None),
-            hand_over_at: Cell::new(None),
-            abandoned: RefCell::default(),
-            first: Cell::new(false),
-            slot: Cell::new(None),
-            cooldown: Cell::new(None),
-            mark: Cell::new(None),
-        }
-    }
+impl Contend for Contender {
+    type Session = Session;
 
-    /// The key of our place.
-    pub(crate) fn key(&self, lease: LeaseId) -> String {
-        self.places.queue.key(lease)
-    }
-
-    /// Queues up and waits for the turn, as patiently as is wished; without patience it leaves no trace
-    /// when somebody else has the lock. May be dropped at any await; call [`Self::leave`] then.
-    ///
-    /// # Errors
-    /// When etcd does not answer within `limit` at first, unless it was wished to wait for that too, or
-    /// refuses.
-    pub(crate) async fn acquire(
-        &self,
-        limit: Duration,
-        mut tell: impl FnMut(Waiting),
-    ) -> Result<Outcome, Trouble> {
+    async fn acquire(&self, mut tell: impl FnMut(Waiting)) -> Result<Outcome, Trouble> {
+        let limit = self.limit;
         let mut at_first = !matches!(self.wish.patience, Patience::For(_));
         loop {
             let entered = loop {
@@ -179,6 +91,112 @@ impl Contender {
         }
     }
 
+    fn unreachable(&self, limit: Duration) -> Trouble {
+        self.places.cluster.unreachable(limit)
+    }
+
+    /// Removes our place and whatever unfinished attempts may have left.
+    async fn leave(&self) {
+        // Who comes after us knows nothing of the command that may still run: our place keeps him
+        // waiting until our lease ends.
+        let handing_over = self.hand_over_at.get().is_some_and(|at| clock::now() < at);
+        if !handing_over {
+            // The first one's place may look like that of a command that runs.
+            let held = self.first.get().then(|| Held {
+                slot: self.slot.get(),
+                cooldown: None,
+            });
+            let _ = self.give_up(LEAVE, held).await;
+        }
+        self.undo().await;
+        self.clear_up().await;
+    }
+
+    /// Deletes our key if it is still the one that we won with, or leaves it to cool down. The success of that comparison
+    /// proves, without any clock, that nobody else held the lock in between.
+    async fn release(&self, limit: Duration, parting: Parting<'_>) -> Release {
+        if let (Some(lease), Parting::Done(result) | Parting::AtOnce(result)) =
+            (self.mark.get(), parting)
+        {
+            let places = &self.places;
+            let told = async |etcd| places.mark_result(etcd, lease, result).await;
+            if let Err(trouble) = self.ask_etcd(limit, told).await {
+                tracing::debug!("the result of the run cannot be kept: {trouble}");
+            }
+            self.mark.set(None);
+        }
+        let cooldown = match parting {
+            Parting::Done(result) => self.cooldown.take().map(|lease| Cooldown {
+                lease,
+                result: Some(result.to_owned()),
+            }),
+            Parting::AtOnce(_) | Parting::Unused => None,
+        };
+        let held = Held {
+            slot: self.slot.get(),
+            cooldown,
+        };
+        let release = self.give_up(limit, Some(held)).await;
+        self.undo().await;
+        release
+    }
+
+    fn unreleased(&self, _guarded: bool) -> String {
+        let ttl = span(self.places.terms.ttl());
+        format!("it frees itself within {ttl} although the command is not dead")
+    }
+}
+
+impl Contender {
+    /// `record` is what others are shown of us; `connect_timeout` is how long etcd may be silent at first.
+    pub(crate) fn new(
+        cluster: Rc<Cluster>,
+        queue: Queue,
+        record: Holder,
+        terms: Terms,
+        wish: Wish,
+        connect_timeout: Duration,
+    ) -> Self {
+        let limit = match wish.patience {
+            Patience::For(wait) => wait.min(connect_timeout),
+            Patience::None | Patience::Endless => connect_timeout,
+        };
+        Self {
+            places: Places {
+                cluster,
+                queue,
+                mode: wish.mode,
+                record,
+                terms,
+            },
+            wish,
+            limit,
+            place: Cell::new(None),
+            hand_over_at: Cell::new(None),
+            abandoned: RefCell::default(),
+            first: Cell::new(false),
+            slot: Cell::new(None),
+            cooldown: Cell::new(None),
+            mark: Cell::new(None),
+        }
+    }
+
+    /// The key of our place.
+    pub(super) fn key(&self, lease: LeaseId) -> String {
+        self.places.queue.key(lease)
+    }
+
+    /// What the command gets of a lock in etcd; `etcdctl lock` sets two of them.
+    pub(super) fn variables(&self, place: Place) -> Vec<(&'static str, String)> {
+        let key = self.key(place.lease);
+        vec![
+            ("DLOCK_KEY", key.clone()),
+            ("DLOCK_LEASE", place.lease.to_string()),
+            ("ETCD_LOCK_KEY", key),
+            ("ETCD_LOCK_REV", place.token.to_string()),
+        ]
+    }
+
     /// Takes a place, unless it is clear that no command of ours is to run now.
     async fn begin(&self, limit: Duration) -> Result<Result<Entry, Outcome>, Trouble> {
         if self.wish.once_per.is_some() {
@@ -188,11 +206,6 @@ impl Contender {
             }
         }
         self.enter(limit).await.map(Ok)
-    }
-
-    /// What to say when we have not even got a place in so long a time.
-    pub(crate) fn unreachable(&self, limit: Duration) -> Trouble {
-        self.places.cluster.unreachable(limit)
     }
 
     async fn busy(&self, ahead: Ahead) -> Result<Outcome, Trouble> {
@@ -337,53 +350,6 @@ impl Contender {
                 other => return other.map_err(|trouble| self.explain(trouble)),
             }
         }
-    }
-
-    /// Gives the lock back, after the last process of the command is dead: deletes our key if it is
-    /// still the one that we won with, or leaves it to cool down. The success of that comparison proves,
-    /// without any clock, that nobody else held the lock in between.
-    pub(crate) async fn release(&self, limit: Duration, parting: Parting<'_>) -> Release {
-        if let (Some(lease), Parting::Done(result) | Parting::AtOnce(result)) =
-            (self.mark.get(), parting)
-        {
-            let places = &self.places;
-            let told = async |etcd| places.mark_result(etcd, lease, result).await;
-            if let Err(trouble) = self.ask_etcd(limit, told).await {
-                tracing::debug!("the result of the run cannot be kept: {trouble}");
-            }
-            self.mark.set(None);
-        }
-        let cooldown = match parting {
-            Parting::Done(result) => self.cooldown.take().map(|lease| Cooldown {
-                lease,
-                result: Some(result.to_owned()),
-            }),
-            Parting::AtOnce(_) | Parting::Unused => None,
-        };
-        let held = Held {
-            slot: self.slot.get(),
-            cooldown,
-        };
-        let release = self.give_up(limit, Some(held)).await;
-        self.undo().await;
-        release
-    }
-
-    /// Gives up waiting: removes our place and whatever unfinished attempts may have left.
-    pub(crate) async fn leave(&self) {
-        // Who comes after us knows nothing of the command that may still run: our place keeps him
-        // waiting until our lease ends.
-        let handing_over = self.hand_over_at.get().is_some_and(|at| clock::now() < at);
-        if !handing_over {
-            // The first one's place may look like that of a command that runs.
-            let held = self.first.get().then(|| Held {
-                slot: self.slot.get(),
-                cooldown: None,
-            });
-            let _ = self.give_up(LEAVE, held).await;
-        }
-        self.undo().await;
-        self.clear_up().await;
     }
 
     async fn give_up(&self, limit: Duration, held: Option<Held>) -> Release {

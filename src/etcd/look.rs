@@ -11,6 +11,7 @@ use super::ask::places;
 use super::connection::Connection;
 use super::places::Places;
 use super::trouble::Trouble;
+use crate::contest::Ahead;
 use crate::core::holder::Holder;
 use crate::core::lease::{FencingToken, LeaseId, Place};
 use crate::core::mode::Mode;
@@ -20,17 +21,6 @@ use crate::core::turn::{Scan, Standing, Turn, holders};
 /// Places that are read at once when more than the one before us matter. etcd allows 128 operations in
 /// a request; so many pieces of evidence are asked for at once, too.
 const PAGE: usize = 100;
-
-/// Whom we wait for.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Ahead {
-    /// The record of the first in the queue; `None` when it is not one of ours.
-    pub(crate) holder: Option<Holder>,
-    /// How many are before us, the holder among them.
-    pub(crate) count: usize,
-    /// The lease of the first.
-    pub(super) lease: Option<LeaseId>,
-}
 
 /// What one look at the queue has shown.
 pub(super) struct Look {

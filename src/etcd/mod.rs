@@ -15,10 +15,9 @@ mod trouble;
 mod vigil;
 
 pub(crate) use cluster::Cluster;
-pub(crate) use look::Ahead;
-pub(crate) use trouble::Trouble;
 
 use crate::core::lease::LeaseId;
+use crate::trouble::Trouble;
 
 /// A random positive id: one that the server picks would be lost with the answer.
 fn random_lease() -> Result<LeaseId, Trouble> {

@@ -16,7 +16,8 @@ use tokio::time::{sleep, timeout};
 use super::Cluster;
 use super::trouble::{Kind, Trouble};
 use crate::clock;
-use crate::core::holder::{Ask, Holder};
+use crate::contest::{Keep, News};
+use crate::core::holder::Holder;
 use crate::core::lease::{FencingToken, Header, LeaseId, Loss, Place, Renewal, Terms};
 
 /// The pause before a broken watch is opened again.
@@ -24,21 +25,6 @@ const PAUSE: Duration = Duration::from_millis(250);
 
 /// A holder's watch begins after this: a command that ends at once needs none.
 const SETTLE: Duration = Duration::from_millis(100);
-
-/// What a session has to tell.
-#[derive(Debug)]
-pub(crate) enum News {
-    /// A renewal was answered; what it proves is for the core to judge.
-    Renewed(Renewal),
-    /// A renewal was refused or not answered in time by this endpoint.
-    Failed { endpoint: String, cause: String },
-    /// Our key is gone, or no longer ours.
-    Lost(Loss),
-    /// Somebody asks something of us, by our key. Told again for as long as it stands there.
-    Asked(Ask),
-    /// Something has happened to those for whom we wait.
-    Moved,
-}
 
 /// For whom a waiter waits.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -107,20 +93,19 @@ impl Session {
         }
     }
 
-    /// Sends one renewal; its end comes as [`News::Renewed`] or [`News::Failed`]. Not to be called
-    /// again before that.
-    pub(crate) fn renew(&self) {
-        // The task ends with the session, so there is always somebody to hear it.
-        let _ = self.orders.send(());
-    }
-
     /// Waits for others from now on.
     pub(super) fn follow(&self, awaited: Awaited) {
         self.awaited.send_replace(awaited);
     }
+}
 
-    /// The next news; cancel-safe.
-    pub(crate) async fn news(&mut self) -> News {
+impl Keep for Session {
+    fn renew(&self) {
+        // The task ends with the session, so there is always somebody to hear it.
+        let _ = self.orders.send(());
+    }
+
+    async fn news(&mut self) -> News {
         match self.news.recv().await {
             Some(news) => news,
             None => std::future::pending().await,

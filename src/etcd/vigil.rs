@@ -3,17 +3,19 @@
 
 use std::time::Duration;
 
-use super::contend::{Contender, Outcome, Waiting, Won};
+use super::contend::{Contender, Outcome};
 use super::look::Look;
 use super::marks::{Claimed, Marked};
 use super::places::Entry;
-use super::session::{Awaited, News, Session};
+use super::session::{Awaited, Session};
 use super::trouble::{Kind, Trouble};
 use crate::clock;
+use crate::contest::{Contend as _, Keep as _, News, Waiting, Won};
 use crate::core::heartbeat::Heartbeat;
 use crate::core::holder::Holder;
 use crate::core::lease::{Claim, Instant, Place, Terms, Verdict};
 use crate::core::mode::Mode;
+use crate::core::watchdog::Watchdog;
 
 /// What cannot be had of etcd yet, when it is our turn, is tried again after this: a slot whose owner's
 /// place is gone frees itself with its lease.
@@ -121,12 +123,14 @@ impl<'a> Vigil<'a> {
     }
 
     fn won(self) -> Outcome {
+        let place = self.claim.place;
+        let seed = place.lease.0.unsigned_abs();
         Outcome::Won(Box::new(Won {
-            claim: self.claim,
-            terms: self.terms,
-            proven_at: self.proven_at,
+            token: place.token,
+            watchdog: Watchdog::new(self.terms, self.claim, self.proven_at, seed),
             session: self.session,
             slot: self.contender.slot.get(),
+            variables: self.contender.variables(place),
         }))
     }
 

@@ -1,0 +1,128 @@
+//! What every kind of lock is to the one who wants it: asked for, waited for, won, kept, given back.
+//! It must not know which kinds there are, nor the command that runs under the lock.
+
+use std::time::Duration;
+
+use crate::core::holder::{Ask, Holder};
+use crate::core::lease::{FencingToken, LeaseId, Loss, Renewal};
+use crate::core::watchdog::Watchdog;
+use crate::trouble::Trouble;
+
+/// One who wants a lock, once.
+pub(crate) trait Contend {
+    type Session: Keep;
+
+    /// Queues up and waits for the turn, as patiently as is wished; without patience it leaves no trace
+    /// when somebody else has the lock. May be dropped at any await; call [`Self::leave`] then.
+    ///
+    /// # Errors
+    /// When nobody can tell whose turn it is, unless it was wished to wait for that too.
+    async fn acquire(&self, tell: impl FnMut(Waiting)) -> Result<Outcome<Self::Session>, Trouble>;
+
+    /// What to say when we have not even got a place in so long a time.
+    fn unreachable(&self, limit: Duration) -> Trouble;
+
+    /// Gives up waiting, and what may have been won meanwhile.
+    async fn leave(&self);
+
+    /// Gives the lock back, after the last process of the command is dead, and finds out whether it was
+    /// ours to the end.
+    async fn release(&self, limit: Duration, parting: Parting<'_>) -> Release;
+
+    /// What becomes of a lock that is not given back because the command does not die; `guarded`: the
+    /// guard lives and goes on trying.
+    fn unreleased(&self, guarded: bool) -> String;
+}
+
+/// Keeps a lock that was won, until it is dropped.
+pub(crate) trait Keep {
+    /// Asks for one proof that the lock is ours; its end comes as a piece of news. Not to be called again
+    /// before that.
+    fn renew(&self);
+
+    /// The next news; cancel-safe.
+    async fn news(&mut self) -> News;
+}
+
+/// How asking for the lock went.
+pub(crate) enum Outcome<S> {
+    Won(Box<Won<S>>),
+    /// Somebody else has it, and we were not to wait.
+    Busy(Ahead),
+    /// The lock cools down for so long.
+    Cooling(Ahead, Duration),
+    /// A run has started not long ago.
+    Ran(Option<Holder>),
+    /// Somebody wants us to go.
+    Asked(Ask),
+}
+
+/// The lock is ours.
+pub(crate) struct Won<S> {
+    pub(crate) token: FencingToken,
+    /// Guards this holding.
+    pub(crate) watchdog: Watchdog,
+    pub(crate) session: S,
+    pub(crate) slot: Option<u16>,
+    /// What the command gets of this kind of lock alone.
+    pub(crate) variables: Vec<(&'static str, String)>,
+}
+
+/// How a lock is given up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Parting<'a> {
+    /// The command has ended like this, and everything was as it should be.
+    Done(&'a str),
+    /// The command has ended like this, and the lock is wanted at once.
+    AtOnce(&'a str),
+    /// No command has run.
+    Unused,
+}
+
+/// What a waiter has to tell.
+pub(crate) enum Waiting {
+    /// Waiting begins, or somebody else holds the lock now.
+    Behind(Ahead),
+    /// It is our turn, but the command of the holder that vanished may still run for so long.
+    HandOver(Duration),
+    /// Our own lease ended while waiting: the place is lost, and taken anew at the end.
+    PlaceLost,
+    /// etcd does not answer; waiting goes on.
+    Trouble(Trouble),
+}
+
+/// What became of a release.
+pub(crate) enum Release {
+    /// Our key was there to the end, so nobody else held the lock in between.
+    Confirmed,
+    /// It was not our lock any more.
+    NotOurs,
+    /// etcd did not answer.
+    Unconfirmed(Trouble),
+}
+
+/// Whom we wait for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Ahead {
+    /// The record of the first in the queue; `None` when it is not one of ours.
+    pub(crate) holder: Option<Holder>,
+    /// How many are before us, the holder among them.
+    pub(crate) count: usize,
+    /// The lease of the first, where there are leases.
+    pub(crate) lease: Option<LeaseId>,
+}
+
+/// What a session has to tell.
+#[derive(Debug)]
+pub(crate) enum News {
+    /// A renewal was answered; what it proves is for the core to judge.
+    Renewed(Renewal),
+    /// A renewal was refused or not answered in time by this endpoint.
+    Failed { endpoint: String, cause: String },
+    /// Our key is gone, or no longer ours.
+    Lost(Loss),
+    /// Somebody asks something of us, by our key. Told again for as long as it stands there.
+    Asked(Ask),
+    /// Something has happened to those for whom we wait.
+    Moved,
+}

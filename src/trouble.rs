@@ -1,0 +1,71 @@
+//! Why a lock cannot be had or kept, in words for people, and whether trying again may help.
+//! It must not know which kind of lock it is, nor which request failed.
+
+use std::fmt;
+use std::time::Duration;
+
+use crate::core::text::span;
+
+/// What a failure asks of us. etcd answers `Unknown` for whatever it does not map
+/// (`api/v3rpc/util.go togRPCError`), so code and message decide together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// Another endpoint, or the same one later, may answer.
+    Elsewhere,
+    /// The token is no longer valid: authenticate on a new connection, then again.
+    Token,
+    /// The lease id is somebody's already: it is not ours, whatever we sent before.
+    LeaseExists,
+    /// The lease is not known (yet, or any more).
+    LeaseNotFound,
+    /// etcd was reached and will not do it.
+    Refused,
+}
+
+/// A failed request, ready to be shown.
+#[derive(Clone, Debug)]
+pub(crate) struct Trouble {
+    pub(crate) kind: Kind,
+    /// The cause, in words for people, without the name of the endpoint.
+    pub(crate) cause: String,
+    /// What may help.
+    pub(crate) hint: Option<String>,
+}
+
+impl Trouble {
+    /// An endpoint that cannot be used now.
+    pub(crate) fn elsewhere(cause: impl Into<String>) -> Self {
+        Self {
+            kind: Kind::Elsewhere,
+            cause: cause.into(),
+            hint: None,
+        }
+    }
+
+    /// An endpoint that has not answered for so long.
+    pub(crate) fn silence(limit: Duration) -> Self {
+        Self::elsewhere(format!("no answer within {}", span(limit)))
+    }
+
+    /// Something that trying again does not change.
+    pub(crate) fn refused(cause: impl Into<String>, hint: Option<&str>) -> Self {
+        Self {
+            kind: Kind::Refused,
+            cause: cause.into(),
+            hint: hint.map(str::to_owned),
+        }
+    }
+
+    /// The same with a hint, unless there is a better one already.
+    #[must_use]
+    pub(crate) fn hinting(mut self, hint: &str) -> Self {
+        self.hint.get_or_insert_with(|| hint.to_owned());
+        self
+    }
+}
+
+impl fmt::Display for Trouble {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.cause)
+    }
+}
