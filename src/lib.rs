@@ -33,6 +33,7 @@ mod log;
 mod machine;
 mod trouble;
 mod whoami;
+mod whole;
 
 use std::ffi::OsString;
 use std::io::Write as _;
