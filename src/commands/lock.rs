@@ -36,9 +36,10 @@ pub(super) fn carry_out(
     );
     let ties = Ties {
         adopted: errand.owner,
-        kept: errand.background.as_ref().map(Detached::descriptor),
+        kept: errand.background.iter().map(Detached::descriptor).collect(),
+        ..Ties::default()
     };
-    let guard = guard::launch(command, policy, ties).context("cannot start the guard process")?;
+    let guard = guard::launch(command, policy, &ties).context("cannot start the guard process")?;
     let contender = Contender::new(
         Rc::new(Cluster::new(settings)),
         Queue::new(&settings.prefix, name),

@@ -88,12 +88,17 @@ pub(crate) struct Policy {
 }
 
 /// What a guard has to do with others than dlock and the command.
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Default)]
 pub(crate) struct Ties<'a> {
     /// A process that is stopped and killed with the command.
     pub(crate) adopted: Option<&'a Other>,
-    /// A descriptor that dlock goes on using.
-    pub(crate) kept: Option<BorrowedFd<'a>>,
+    /// Descriptors that dlock goes on using.
+    pub(crate) kept: Vec<BorrowedFd<'a>>,
+    /// A descriptor that dlock goes on using, and that the guard keeps, too, until nothing of the command is left. The
+    /// command does not get it.
+    pub(crate) shared: Option<BorrowedFd<'a>>,
+    /// Variables that the command does not get, though the caller has them.
+    pub(crate) cleared: &'a [&'static str],
 }
 
 /// dlock's side. Dropping it is the end for the command too.
@@ -107,20 +112,20 @@ pub(crate) struct Guard {
 }
 
 /// Makes the guard of `command` and leaves to it what the caller handed on: dlock keeps stderr alone, and no other
-/// descriptor from 3 on. To be called while there is one thread, nothing is open and no child of ours exists.
-pub(crate) fn launch(command: Command, policy: Policy, ties: Ties) -> io::Result<Guard> {
-    let guard = fork_guard(command, policy, ties.adopted)?;
+/// descriptor from 3 on but those that it is told. To be called while there is one thread and no child of ours exists.
+pub(crate) fn launch(command: Command, policy: Policy, ties: &Ties) -> io::Result<Guard> {
+    let guard = fork_guard(command, policy, ties)?;
     guard.settle(ties)?;
     Ok(guard)
 }
 
 /// Everything that may be missing is made and tried before the fork: an error means that nothing has been started.
 #[expect(unsafe_code, reason = "forks")]
-fn fork_guard(command: Command, policy: Policy, adopted: Option<&Other>) -> io::Result<Guard> {
-    let program = Program::new(command)?;
+fn fork_guard(command: Command, policy: Policy, ties: &Ties) -> io::Result<Guard> {
+    let program = Program::new(command, ties.cleared)?;
     let (ours, theirs) = Link::pair()?;
     let mut tree = Tree::open()?;
-    if let Some(other) = adopted {
+    if let Some(other) = ties.adopted {
         tree.adopt(other.name().0);
     }
     let deaths = signals::descriptor(libc::SIGCHLD)?;
@@ -146,6 +151,7 @@ fn fork_guard(command: Command, policy: Policy, adopted: Option<&Other>) -> io::
             deaths,
             timer,
             null,
+            shared: ties.shared.map(|shared| shared.as_raw_fd()),
             program,
             policy,
         };
@@ -177,7 +183,7 @@ pub(crate) fn rehearse() -> io::Result<bool> {
 
 impl Guard {
     /// Lets go of what the guard keeps for the command.
-    fn settle(&self, ties: Ties) -> io::Result<()> {
+    fn settle(&self, ties: &Ties) -> io::Result<()> {
         let null = descriptors::null()?;
         dup2_stdin(&null)?;
         dup2_stdout(&null)?;
@@ -187,8 +193,9 @@ impl Guard {
             self.link.as_fd().as_raw_fd(),
             self.tree.descriptor(),
         ];
-        let others = [ties.kept, ties.adopted.map(Other::descriptor)];
-        let others = others.iter().flatten().map(AsRawFd::as_raw_fd);
+        let adopted = ties.adopted.map(Other::descriptor);
+        let others = ties.kept.iter().chain(&ties.shared).chain(&adopted);
+        let others = others.map(AsRawFd::as_raw_fd);
         descriptors::close_all_but(&own.into_iter().chain(others).collect::<Vec<_>>())?;
         // A line on stderr must not stop dlock when it runs in the background of a terminal (`stty tostop`).
         signals::set_mask(signals::mask() | signals::set_of(libc::SIGTTOU));

@@ -1,7 +1,7 @@
 //! The guard's own process: one loop that starts the command, keeps its deadlines and sees its tree die.
 //! It must not know the lock, the network, or why dlock gives an order.
 
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{Pid, Signal, WaitStatus, getpid, kill_process, set_child_subreaper, setsid};
@@ -40,6 +40,8 @@ pub(super) struct Equipment {
     pub(super) timer: OwnedFd,
     /// Of /dev/null.
     pub(super) null: OwnedFd,
+    /// Open for as long as this process lives.
+    pub(super) shared: Option<RawFd>,
     pub(super) program: Program,
     pub(super) policy: Policy,
 }
@@ -120,6 +122,7 @@ impl Process {
             deaths,
             timer,
             null,
+            shared,
             ..
         } = &self.equipment;
         let _ = dup2_stdin(null)
@@ -127,8 +130,8 @@ impl Process {
             .and(dup2_stderr(null));
         let own = [deaths, timer, null, outcome].map(AsRawFd::as_raw_fd);
         let link = self.link.as_ref().map(|link| link.as_fd().as_raw_fd());
-        let _ =
-            descriptors::close_all_but(&[&own[..], &[tree.descriptor()], link.as_slice()].concat());
+        let others = [link.as_slice(), shared.as_slice()].concat();
+        let _ = descriptors::close_all_but(&[&own[..], &[tree.descriptor()], &others].concat());
         let _ = rustix::process::chdir("/");
     }
 

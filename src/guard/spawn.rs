@@ -76,6 +76,8 @@ fn executable(path: &Path) -> Result<(), Errno> {
 pub(super) struct Program {
     path: CString,
     argv: Vec<CString>,
+    /// Variables that it does not get.
+    cleared: Vec<&'static str>,
 }
 
 /// A command that is on its way.
@@ -86,7 +88,7 @@ pub(super) struct Launched {
 }
 
 impl Program {
-    pub(super) fn new(command: Command) -> io::Result<Self> {
+    pub(super) fn new(command: Command, cleared: &[&'static str]) -> io::Result<Self> {
         let path = CString::new(command.path.into_os_string().into_vec())?;
         let argv = command
             .argv
@@ -95,13 +97,14 @@ impl Program {
         Ok(Self {
             path,
             argv: argv.collect::<Result<_, _>>()?,
+            cleared: cleared.to_vec(),
         })
     }
 
     /// Forks and execs in the child: in the process group of this process, dying with it, and apart from that as
     /// the caller had it. To be called in a process with one thread, on whose end the child dies.
     pub(super) fn start(&self, variables: &[(String, String)]) -> io::Result<Launched> {
-        let environment = environment(variables)?;
+        let environment = environment(variables, &self.cleared)?;
         // All that allocates comes before the fork.
         let image = self.image(&environment);
         let (outcome, report) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
@@ -134,7 +137,8 @@ impl Program {
 /// Turns this process into the command, as the caller had it, with these variables on top; comes back only to say why
 /// not. Whatever descriptor is open and not close-on-exec becomes the command's. To be called in a process with one thread.
 pub(crate) fn become_command(command: Command, variables: &[(String, String)]) -> io::Error {
-    let prepared = Program::new(command).and_then(|program| Ok((program, environment(variables)?)));
+    let prepared =
+        Program::new(command, &[]).and_then(|program| Ok((program, environment(variables, &[])?)));
     match prepared {
         Ok((program, environment)) => {
             let image = program.image(&environment);
@@ -217,21 +221,23 @@ fn pointers<'a>(strings: impl Iterator<Item = &'a CStr>) -> Vec<*const c_char> {
         .collect()
 }
 
-/// The environment of this process with `variables` in place of their namesakes. Whatever else stands there stays,
-/// also what `std::env` would drop.
-fn environment(variables: &[(String, String)]) -> io::Result<Vec<CString>> {
+/// The environment of this process with `variables` in place of their namesakes, and without those that are `cleared`.
+/// Whatever else stands there stays, also what `std::env` would drop.
+fn environment(variables: &[(String, String)], cleared: &[&str]) -> io::Result<Vec<CString>> {
     let own = variables
         .iter()
         .map(|(name, value)| CString::new(format!("{name}={value}")));
-    let is_own = |entry: &CStr| {
-        variables.iter().any(|(name, _)| {
+    let names = variables.iter().map(|(name, _)| name.as_str());
+    let replaced: Vec<&str> = names.chain(cleared.iter().copied()).collect();
+    let is_replaced = |entry: &CStr| {
+        replaced.iter().any(|name| {
             let rest = entry.to_bytes().strip_prefix(name.as_bytes());
             rest.is_some_and(|rest| rest.starts_with(b"="))
         })
     };
     let mut environment: Vec<CString> = inherited_environment()
         .into_iter()
-        .filter(|entry| !is_own(entry))
+        .filter(|entry| !is_replaced(entry))
         .collect();
     for variable in own {
         environment.push(variable?);
@@ -329,7 +335,7 @@ mod tests {
     #[test]
     fn own_variables_come_last_and_alone() {
         let own = |name: &str, value: &str| (name.to_owned(), value.to_owned());
-        let merged = environment(&[own("PATH", "ours"), own("PAT", "x=y")]).unwrap();
+        let merged = environment(&[own("PATH", "ours"), own("PAT", "x=y")], &[]).unwrap();
         let named = |name: &[u8]| {
             merged
                 .iter()
@@ -339,6 +345,8 @@ mod tests {
         assert_eq!((named(b"PATH="), named(b"PAT=")), (1, 1));
         assert!(merged.ends_with(&[c"PATH=ours".to_owned(), c"PAT=x=y".to_owned()]));
         assert_eq!(merged.len(), inherited_environment().len() + 1);
-        assert!(environment(&[own("A", "\0")]).is_err());
+        assert!(environment(&[own("A", "\0")], &[]).is_err());
+        let fewer = environment(&[], &["PATH", "PAT"]).unwrap();
+        assert_eq!(fewer.len(), inherited_environment().len() - 1);
     }
 }

@@ -67,7 +67,7 @@ fn compare(
                     argv,
                 },
                 PATIENT,
-                Ties::default(),
+                &Ties::default(),
             )
             .unwrap();
             guard.start(&[], far()).unwrap();
@@ -147,7 +147,7 @@ fn a_script_that_names_no_interpreter_is_run_by_the_shell() {
             "a b".into(),
             scratch.0.join("said").into(),
         ];
-        let mut guard = launch(Command { path, argv }, PATIENT, Ties::default()).unwrap();
+        let mut guard = launch(Command { path, argv }, PATIENT, &Ties::default()).unwrap();
         guard
             .start(&[("DIR".to_owned(), "ours".to_owned())], far())
             .unwrap();

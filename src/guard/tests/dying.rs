@@ -168,7 +168,7 @@ fn who_adopts_others_is_no_hiding_place() {
     }
     alone(|scratch| {
         let variables = [("ADOPTS", "1"), ("DIR", scratch.0.to_str().unwrap())];
-        let mut guard = launch(this_test(), PATIENT, Ties::default()).unwrap();
+        let mut guard = launch(this_test(), PATIENT, &Ties::default()).unwrap();
         guard
             .start(
                 &variables.map(|(name, value)| (name.to_owned(), value.to_owned())),
@@ -196,7 +196,7 @@ fn a_chain_of_forks_is_exhausted() {
             leftovers: Leftovers::Wait,
             ..PATIENT
         };
-        let mut guard = launch(this_test(), policy, Ties::default()).unwrap();
+        let mut guard = launch(this_test(), policy, &Ties::default()).unwrap();
         guard
             .start(&[("CHAIN".to_owned(), "1".to_owned())], far())
             .unwrap();

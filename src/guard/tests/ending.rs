@@ -83,7 +83,7 @@ fn what_cannot_be_started_is_said() {
             path: "/nonexistent/program".into(),
             argv: vec!["program".into()],
         };
-        let mut guard = launch(command, PATIENT, Ties::default()).unwrap();
+        let mut guard = launch(command, PATIENT, &Ties::default()).unwrap();
         guard.start(&[], far()).unwrap();
         assert_eq!(
             next(&mut guard),
@@ -98,7 +98,7 @@ fn what_cannot_be_started_is_said() {
 #[test]
 fn nothing_is_started_too_late() {
     alone(|scratch| {
-        let mut guard = launch(shell("echo > \"$DIR/ran\""), PATIENT, Ties::default()).unwrap();
+        let mut guard = launch(shell("echo > \"$DIR/ran\""), PATIENT, &Ties::default()).unwrap();
         guard.extend(1, far()).unwrap();
         assert_eq!(next(&mut guard), Report::Beat(1));
         guard
@@ -124,7 +124,7 @@ fn nothing_is_started_too_late() {
 #[test]
 fn nothing_is_started_after_a_stop() {
     alone(|_| {
-        let mut guard = launch(shell("exit"), PATIENT, Ties::default()).unwrap();
+        let mut guard = launch(shell("exit"), PATIENT, &Ties::default()).unwrap();
         guard.stop().unwrap();
         assert_eq!(
             next(&mut guard),
@@ -153,7 +153,7 @@ fn the_guard_itself_leaves_no_zombie() {
         let mut guard = scratch.start("exit", PATIENT);
         assert_eq!(next(&mut guard), ended(Status::Exited(0), Cause::Command));
         drop(guard);
-        drop(launch(shell("exit"), PATIENT, Ties::default()).unwrap());
+        drop(launch(shell("exit"), PATIENT, &Ties::default()).unwrap());
         assert_eq!(reap(|_, _| ()), Children::None);
     });
 }

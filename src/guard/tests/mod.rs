@@ -95,7 +95,7 @@ impl Scratch {
     }
 
     fn start_until(&self, script: &str, policy: Policy, deadlines: Deadlines) -> Guard {
-        let mut guard = launch(shell(script), policy, Ties::default()).unwrap();
+        let mut guard = launch(shell(script), policy, &Ties::default()).unwrap();
         guard
             .start(
                 &[("DIR".to_owned(), self.0.to_str().unwrap().to_owned())],
