@@ -50,6 +50,7 @@ complete -c dlock -n "__fish_dlock_needs_command" -f -a "break" -d 'Send away wh
 complete -c dlock -n "__fish_dlock_needs_command" -f -a "doctor" -d 'Say what would go wrong tonight'
 complete -c dlock -n "__fish_dlock_needs_command" -f -a "completions" -d 'Print the completions for a shell'
 complete -c dlock -n "__fish_dlock_using_subcommand run" -s c -l command -d 'Run STRING with $SHELL -c instead of a command' -r -f -a "(__fish_complete_command)"
+complete -c dlock -n "__fish_dlock_using_subcommand run" -l local -d 'Use the locks of this machine alone, in files instead of etcd' -r -f -a "(__fish_complete_directories)"
 complete -c dlock -n "__fish_dlock_using_subcommand run" -s w -l wait -d 'If the lock is busy, wait no longer than this; 0 is --no-wait' -r -f
 complete -c dlock -n "__fish_dlock_using_subcommand run" -s E -l conflict-exit-code -d 'Exit status for a busy lock, 0 to 255; default 75' -r -f
 complete -c dlock -n "__fish_dlock_using_subcommand run" -l ttl -d 'How long etcd keeps the lock for a dlock that it cannot hear; default 30s' -r -f
@@ -101,6 +102,7 @@ complete -c dlock -n "__fish_dlock_using_subcommand fence" -s v -l verbose -d 'S
 complete -c dlock -n "__fish_dlock_using_subcommand fence" -s q -l quiet -d 'Say errors only'
 complete -c dlock -n "__fish_dlock_using_subcommand fence" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c dlock -n "__fish_dlock_using_subcommand hold" -l pid -d 'Hold the lock until this process has ended, and end it if the lock is lost' -r -f
+complete -c dlock -n "__fish_dlock_using_subcommand hold" -l local -d 'Use the locks of this machine alone, in files instead of etcd' -r -f -a "(__fish_complete_directories)"
 complete -c dlock -n "__fish_dlock_using_subcommand hold" -s w -l wait -d 'If the lock is busy, wait no longer than this; 0 is --no-wait' -r -f
 complete -c dlock -n "__fish_dlock_using_subcommand hold" -s E -l conflict-exit-code -d 'Exit status for a busy lock, 0 to 255; default 75' -r -f
 complete -c dlock -n "__fish_dlock_using_subcommand hold" -l ttl -d 'How long etcd keeps the lock for a dlock that it cannot hear; default 30s' -r -f
@@ -146,6 +148,7 @@ json\t''"
 complete -c dlock -n "__fish_dlock_using_subcommand release" -s v -l verbose -d 'Say more: what is waited for; twice: every step'
 complete -c dlock -n "__fish_dlock_using_subcommand release" -s q -l quiet -d 'Say errors only'
 complete -c dlock -n "__fish_dlock_using_subcommand release" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c dlock -n "__fish_dlock_using_subcommand ls" -l local -d 'Use the locks of this machine alone, in files instead of etcd' -r -f -a "(__fish_complete_directories)"
 complete -c dlock -n "__fish_dlock_using_subcommand ls" -l endpoints -d 'Members of the etcd cluster, separated by commas' -r -f -a "(__fish_print_hostnames)"
 complete -c dlock -n "__fish_dlock_using_subcommand ls" -l cacert -d 'Trust the certificate authorities in this PEM file instead of the system\'s' -r -F
 complete -c dlock -n "__fish_dlock_using_subcommand ls" -l cert -d 'Client certificate, a PEM file; needs --key' -r -F
@@ -162,6 +165,7 @@ complete -c dlock -n "__fish_dlock_using_subcommand ls" -l watch -d 'Go on, and 
 complete -c dlock -n "__fish_dlock_using_subcommand ls" -s v -l verbose -d 'Say more: what is waited for; twice: every step'
 complete -c dlock -n "__fish_dlock_using_subcommand ls" -s q -l quiet -d 'Say errors only'
 complete -c dlock -n "__fish_dlock_using_subcommand ls" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c dlock -n "__fish_dlock_using_subcommand status" -l local -d 'Use the locks of this machine alone, in files instead of etcd' -r -f -a "(__fish_complete_directories)"
 complete -c dlock -n "__fish_dlock_using_subcommand status" -l endpoints -d 'Members of the etcd cluster, separated by commas' -r -f -a "(__fish_print_hostnames)"
 complete -c dlock -n "__fish_dlock_using_subcommand status" -l cacert -d 'Trust the certificate authorities in this PEM file instead of the system\'s' -r -F
 complete -c dlock -n "__fish_dlock_using_subcommand status" -l cert -d 'Client certificate, a PEM file; needs --key' -r -F
@@ -181,6 +185,7 @@ complete -c dlock -n "__fish_dlock_using_subcommand status" -s q -l quiet -d 'Sa
 complete -c dlock -n "__fish_dlock_using_subcommand status" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c dlock -n "__fish_dlock_using_subcommand check" -l name -d 'Name of the lock; default `DLOCK_NAME`' -r -f
 complete -c dlock -n "__fish_dlock_using_subcommand check" -l token -d 'Fencing token of its holder; default `DLOCK_FENCING_TOKEN`' -r -f
+complete -c dlock -n "__fish_dlock_using_subcommand check" -l local -d 'Use the locks of this machine alone, in files instead of etcd' -r -f -a "(__fish_complete_directories)"
 complete -c dlock -n "__fish_dlock_using_subcommand check" -l endpoints -d 'Members of the etcd cluster, separated by commas' -r -f -a "(__fish_print_hostnames)"
 complete -c dlock -n "__fish_dlock_using_subcommand check" -l cacert -d 'Trust the certificate authorities in this PEM file instead of the system\'s' -r -F
 complete -c dlock -n "__fish_dlock_using_subcommand check" -l cert -d 'Client certificate, a PEM file; needs --key' -r -F
@@ -198,6 +203,7 @@ complete -c dlock -n "__fish_dlock_using_subcommand check" -s h -l help -d 'Prin
 complete -c dlock -n "__fish_dlock_using_subcommand break" -l token -d 'Token of who has to go, as `dlock status` shows it' -r -f
 complete -c dlock -n "__fish_dlock_using_subcommand break" -l reason -d 'Text that the other one is told' -r -f
 complete -c dlock -n "__fish_dlock_using_subcommand break" -s w -l wait -d 'How long to wait until the other one has gone; default 30s' -r -f
+complete -c dlock -n "__fish_dlock_using_subcommand break" -l local -d 'Refused: only in etcd can somebody be sent away' -r
 complete -c dlock -n "__fish_dlock_using_subcommand break" -l endpoints -d 'Members of the etcd cluster, separated by commas' -r -f -a "(__fish_print_hostnames)"
 complete -c dlock -n "__fish_dlock_using_subcommand break" -l cacert -d 'Trust the certificate authorities in this PEM file instead of the system\'s' -r -F
 complete -c dlock -n "__fish_dlock_using_subcommand break" -l cert -d 'Client certificate, a PEM file; needs --key' -r -F

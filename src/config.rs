@@ -6,6 +6,7 @@ pub(crate) mod endpoint;
 pub(crate) mod file;
 pub(crate) mod layers;
 pub(crate) mod origins;
+pub(crate) mod site;
 
 use std::ffi::{OsStr, OsString};
 use std::fs;

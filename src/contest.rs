@@ -12,6 +12,9 @@ use crate::trouble::Trouble;
 pub(crate) trait Contend {
     type Session: Keep;
 
+    /// Whether it is a lock of this machine alone.
+    const LOCAL: bool;
+
     /// Queues up and waits for the turn, as patiently as is wished; without patience it leaves no trace
     /// when somebody else has the lock. May be dropped at any await; call [`Self::leave`] then.
     ///
@@ -119,7 +122,9 @@ pub(crate) enum News {
     Renewed(Renewal),
     /// A renewal was refused or not answered in time by this endpoint.
     Failed { endpoint: String, cause: String },
-    /// Our key is gone, or no longer ours.
+    /// A look has found the lock, which no time ends, to be ours.
+    Kept,
+    /// Our key or file is gone, or no longer ours.
     Lost(Loss),
     /// Somebody asks something of us, by our key. Told again for as long as it stands there.
     Asked(Ask),

@@ -65,7 +65,7 @@ pub const TABLE: &[Row] = &[
     },
     Row {
         code: "125",
-        meaning: "dlock itself failed: usage, configuration, or an etcd that cannot be reached or refuses",
+        meaning: "dlock itself failed: usage, configuration, an etcd that cannot be reached or refuses, or a state folder that cannot be used (--local)",
     },
     Row {
         code: "126",

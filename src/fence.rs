@@ -36,25 +36,13 @@ impl Fence {
 
     /// What the file says at this moment; a file that is not there has seen nothing.
     pub(crate) fn read(&self) -> Result<Seen, Failure> {
-        let Some(bytes) = self.0.read(LONGEST)? else {
-            return Ok(Seen::default());
-        };
-        let parsed = if bytes.len() as u64 > LONGEST {
-            Err(Unreadable::Foreign)
-        } else {
-            Seen::parse(&bytes)
-        };
-        parsed.map_err(|why| {
-            let hint = match why {
-                Unreadable::Foreign => "dlock fence makes the file itself: name one that is not there yet",
-                Unreadable::Version(_) => "use the newer dlock that wrote it",
-                Unreadable::Line(_) | Unreadable::Cut => {
-                    "restore it; or move it away and let every lock's next token in, which is higher than all before: dlock run NAME -- dlock fence FILE"
-                }
-            };
-            Failure {
-                hint: Some(hint.to_owned()),
-                ..anyhow!("cannot use '{}': {why}", self.0.path().display()).into()
+        read(&self.0, |why| match why {
+            Unreadable::Foreign => {
+                "dlock fence makes the file itself: name one that is not there yet"
+            }
+            Unreadable::Version(_) => "use the newer dlock that wrote it",
+            Unreadable::Line(_) | Unreadable::Cut => {
+                "restore it; or move it away and let every lock's next token in, which is higher than all before: dlock run NAME -- dlock fence FILE"
             }
         })
     }
@@ -80,25 +68,51 @@ impl Fence {
 }
 
 impl Locked<'_> {
-    /// Puts `seen` in the place of what the file says, and waits until it will be there after a power cut.
     pub(crate) fn record(&self, seen: &Seen) -> Result<(), Failure> {
-        let Fence(file) = self.fence;
-        let replaced = file.replace_locked(seen.to_string().as_bytes());
-        replaced.map_err(|failure| {
-            let tried = format!("cannot record the token in '{}'", file.path().display());
-            Failure {
-                error: failure.error.context(tried),
-                ..failure
-            }
-        })?;
-        self.settle()
+        record(&self.fence.0, seen)
     }
 
-    /// Waits until what the file says will be there after a power cut: who wrote it may have been killed before that.
     pub(crate) fn settle(&self) -> Result<(), Failure> {
-        let Fence(file) = self.fence;
-        let settled = file.settle();
-        let path = file.path().display();
-        Ok(settled.with_context(|| format!("cannot record the token in '{path}' for good"))?)
+        settle(&self.fence.0)
     }
+}
+
+/// What a file of tokens says at this moment; `hint` is what may help when it cannot be understood.
+pub(crate) fn read(
+    file: &Whole,
+    hint: impl Fn(&Unreadable) -> &'static str,
+) -> Result<Seen, Failure> {
+    let Some(bytes) = file.read(LONGEST)? else {
+        return Ok(Seen::default());
+    };
+    let parsed = if bytes.len() as u64 > LONGEST {
+        Err(Unreadable::Foreign)
+    } else {
+        Seen::parse(&bytes)
+    };
+    parsed.map_err(|why| Failure {
+        hint: Some(hint(&why).to_owned()),
+        ..anyhow!("cannot use '{}': {why}", file.path().display()).into()
+    })
+}
+
+/// Puts `seen` in the place of what a file of tokens says, under its lock, and waits until it will be there after a power
+/// cut.
+pub(crate) fn record(file: &Whole, seen: &Seen) -> Result<(), Failure> {
+    let replaced = file.replace_locked(seen.to_string().as_bytes());
+    replaced.map_err(|failure| {
+        let tried = format!("cannot record the token in '{}'", file.path().display());
+        Failure {
+            error: failure.error.context(tried),
+            ..failure
+        }
+    })?;
+    settle(file)
+}
+
+/// Waits until what the file says will be there after a power cut: who wrote it may have been killed before that.
+fn settle(file: &Whole) -> Result<(), Failure> {
+    let settled = file.settle();
+    let path = file.path().display();
+    Ok(settled.with_context(|| format!("cannot record the token in '{path}' for good"))?)
 }

@@ -11,8 +11,10 @@
 //! | what do others see of the holder? | `core/holder.rs`, `whoami.rs` |
 //! | what is every kind of lock to the one who wants it? | `contest.rs` |
 //! | what is said to etcd? | `etcd/` |
+//! | how does a lock work without etcd? | `local/`, `core/local.rs` |
 //! | how is the command started, and how does all of it die? | `guard/` |
 //! | who is a fence's late writer, and what does its file say? | `core/fence.rs`, `fence.rs` |
+//! | what survives a crash? | `whole.rs` |
 //! | in what order does it all happen? | `commands/` |
 //! | what would go wrong tonight? | `commands/doctor.rs`, `core/doctor.rs`, `etcd/doctor.rs`, `machine.rs` |
 //! | which exit status? | `exit.rs` |
@@ -29,6 +31,7 @@ mod etcd;
 pub mod exit;
 mod fence;
 mod guard;
+mod local;
 mod log;
 mod machine;
 mod trouble;

@@ -5,6 +5,7 @@ use std::fmt;
 use std::time::Duration;
 
 use crate::core::text::span;
+use crate::exit::Failure;
 
 /// What a failure asks of us. etcd answers `Unknown` for whatever it does not map
 /// (`api/v3rpc/util.go togRPCError`), so code and message decide together.
@@ -61,6 +62,12 @@ impl Trouble {
     pub(crate) fn hinting(mut self, hint: &str) -> Self {
         self.hint.get_or_insert_with(|| hint.to_owned());
         self
+    }
+}
+
+impl From<Failure> for Trouble {
+    fn from(failure: Failure) -> Self {
+        Self::refused(format!("{:#}", failure.error), failure.hint.as_deref())
     }
 }
 

@@ -22,6 +22,8 @@ pub(crate) struct Whole {
     path: PathBuf,
     folder: OwnedFd,
     name: OsString,
+    /// Of what is made anew, whatever the umask says; else as the umask has it.
+    mode: Option<Mode>,
 }
 
 impl Whole {
@@ -39,7 +41,18 @@ impl Whole {
             folder: rustix::fs::open(folder, flags, Mode::empty())
                 .with_context(|| format!("cannot open the folder '{}'", folder.display()))?,
             name: name.to_owned(),
+            mode: None,
         })
+    }
+
+    /// The file at `path`, whose folder is open already; what is made anew has this mode.
+    pub(crate) fn within(folder: OwnedFd, path: &Path, mode: Mode) -> Self {
+        Self {
+            path: path.to_owned(),
+            folder,
+            name: path.file_name().unwrap_or_default().to_owned(),
+            mode: Some(mode),
+        }
     }
 
     /// As it was given.
@@ -122,19 +135,23 @@ impl Whole {
 
     fn open_lock(&self, name: &OsStr) -> Result<OwnedFd, Errno> {
         let flags = OFlags::CREATE | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        let open = |access| {
-            openat(
-                &self.folder,
-                name,
-                flags | access,
-                Mode::from_raw_mode(0o666),
-            )
-        };
+        let open = |access| self.create(name, flags | access);
         // NFS wants to write where an exclusive lock is to be; elsewhere, reading another user's file is enough.
         match open(OFlags::RDWR) {
             Err(Errno::ACCESS) => open(OFlags::RDONLY),
             opened => opened,
         }
+    }
+
+    /// Opens a file that may be made by that.
+    fn create(&self, name: &OsStr, flags: OFlags) -> Result<OwnedFd, Errno> {
+        let mode = self.mode.unwrap_or(Mode::from_raw_mode(0o666));
+        let file = openat(&self.folder, name, flags, mode)?;
+        if let Some(mode) = self.mode {
+            // Another user's has its mode already.
+            let _ = fchmod(&file, mode);
+        }
+        Ok(file)
     }
 
     fn beside(&self, suffix: &str) -> OsString {
@@ -179,8 +196,7 @@ impl Whole {
 
     fn make(&self, new: &OsStr) -> Result<File, Errno> {
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
-        let mode = Mode::from_raw_mode(0o666);
-        openat(&self.folder, new, flags, mode).map(File::from)
+        self.create(new, flags).map(File::from)
     }
 
     /// Waits until what the file holds will be there after a power cut: who wrote it may have been killed before that.
@@ -194,7 +210,8 @@ fn try_lock(lock: &OwnedFd) -> Result<(), Errno> {
     retry_on_intr(|| flock(lock, FlockOperation::NonBlockingLockExclusive))
 }
 
-fn same(one: &Stat, other: &Stat) -> bool {
+/// Whether both are the same file.
+pub(crate) fn same(one: &Stat, other: &Stat) -> bool {
     (one.st_dev, one.st_ino) == (other.st_dev, other.st_ino)
 }
 

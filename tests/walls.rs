@@ -78,6 +78,22 @@ const ROOMS: &[(&str, &[&str], &str)] = &[
         &["crate::guard", "crate::exit", "crate::cli"],
         "etcd/ knows no command",
     ),
+    (
+        "local/",
+        &[
+            "crate::guard",
+            "crate::cli",
+            "crate::commands",
+            "crate::etcd",
+            "std::process",
+        ],
+        "local/ knows no command, nor the other kind of lock",
+    ),
+    (
+        "contest.rs",
+        &["crate::etcd", "crate::local", "tokio", "rustix"],
+        "what every kind of lock has in common is none of them",
+    ),
 ];
 
 struct Source {

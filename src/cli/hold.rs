@@ -6,8 +6,9 @@ use std::ffi::{OsStr, OsString};
 use anyhow::anyhow;
 use clap::{Args, ValueHint};
 
-use super::lock;
+use super::{Asked, Work, local, lock};
 use crate::config::layers::Layers;
+use crate::config::site::Site;
 use crate::core::name::LockName;
 use crate::exit::{Failure, OrFail as _};
 
@@ -40,6 +41,9 @@ pub(crate) struct Words {
     json: bool,
 
     #[command(flatten)]
+    local: local::Words,
+
+    #[command(flatten)]
     lock: lock::Words,
 }
 
@@ -64,11 +68,17 @@ pub(crate) struct Options {
 
 impl Words {
     /// Puts the words together with the variables, the file and the defaults.
-    pub(crate) fn resolve(self, layers: &Layers) -> Result<Options, Failure> {
+    pub(super) fn resolve(self, asked: &mut Asked) -> Result<Work, Failure> {
+        let site = self.local.resolve(asked);
+        let options = self.options(&asked.layers, matches!(site, Ok(Site::Local(_))))?;
+        Ok(Work::Hold(site?, options))
+    }
+
+    fn options(self, layers: &Layers, local: bool) -> Result<Options, Failure> {
         let pid = self.pid.as_deref().map(pid).transpose()?;
         Ok(Options {
             name: lock::name(&self.name)?,
-            lock: self.lock.resolve(layers)?,
+            lock: self.lock.resolve(layers, local)?,
             pid,
             until_eof: self.until_eof,
             background: self.background,

@@ -41,14 +41,14 @@ pub(crate) struct Words {
     /// How long etcd keeps the lock for a dlock that it cannot hear; default 30s
     ///
     /// Whole seconds, 5s to 24h. A shorter one frees the lock sooner after a crash, a longer one survives
-    /// longer outages of etcd.
+    /// longer outages of etcd. Not with --local: no time ends such a lock.
     #[arg(long, value_name = "DURATION", value_hint = ValueHint::Other, allow_negative_numbers = true)]
     ttl: Option<OsString>,
 
     /// How long the command may take to end when it is told to, before it is killed
     ///
     /// Default: 5s, or a fifth of the TTL if that is less. At most half of the TTL less half a second, so that
-    /// two renewals may fail before the command has to be told.
+    /// two renewals may fail before the command has to be told; with --local as long as it takes.
     #[arg(short, long, value_name = "DURATION", value_hint = ValueHint::Other, allow_negative_numbers = true)]
     kill_after: Option<OsString>,
 
@@ -71,7 +71,8 @@ pub(crate) struct Words {
 
     /// Keep the lock at least for so long, counted by etcd from the moment that it was taken
     ///
-    /// Also when the command has ended before, and dlock with it: then the lock cools down. Whole seconds.
+    /// Also when the command has ended before, and dlock with it: then the lock cools down. Whole seconds; with --local
+    /// this machine counts, and any time will do.
     #[arg(long, value_name = "DURATION", value_hint = ValueHint::Other, allow_negative_numbers = true)]
     min_hold: Option<OsString>,
 
@@ -139,9 +140,17 @@ pub(crate) fn name(text: &OsStr) -> Result<LockName, Failure> {
 
 impl Words {
     /// Puts the words together with the variables, the file and the defaults.
-    pub(crate) fn resolve(self, layers: &Layers) -> Result<Options, Failure> {
+    pub(crate) fn resolve(self, layers: &Layers, local: bool) -> Result<Options, Failure> {
+        if local {
+            self.refuse_what_etcd_does(layers)?;
+        }
         let patience = patience(layers, self.no_wait, self.wait.as_deref())?;
-        let (ttl, grace) = times(layers, self.ttl.as_deref(), self.kill_after.as_deref())?;
+        let kill_after = self.kill_after.as_deref();
+        let (ttl, grace) = if local {
+            (TTL, grace_without_a_lease(layers, kill_after)?)
+        } else {
+            times(layers, self.ttl.as_deref(), kill_after)?
+        };
         let find = |flag: Option<&OsStr>, option| layers.find(flag, option);
         let conflict = find(self.conflict_exit_code.as_deref(), "conflict-exit-code")
             .map(|found| found.parse(status))
@@ -155,7 +164,7 @@ impl Words {
         let max_hold = find(self.max_hold.as_deref(), "max-hold")
             .map(|found| found.parse(some_time))
             .transpose()?;
-        let wish = self.wish(layers, patience)?;
+        let wish = self.wish(layers, patience, local)?;
         Ok(Options {
             conflict: conflict.unwrap_or(exit::BUSY),
             ttl,
@@ -167,7 +176,33 @@ impl Words {
         })
     }
 
-    fn wish(&self, layers: &Layers, patience: Patience) -> Result<Wish, Failure> {
+    /// What a lock of this machine alone cannot do. A TTL from a variable or the file is there for the others.
+    fn refuse_what_etcd_does(&self, layers: &Layers) -> Result<(), Failure> {
+        let ttl = self.ttl.as_deref();
+        let ttl = ttl.and_then(|ttl| layers.find_set(Some(ttl), "ttl"));
+        let once_per = layers.find(self.once_per.as_deref(), "once-per");
+        let supersede = layers.find(self.supersede.as_deref().map(OsStr::new), "supersede");
+        let refused = [
+            (
+                ttl,
+                "it has no lease, and is held until the command has ended",
+            ),
+            (
+                once_per,
+                "no clock of one machine counts on through its restarts",
+            ),
+            (supersede, "only in etcd can those who wait be asked to go"),
+        ];
+        for (found, why) in refused {
+            if let Some(found) = found {
+                return Err(anyhow!("cannot use {found} for a local lock: {why}"))
+                    .or_hint("leave it out, or --local");
+            }
+        }
+        Ok(())
+    }
+
+    fn wish(&self, layers: &Layers, patience: Patience, local: bool) -> Result<Wish, Failure> {
         let shared = layers.switch(self.shared, "shared")?;
         let slots = layers.find(self.slots.as_deref(), "slots");
         let mode = match Found::stronger(shared, slots)? {
@@ -177,7 +212,8 @@ impl Words {
         };
         let whole = |flag: Option<&OsStr>, option| {
             let found = layers.find(flag, option);
-            found.map(|found| found.parse(whole_time)).transpose()
+            let time = if local { some_time } else { whole_time };
+            found.map(|found| found.parse(time)).transpose()
         };
         let supersede = layers.find(self.supersede.as_deref().map(OsStr::new), "supersede");
         if let Some(found) = &supersede {
@@ -198,6 +234,15 @@ impl Words {
             supersede: supersede.map(|found| found.parse(whom)).transpose()?,
         })
     }
+}
+
+/// How long a command may take to end under a lock that no time ends.
+fn grace_without_a_lease(layers: &Layers, flag: Option<&OsStr>) -> Result<Duration, Failure> {
+    let found = layers.find(flag, "kill-after");
+    let grace = found
+        .map(|found| found.parse(duration::parse))
+        .transpose()?;
+    Ok(grace.unwrap_or(Terms::default_grace(TTL)))
 }
 
 fn patience(layers: &Layers, no_wait: bool, wait: Option<&OsStr>) -> Result<Patience, Failure> {

@@ -7,8 +7,7 @@ use std::time::Duration;
 use anyhow::anyhow;
 use clap::{Args, ValueHint};
 
-use super::{duration, lock};
-use crate::config::layers::Layers;
+use super::{Asked, Work, duration, local, lock};
 use crate::core::lease::FencingToken;
 use crate::core::name::LockName;
 use crate::exit::{Failure, OrFail as _};
@@ -24,6 +23,9 @@ pub(crate) struct ListWords {
     beginning: OsString,
 
     #[command(flatten)]
+    local: local::Words,
+
+    #[command(flatten)]
     form: Form,
 }
 
@@ -37,6 +39,9 @@ pub(crate) struct StatusWords {
     /// Say nothing, and end with 0 if somebody has the lock, with 1 if it is free
     #[arg(long, conflicts_with_all = ["json", "watch"])]
     held: bool,
+
+    #[command(flatten)]
+    local: local::Words,
 
     #[command(flatten)]
     form: Form,
@@ -65,6 +70,9 @@ pub(crate) struct CheckWords {
     /// Fencing token of its holder; default `DLOCK_FENCING_TOKEN`
     #[arg(long, value_name = "NUMBER", value_hint = ValueHint::Other, allow_negative_numbers = true)]
     token: Option<OsString>,
+
+    #[command(flatten)]
+    local: local::Words,
 }
 
 /// The words of `dlock break`.
@@ -96,6 +104,10 @@ pub(crate) struct BreakWords {
     /// How long to wait until the other one has gone; default 30s
     #[arg(short, long, value_name = "DURATION", value_hint = ValueHint::Other, allow_negative_numbers = true)]
     wait: Option<OsString>,
+
+    /// Refused: only in etcd can somebody be sent away
+    #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    local: Option<OsString>,
 }
 
 /// What `ls` and `status` are to show.
@@ -125,7 +137,8 @@ pub(crate) struct Break {
 }
 
 impl ListWords {
-    pub(crate) fn resolve(self) -> Result<Look, Failure> {
+    pub(super) fn resolve(self, asked: &mut Asked) -> Result<Work, Failure> {
+        let site = self.local.resolve(asked)?;
         let prefix = self.beginning.into_string();
         let prefix = prefix.map_err(|text| {
             anyhow!(
@@ -133,24 +146,28 @@ impl ListWords {
                 text.display()
             )
         })?;
-        Ok(Look::List(prefix, self.form))
+        Ok(Work::Look(site, Look::List(prefix, self.form)))
     }
 }
 
 impl StatusWords {
-    pub(crate) fn resolve(self) -> Result<Look, Failure> {
+    pub(super) fn resolve(self, asked: &mut Asked) -> Result<Work, Failure> {
+        let site = self.local.resolve(asked)?;
         let name = lock::name(&self.name)?;
-        Ok(if self.held {
+        let look = if self.held {
             Look::Held(name)
         } else {
             Look::Status(name, self.form)
-        })
+        };
+        Ok(Work::Look(site, look))
     }
 }
 
 impl CheckWords {
     /// Puts the words together with the variables of the lock around us.
-    pub(crate) fn resolve(self, layers: &Layers) -> Result<Check, Failure> {
+    pub(super) fn resolve(self, asked: &mut Asked) -> Result<Work, Failure> {
+        let site = self.local.resolve(asked)?;
+        let layers = &asked.layers;
         let inherited = |word: Option<OsString>, variable| {
             let text = word.or_else(|| layers.variable(variable));
             text.ok_or_else(|| anyhow!("cannot check a lock: {variable} is not set"))
@@ -160,27 +177,31 @@ impl CheckWords {
         };
         let name = inherited(self.name, "DLOCK_NAME")?;
         let token = inherited(self.token, "DLOCK_FENCING_TOKEN")?;
-        Ok(Check {
+        let check = Check {
             name: lock::name(&name)?,
             token: number(&token)?,
-        })
+        };
+        Ok(Work::Check(site, check))
     }
 }
 
 impl BreakWords {
-    pub(crate) fn resolve(self) -> Result<Break, Failure> {
+    pub(super) fn resolve(self, asked: &mut Asked) -> Result<Work, Failure> {
+        let hint = "its holder is a process of this machine, dlock status --local NAME shows it: kill PID hands a signal on to its command";
+        local::refuse(asked, self.local.as_deref(), "break a lock", hint)?;
         let wait = self.wait.as_deref().map(|text| {
             let text = text.to_string_lossy();
             duration::parse(&text).map_err(|error| anyhow!("cannot use --wait '{text}': {error}"))
         });
-        Ok(Break {
+        let order = Break {
             name: lock::name(&self.name)?,
             token: number(&self.token)?,
             reason: self.reason,
             yes: self.yes,
             now: self.now,
             wait: wait.transpose()?.unwrap_or(WAIT),
-        })
+        };
+        Ok(Work::Break(asked.settings()?, order))
     }
 }
 

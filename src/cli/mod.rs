@@ -6,6 +6,7 @@ pub(crate) mod doctor;
 pub(crate) mod duration;
 pub(crate) mod fence;
 pub(crate) mod hold;
+mod local;
 pub(crate) mod lock;
 pub(crate) mod look;
 pub(crate) mod run;
@@ -23,6 +24,7 @@ use clap::{Args, ColorChoice, CommandFactory, FromArgMatches, Parser, Subcommand
 use self::connection::{Connection, Output};
 use crate::config::file::File;
 use crate::config::layers::{self, Found, Layers};
+use crate::config::site::Site;
 use crate::config::{self, Settings};
 use crate::exit::Failure;
 use crate::log;
@@ -104,11 +106,11 @@ pub(crate) struct Task {
 
 /// The work of one sub-command with all that it needs.
 pub(crate) enum Work {
-    Run(Settings, run::Options),
+    Run(Site, run::Options),
     Fence(fence::Options),
-    Hold(Settings, hold::Options),
-    Look(Settings, look::Look),
-    Check(Settings, look::Check),
+    Hold(Site, hold::Options),
+    Look(Site, look::Look),
+    Check(Site, look::Check),
     Break(Settings, look::Break),
     /// By the name of the process that holds the lock.
     Release(String),
@@ -207,27 +209,12 @@ pub(crate) fn parse(
         variables,
     };
     match command {
-        Command::Run(words) => form.task(|asked| {
-            let options = words.resolve(&asked.layers)?;
-            Ok(Work::Run(asked.settings()?, options))
-        }),
-        Command::Hold(words) => form.task(|asked| {
-            let options = words.resolve(&asked.layers)?;
-            Ok(Work::Hold(asked.settings()?, options))
-        }),
-        Command::Ls(words) => {
-            form.task(|asked| Ok(Work::Look(asked.settings()?, words.resolve()?)))
-        }
-        Command::Status(words) => {
-            form.task(|asked| Ok(Work::Look(asked.settings()?, words.resolve()?)))
-        }
-        Command::Check(words) => form.task(|asked| {
-            let check = words.resolve(&asked.layers)?;
-            Ok(Work::Check(asked.settings()?, check))
-        }),
-        Command::Break(words) => {
-            form.task(|asked| Ok(Work::Break(asked.settings()?, words.resolve()?)))
-        }
+        Command::Run(words) => form.task(|asked| words.resolve(asked)),
+        Command::Hold(words) => form.task(|asked| words.resolve(asked)),
+        Command::Ls(words) => form.task(|asked| words.resolve(asked)),
+        Command::Status(words) => form.task(|asked| words.resolve(asked)),
+        Command::Check(words) => form.task(|asked| words.resolve(asked)),
+        Command::Break(words) => form.task(|asked| words.resolve(asked)),
         Command::Release(words) => {
             form.task(|asked| Ok(Work::Release(words.resolve(&asked.layers)?)))
         }

@@ -6,8 +6,9 @@ use std::ffi::{OsStr, OsString};
 use anyhow::anyhow;
 use clap::{Args, ValueHint};
 
-use super::lock;
+use super::{Asked, Work, local, lock};
 use crate::config::layers::Layers;
+use crate::config::site::Site;
 use crate::core::leftovers::Leftovers;
 use crate::core::name::LockName;
 use crate::exit::{Failure, OrFail};
@@ -26,6 +27,9 @@ pub(crate) struct Words {
     /// Run STRING with $SHELL -c instead of a command
     #[arg(short = 'c', long = "command", value_name = "STRING", allow_hyphen_values = true, value_hint = ValueHint::CommandString)]
     string: Option<OsString>,
+
+    #[command(flatten)]
+    local: local::Words,
 
     #[command(flatten)]
     lock: lock::Words,
@@ -67,7 +71,13 @@ impl Options {
 
 impl Words {
     /// Puts the words together with the variables, the file and the defaults.
-    pub(crate) fn resolve(self, layers: &Layers) -> Result<Options, Failure> {
+    pub(super) fn resolve(self, asked: &mut Asked) -> Result<Work, Failure> {
+        let site = self.local.resolve(asked);
+        let options = self.options(&asked.layers, matches!(site, Ok(Site::Local(_))))?;
+        Ok(Work::Run(site?, options))
+    }
+
+    fn options(self, layers: &Layers, local: bool) -> Result<Options, Failure> {
         let leftovers = layers
             .find(self.leftovers.as_deref().map(OsStr::new), "leftovers")
             .map(|found| found.parse(leftovers))
@@ -75,7 +85,7 @@ impl Words {
         Ok(Options {
             name: lock::name(&self.name)?,
             command: command(layers, self.command, self.string)?,
-            lock: self.lock.resolve(layers)?,
+            lock: self.lock.resolve(layers, local)?,
             leftovers: leftovers.unwrap_or(Leftovers::Kill),
             reentrant: layers.switch(self.reentrant, "reentrant")?.is_some(),
         })

@@ -14,6 +14,7 @@ use super::fence::Task;
 use super::run::Options;
 use super::{Request, Work, fence, layers, parse, settings};
 use crate::config::Settings;
+use crate::config::site::Site;
 use crate::core::lease::{FencingToken, Terms};
 use crate::core::leftovers::Leftovers;
 use crate::core::mode::{Mode, Patience, Supersede};
@@ -65,8 +66,8 @@ struct Run {
 }
 
 fn as_run(task: super::Task) -> Run {
-    let Work::Run(settings, options) = task.work else {
-        panic!("not a run");
+    let Work::Run(Site::Etcd(settings), options) = task.work else {
+        panic!("not a run in etcd");
     };
     Run {
         settings,
@@ -743,6 +744,121 @@ fn ways_to_share_a_lock() {
         let text = refused(&all, &[]);
         assert!(text.contains(says), "{words:?}: {text}");
     }
+}
+
+/// The folder of a local lock and its options; `None` when the lock is in etcd.
+fn local(words: &[&str], set: &[(&str, &str)]) -> Option<(PathBuf, Options)> {
+    let Ok(Request::Task(task)) = ask(words, set) else {
+        panic!("{words:?} is refused");
+    };
+    match task.work {
+        Work::Run(Site::Local(folder), options) => Some((folder, options)),
+        Work::Run(Site::Etcd(_), _) => None,
+        _ => panic!("not a run"),
+    }
+}
+
+#[test]
+fn a_local_lock_is_asked_for_by_every_layer() {
+    let folder = |words: &[&str], set: &[(&str, &str)]| {
+        let words = [&["run"], words, &["x", "y"]].concat();
+        let (folder, _) = local(&words, set)?;
+        Some(folder.into_os_string().into_string().unwrap())
+    };
+    let own = |state: &str| {
+        let usual = if rustix::process::geteuid().is_root() {
+            "/var/lib/dlock".to_owned()
+        } else {
+            format!("{state}/dlock")
+        };
+        Some(usual)
+    };
+    let home = ("HOME", "/h");
+    assert_eq!(folder(&[], &[home]), None);
+    assert_eq!(folder(&["--local"], &[home]), own("/h/.local/state"));
+    let state = [home, ("XDG_STATE_HOME", "/s"), ("DLOCK_LOCAL", "yes")];
+    assert_eq!(folder(&[], &state), own("/s"));
+    let relative = [home, ("XDG_STATE_HOME", "s"), ("DLOCK_LOCAL", "1")];
+    assert_eq!(folder(&[], &relative), own("/h/.local/state"));
+    assert_eq!(folder(&["--local=false"], &state), None);
+    assert_eq!(folder(&["--local=./a"], &state).as_deref(), Some("./a"));
+    assert_eq!(folder(&[], &[("DLOCK_LOCAL", "/v")]).as_deref(), Some("/v"));
+    let here = Folder::new("local");
+    let file = here.file(
+        "config.toml",
+        "local = \"locks/\"\nttl = 60\nendpoints = \"e\"\n",
+    );
+    let beside = here
+        .0
+        .join("locks/")
+        .into_os_string()
+        .into_string()
+        .unwrap();
+    assert_eq!(folder(&["--config", &file], &[]), Some(beside));
+    let (_, options) = local(
+        &["run", "--local=/v", "-k1h", "--min-hold=0.5", "x", "y"],
+        &[],
+    )
+    .unwrap();
+    assert_eq!(options.lock.grace, Duration::from_hours(1));
+    assert_eq!(options.lock.wish.min_hold, Some(Duration::from_millis(500)));
+}
+
+#[test]
+fn what_only_etcd_can_do_is_refused_for_a_local_lock() {
+    let on = [("DLOCK_LOCAL", "/v")];
+    for (words, set, says) in [
+        (
+            &["run", "--local=v", "x", "y"][..],
+            &[][..],
+            "a slash in it: ./v",
+        ),
+        (
+            &["run", "--local=/v", "--ttl=60", "x", "y"],
+            &[],
+            "--ttl '60' for a local lock: it has no lease",
+        ),
+        (
+            &["run", "--once-per=1h", "x", "y"],
+            &on,
+            "--once-per '1h' for a local lock: no clock",
+        ),
+        (
+            &["run", "--supersede", "x", "y"],
+            &on,
+            "--supersede 'waiters' for a local lock",
+        ),
+        (
+            &["hold", "--endpoints=e", "x"],
+            &on,
+            "--endpoints together with DLOCK_LOCAL: a local lock has no etcd",
+        ),
+        (
+            &["ls", "--prefix=p", "--local"],
+            &[("HOME", "/h")],
+            "--prefix together with --local",
+        ),
+        (
+            &["break", "x", "--token=1", "--yes"],
+            &on,
+            "cannot break a lock with DLOCK_LOCAL",
+        ),
+        (
+            &["break", "--local", "x", "--token=1"],
+            &[("HOME", "/h")],
+            "cannot break a lock with --local",
+        ),
+    ] {
+        let text = refused(words, set);
+        assert!(text.contains(says), "{words:?}: {text}");
+    }
+    // What stands there for all locks is no contradiction.
+    let set = [
+        ("DLOCK_TTL", "60"),
+        ("DLOCK_ENDPOINTS", "e"),
+        ("ETCDCTL_USER", "u"),
+    ];
+    assert!(local(&["run", "--local=/v", "x", "y"], &set).is_some());
 }
 
 #[test]

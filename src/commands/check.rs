@@ -1,31 +1,72 @@
 //! `dlock check`: whether a token still is that of a holder of its lock.
-//! It must not know how etcd is asked.
+//! It must not know how etcd or the state folder is asked.
+
+use std::fmt::Display;
 
 use anyhow::anyhow;
 
 use super::{block_on, failed};
 use crate::cli::look::Check;
-use crate::config::Settings;
+use crate::config::site::Site;
+use crate::core::lease::FencingToken;
+use crate::core::name::LockName;
 use crate::core::queue::Queue;
-use crate::etcd::Cluster;
-use crate::etcd::look::holds;
+use crate::etcd::{self, Cluster};
 use crate::exit::{Exit, Failure, OrFail as _};
+use crate::{local, whoami};
 
 /// Says nothing when it is; else that it is not.
-pub(super) fn check(settings: &Settings, check: &Check) -> Result<Exit, Failure> {
+pub(super) fn check(site: &Site, check: &Check) -> Result<Exit, Failure> {
     let Check { name, token } = check;
-    let queue = Queue::new(&settings.prefix, name);
-    let tried = format_args!("cannot tell whether token {token} still has the lock '{name}'");
-    let holds = block_on(async {
-        let cluster = Cluster::new(settings);
-        let holds = holds(&cluster, &queue, *token, settings.connect_timeout).await;
-        holds.map_err(|trouble| failed(tried, trouble))
-    })?;
-    if holds {
+    let tried = format!("cannot tell whether token {token} still has the lock '{name}'");
+    ask_the_right_ones(site, check, &tried)?;
+    if holds(site, name, *token, tried)? {
         return Ok(Exit::Done);
     }
     Err(anyhow!(
         "token {token} does not have the lock '{name}' any more"
     ))
     .or_exit(Exit::Lost)
+}
+
+/// Refuses to ask etcd about a token that was given out on this machine, and the other way round.
+fn ask_the_right_ones(site: &Site, check: &Check, tried: &str) -> Result<(), Failure> {
+    let local = matches!(site, Site::Local(_));
+    let held = whoami::held();
+    let is_held = |local| {
+        held.link(&check.name, local)
+            .is_some_and(|link| link.token == check.token.0)
+    };
+    if is_held(local) || !is_held(!local) {
+        return Ok(());
+    }
+    let (from, hint) = if local {
+        ("in etcd", "leave --local out")
+    } else {
+        (
+            "on this machine alone",
+            "give --local, as it was given to dlock run",
+        )
+    };
+    Err(anyhow!("{tried}: it was given out {from}")).or_hint(hint)
+}
+
+/// Whether `token` is that of a place which has the lock now.
+pub(super) fn holds(
+    site: &Site,
+    name: &LockName,
+    token: FencingToken,
+    tried: impl Display,
+) -> Result<bool, Failure> {
+    match site {
+        Site::Etcd(settings) => block_on(async {
+            let queue = Queue::new(&settings.prefix, name);
+            let cluster = Cluster::new(settings);
+            let holds = etcd::look::holds(&cluster, &queue, token, settings.connect_timeout);
+            holds.await.map_err(|trouble| failed(tried, trouble))
+        }),
+        Site::Local(folder) => {
+            local::holds(folder, name, token).map_err(|failure| failed(tried, failure.into()))
+        }
+    }
 }

@@ -11,7 +11,7 @@ use super::errand::Errand;
 use super::lock;
 use super::run::refuse_self_deadlock;
 use crate::cli::hold::Options;
-use crate::config::Settings;
+use crate::config::site::Site;
 use crate::core::leftovers::Leftovers;
 use crate::exit::{Exit, Failure, OrFail as _};
 use crate::guard::{self, Detached, Other, Side, Status};
@@ -23,14 +23,14 @@ pub(crate) const LINGER: &str = "dlock-linger";
 const RELEASE: Duration = Duration::from_secs(10);
 
 /// Holds the lock, in the foreground or in the background.
-pub(super) fn hold(settings: &Settings, options: &Options) -> Result<Exit, Failure> {
-    refuse_self_deadlock(&options.name, "")?;
+pub(super) fn hold(site: &Site, options: &Options) -> Result<Exit, Failure> {
+    refuse_self_deadlock(&options.name, site, "")?;
     let owner = options.pid.map(owner).transpose()?;
     if !options.background {
-        return keep(settings, options, owner.as_ref(), None);
+        return keep(site, options, owner.as_ref(), None);
     }
     match guard::detach().context("cannot go to the background")? {
-        Side::Background(background) => keep(settings, options, owner.as_ref(), Some(background)),
+        Side::Background(background) => keep(site, options, owner.as_ref(), Some(background)),
         Side::Foreground(None) => Ok(Exit::Done),
         Side::Foreground(Some(status)) => Ok(match status {
             Status::Exited(code) => Exit::Command(code),
@@ -45,7 +45,7 @@ fn owner(pid: i32) -> Result<Other, Failure> {
 }
 
 fn keep(
-    settings: &Settings,
+    site: &Site,
     options: &Options,
     owner: Option<&Other>,
     background: Option<Detached>,
@@ -60,7 +60,7 @@ fn keep(
         owner,
         background,
     };
-    match lock::carry_out(errand, settings, lingering(options, owner))? {
+    match lock::carry_out(errand, site, lingering(options, owner))? {
         // However the waiting ended, or whoever ended it: that is what it was for.
         Exit::Command(_) | Exit::Signalled(_) => Ok(Exit::Done),
         exit => Ok(exit),

@@ -6,20 +6,21 @@ use std::rc::Rc;
 use anyhow::Context as _;
 
 use super::errand::{self, Errand};
-use crate::config::Settings;
+use crate::config::site::Site;
 use crate::core::lease::Terms;
 use crate::core::queue::Queue;
 use crate::etcd::Cluster;
-use crate::etcd::contend::Contender;
+use crate::etcd::contend::{Contender, VARIABLES};
 use crate::exit::{Exit, Failure};
-use crate::guard::{self, Detached, Policy, Ties};
+use crate::guard::{self, Detached, Guard, Policy, Ties};
+use crate::local;
 use crate::whoami;
 
 /// Has a guard run `command` under the lock and tells how it ended. To be called before any thread exists: see
 /// guard/mod.rs.
 pub(super) fn carry_out(
     errand: Errand,
-    settings: &Settings,
+    site: &Site,
     command: guard::Command,
 ) -> Result<Exit, Failure> {
     let (name, lock) = (errand.name, errand.lock);
@@ -34,19 +35,37 @@ pub(super) fn carry_out(
         lock.wish.mode,
         lock.grace,
     );
-    let ties = Ties {
+    let mut ties = Ties {
         adopted: errand.owner,
         kept: errand.background.iter().map(Detached::descriptor).collect(),
         ..Ties::default()
     };
-    let guard = guard::launch(command, policy, &ties).context("cannot start the guard process")?;
-    let contender = Contender::new(
-        Rc::new(Cluster::new(settings)),
-        Queue::new(&settings.prefix, name),
-        record,
-        Terms::new(lock.ttl, lock.grace),
-        lock.wish,
-        settings.connect_timeout,
-    );
-    errand::carry_out(errand, contender, guard)
+    let launch = |ties: &Ties| -> Result<Guard, Failure> {
+        let guard = guard::launch(command, policy, ties);
+        Ok(guard.context("cannot start the guard process")?)
+    };
+    match site {
+        Site::Etcd(settings) => {
+            let guard = launch(&ties)?;
+            let contender = Contender::new(
+                Rc::new(Cluster::new(settings)),
+                Queue::new(&settings.prefix, name),
+                record,
+                Terms::new(lock.ttl, lock.grace),
+                lock.wish,
+                settings.connect_timeout,
+            );
+            errand::carry_out(errand, contender, guard)
+        }
+        Site::Local(folder) => {
+            let contender = local::Contender::come(folder, name, record, lock.wish)?;
+            ties.kept.push(contender.used());
+            ties.shared = Some(contender.held());
+            // Those of a lock in etcd around this one would belie it.
+            ties.cleared = &VARIABLES;
+            let guard = launch(&ties)?;
+            drop(ties);
+            errand::carry_out(errand, contender, guard)
+        }
+    }
 }

@@ -7,13 +7,11 @@ use std::time::Duration;
 use anyhow::Context as _;
 use tracing::warn;
 
+use super::view::{Picture, View};
 use super::{block_on, failed};
 use crate::cli::look::{Form, Look};
-use crate::config::Settings;
-use crate::core::queue::Queue;
+use crate::config::site::Site;
 use crate::core::survey::{Lock, Place, table};
-use crate::etcd::Cluster;
-use crate::etcd::survey::{self, Range};
 use crate::exit::{Exit, Failure};
 use crate::trouble::Trouble;
 
@@ -21,21 +19,19 @@ use crate::trouble::Trouble;
 const AGAIN: Duration = Duration::from_secs(1);
 
 /// Shows what is asked for.
-pub(super) fn look(settings: &Settings, look: &Look) -> Result<Exit, Failure> {
+pub(super) fn look(site: &Site, look: &Look) -> Result<Exit, Failure> {
     block_on(async {
         let viewer = Viewer {
-            settings,
             look,
-            cluster: Cluster::new(settings),
+            view: View::new(site, look),
         };
         viewer.run().await
     })
 }
 
 struct Viewer<'a> {
-    settings: &'a Settings,
     look: &'a Look,
-    cluster: Cluster,
+    view: View<'a>,
 }
 
 impl Viewer<'_> {
@@ -49,9 +45,9 @@ impl Viewer<'_> {
             let held = held.map_err(|trouble| failed(tried, trouble))?;
             return Ok(if held { Exit::Done } else { Exit::Free });
         };
-        let mut revision = self.show(*form).await;
+        let mut shown = self.show(*form).await;
         loop {
-            match revision {
+            match shown {
                 Err(Shown::Trouble(trouble)) if !form.watch => return Err(failed(tried, trouble)),
                 Err(Shown::Trouble(trouble)) => {
                     warn!("{tried}: {trouble}");
@@ -65,42 +61,28 @@ impl Viewer<'_> {
                     return Ok(Err(error).context("cannot write to the standard output")?);
                 }
                 Ok(_) if !form.watch => return Ok(Exit::Done),
-                Ok(revision) => {
-                    let range = self.range();
-                    let limit = self.settings.connect_timeout;
-                    if let Err(trouble) =
-                        survey::change(&self.cluster, &range, revision, limit).await
-                    {
+                Ok(picture) => {
+                    if let Err(trouble) = self.view.change(picture).await {
                         tracing::debug!("the watch broke: {trouble}");
                         tokio::time::sleep(AGAIN).await;
                     }
                 }
             }
-            revision = self.show(*form).await;
-        }
-    }
-
-    fn range(&self) -> Range {
-        let namespace = &self.settings.prefix;
-        match self.look {
-            Look::List(prefix, _) => Range::beginning_with(namespace, prefix),
-            Look::Status(name, _) | Look::Held(name) => Range::of(&Queue::new(namespace, name)),
+            shown = self.show(*form).await;
         }
     }
 
     async fn held(&self) -> Result<bool, Trouble> {
         let mut held = false;
-        let limit = self.settings.connect_timeout;
-        survey::read(&self.cluster, &self.range(), limit, |_| held = true).await?;
+        self.view.read(|_| held = true).await?;
         Ok(held)
     }
 
     /// Reads and prints; JSON at once, a table when all of it is known.
-    async fn show(&self, form: Form) -> Result<i64, Shown> {
+    async fn show(&self, form: Form) -> Result<Picture, Shown> {
         let mut out = io::BufWriter::new(io::stdout());
         let mut written = Ok(());
         let mut locks = Vec::new();
-        let limit = self.settings.connect_timeout;
         let take = |lock: Lock| {
             if form.json && matches!(self.look, Look::List(..)) {
                 if written.is_ok() {
@@ -110,9 +92,7 @@ impl Viewer<'_> {
                 locks.push(lock);
             }
         };
-        let revision = survey::read(&self.cluster, &self.range(), limit, take)
-            .await
-            .map_err(Shown::Trouble)?;
+        let picture = self.view.read(take).await.map_err(Shown::Trouble)?;
         let text = match self.look {
             Look::List(..) if form.json => String::new(),
             Look::List(..) => list(&locks),
@@ -133,7 +113,7 @@ impl Viewer<'_> {
             .and_then(|()| write!(out, "{before}{text}"))
             .and_then(|()| out.flush())
             .map_err(Shown::Closed)?;
-        Ok(revision)
+        Ok(picture)
     }
 }
 

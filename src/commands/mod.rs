@@ -14,6 +14,7 @@ mod program;
 mod run;
 mod signals;
 mod supervise;
+mod view;
 mod waiting;
 
 use std::fmt::Display;
@@ -47,11 +48,11 @@ fn failed(tried: impl Display, trouble: Trouble) -> Failure {
 /// Does the work of the sub-command that was asked for.
 pub(crate) fn carry_out(work: &Work) -> Result<Exit, Failure> {
     match work {
-        Work::Run(settings, options) => run::run(settings, options),
+        Work::Run(site, options) => run::run(site, options),
         Work::Fence(options) => fence::fence(options),
-        Work::Hold(settings, options) => hold::hold(settings, options),
-        Work::Look(settings, look) => look::look(settings, look),
-        Work::Check(settings, check) => check::check(settings, check),
+        Work::Hold(site, options) => hold::hold(site, options),
+        Work::Look(site, look) => look::look(site, look),
+        Work::Check(site, check) => check::check(site, check),
         Work::Break(settings, order) => evict::evict(settings, order),
         Work::Release(hold) => hold::release(hold),
         Work::Doctor(settings, options) => doctor::run(settings, options),

@@ -3,26 +3,25 @@
 
 use anyhow::anyhow;
 
+use super::check::holds;
 use super::errand::Errand;
+use super::lock;
 use super::program::{find, not_started};
-use super::{block_on, failed, lock};
 use crate::cli::run::Options;
-use crate::config::Settings;
+use crate::config::site::Site;
 use crate::core::lease::FencingToken;
 use crate::core::mode::Mode;
 use crate::core::name::{Link, LockName};
-use crate::core::queue::Queue;
-use crate::etcd::Cluster;
-use crate::etcd::look::holds;
 use crate::exit::{Exit, Failure, OrFail as _};
 use crate::guard;
 use crate::whoami;
 
 /// Runs the command under the lock and tells how it ended.
-pub(super) fn run(settings: &Settings, options: &Options) -> Result<Exit, Failure> {
+pub(super) fn run(site: &Site, options: &Options) -> Result<Exit, Failure> {
     let command = find(&options.command)?;
-    if let Some(link) = whoami::held().link(&options.name) {
-        return within(settings, options, link, command);
+    let local = matches!(site, Site::Local(_));
+    if let Some(link) = whoami::held().link(&options.name, local) {
+        return within(site, options, link, command);
     }
     let errand = Errand {
         name: &options.name,
@@ -33,19 +32,19 @@ pub(super) fn run(settings: &Settings, options: &Options) -> Result<Exit, Failur
         owner: None,
         background: None,
     };
-    lock::carry_out(errand, settings, command)
+    lock::carry_out(errand, site, command)
 }
 
 /// Runs the command under the lock that is held around us, or says why not.
 fn within(
-    settings: &Settings,
+    site: &Site,
     options: &Options,
     link: &Link,
     command: guard::Command,
 ) -> Result<Exit, Failure> {
     let (name, token) = (&options.name, link.token);
     if !options.reentrant {
-        refuse_self_deadlock(name, "give --reentrant, ")?;
+        refuse_self_deadlock(name, site, "give --reentrant, ")?;
     }
     if link.mode != Mode::Exclusive {
         return Err(anyhow!(
@@ -54,19 +53,8 @@ fn within(
         ))
         .or_hint("only a lock that is held exclusively can be taken again");
     }
-    let queue = Queue::new(&settings.prefix, name);
-    let holds = block_on(async {
-        let cluster = Cluster::new(settings);
-        let holds = holds(
-            &cluster,
-            &queue,
-            FencingToken(token),
-            settings.connect_timeout,
-        );
-        let tried = format_args!("cannot see whether '{name}' is still held");
-        holds.await.map_err(|trouble| failed(tried, trouble))
-    })?;
-    if !holds {
+    let tried = format_args!("cannot see whether '{name}' is still held");
+    if !holds(site, name, FencingToken(token), tried)? {
         return Err(anyhow!(
             "the lock '{name}' is not held any more by the command around us (token {token})"
         ))
@@ -78,9 +66,9 @@ fn within(
 }
 
 /// Refuses to wait for a lock that is held around us.
-pub(super) fn refuse_self_deadlock(name: &LockName, or: &str) -> Result<(), Failure> {
+pub(super) fn refuse_self_deadlock(name: &LockName, site: &Site, or: &str) -> Result<(), Failure> {
     let held = whoami::held();
-    let Some(Link { token, .. }) = held.link(name) else {
+    let Some(Link { token, .. }) = held.link(name, matches!(site, Site::Local(_))) else {
         return Ok(());
     };
     Err(anyhow!(

@@ -153,6 +153,7 @@ impl<S: Keep> Supervision<'_, S> {
                 );
                 self.step(&Event::RenewalFailed)
             }
+            News::Kept => self.step(&Event::Kept),
             News::Lost(loss) => self.step(&Event::Lost(loss)),
             News::Asked(ask) if ask.to == AskTo::Stop && self.watchdog.cut().is_none() => {
                 warn!(
@@ -257,5 +258,6 @@ fn explain(loss: Loss) -> &'static str {
         Loss::Unproven => "etcd did not prove in time that it is still ours",
         Loss::KeyGone => "its key is gone (lease expired or revoked, or key deleted)",
         Loss::KeyTaken => "its key was overwritten",
+        Loss::FileGone => "its file in the state folder was removed or replaced",
     }
 }

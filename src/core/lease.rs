@@ -48,6 +48,14 @@ pub struct Deadlines {
     pub kill_at: Instant,
 }
 
+impl Deadlines {
+    /// Of a lock that no time ends.
+    pub const NEVER: Self = Self {
+        stop_at: Instant::from_boot(Duration::MAX),
+        kill_at: Instant::from_boot(Duration::MAX),
+    };
+}
+
 /// The durations that a lease's time to live and the command's grace lead to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Terms {
@@ -125,6 +133,11 @@ impl Terms {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LeaseId(pub i64);
 
+impl LeaseId {
+    /// What etcd itself says for no lease.
+    pub const NONE: Self = Self(0);
+}
+
 /// The create revision of our key: it grows with every holder of the lock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct FencingToken(pub i64);
@@ -178,6 +191,8 @@ pub enum Loss {
     KeyGone,
     /// Our key is there but under another lease or another revision.
     KeyTaken,
+    /// The file that is our place is not where it was: somebody removed or replaced it.
+    FileGone,
 }
 
 /// Why a renewal does not count although it was answered.

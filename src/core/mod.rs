@@ -9,6 +9,7 @@ pub mod holder;
 mod laws;
 pub mod lease;
 pub mod leftovers;
+pub mod local;
 pub mod mode;
 pub mod name;
 pub mod queue;

@@ -99,10 +99,12 @@ pub struct Link {
     pub name: LockName,
     pub token: i64,
     pub mode: Mode,
+    /// Of this machine alone; else in etcd.
+    pub local: bool,
 }
 
 /// The locks that surround a command, outermost first: the text of `DLOCK_HELD`,
-/// `outer:123 inner:130 readers:140/shared pool:150/4`; the last has one of four slots.
+/// `outer:123 inner:130/local readers:140/shared pool:150/local/4`; the last has one of four slots.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Chain(Vec<Link>);
 
@@ -113,21 +115,33 @@ impl Chain {
         let link = |word: &str| {
             // A colon may stand in a name, but not in a token; a slash in neither.
             let (name, token) = word.rsplit_once(':')?;
-            let (token, mode) = match token.split_once('/') {
-                None => (token, Mode::Exclusive),
-                Some((token, "shared")) => (token, Mode::Shared),
-                Some((token, slots)) => (token, Mode::Slots(slots.parse().ok()?)),
+            let mut words = token.split('/').peekable();
+            let token = words.next()?;
+            let local = words.next_if_eq(&"local").is_some();
+            let mode = match words.next() {
+                None => Mode::Exclusive,
+                Some("shared") => Mode::Shared,
+                Some(slots) => Mode::Slots(slots.parse().ok()?),
             };
+            if words.next().is_some() {
+                return None;
+            }
             let token = token.parse::<i64>().ok().filter(|token| *token > 0)?;
             let name = LockName::decode(name)?;
-            Some(Link { name, token, mode })
+            Some(Link {
+                name,
+                token,
+                mode,
+                local,
+            })
         };
         Self(text.split_ascii_whitespace().filter_map(link).collect())
     }
 
-    /// The innermost holding of `name`.
-    pub fn link(&self, name: &LockName) -> Option<&Link> {
-        self.0.iter().rev().find(|link| link.name == *name)
+    /// The innermost holding of `name`, on this machine or in etcd.
+    pub fn link(&self, name: &LockName, local: bool) -> Option<&Link> {
+        let mut inner = self.0.iter().rev();
+        inner.find(|link| link.name == *name && link.local == local)
     }
 
     /// The chain that the command under another lock gets.
@@ -140,10 +154,11 @@ impl Chain {
 
 impl fmt::Display for Chain {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (position, Link { name, token, mode }) in self.0.iter().enumerate() {
+        for (position, link) in self.0.iter().enumerate() {
             let blank = if position == 0 { "" } else { " " };
-            write!(f, "{blank}{}:{token}", name.encoded())?;
-            match mode {
+            let local = if link.local { "/local" } else { "" };
+            write!(f, "{blank}{}:{}{local}", link.name.encoded(), link.token)?;
+            match link.mode {
                 Mode::Exclusive => {}
                 Mode::Shared => write!(f, "/shared")?,
                 Mode::Slots(slots) => write!(f, "/{slots}")?,
@@ -197,20 +212,29 @@ mod tests {
             name: name(text),
             token,
             mode,
+            local: token > 130,
         };
         let chain = Chain::default()
             .with(link("outer x", 123, Mode::Exclusive))
             .with(link("a:b", 130, Mode::Shared))
             .with(link("p", 131, Mode::Slots(4)));
-        assert_eq!(chain.to_string(), "outer%20x:123 a:b:130/shared p:131/4");
+        assert_eq!(
+            chain.to_string(),
+            "outer%20x:123 a:b:130/shared p:131/local/4"
+        );
         assert_eq!(Chain::parse(&chain.to_string()), chain);
-        assert_eq!(chain.link(&name("a:b")).map(|link| link.token), Some(130));
-        assert_eq!(chain.link(&name("a")), None);
+        let token = |text, local| chain.link(&name(text), local).map(|link| link.token);
+        assert_eq!(token("a:b", false), Some(130));
+        assert_eq!(token("a:b", true), None);
+        assert_eq!(token("p", true), Some(131));
+        assert_eq!(token("a", false), None);
     }
 
     #[test]
     fn a_chain_leaves_garbage_out() {
-        let chain = Chain::parse("  x :1 y:z a:5  %zz:1 n:-4 %41:7 m:0 b:6 c:1/x");
+        let chain = Chain::parse(
+            "  x :1 y:z a:5  %zz:1 n:-4 %41:7 m:0 b:6 c:1/x d:1/local/2/3 e:1/2/local",
+        );
         assert_eq!(chain.to_string(), "a:5 b:6");
         assert_eq!(Chain::parse(""), Chain::default());
     }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::holder::Holder;
+use super::lease::LeaseId;
 use super::mode::Mode;
 use super::name::LockName;
 use super::text::{printable, span};
@@ -25,7 +26,8 @@ pub struct Lock {
 pub struct Place {
     pub standing: Standing,
     pub holds: bool,
-    /// How long its lease lives without a further renewal, by the server's count.
+    /// How long its lease lives without a further renewal, by the server's count; where there are no leases, how long it
+    /// still cools down.
     pub left: Option<Duration>,
 }
 
@@ -102,7 +104,9 @@ impl Lock {
 #[derive(Serialize)]
 struct Entry<'a> {
     token: i64,
-    lease: String,
+    /// Absent where there is none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    lease: Option<String>,
     /// Whole seconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     ttl_left: Option<u64>,
@@ -118,12 +122,17 @@ impl Place {
         let mode = self.standing.mode();
         Entry {
             token: self.standing.token.0,
-            lease: self.standing.lease.to_string(),
+            lease: self.lease().map(|lease| lease.to_string()),
             ttl_left: self.left.map(|left| left.as_secs()),
             mode: mode.word(),
             slots: mode.slots(),
             holder: self.standing.record.as_ref(),
         }
+    }
+
+    fn lease(&self) -> Option<LeaseId> {
+        let lease = self.standing.lease;
+        (lease != LeaseId::NONE).then_some(lease)
     }
 
     /// Who it is, for people.
@@ -169,10 +178,13 @@ impl Place {
         printable(record.map_or("", |record| record.since.as_str()))
     }
 
-    /// How long its lease lives, for people.
+    /// How long its lease lives, or how long it still cools down, for people.
     pub fn left(&self) -> String {
-        self.left
-            .map_or_else(|| "?".to_owned(), |left| span(left).to_string())
+        match (self.left, self.lease()) {
+            (Some(left), _) => span(left).to_string(),
+            (None, Some(_)) => "?".to_owned(),
+            (None, None) => "-".to_owned(),
+        }
     }
 }
 
@@ -211,7 +223,7 @@ pub fn table(rows: &[Vec<String>]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::lease::{FencingToken, LeaseId};
+    use super::super::lease::FencingToken;
     use super::*;
 
     fn standing(token: i64, record: Option<Holder>) -> Standing {

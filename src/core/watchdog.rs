@@ -18,6 +18,8 @@ pub enum Event {
     Renewed(Renewal),
     /// A renewal was refused or not answered in time.
     RenewalFailed,
+    /// A look showed that the lock, which no time ends, is still ours.
+    Kept,
     /// A watch saw our key deleted or taken.
     Lost(Loss),
     /// The guard answered the message with this number.
@@ -70,7 +72,8 @@ pub enum Standing {
 #[derive(Clone, Debug)]
 pub struct Watchdog {
     terms: Terms,
-    claim: Claim,
+    /// What renewals are judged by, if there is a lease.
+    claim: Option<Claim>,
     deadlines: Deadlines,
     heartbeat: Heartbeat,
     standing: Standing,
@@ -101,10 +104,20 @@ impl Watchdog {
     /// The command is started at `deadlines`, which follow from the proof sent at `proven_at`.
     pub fn new(terms: Terms, claim: Claim, proven_at: Instant, seed: u64) -> Self {
         Self {
-            terms,
-            claim,
+            claim: Some(claim),
             deadlines: terms.deadlines(proven_at),
-            heartbeat: Heartbeat::new(terms, proven_at, seed),
+            ..Self::unending(terms, proven_at, seed)
+        }
+    }
+
+    /// The same for a lock that no time ends, won at `won_at`. The TTL of `terms` only gives the rhythm of the looks at
+    /// the lock and at the guard.
+    pub fn unending(terms: Terms, won_at: Instant, seed: u64) -> Self {
+        Self {
+            terms,
+            claim: None,
+            deadlines: Deadlines::NEVER,
+            heartbeat: Heartbeat::new(terms, won_at, seed),
             standing: Standing::Held,
             told: 0,
             answered: 0,
@@ -156,7 +169,8 @@ impl Watchdog {
 
     /// Why a renewal did not count, for the log: call before [`Watchdog::step`] with the same renewal.
     pub fn doubt(&self, renewal: &Renewal) -> Option<Doubt> {
-        match self.claim.clone().judge(renewal) {
+        let mut claim = self.claim?;
+        match claim.judge(renewal) {
             Verdict::Doubtful(doubt) => Some(doubt),
             Verdict::Proven(_) | Verdict::Lost(_) => None,
         }
@@ -200,6 +214,10 @@ impl Watchdog {
                 self.heartbeat.failed(now);
                 Vec::new()
             }
+            (Event::Kept, Standing::Held) => {
+                self.heartbeat.proven(now);
+                Vec::new()
+            }
             (Event::Lost(loss), Standing::Held) => self.lose(*loss, now),
             (Event::Tick, Standing::Held) if self.limit_at.is_some_and(|at| at <= now) => {
                 let mut actions = self.cut_short(Cut::MaxHold);
@@ -213,6 +231,7 @@ impl Watchdog {
                 Event::Tick
                 | Event::Renewed(_)
                 | Event::RenewalFailed
+                | Event::Kept
                 | Event::Lost(_)
                 | Event::GiveUp,
                 Standing::Lost(_) | Standing::Unguarded,
@@ -221,7 +240,10 @@ impl Watchdog {
     }
 
     fn judge(&mut self, now: Instant, renewal: &Renewal) -> Vec<Action> {
-        match self.claim.judge(renewal) {
+        let Some(claim) = &mut self.claim else {
+            return Vec::new();
+        };
+        match claim.judge(renewal) {
             Verdict::Proven(ttl) => {
                 self.heartbeat.proven(renewal.sent_at);
                 let proven = self.terms.granted(ttl).deadlines(renewal.sent_at);
@@ -353,6 +375,33 @@ mod tests {
         assert!(
             matches!(actions[..], [Action::Extend { deadlines: told, .. }] if told == deadlines)
         );
+    }
+
+    #[test]
+    fn without_a_lease_no_time_ends_the_lock_and_a_third_hand_does() {
+        let terms = Terms::new(Duration::from_secs(10), Duration::from_secs(2));
+        let mut watchdog = Watchdog::unending(terms, at(0.0), 1);
+        assert_eq!(watchdog.deadlines(), Deadlines::NEVER);
+        for _ in 0..1000 {
+            let due_at = renew_once(&mut watchdog);
+            assert_eq!(watchdog.step(due_at, &Event::Kept), []);
+        }
+        let late = watchdog.due_at().unwrap();
+        assert!(late > at(1800.0));
+        // A dlock that was stopped for a day looks again, and that is all.
+        let after = late + Duration::from_hours(24);
+        let actions = watchdog.step(after, &Event::Tick);
+        assert!(matches!(
+            actions[..],
+            [Action::Extend { .. }, Action::Renew]
+        ));
+        answer(&mut watchdog, after, &actions);
+        assert_eq!(watchdog.standing(), Standing::Held);
+        let actions = watchdog.step(after, &Event::Lost(Loss::FileGone));
+        assert!(matches!(actions[..], [Action::Extend { .. }, Action::Stop]));
+        assert_eq!(watchdog.due_at(), Some(after + Duration::from_secs(2)));
+        let actions = watchdog.step(after + Duration::from_secs(2), &Event::Tick);
+        assert_eq!(actions, [Action::KillTree], "the guard has not answered");
     }
 
     #[test]

@@ -23,6 +23,10 @@ use crate::core::queue::Queue;
 use crate::core::text::span;
 use crate::core::turn::{Standing, holders};
 
+/// What only the command of a lock in etcd gets: the key, the lease, the key and the token.
+pub(crate) const VARIABLES: [&str; 4] =
+    ["DLOCK_KEY", "DLOCK_LEASE", "ETCD_LOCK_KEY", "ETCD_LOCK_REV"];
+
 /// How asking for the lock went.
 pub(super) type Outcome = contest::Outcome<Session>;
 
@@ -52,6 +56,8 @@ pub(crate) struct Contender {
 
 impl Contend for Contender {
     type Session = Session;
+
+    const LOCAL: bool = false;
 
     async fn acquire(&self, mut tell: impl FnMut(Waiting)) -> Result<Outcome, Trouble> {
         let limit = self.limit;
@@ -189,12 +195,11 @@ impl Contender {
     /// What the command gets of a lock in etcd; `etcdctl lock` sets two of them.
     pub(super) fn variables(&self, place: Place) -> Vec<(&'static str, String)> {
         let key = self.key(place.lease);
-        vec![
-            ("DLOCK_KEY", key.clone()),
-            ("DLOCK_LEASE", place.lease.to_string()),
-            ("ETCD_LOCK_KEY", key),
-            ("ETCD_LOCK_REV", place.token.to_string()),
-        ]
+        let (lease, token) = (place.lease.to_string(), place.token.to_string());
+        VARIABLES
+            .into_iter()
+            .zip([key.clone(), lease, key, token])
+            .collect()
     }
 
     /// Takes a place, unless it is clear that no command of ours is to run now.

@@ -164,6 +164,8 @@ impl<'a> Vigil<'a> {
                 Verdict::Lost(_) => self.look_again(tell).await,
             },
             News::Asked(ask) => Ok(Step::Gone(Box::new(Outcome::Asked(ask)))),
+            // Of locks that no time ends.
+            News::Kept => Ok(Step::On),
             // One that is told again after it was seen to.
             News::Moved if self.free_at.is_some() => Ok(Step::On),
             News::Moved | News::Lost(_) => self.look_again(tell).await,

@@ -3,7 +3,9 @@
 
 use std::process::Stdio;
 
-use crate::support::{Dlock, Etcd, LIMIT, Process, Signal, alive, eventually, report, unique};
+use crate::support::{
+    Dlock, Etcd, LIMIT, Process, Scratch, Signal, alive, eventually, report, unique,
+};
 
 /// What starts a process as another user, as sudo(8) does.
 const AS_ANOTHER: &str = "setpriv --reuid=65534 --clear-groups";
@@ -77,4 +79,40 @@ fn a_survivor_of_a_loss_is_named() {
     etcd.revoke(&etcd.queue(&name)[0].lease_hex());
     let words = ["is lost", "cannot kill process", "uid 65534"];
     holder.wait().expect_code(122).expect_stderr(&words);
+}
+
+/// The same for a local lock, which the guard keeps: "it is held until both have ended".
+#[test]
+fn what_cannot_be_killed_keeps_a_local_lock_until_it_is_dead() {
+    let (etcd, name) = (Etcd::shared(), unique("survivor"));
+    let Some(dlock) = dlock_without_reach(etcd) else {
+        return;
+    };
+    let state = Scratch::new();
+    let local = format!("--local={}", state.file("state"));
+    let script = format!("{AS_ANOTHER} sleep 600 & echo $!; read -r _; exit 3");
+    let mut holder = dlock
+        .run([&local, "-k1", &name, "sh", "-c", &script])
+        .stdin(Stdio::piped())
+        .start();
+    holder.says("\n");
+    let survivor = Process(holder.stdout().trim().parse().expect("its process id"));
+    eventually(LIMIT, "it runs as another user", || {
+        survivor.name() == "sleep"
+    });
+    holder.type_in("\n");
+    let kept = format!(
+        "dlock: the lock '{name}' is not released: it stays taken until that process is dead, by the guard\n"
+    );
+    let words = ["cannot kill process ", "uid 65534", &kept];
+    holder.wait().expect_code(122).expect_stderr(&words);
+    let next = |wait: &str| {
+        Dlock::nowhere()
+            .run([&*local, wait, &name, "echo", "in"])
+            .finish()
+    };
+    next("-n").expect_code(75).expect_stdout("");
+    assert!(alive(survivor));
+    survivor.signal(Signal::KILL);
+    next("-w30").expect_code(0).expect_stdout("in\n");
 }

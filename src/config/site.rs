@@ -1,0 +1,53 @@
+//! Where the locks are: in etcd, or on this machine alone.
+//! It must not know how either kind works.
+
+use std::path::PathBuf;
+
+use anyhow::anyhow;
+
+use super::Settings;
+use super::layers::{Found, Layers};
+use crate::exit::{Failure, OrFail as _};
+
+/// The state folder of the machine, for root.
+const MACHINE: &str = "/var/lib/dlock";
+
+/// Where the locks are.
+pub(crate) enum Site {
+    Etcd(Settings),
+    /// In files in this folder.
+    Local(PathBuf),
+}
+
+/// The folder that `--local` asks for; `None` when it does not.
+pub(crate) fn folder(layers: &Layers, found: &Found) -> Result<Option<PathBuf>, Failure> {
+    let on = found.parse(|text| match text.to_ascii_lowercase().as_str() {
+        "1" | "true" | "yes" | "on" => Ok(Some(true)),
+        "0" | "false" | "no" | "off" => Ok(Some(false)),
+        // Else a slip of the pen would be a folder.
+        _ if !text.contains('/') => Err(format!(
+            "expected true, false or a folder with a slash in it: ./{text}"
+        )),
+        _ => Ok(None),
+    })?;
+    match on {
+        Some(false) => Ok(None),
+        Some(true) => usual(layers).map(Some),
+        None => Ok(Some(found.path())),
+    }
+}
+
+/// Root's is the machine's, everybody else has his own.
+fn usual(layers: &Layers) -> Result<PathBuf, Failure> {
+    if rustix::process::geteuid().is_root() {
+        return Ok(MACHINE.into());
+    }
+    // The base directory specification: a relative path there is to be ignored.
+    let absolute = |name| {
+        let path = layers.variable(name).map(PathBuf::from);
+        path.filter(|path| path.is_absolute())
+    };
+    let state = absolute("XDG_STATE_HOME").or_else(|| Some(absolute("HOME")?.join(".local/state")));
+    let state = state.ok_or_else(|| anyhow!("no folder for local locks: HOME is not set"));
+    Ok(state.or_hint("--local=DIR names one")?.join("dlock"))
+}

@@ -1,0 +1,280 @@
+//! The locks of one machine as files: what they are called, and how long a lock stays taken without a holder.
+//! It must not know how files are read or locked, nor what time it is.
+
+use std::fmt;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::lease::{FencingToken, Instant};
+use super::name::LockName;
+
+/// In bytes: what file systems take as a name (`NAME_MAX`).
+pub const LONGEST: usize = 255;
+
+/// The file systems of other machines, by the number that `statfs(2)` gives them (`linux/magic.h`), on which a lock can be
+/// taken from one who lives: NFS turns flock(2) into a lock of the server, which it forgets.
+const NETWORK: [(u32, &str); 7] = [
+    (0x6969, "NFS"),
+    (0x517b, "SMB"),
+    (0xff53_4d42, "CIFS"),
+    (0xfe53_4d42, "SMB"),
+    (0x5346_414f, "AFS"),
+    (0x00c3_6400, "Ceph"),
+    (0x0bd0_0bd0, "Lustre"),
+];
+
+/// What a file system of this number is called if it is one of other machines.
+pub fn network(number: i64) -> Option<&'static str> {
+    let known = NETWORK
+        .iter()
+        .find(|(known, _)| i64::from(*known) == number & 0xffff_ffff);
+    known.map(|(_, name)| *name)
+}
+
+/// What the folder of a lock is called: the encoded name, which has no slash; a dot at its beginning is encoded too,
+/// since `.` and `..` are no names for a folder.
+pub fn folder_of(name: &LockName) -> String {
+    let encoded = name.encoded();
+    match encoded.strip_prefix('.') {
+        Some(rest) => format!("%2E{rest}"),
+        None => encoded,
+    }
+}
+
+/// The lock whose folder is called so, if [`folder_of`] gives such a name.
+pub fn name_of(folder: &str) -> Option<LockName> {
+    let encoded = match folder.strip_prefix("%2E") {
+        Some(rest) => format!(".{rest}"),
+        None => folder.to_owned(),
+    };
+    LockName::decode(&encoded).filter(|name| folder_of(name) == folder)
+}
+
+/// What the file of a place in the queue is called: `TOKEN`, or `TOKEN.SLOT` once it has a slot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Ticket {
+    pub token: FencingToken,
+    pub slot: Option<u16>,
+}
+
+impl fmt::Display for Ticket {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { token, slot } = self;
+        match slot {
+            Some(slot) => write!(f, "{token}.{slot}"),
+            None => write!(f, "{token}"),
+        }
+    }
+}
+
+impl Ticket {
+    /// The ticket whose file is called so, if it is one.
+    pub fn parse(file: &str) -> Option<Self> {
+        let (token, slot) = match file.split_once('.') {
+            Some((token, slot)) => (token, Some(slot.parse().ok()?)),
+            None => (file, None),
+        };
+        let token = token.parse().ok().filter(|token| *token > 0)?;
+        let ticket = Self {
+            token: FencingToken(token),
+            slot,
+        };
+        (ticket.to_string() == file).then_some(ticket)
+    }
+
+    /// What the file is called that keeps the lock taken after its holder has ended.
+    pub fn cooling(self) -> String {
+        format!("{}.cooling", self.token)
+    }
+}
+
+/// The token in the name of a file that [`Ticket::cooling`] gave, or of one that was to become it.
+pub fn cooled(file: &str) -> Option<FencingToken> {
+    let file = file.strip_suffix(".new").unwrap_or(file);
+    let ticket = Ticket::parse(file.strip_suffix(".cooling")?)?;
+    ticket.slot.is_none().then_some(ticket.token)
+}
+
+/// What the file of a place is called that has no token yet.
+pub fn unnumbered(random: u64) -> String {
+    format!("new.{random:016x}")
+}
+
+/// Whether a file is called so.
+pub fn is_unnumbered(file: &str) -> bool {
+    file.starts_with("new.")
+}
+
+/// Until when a lock stays taken, by the clock that counts from the start of the machine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cooling {
+    /// Of the start that is counted from: `/proc/sys/kernel/random/boot_id`.
+    boot: String,
+    /// Since that start.
+    until: Duration,
+    /// For how long in all.
+    hold: Duration,
+}
+
+impl Cooling {
+    /// For a lock that was taken at `taken_at`.
+    pub fn new(boot: &str, taken_at: Instant, hold: Duration) -> Self {
+        Self {
+            boot: boot.to_owned(),
+            until: (taken_at + hold).since_boot(),
+            hold,
+        }
+    }
+
+    pub fn to_json(&self) -> String {
+        // Texts and numbers always serialise.
+        serde_json::to_string(self).unwrap_or_default()
+    }
+
+    /// What [`Cooling::to_json`] made.
+    pub fn parse(text: &[u8]) -> Option<Self> {
+        serde_json::from_slice(text).ok()
+    }
+
+    /// How much longer. After a restart of the machine nobody knows how long it was off: the time counts anew from the
+    /// start.
+    pub fn left(&self, boot: &str, now: Instant) -> Duration {
+        let until = if self.boot == boot {
+            self.until
+        } else {
+            self.hold
+        };
+        let left = Instant::from_boot(until).since(now);
+        // Never more than was asked for, whatever the file says.
+        left.min(self.hold)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn name(text: &str) -> LockName {
+        text.parse().unwrap()
+    }
+
+    fn at(seconds: u64) -> Instant {
+        Instant::from_boot(Duration::from_secs(seconds))
+    }
+
+    #[test]
+    fn every_name_has_a_folder_of_its_own() {
+        for (text, folder) in [
+            ("job", "job"),
+            ("a/b", "a%2Fb"),
+            (".", "%2E"),
+            ("..", "%2E."),
+            (".hidden", "%2Ehidden"),
+            ("%2E", "%252E"),
+        ] {
+            assert_eq!(folder_of(&name(text)), folder);
+            assert_eq!(name_of(folder), Some(name(text)));
+        }
+        for foreign in ["", ".", "..", ".x", "a b", "%2e", "%2Ejob%", "a/b"] {
+            assert_eq!(name_of(foreign), None, "{foreign}");
+        }
+    }
+
+    #[test]
+    fn file_systems_of_other_machines_are_known() {
+        assert_eq!(network(0x6969), Some("NFS"));
+        // Where the number has a sign, 32 bits are spread.
+        assert_eq!(
+            network(i64::from(0xff53_4d42_u32.cast_signed())),
+            Some("CIFS")
+        );
+        for local in [0xef53, 0x5846_5342, 0x9123_683e, 0x0102_1994, 0x794c_7630] {
+            assert_eq!(network(local), None);
+        }
+    }
+
+    #[test]
+    fn a_ticket_comes_back_and_other_files_are_none() {
+        let token = FencingToken(34);
+        for (slot, file) in [(None, "34"), (Some(0), "34.0"), (Some(12), "34.12")] {
+            let ticket = Ticket { token, slot };
+            assert_eq!(ticket.to_string(), file);
+            assert_eq!(Ticket::parse(file), Some(ticket));
+            assert_eq!(cooled(&ticket.cooling()), Some(token));
+            assert_eq!(cooled(&(ticket.cooling() + ".new")), Some(token));
+        }
+        for file in [
+            "",
+            "0",
+            "-1",
+            "+1",
+            "01",
+            "1.",
+            "1.01",
+            "1.+1",
+            "1.2.3",
+            "1.70000",
+            "token",
+            "token.lock",
+            "new.1",
+            "34.cooling",
+            " 1",
+            "99999999999999999999",
+        ] {
+            assert_eq!(Ticket::parse(file), None, "{file}");
+        }
+        for file in [
+            "34",
+            "34.0.cooling",
+            "x.cooling",
+            ".cooling",
+            "34.cooling.lock",
+        ] {
+            assert_eq!(cooled(file), None, "{file}");
+        }
+        assert!(is_unnumbered(&unnumbered(7)));
+        assert_eq!(unnumbered(7), "new.0000000000000007");
+    }
+
+    #[test]
+    fn a_lock_cools_down_for_as_long_as_was_said() {
+        let cooling = Cooling::new("a", at(100), Duration::from_secs(50));
+        assert_eq!(
+            Cooling::parse(cooling.to_json().as_bytes()),
+            Some(cooling.clone())
+        );
+        assert_eq!(cooling.left("a", at(110)), Duration::from_secs(40));
+        assert_eq!(cooling.left("a", at(150)), Duration::ZERO);
+        assert_eq!(cooling.left("a", at(1)), Duration::from_secs(50));
+        assert_eq!(Cooling::parse(b"{"), None);
+    }
+
+    #[test]
+    fn after_a_restart_it_counts_from_the_start() {
+        let cooling = Cooling::new("a", at(90_000), Duration::from_secs(50));
+        assert_eq!(cooling.left("b", at(20)), Duration::from_secs(30));
+        assert_eq!(cooling.left("b", at(60)), Duration::ZERO);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn a_folder_tells_its_lock(text in "[.%]{0,2}\\PC{1,40}") {
+            let name = name(&text);
+            let folder = folder_of(&name);
+            prop_assert!(!folder.starts_with('.') && !folder.contains('/'));
+            prop_assert_eq!(name_of(&folder), Some(name));
+        }
+
+        #[test]
+        fn any_file_name_is_understood_or_not(file in "\\PC{0,30}") {
+            if let Some(ticket) = Ticket::parse(&file) {
+                prop_assert_eq!(ticket.to_string(), file);
+            }
+        }
+    }
+}

@@ -1,0 +1,350 @@
+//! Local locks when something is killed, removed or full: no overlap, no token that goes back, nobody shown who is dead.
+//! It must not know which system calls dlock makes; it breaks each of them.
+
+use std::fs;
+use std::thread;
+use std::time::Duration;
+
+use super::State;
+use crate::support::{Dlock, LIMIT, Oracle, Running, Scratch, Signal, eventually, hold, let_pass};
+
+/// A holder whose command only SIGKILL ends, with a daemonised descendant that counts as much, and a waiter behind it.
+fn holder_and_waiter(state: &State, oracle: &Oracle) -> (Running, Running) {
+    let stubborn = "trap '' TERM; setsid -f sleep 600; sleep 600; sleep 600";
+    let holder = state
+        .run(&["-k2", "job", "--"])
+        .args(oracle.command(&["sh", "-c", stubborn]))
+        .start();
+    oracle.entered(1);
+    let waiter = state
+        .run(&["job", "--"])
+        .args(oracle.command(&["true"]))
+        .start();
+    state.queue_of(2);
+    (holder, waiter)
+}
+
+/// "A dlock that is killed by SIGKILL does not free a lock whose command still runs; the guard stops the command first."
+#[test]
+fn a_killed_dlock_keeps_the_lock_until_its_tree_is_dead() {
+    let (state, oracle) = (State::new(), Oracle::new());
+    let (mut holder, mut waiter) = holder_and_waiter(&state, &oracle);
+    holder.signal(Signal::KILL);
+    holder.wait().expect_signal(Signal::KILL);
+    assert!(!holder.tree().is_empty(), "it has its grace");
+    let busy = state.run(&["-n", "job", "echo", "never"]).finish();
+    busy.expect_code(75).expect_stdout("");
+    waiter.wait().expect_code(0).expect_silent();
+    holder.assert_tree_dead();
+    assert_eq!(oracle.tokens().len(), 2);
+}
+
+/// "guard dead: the command dies with it, the rest ... dlock kills"
+#[test]
+fn a_killed_guard_ends_the_tree_before_the_next_one_begins() {
+    let (state, oracle) = (State::new(), Oracle::new());
+    let (mut holder, mut waiter) = holder_and_waiter(&state, &oracle);
+    holder.guard().signal(Signal::KILL);
+    holder.wait().expect_code(125);
+    waiter.wait().expect_code(0).expect_silent();
+    holder.assert_tree_dead();
+    assert_eq!(oracle.tokens().len(), 2);
+}
+
+/// "A record of somebody who has crashed is never taken for a holder, since the kernel knows better."
+#[test]
+fn a_crashed_holder_is_never_shown() {
+    let state = State::new();
+    let mut holder = hold(state.dlock(), &[], "job");
+    let guard = holder.guard();
+    holder.signal(Signal::STOP);
+    guard.signal(Signal::KILL);
+    holder.signal(Signal::KILL);
+    holder.wait();
+    holder.tree_dies();
+    eventually(LIMIT, "the guard is dead", || {
+        holder.everything().is_empty()
+    });
+    assert_eq!(state.places(), ["1"], "nobody has cleaned up");
+    state.is_free();
+    state
+        .dlock()
+        .args(["ls", "--json"])
+        .finish()
+        .expect_code(0)
+        .expect_stdout("");
+    state
+        .dlock()
+        .args(["status", "--held", "job"])
+        .finish()
+        .expect_code(1);
+    let check = ["check", "--name=job", "--token=1"];
+    state.dlock().args(check).finish().expect_code(121);
+    assert_eq!(state.next_token(), 2);
+    assert_eq!(
+        state.files(),
+        ["token", "token.lock"],
+        "the next one has cleaned up"
+    );
+}
+
+/// "guard stopped: dlock notices that it does not answer and kills the tree itself"
+#[test]
+fn a_stopped_guard_ends_the_tree_before_the_next_one_begins() {
+    let (state, oracle) = (State::new(), Oracle::new());
+    let (mut holder, mut waiter) = holder_and_waiter(&state, &oracle);
+    holder.guard().signal(Signal::STOP);
+    holder.wait_within(LIMIT * 2).expect_code(125);
+    waiter.wait().expect_code(0).expect_silent();
+    holder.assert_tree_dead();
+    assert_eq!(oracle.tokens().len(), 2);
+}
+
+/// A waiter that is killed leaves the queue, whoever is before and behind it.
+#[test]
+fn a_killed_waiter_is_passed_over() {
+    let (state, oracle) = (State::new(), Oracle::new());
+    let (holder, mut first) = holder_and_waiter(&state, &oracle);
+    let mut last = state
+        .run(&["job", "--"])
+        .args(oracle.command(&["true"]))
+        .start();
+    state.queue_of(3);
+    first.signal(Signal::KILL);
+    first.wait();
+    eventually(LIMIT, "its guard follows", || first.everything().is_empty());
+    let shown = state.dlock().args(["status", "job"]).finish().stdout;
+    assert!(shown.contains("1 holding, 1 waiting"), "{shown}");
+    assert!(!last.is_over());
+    holder.signal(Signal::KILL);
+    last.wait().expect_code(0);
+    assert_eq!(oracle.tokens().len(), 2);
+}
+
+/// Many at once, and half of them are killed at any moment: never two at once, tokens that only grow.
+#[test]
+fn killed_in_a_crowd_nobody_overlaps() {
+    let (state, oracle) = (State::new(), Oracle::new());
+    thread::scope(|scope| {
+        for caller in 0..4_u64 {
+            let (state, oracle) = (&state, &oracle);
+            scope.spawn(move || {
+                for round in 0..12 {
+                    let number = round * 4 + caller;
+                    let command = oracle.command(&["sleep", "0.02"]);
+                    let mut running = state.run(&["job", "--"]).args(command).start();
+                    if number % 2 == 0 {
+                        let_pass(Duration::from_micros(number * 7919 % 90_000));
+                        if number % 4 == 0 {
+                            running.signal(Signal::KILL);
+                        } else {
+                            running.signal(Signal::TERM);
+                        }
+                    }
+                    running.wait();
+                    // Both killed at once is another promise: here the guard, if it lives, sees the tree die.
+                    eventually(LIMIT, "nothing is left", || running.everything().is_empty());
+                }
+            });
+        }
+    });
+    assert!(oracle.tokens().len() >= 24, "{:?}", oracle.tokens());
+    let last = i64::try_from(*oracle.tokens().last().expect("a token")).expect("small");
+    assert!(state.next_token() > last);
+    assert_eq!(state.files(), ["token", "token.lock"]);
+}
+
+/// dlock, its thread and its guard under strace(1), which does this to them; the calls go into the file `calls`.
+fn traced(state: &State, calls: &str, tamper: &[&str], words: &[&str]) -> Dlock {
+    assert!(
+        std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default())
+            .any(|dir| dir.join("strace").exists()),
+        "strace is not installed; install it with: apt-get install strace, or run make test"
+    );
+    let log = state.folder.file("calls");
+    let calls = format!("trace={calls}");
+    state
+        .run(words)
+        .under(["strace", "-f", "-qqq", "-o", &log, "-e", &calls])
+        .under(tamper)
+}
+
+/// "It ... never goes back, also when dlock is killed at any moment": killed before each call that has to do with files, dlock, its thread or
+/// its guard, the next one has a higher token than any command has seen, and finds the lock free.
+#[test]
+fn killed_before_any_call_the_token_never_goes_back() {
+    let state = State::new();
+    let seen = state.folder.file("seen");
+    let script = format!("echo $DLOCK_FENCING_TOKEN >>{seen}");
+    let words = ["job", "sh", "-c", &script];
+    let mut killed = 0;
+    for (call, most) in [
+        ("openat", 40),
+        ("flock", 4),
+        ("fchmod", 4),
+        ("write", 5),
+        ("fsync", 4),
+        ("renameat", 3),
+        ("unlinkat", 3),
+        ("getdents64", 6),
+    ] {
+        for number in 1..=most {
+            let kill = format!("inject={call}:signal=KILL:when={number}");
+            let mut victim = traced(&state, call, &["-e", &kill], &words).start();
+            let outcome = victim.wait();
+            killed += u32::from(outcome.signal().is_some());
+            eventually(LIMIT, "nothing is left", || victim.everything().is_empty());
+            let text = state.folder.read("seen");
+            let highest = text
+                .lines()
+                .filter_map(|line| line.parse().ok())
+                .max()
+                .unwrap_or(0);
+            let next = state.next_token();
+            assert!(next > highest, "{call} {number}: {next} after {highest}");
+            fs::write(&seen, format!("{next}\n")).expect("our own file");
+        }
+    }
+    assert!(killed > 30, "{killed}");
+    assert_eq!(state.files(), ["token", "token.lock"]);
+}
+
+/// "It is on the disk before the command begins": the text, its name in the folder, then the command.
+#[test]
+fn everything_is_synced_before_the_command_begins() {
+    let state = State::new();
+    for _ in 0..2 {
+        let calls = "fsync,renameat,execve";
+        let run = traced(&state, calls, &[], &["job", "/bin/true"]);
+        run.finish().expect_code(0);
+        let log = state.folder.read("calls");
+        let position = |what: &str| log.lines().position(|line| line.contains(what));
+        let renamed = position("\"token.new\"").expect("the token's file is replaced");
+        let lines: Vec<&str> = log.lines().collect();
+        assert!(
+            lines[..renamed].iter().any(|line| line.contains("fsync(")),
+            "{log}"
+        );
+        let settled = lines[renamed..]
+            .iter()
+            .position(|line| line.contains("fsync("));
+        let settled = renamed + settled.expect("the folder is synced");
+        let began = position("execve(\"/bin/true\"").expect("the command");
+        assert!(settled < began, "{log}");
+    }
+}
+
+/// "A state folder that cannot be used": 125, and the command is not run, when each call that writes fails once.
+#[test]
+fn a_disk_that_fails_keeps_the_command_from_running() {
+    let state = State::new();
+    state.next_token();
+    for (call, error) in [
+        ("fsync", "EIO"),
+        ("fsync", "ENOSPC"),
+        ("renameat", "EROFS"),
+        ("renameat", "ENOSPC"),
+        ("flock", "ENOLCK"),
+        ("fstatfs", "EIO"),
+        ("mkdirat", "EACCES"),
+    ] {
+        let before = state.next_token();
+        let fault = format!("inject={call}:error={error}:when=1");
+        let name = if call == "mkdirat" { "other" } else { "job" };
+        let outcome = traced(&state, call, &["-e", &fault], &[name, "echo", "never"]).finish();
+        outcome
+            .expect_code(125)
+            .expect_stdout("")
+            .expect_stderr(&["dlock: cannot "]);
+        assert!(state.next_token() > before, "{call} {error}");
+    }
+}
+
+/// A script that may mount, and that nobody else sees.
+fn alone(script: &str) -> Dlock {
+    Dlock::program(["unshare", "--map-root-user", "--mount", "sh", "-c", script])
+}
+
+/// A full disk, and one that can only be read: the command is not run, and the tokens go on where they were.
+#[test]
+fn a_full_disk_keeps_the_token() {
+    let disk = Scratch::new();
+    let path = disk.path().display();
+    let run = format!("{} run --local={path} job", env!("CARGO_BIN_EXE_dlock"));
+    let script = format!(
+        "mount -t tmpfs -o size=32k,mode=700 none {path} || exit 99
+        {run} printenv DLOCK_FENCING_TOKEN
+        dd if=/dev/zero of={path}/rest bs=1k 2>/dev/null
+        {run} echo never; echo $?
+        rm {path}/rest
+        {run} printenv DLOCK_FENCING_TOKEN
+        mount -o remount,ro {path} || exit 99
+        {run} echo never; echo $?
+        mount -o remount,rw {path} || exit 99
+        {run} printenv DLOCK_FENCING_TOKEN
+        ls {path}/job"
+    );
+    let outcome = alone(&script).finish().expect_code(0);
+    assert_eq!(
+        outcome.stdout, "1\n125\n2\n125\n3\ntoken\ntoken.lock\n",
+        "{outcome:?}"
+    );
+    outcome.expect_stderr(&["No space left on device", "Read-only file system"]);
+}
+
+/// A file that says how high the tokens were and is not to be understood: a number that is guessed could be too low.
+#[test]
+fn a_damaged_token_is_no_token() {
+    let state = State::new();
+    state.next_token();
+    let file = format!("{}/job/token", state.path);
+    for text in [
+        "",
+        "dlock-fence 1\njob 1",
+        "dlock-fence 9\njob 1\nend\n",
+        "1\n",
+    ] {
+        fs::write(&file, text).expect("our own file");
+        let outcome = state.run(&["job", "echo", "never"]).finish();
+        outcome
+            .expect_code(125)
+            .expect_stdout("")
+            .expect_stderr(&["/job/token'", "hint: "]);
+    }
+    // What the hint says.
+    fs::remove_file(&file).expect("our own file");
+    let repair = ["fence", &file, "--name=job", "--token=41"];
+    Dlock::nowhere().args(repair).finish().expect_code(0);
+    assert_eq!(state.next_token(), 42);
+}
+
+/// "Who may write to the folder can remove files in it, and that frees the lock: its holder sees it within a second and stops
+/// its command, and the status is 121"
+#[test]
+fn a_place_that_is_removed_is_a_loss() {
+    let state = State::new();
+    let away = state.folder.file("away");
+    for (number, damage) in [
+        "rm \"$DLOCK_LOCAL\"/job/$DLOCK_FENCING_TOKEN",
+        "rm -r \"$DLOCK_LOCAL\"",
+        &format!("mv \"$DLOCK_LOCAL\" {away}"),
+        "cp \"$DLOCK_LOCAL\"/job/$DLOCK_FENCING_TOKEN x; mv x \"$DLOCK_LOCAL\"/job/$DLOCK_FENCING_TOKEN",
+    ]
+    .iter()
+    .enumerate()
+    {
+        let script = format!("cd; echo on; {damage}; sleep 600");
+        let mut holder = state.run(&["job", "sh", "-c", &script]).start();
+        holder.says("on");
+        let outcome = holder.wait().expect_code(121);
+        outcome.expect_stderr(&["the lock 'job' is lost", "removed or replaced"]);
+        holder.assert_tree_dead();
+        assert!(state.next_token() > 0, "{number}");
+    }
+    // One that has ended before it is seen is found out by the release.
+    let script = "rm \"$DLOCK_LOCAL\"/job/$DLOCK_FENCING_TOKEN";
+    let outcome = state.run(&["job", "sh", "-c", script]).finish();
+    outcome
+        .expect_code(121)
+        .expect_stderr(&["was lost while the command ran"]);
+}

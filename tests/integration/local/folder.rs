@@ -1,0 +1,288 @@
+//! The state folder: whose it may be, what it may be, and what is made in it.
+//! It must not know what the files are for.
+
+use std::fs::{self, Permissions};
+use std::os::unix::fs::{PermissionsExt, chown, symlink};
+
+use super::State;
+use crate::support::{Dlock, Outcome, report};
+
+/// A user that has nothing.
+const NOBODY: u32 = 65534;
+
+fn am_root() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
+fn mode(path: &str, mode: u32) {
+    fs::set_permissions(path, Permissions::from_mode(mode)).expect("our own");
+}
+
+fn mode_of(path: &str) -> u32 {
+    fs::symlink_metadata(path)
+        .expect("it is there")
+        .permissions()
+        .mode()
+        & 0o7777
+}
+
+/// dlock as somebody who is not root.
+fn as_nobody(dlock: Dlock) -> Dlock {
+    if am_root() {
+        dlock.under([
+            "setpriv",
+            "--reuid=65534",
+            "--regid=65534",
+            "--clear-groups",
+            "--",
+        ])
+    } else {
+        dlock
+    }
+}
+
+#[track_caller]
+fn is_refused(state: &State, words: &[&str]) {
+    let run = |words: &[&str]| state.dlock().args(words).finish();
+    run(&["run", "job", "echo", "never"])
+        .expect_code(125)
+        .expect_stdout("")
+        .expect_stderr(&[&["dlock: cannot use the state folder '", "hint: "], words].concat());
+    run(&["ls"]).expect_code(125).expect_stdout("");
+}
+
+/// "It has to belong to root or to the user, not everybody may write to it"
+#[test]
+fn a_folder_that_others_can_change_is_refused() {
+    let state = State::new();
+    fs::create_dir(&state.path).expect("a new folder");
+    for bits in [0o777, 0o1777, 0o702] {
+        mode(&state.path, bits);
+        is_refused(&state, &["everybody may write to it", "chmod o-w"]);
+    }
+    mode(&state.path, 0o755);
+    state.next_token();
+    if !am_root() {
+        return report("not shown: a folder of another user needs root");
+    }
+    chown(&state.path, Some(NOBODY), None).expect("root may");
+    is_refused(
+        &state,
+        &[
+            "it belongs to another user (uid 65534, we are 0)",
+            "install -d",
+        ],
+    );
+}
+
+/// "Neither it nor anything in it may be a symbolic link."
+#[test]
+fn a_link_is_not_followed() {
+    let state = State::new();
+    let target = state.folder.file("target");
+    fs::create_dir(&target).expect("a new folder");
+    symlink(&target, &state.path).expect("a new link");
+    is_refused(
+        &state,
+        &["it is a symbolic link", "name the folder that it points to"],
+    );
+    let slash = Dlock::nowhere().run([&format!("--local={}/", state.path), "job", "echo", "never"]);
+    slash.finish().expect_code(125).expect_stdout("");
+    fs::remove_file(&state.path).expect("our own link");
+    fs::create_dir(&state.path).expect("a new folder");
+    symlink(&target, format!("{}/job", state.path)).expect("a new link");
+    let run = || state.run(&["job", "echo", "never"]).finish();
+    run()
+        .expect_code(125)
+        .expect_stdout("")
+        .expect_stderr(&["/job': it is a symbolic link"]);
+    fs::remove_file(format!("{}/job", state.path)).expect("our own link");
+    fs::create_dir(format!("{}/job", state.path)).expect("a new folder");
+    let precious = state.folder.write("precious", "data");
+    for file in ["token.lock", "token", "7", "7.2"] {
+        let link = format!("{}/job/{file}", state.path);
+        symlink(&precious, &link).expect("a new link");
+        run()
+            .expect_code(125)
+            .expect_stdout("")
+            .expect_stderr(&[&link]);
+        fs::remove_file(&link).expect("our own link");
+    }
+    // One in the place of what is made anew is removed, not followed.
+    symlink(&precious, format!("{}/job/token.new", state.path)).expect("a new link");
+    assert_eq!(state.next_token(), 1);
+    assert_eq!(fs::read_to_string(precious).expect("still there"), "data");
+    assert_eq!(fs::read_dir(target).expect("still there").count(), 0);
+}
+
+/// "A folder that cannot be written": said, with what helps.
+#[test]
+fn a_folder_that_cannot_be_written_is_named() {
+    let state = State::new();
+    fs::create_dir(&state.path).expect("a new folder");
+    mode(&state.path, 0o755);
+    if !am_root() {
+        mode(&state.path, 0o555);
+    }
+    let denied = |outcome: Outcome| {
+        let words = [
+            "dlock: cannot ",
+            &*state.path,
+            "Permission denied",
+            "hint: --local=DIR names another folder",
+        ];
+        outcome
+            .expect_code(125)
+            .expect_stdout("")
+            .expect_stderr(&words);
+    };
+    denied(as_nobody(state.run(&["job", "echo", "never"])).finish());
+    let inside = format!("--local={}/new", state.path);
+    denied(as_nobody(Dlock::nowhere().run([&*inside, "job", "echo", "never"])).finish());
+    mode(&state.path, 0o755);
+    state.next_token();
+    mode(&state.path, 0o700);
+    if am_root() {
+        denied(as_nobody(state.run(&["job", "echo", "never"])).finish());
+        as_nobody(state.dlock().args(["ls"]))
+            .finish()
+            .expect_code(125);
+    }
+    for path in ["/proc/nowhere", "/dev/null"] {
+        let outcome = Dlock::nowhere()
+            .run([&format!("--local={path}"), "job", "echo", "never"])
+            .finish();
+        outcome
+            .expect_code(125)
+            .expect_stdout("")
+            .expect_stderr(&[path]);
+    }
+}
+
+/// "What is made in it is for its owner alone, and for the group, too, if the group may write to the folder", whatever the
+/// umask: whoever can open a file could put a flock on it, and bar everybody.
+#[test]
+fn what_is_made_is_for_those_who_may_write_to_the_folder() {
+    for (bits, folder, file) in [
+        (None, 0o700, 0o600),
+        (Some(0o700), 0o700, 0o600),
+        (Some(0o2770), 0o2770, 0o660),
+        (Some(0o775), 0o770, 0o660),
+        (Some(0o755), 0o700, 0o600),
+    ] {
+        for umask in ["000", "077"] {
+            let state = State::new();
+            if let Some(bits) = bits {
+                fs::create_dir(&state.path).expect("a new folder");
+                mode(&state.path, bits);
+            }
+            let look = "stat -c %a $DLOCK_LOCAL $DLOCK_LOCAL/job $DLOCK_LOCAL/job/1 $DLOCK_LOCAL/job/1.cooling";
+            let run = state
+                .run(&["--min-hold=0.001", "job", "-c", look])
+                .after(&format!("umask {umask}"));
+            let outcome = run.finish().expect_code(0);
+            let top = bits.unwrap_or(0o700);
+            assert_eq!(
+                outcome.stdout,
+                format!("{top:o}\n{folder:o}\n{file:o}\n{file:o}\n"),
+                "{bits:?} {umask}"
+            );
+            for name in ["token", "token.lock"] {
+                assert_eq!(
+                    mode_of(&format!("{}/job/{name}", state.path)),
+                    file,
+                    "{name} {bits:?} {umask}"
+                );
+            }
+        }
+    }
+}
+
+/// "For several users, install -d -m 2770 -g GROUP DIR makes one": the members of a group lock each other out.
+#[test]
+fn a_group_shares_its_locks() {
+    if !am_root() {
+        return report("not shown: several users need root");
+    }
+    let state = State::new();
+    mode(state.folder.path().to_str().expect("a plain path"), 0o755);
+    fs::create_dir(&state.path).expect("a new folder");
+    chown(&state.path, None, Some(4242)).expect("root may");
+    mode(&state.path, 0o2770);
+    let member = |uid: u32, words: &[&str]| {
+        let reuid = format!("--reuid={uid}");
+        state
+            .run(words)
+            .under(["setpriv", &reuid, "--regid=4242", "--clear-groups", "--"])
+    };
+    let token = ["job", "printenv", "DLOCK_FENCING_TOKEN"];
+    for (number, uid) in [1001, 1002, 1001, 1002].into_iter().enumerate() {
+        let outcome = member(uid, &token).finish().expect_code(0).expect_silent();
+        assert_eq!(outcome.stdout, format!("{}\n", number + 1));
+    }
+    let mut holder = member(1001, &["job", "-c", "echo on; exec sleep 600"]).start();
+    holder.says("on");
+    member(1002, &["-n", "job", "echo", "never"])
+        .finish()
+        .expect_code(75)
+        .expect_stdout("");
+    let mut waiter = member(1002, &token).start();
+    state.queue_of(2);
+    holder.signal(crate::support::Signal::TERM);
+    waiter.wait().expect_code(0).expect_stdout("6\n");
+    let stranger = as_nobody(state.run(&["job", "echo", "never"])).finish();
+    stranger.expect_code(125).expect_stdout("");
+}
+
+/// "Network file systems are refused: there a lock can vanish while its command runs ... and nobody would know."
+#[test]
+fn a_network_file_system_is_refused() {
+    let state = State::new();
+    fs::create_dir(&state.path).expect("a new folder");
+    for (number, name) in [("6969000000000000", "NFS"), ("424d53fe00000000", "SMB")] {
+        let poke = format!("inject=fstatfs:poke_exit=@arg2={number}");
+        let strace = [
+            "strace",
+            "-qqq",
+            "-o",
+            "/dev/null",
+            "-e",
+            "trace=fstatfs",
+            "-e",
+            &poke,
+        ];
+        let run = state.run(&["job", "echo", "never"]).under(strace);
+        run.finish().expect_code(125).expect_stdout("").expect_stderr(&[
+            &format!("it is on {name}, where a lock can vanish while its command runs"),
+            "hint: --local=DIR names a folder on a disk of this machine; for locks between machines there is etcd",
+        ]);
+    }
+}
+
+/// "The folder is made with the rights of its user alone", in `XDG_STATE_HOME` or `~/.local/state`.
+#[test]
+fn everybody_has_a_folder_of_his_own() {
+    for (variable, folder) in [
+        ("HOME", "home/.local/state/dlock"),
+        ("XDG_STATE_HOME", "home/dlock"),
+    ] {
+        let state = State::new();
+        let home = state.folder.file("home");
+        fs::create_dir(&home).expect("a new folder");
+        if am_root() {
+            mode(state.folder.path().to_str().expect("a plain path"), 0o755);
+            chown(&home, Some(NOBODY), Some(NOBODY)).expect("root may");
+        }
+        let run = Dlock::nowhere()
+            .env(variable, &home)
+            .run(["--local", "job", "echo", "in"]);
+        as_nobody(run)
+            .finish()
+            .expect_code(0)
+            .expect_silent()
+            .expect_stdout("in\n");
+        let made = state.folder.file(folder);
+        assert_eq!(mode_of(&made), 0o700);
+        assert_eq!(mode_of(&format!("{made}/job/token")), 0o600);
+    }
+}
