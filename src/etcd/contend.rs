@@ -429,10 +429,11 @@ impl Contender {
             .cluster
             .user()
             .unwrap_or("the certificate's user");
-        trouble.hinting(&format!(
+        let hint = format!(
             "the role of '{user}' needs readwrite on the range ['{0}', '{1}'): etcdctl role grant-permission ROLE readwrite --prefix {0}",
             self.places.queue.namespace(),
             self.places.queue.namespace_end(),
-        ))
+        );
+        trouble.hinting(Some(&hint))
     }
 }
