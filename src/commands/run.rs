@@ -38,7 +38,7 @@ pub(super) fn run(settings: &Settings, options: &Options) -> Result<Exit, Failur
         program: options.program(),
         leftovers: options.leftovers,
         variables: Vec::new(),
-        owner: None,
+        unwanted: &|| false,
         background: None,
     };
     errand::carry_out(errand, settings, guard)
@@ -57,7 +57,7 @@ fn within(
     }
     if link.mode != Mode::Exclusive {
         return Err(anyhow!(
-            "cannot lock '{name}' again: this command shares it with others (token {token}, {})",
+            "cannot lock '{name}' again: this command holds it as '{}' (token {token})",
             link.mode
         ))
         .or_hint("only a lock that is held exclusively can be taken again");

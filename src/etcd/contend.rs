@@ -296,9 +296,9 @@ impl Contender {
         };
         let who = look.ahead.holder.as_ref().map(Holder::sentence);
         let cause = format!(
-            "it is asked for as {}, but it is held as {theirs} by {}",
+            "it is used as '{theirs}' by {}, not as '{}'",
+            who.unwrap_or_default(),
             self.wish.mode,
-            who.unwrap_or_default()
         );
         Err(Trouble::refused(
             cause,
