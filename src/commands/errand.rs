@@ -18,7 +18,7 @@ use super::waiting::{narrate, who};
 use crate::cli::lock;
 use crate::clock;
 use crate::config::Settings;
-use crate::core::holder::{Ask, Holder};
+use crate::core::holder::{Ask, AskTo, Holder};
 use crate::core::lease::{Instant, Place, Terms};
 use crate::core::leftovers::Leftovers;
 use crate::core::mode::Patience;
@@ -29,14 +29,14 @@ use crate::core::watchdog::{Cut, Standing, Watchdog};
 use crate::etcd::contend::{Contender, Outcome, Parting, Release, Waiting, Won};
 use crate::etcd::{Cluster, Trouble};
 use crate::exit::{Exit, Failure};
-use crate::guard::{Detached, Guard, Other, Report, Status, Survivor};
+use crate::guard::{Detached, Guard, Report, Status, Survivor};
 use crate::whoami;
 
 /// How long the release of a lock that was ours to the end may take.
 const RELEASE: Duration = Duration::from_secs(5);
 /// How long the removal of what may be left after a loss may take.
 const CLEAR: Duration = Duration::from_secs(1);
-/// Between two looks at the process that a lock is for, while it waits.
+/// Between two looks at whether a lock is still wanted.
 const LOOK: Duration = Duration::from_millis(500);
 
 /// What is to be done, and under which lock.
@@ -48,8 +48,8 @@ pub(super) struct Errand<'a> {
     pub(super) leftovers: Leftovers,
     /// What it gets beside the variables of the lock.
     pub(super) variables: Vec<(String, String)>,
-    /// With whose end the lock is not wanted any more.
-    pub(super) owner: Option<&'a Other>,
+    /// Whether nobody wants the lock any more: looked at now and then while it is waited for.
+    pub(super) unwanted: &'a dyn Fn() -> bool,
     /// Who waits in the foreground for the lock.
     pub(super) background: Option<Detached>,
 }
@@ -126,7 +126,7 @@ impl<'a> Runner<'a> {
             WaitPassed,
             Signal(i32),
             GuardDead,
-            OwnerGone,
+            Unwanted,
         }
         let (limit, give_up_at) = match self.errand.lock.wish.patience {
             Patience::For(wait) => (wait.min(self.connect_timeout), Some(self.began_at + wait)),
@@ -155,7 +155,7 @@ impl<'a> Runner<'a> {
                 () = guard_dead(&mut self.post) => Event::GuardDead,
                 outcome = contender.acquire(limit, tell) => Event::Acquired(outcome),
                 () = clock::until(give_up_at) => Event::WaitPassed,
-                () = gone(self.errand.owner) => Event::OwnerGone,
+                () = unwanted(self.errand.unwanted) => Event::Unwanted,
             }
         };
         if !matches!(event, Event::Acquired(Ok(_))) {
@@ -166,16 +166,17 @@ impl<'a> Runner<'a> {
                 let outcome = outcome.map_err(|trouble| self.cannot_lock(trouble))?;
                 Ok(self.judge(outcome))
             }
-            Event::WaitPassed => match ahead {
-                Some(ahead) => Ok(self.judge(Outcome::Busy(ahead))),
-                // Whether it is busy nobody knows.
-                None => {
-                    Err(self.cannot_lock(contender.unreachable(clock::now().since(self.began_at))))
+            Event::WaitPassed => {
+                if let Some(ahead) = ahead {
+                    return Ok(self.judge(Outcome::Busy(ahead)));
                 }
-            },
+                // Whether it is busy nobody knows.
+                let waited = give_up_at.map_or(limit, |at| at.since(self.began_at));
+                Err(self.cannot_lock(contender.unreachable(waited)))
+            }
             Event::Signal(signal) => Ok(Acquired::Ended(Exit::Signalled(signal))),
             Event::GuardDead => Err(anyhow!("cannot go on: the guard process is dead").into()),
-            Event::OwnerGone => Ok(Acquired::Ended(Exit::Done)),
+            Event::Unwanted => Ok(Acquired::Ended(Exit::Done)),
         }
     }
 
@@ -355,15 +356,10 @@ impl<'a> Runner<'a> {
     }
 }
 
-/// Until the process that the lock is for has ended, if there is one.
-async fn gone(owner: Option<&Other>) {
-    match owner {
-        Some(owner) => {
-            while !owner.has_ended() {
-                tokio::time::sleep(LOOK).await;
-            }
-        }
-        None => std::future::pending().await,
+/// Until the lock is not wanted any more.
+async fn unwanted(unwanted: &dyn Fn() -> bool) {
+    while !unwanted() {
+        tokio::time::sleep(LOOK).await;
     }
 }
 
@@ -385,8 +381,12 @@ fn told(ran: Option<&Holder>) -> String {
 }
 
 fn sent_away(name: &LockName, ask: &Ask) -> String {
+    let how = match ask.to {
+        AskTo::Yield => "superseded",
+        AskTo::Stop => "sent away",
+    };
     format!(
-        "no longer waiting for '{name}', sent away by {}",
+        "no longer waiting for '{name}', {how} by {}",
         ask.sentence()
     )
 }

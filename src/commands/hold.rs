@@ -3,6 +3,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::io::{self, Write as _};
+use std::os::fd::AsFd;
 use std::time::Duration;
 
 use anyhow::{Context as _, anyhow};
@@ -54,21 +55,33 @@ fn keep(
         grace: options.lock.grace,
         leftovers: Leftovers::Kill,
     };
+    // dlock's own stdin goes to the guard. In the background there is none to wait for.
+    let input = options
+        .until_eof
+        .then(|| io::stdin().as_fd().try_clone_to_owned());
+    let input = input.transpose().context("cannot keep standard input")?;
     let ties = Ties {
         adopted: owner,
-        kept: background.as_ref().map(Detached::descriptor),
+        kept: background
+            .as_ref()
+            .map(Detached::descriptor)
+            .or(input.as_ref().map(AsFd::as_fd)),
     };
     let hold = guard::Name::own().context("cannot find our own process")?;
     // Before any thread exists: see guard/mod.rs.
     let guard = guard::launch(lingering(options, owner), policy, ties)
         .context("cannot start the guard process")?;
+    let unwanted = || {
+        let ended = owner.is_some_and(Other::has_ended);
+        ended || input.as_ref().is_some_and(guard::is_hung_up)
+    };
     let errand = Errand {
         name: &options.name,
         lock: &options.lock,
         program: OsStr::new("dlock hold"),
         leftovers: Leftovers::Kill,
         variables: vec![("DLOCK_HOLD".to_owned(), hold.to_string())],
-        owner,
+        unwanted: &unwanted,
         background,
     };
     match errand::carry_out(errand, settings, guard)? {
