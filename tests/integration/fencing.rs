@@ -250,6 +250,35 @@ fn every_recipe_knows_the_way_back() {
     lower_tokens_come_in_after_a_reset_only(&REDIS, &Redis::start());
 }
 
+/// "Every holder then has a token lower than those that the stores have seen, and is refused", until the store forgets;
+/// "etcd itself has nothing to forget".
+#[test]
+fn after_a_restore_of_etcd_the_stores_have_to_forget() {
+    let (etcd, storage) = (Etcd::start(), Storage::new());
+    let itself = EtcdItself::new(&etcd);
+    let beside = Machine::new(&SSH, &storage, true);
+    let inside = Machine::new(&ETCD, &itself, true);
+    let publish = |machine: &Machine, body| {
+        machine.folder.write("report", body);
+        let run = Dlock::on(&etcd).run(["report", "--", "./publish"]);
+        machine.at_home(run).finish()
+    };
+    let backup = beside.folder.file("backup");
+    etcd.ctl(&["snapshot", "save", &backup]);
+    for machine in [&inside, &beside, &beside] {
+        publish(machine, "before").expect_code(0);
+    }
+    etcd.restore(&backup);
+    publish(&inside, "after").expect_code(0);
+    assert_eq!(itself.report(), "after");
+    let late = publish(&beside, "after").expect_code(121);
+    late.expect_stderr(&[SSH.refusal, "--reset in dlock-fence(1)"]);
+    assert_eq!(storage.report(), "before");
+    beside.script("reset", 0).finish().expect_code(0);
+    publish(&beside, "after").expect_code(0);
+    assert_eq!(storage.report(), "after");
+}
+
 /// etcd keeps no number: the lock's own key is the check, and any text goes in.
 #[test]
 fn etcd_takes_what_its_holder_writes() {
