@@ -128,7 +128,7 @@ fn paused_holder(etcd: &Etcd, machine: &Machine) -> Running {
 #[track_caller]
 fn next_holder(etcd: &Etcd, machine: &Machine) {
     machine.folder.write("report", "newer");
-    let next = Dlock::on(etcd).run(["--ttl=5", "report", "--", "./publish"]);
+    let next = Dlock::on(etcd).run(["report", "--", "./publish"]);
     let mut next = machine.at_home(next).start();
     next.wait_within(LIMIT * 2).expect_code(0);
 }
@@ -170,7 +170,8 @@ fn overtaken(
     (status, ended, store.report())
 }
 
-/// The late write is refused, and the data is the newer one's; without the check, the update is lost.
+/// "If its write comes late, it says so and fails, and the store has what the later holder wrote"; without the check, the
+/// update is lost.
 #[track_caller]
 fn a_late_write_is_refused<S: Store>(recipe: &Recipe, store: impl Fn(&Etcd) -> S + Sync) {
     let scenario = |checked| {
@@ -189,26 +190,31 @@ fn a_late_write_is_refused<S: Store>(recipe: &Recipe, store: impl Fn(&Etcd) -> S
     });
 }
 
+/// "`PostgreSQL`, one statement: ... returns a row only if it has written"
 #[test]
 fn postgresql_refuses_a_late_statement() {
     a_late_write_is_refused(&POSTGRESQL_STATEMENT, |_| Database::new("documents"));
 }
 
+/// "`PostgreSQL`, a trigger: ... the tables themselves can ask for the token"
 #[test]
 fn postgresql_refuses_a_late_writer_by_a_trigger() {
     a_late_write_is_refused(&POSTGRESQL_TRIGGER, |_| Database::new("reports"));
 }
 
+/// "etcd itself: ... one transaction compares it and writes"
 #[test]
 fn etcd_refuses_a_late_transaction() {
     a_late_write_is_refused(&ETCD, EtcdItself::new);
 }
 
+/// "A file on another machine: ... under the fence it only takes its place"; "the status of a late writer is ... 121"
 #[test]
 fn a_file_behind_ssh_refuses_a_late_writer() {
     a_late_write_is_refused(&SSH, |_| Storage::new());
 }
 
+/// "Redis: a script runs alone: nobody comes between its check and its write"
 #[test]
 fn redis_refuses_a_late_script() {
     a_late_write_is_refused(&REDIS, |_| Redis::start());
@@ -217,7 +223,7 @@ fn redis_refuses_a_late_script() {
 /// What a shell, a database or etcdctl could take for more than text.
 const AWKWARD: &str = "it's \"10 %\" of\t$HOME \\n, ;)\n`two` 'lines";
 
-/// "The same holder may write as often as it likes"; "when etcd was restored": each recipe has its way back.
+/// "The same token is let in again"; "let every store forget what it has seen of the lock": each recipe has its way back.
 #[track_caller]
 fn lower_tokens_come_in_after_a_reset_only(recipe: &Recipe, store: &dyn Store) {
     let machine = Machine::new(recipe, store, true);
@@ -326,13 +332,15 @@ fn they_do_not_meet_half_way(recipe: &Recipe, database: &Database) {
     assert_eq!(database.report(), "by 35");
 }
 
+/// "A statement that finds its row locked by an open transaction waits for it and then looks at the row again"; "an older
+/// writer that is already in ends first"
 #[test]
 fn in_postgresql_an_open_transaction_counts() {
     they_do_not_meet_half_way(&POSTGRESQL_STATEMENT, &Database::new("documents"));
     they_do_not_meet_half_way(&POSTGRESQL_TRIGGER, &Database::new("reports"));
 }
 
-/// "Who brings no token is refused": by the trigger, whatever the program.
+/// "Who brings none is refused as well": by the trigger, whatever the program and the statement.
 #[test]
 fn the_trigger_refuses_who_brings_no_token() {
     let database = Database::new("reports");
