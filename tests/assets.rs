@@ -11,7 +11,7 @@ use clap_mangen::Man;
 use dlock::{cli, exit};
 
 /// Of the hand-written parts; change it with them.
-const DATE: &str = "2026-11-23";
+const DATE: &str = "2026-11-25";
 
 /// Compares a checked-in file with what it should be, or writes it.
 fn check(path: &str, wanted: &str) {
