@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, anyhow};
 use rustix::fs::{
-    AtFlags, FileType, FlockOperation, Mode, OFlags, Stat, fchmod, fchown, flock, fstat, fsync,
-    openat, renameat, statat, unlinkat,
+    Access, AtFlags, FileType, FlockOperation, Mode, OFlags, Stat, accessat, fchmod, fchown, flock,
+    fstat, fsync, openat, renameat, statat, unlinkat,
 };
 use rustix::io::{Errno, FdFlags, fcntl_dupfd_cloexec, fcntl_setfd, retry_on_intr};
 use rustix::process::{Gid, Uid};
@@ -189,6 +189,10 @@ impl Locked<'_> {
         let new = self.fence.beside(".new");
         let before = self.fence.file()?;
         let replace = || -> Result<(), Errno> {
+            // The rename below asks for no right to the file that it replaces, but who made it read-only meant that.
+            if before.is_some() {
+                accessat(folder, name, Access::WRITE_OK, AtFlags::EACCESS)?;
+            }
             // Under the lock nobody but a dead one can have left it.
             match unlinkat(folder, &new, AtFlags::empty()) {
                 Ok(()) | Err(Errno::NOENT) => {}
