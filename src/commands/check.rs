@@ -24,8 +24,5 @@ pub(super) fn check(settings: &Settings, check: &Check) -> Result<Exit, Failure>
     if holds {
         return Ok(Exit::Done);
     }
-    Err(anyhow!(
-        "token {token} does not have the lock '{name}' any more"
-    ))
-    .or_exit(Exit::Lost)
+    Err(anyhow!("token {token} does not hold the lock '{name}'")).or_exit(Exit::Lost)
 }

@@ -480,16 +480,13 @@ fn a_lock_is_seen_checked_and_broken() {
     let unasked = on(&["break", &name, "--token", &token]);
     let unasked = unasked.expect_code(125);
     assert!(unasked.stderr.contains("--yes"), "{unasked:?}");
-    on(&[
-        "break",
-        &name,
-        "--token",
-        &token,
-        "--yes",
-        "--reason=a freeze",
-    ])
-    .expect_code(0)
-    .expect_silent();
+    let order = ["break", &name, "--token", &token, "--yes"];
+    let broken = on(&[&order[..], &["--reason=a freeze"]].concat()).expect_code(0);
+    assert!(
+        broken.stderr.contains("sending away the holder")
+            && broken.stderr.contains(&format!("token {token}")),
+        "{broken:?}"
+    );
     let gone = holder.wait();
     let gone = gone.expect_code(121);
     assert!(gone.stderr.contains("a freeze"), "{gone:?}");
