@@ -56,20 +56,20 @@ mutants: tools-mutants
 
 install: build
 	install -Dm755 target/release/dlock "$(DESTDIR)$(PREFIX)/bin/dlock"
-	for page in man/*.1; do \
-	    install -Dm644 "$$page" "$(DESTDIR)$(PREFIX)/share/man/man1/$${page##*/}" || exit 1; \
+	for page in man/*.[17]; do \
+	    install -Dm644 "$$page" "$(DESTDIR)$(PREFIX)/share/man/man$${page##*.}/$${page##*/}" || exit 1; \
 	done
 	install -Dm644 completions/dlock.bash "$(DESTDIR)$(PREFIX)/share/bash-completion/completions/dlock"
 	install -Dm644 completions/_dlock "$(DESTDIR)$(PREFIX)/share/zsh/site-functions/_dlock"
 	install -Dm644 completions/dlock.fish "$(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/dlock.fish"
 
 # What is missing comes from Debian; where nothing is missing, nothing is asked of anybody.
-# $(call need,program=package /a/file=package ...)
+# $(call need,program=package /a/file=package /a/*/file=package ...)
 define need
 	@missing=; \
 	for pair in $(1); do \
 	    case $$pair in \
-	    /*) test -e "$${pair%%=*}" ;; \
+	    /*) ls -d $${pair%%=*} >/dev/null 2>&1 ;; \
 	    *) command -v "$${pair%%=*}" >/dev/null ;; \
 	    esac || missing="$$missing $${pair##*=}"; \
 	done; \
@@ -82,6 +82,8 @@ endef
 # Debian's compiler only recommends the package that has what protocol files import.
 PROTOC := protoc=protobuf-compiler /usr/include/google/protobuf/descriptor.proto=libprotobuf-dev
 ETCD := etcd=etcd-server etcdctl=etcd-client
+# What fencing is tested on. The tests start servers of their own, beside those that the packages may have started.
+STORES := /usr/lib/postgresql/*/bin/initdb=postgresql setpriv=util-linux redis-server=redis-server redis-cli=redis-tools
 
 tools-build:
 	$(call need,$(PROTOC))
@@ -91,7 +93,7 @@ tools-demo:
 
 tools-test:
 	$(call need,$(PROTOC) $(ETCD) faketime=faketime openssl=openssl setsid=util-linux unshare=util-linux script=bsdutils \
-	    strace=strace)
+	    strace=strace $(STORES))
 
 tools-mutants: tools-test
 	$(call need,patch=patch timeout=coreutils)

@@ -57,10 +57,10 @@ impl Trouble {
         }
     }
 
-    /// The same with a hint, unless there is a better one already.
+    /// The same with a hint, if there is one, and unless there is a better one already.
     #[must_use]
-    pub(crate) fn hinting(mut self, hint: &str) -> Self {
-        self.hint.get_or_insert_with(|| hint.to_owned());
+    pub(crate) fn hinting(mut self, hint: Option<&str>) -> Self {
+        self.hint = self.hint.or_else(|| hint.map(str::to_owned));
         self
     }
 }

@@ -3,6 +3,7 @@
 
 use std::env;
 use std::ffi::OsStr;
+use std::fs;
 use std::path::Path;
 use std::process;
 use std::time::{Duration, SystemTime};
@@ -47,13 +48,27 @@ pub(crate) fn holder(program: &OsStr, note: Option<&str>, mode: Mode, grace: Dur
         pid: process::id(),
         user: variable("USER")
             .or_else(|| variable("LOGNAME"))
-            .unwrap_or_else(|| format!("uid {}", rustix::process::getuid().as_raw())),
+            .unwrap_or_else(|| user(rustix::process::getuid().as_raw())),
         program: name.to_string_lossy().into_owned(),
         note: note.map(str::to_owned),
         url: ci_page(&variable),
         since: wall_clock(),
         ..Holder::new(mode, grace)
     }
+}
+
+/// The user's name by passwd(5), for those whose environment does not tell (containers, systemd). Directories of users
+/// elsewhere are not asked: they may keep us waiting.
+fn user(uid: u32) -> String {
+    let number = uid.to_string();
+    let name = fs::read_to_string("/etc/passwd").ok().and_then(|users| {
+        let mut users = users.lines().map(|line| line.split(':'));
+        users.find_map(|mut fields| {
+            let name = fields.next()?;
+            (fields.nth(1)? == number).then(|| name.to_owned())
+        })
+    });
+    name.unwrap_or_else(|| format!("uid {uid}"))
 }
 
 /// The page of the CI job around us, by the variables that each CI documents.
@@ -115,6 +130,12 @@ mod tests {
         assert_eq!(holder.pid, process::id());
         assert!(!holder.host.is_empty() && !holder.user.is_empty());
         assert!(holder.since.ends_with('Z'));
+    }
+
+    #[test]
+    fn a_user_has_a_name_or_a_number() {
+        assert_eq!(user(0), "root");
+        assert_eq!(user(4_000_000_000), "uid 4000000000");
     }
 
     #[test]

@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, anyhow};
 use rustix::fs::{
-    AtFlags, FileType, FlockOperation, Mode, OFlags, Stat, fchmod, fchown, flock, fstat, fsync,
-    openat, renameat, statat, unlinkat,
+    Access, AtFlags, FileType, FlockOperation, Mode, OFlags, Stat, accessat, fchmod, fchown, flock,
+    fstat, fsync, openat, renameat, statat, unlinkat,
 };
 use rustix::io::{Errno, retry_on_intr};
 use rustix::process::{Gid, Uid};
@@ -178,6 +178,10 @@ impl Whole {
     fn replace(&self, new: &OsStr, bytes: &[u8]) -> Result<(), Failure> {
         let before = self.file()?;
         let replace = || -> Result<(), Errno> {
+            // The rename below asks for no right to the file that it replaces, but who made it read-only meant that.
+            if before.is_some() {
+                accessat(&self.folder, &self.name, Access::WRITE_OK, AtFlags::EACCESS)?;
+            }
             let mut file = self.make(new)?;
             if let Some(before) = &before {
                 resemble(&file, before)?;

@@ -11,7 +11,7 @@ use clap_mangen::Man;
 use dlock::{cli, exit};
 
 /// Of the hand-written parts; change it with them.
-const DATE: &str = "2026-11-23";
+const DATE: &str = "2026-11-25";
 
 /// Compares a checked-in file with what it should be, or writes it.
 fn check(path: &str, wanted: &str) {
@@ -29,18 +29,25 @@ fn check(path: &str, wanted: &str) {
     );
 }
 
+fn read(path: &str) -> String {
+    fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap()
+}
+
+/// The page of a command, or of dlock as a whole.
 fn page(name: &str) -> String {
     let root = cli::command();
     let command = match name.split_once('-') {
         Some((_, sub)) => root.find_subcommand(sub).unwrap().clone(),
         None => root,
     };
-    let notes = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("man/notes/{name}.roff"));
-    fs::read_to_string(notes)
-        .unwrap()
+    notes(name).replace("@OPTIONS@\n", &options(command))
+}
+
+/// A page, as far as it is of no command.
+fn notes(name: &str) -> String {
+    read(&format!("man/notes/{name}.roff"))
         .replace("@DATE@", DATE)
         .replace("@VERSION@", env!("CARGO_PKG_VERSION"))
-        .replace("@OPTIONS@\n", &options(command))
         .replace("@EXIT@\n", &exit_status())
         .replace("@SETTINGS@\n", &settings())
         .replace("@TIMELINE@\n", &timeline())
@@ -56,6 +63,56 @@ fn options(command: clap::Command) -> String {
 
 fn roff(text: &str) -> String {
     text.replace('\\', "\\e").replace('-', "\\-")
+}
+
+/// Text as it is, also for those who copy it from a terminal: roff makes other signs of some.
+fn verbatim(text: &str) -> String {
+    let mut escaped = String::new();
+    for line in text.lines() {
+        if line.starts_with('.') {
+            escaped += "\\&";
+        }
+        for character in line.chars() {
+            match character {
+                '\\' => escaped += "\\e",
+                '-' => escaped += "\\-",
+                '\'' => escaped += "\\(aq",
+                '`' => escaped += "\\(ga",
+                '^' => escaped += "\\(ha",
+                '~' => escaped += "\\(ti",
+                _ => escaped.push(character),
+            }
+        }
+        escaped.push('\n');
+    }
+    escaped
+}
+
+/// Every file below `man/recipes`, as `FOLDER/FILE`.
+fn recipes() -> Vec<String> {
+    let names = |path: &str| {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
+        let entries = fs::read_dir(folder).unwrap();
+        entries.map(|entry| entry.unwrap().file_name().into_string().unwrap())
+    };
+    names("man/recipes")
+        .flat_map(|recipe| {
+            names(&format!("man/recipes/{recipe}")).map(move |file| format!("{recipe}/{file}"))
+        })
+        .collect()
+}
+
+/// The page about fencing: each recipe that the tests follow stands in it once, as a whole.
+fn fencing() -> String {
+    let mut page = notes("dlock-fencing");
+    for recipe in recipes() {
+        let place = format!("@RECIPE {recipe}@\n");
+        assert_eq!(page.matches(&place).count(), 1, "{place}");
+        let text = verbatim(&read(&format!("man/recipes/{recipe}")));
+        page = page.replace(&place, &format!(".RS\n.nf\n{text}.fi\n.RE\n"));
+    }
+    assert!(!page.contains("@RECIPE"), "a recipe is missing");
+    page
 }
 
 fn exit_status() -> String {
@@ -103,6 +160,7 @@ fn man_pages() {
         let name = format!("dlock-{}", command.get_name());
         check(&format!("man/{name}.1"), &page(&name));
     }
+    check("man/dlock-fencing.7", &fencing());
 }
 
 #[test]
@@ -137,6 +195,15 @@ fn exit_table_in_the_readme() {
         writeln!(table, "| {} | {} |", row.code, row.meaning).unwrap();
     }
     check("README.md", &format!("{before}{BEGIN}{table}{END}{after}"));
+}
+
+#[test]
+fn recipe_in_the_readme() {
+    let recipe = format!("```sh\n{}```\n", read("man/recipes/ssh/publish"));
+    assert!(
+        read("README.md").contains(&recipe),
+        "README.md has another recipe than dlock-fencing(7):\n{recipe}"
+    );
 }
 
 /// The page's own words for the numbers that people plan with.

@@ -23,10 +23,7 @@ pub(super) fn check(site: &Site, check: &Check) -> Result<Exit, Failure> {
     if holds(site, name, *token, tried)? {
         return Ok(Exit::Done);
     }
-    Err(anyhow!(
-        "token {token} does not have the lock '{name}' any more"
-    ))
-    .or_exit(Exit::Lost)
+    Err(anyhow!("token {token} does not hold the lock '{name}'")).or_exit(Exit::Lost)
 }
 
 /// Refuses to ask etcd about a token that was given out on this machine, and the other way round.

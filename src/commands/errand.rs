@@ -17,7 +17,7 @@ use super::waiting::{narrate, who};
 use crate::cli::lock;
 use crate::clock;
 use crate::contest::{Contend, Outcome, Parting, Release, Waiting, Won};
-use crate::core::holder::{Ask, Holder};
+use crate::core::holder::{Ask, AskTo, Holder};
 use crate::core::lease::Instant;
 use crate::core::leftovers::Leftovers;
 use crate::core::mode::Patience;
@@ -25,7 +25,7 @@ use crate::core::name::{Link, LockName};
 use crate::core::text::{printable, span};
 use crate::core::watchdog::{Cut, Standing, Watchdog};
 use crate::exit::{Exit, Failure};
-use crate::guard::{Detached, Guard, Other, Report, Status, Survivor};
+use crate::guard::{Detached, Guard, Report, Status, Survivor};
 use crate::trouble::Trouble;
 use crate::whoami;
 
@@ -33,7 +33,7 @@ use crate::whoami;
 const RELEASE: Duration = Duration::from_secs(5);
 /// How long the removal of what may be left after a loss may take.
 const CLEAR: Duration = Duration::from_secs(1);
-/// Between two looks at the process that a lock is for, while it waits.
+/// Between two looks at whether a lock is still wanted.
 const LOOK: Duration = Duration::from_millis(500);
 
 /// What is to be done, and under which lock.
@@ -45,8 +45,8 @@ pub(super) struct Errand<'a> {
     pub(super) leftovers: Leftovers,
     /// What it gets beside the variables of the lock.
     pub(super) variables: Vec<(String, String)>,
-    /// With whose end the lock is not wanted any more.
-    pub(super) owner: Option<&'a Other>,
+    /// Whether nobody wants the lock any more: looked at now and then while it is waited for.
+    pub(super) unwanted: &'a dyn Fn() -> bool,
     /// Who waits in the foreground for the lock.
     pub(super) background: Option<Detached>,
 }
@@ -107,7 +107,7 @@ impl<'a, C: Contend> Runner<'a, C> {
             WaitPassed,
             Signal(i32),
             GuardDead,
-            OwnerGone,
+            Unwanted,
         }
         let give_up_at = match self.errand.lock.wish.patience {
             Patience::For(wait) => Some(self.began_at + wait),
@@ -136,7 +136,7 @@ impl<'a, C: Contend> Runner<'a, C> {
                 () = guard_dead(&mut self.post) => Event::GuardDead,
                 outcome = contender.acquire(tell) => Event::Acquired(outcome),
                 () = clock::until(give_up_at) => Event::WaitPassed,
-                () = gone(self.errand.owner) => Event::OwnerGone,
+                () = unwanted(self.errand.unwanted) => Event::Unwanted,
             }
         };
         if !matches!(event, Event::Acquired(Ok(_))) {
@@ -147,16 +147,17 @@ impl<'a, C: Contend> Runner<'a, C> {
                 let outcome = outcome.map_err(|trouble| self.cannot_lock(trouble))?;
                 Ok(self.judge(outcome))
             }
-            Event::WaitPassed => match ahead {
-                Some(ahead) => Ok(self.judge(Outcome::Busy(ahead))),
-                // Whether it is busy nobody knows.
-                None => {
-                    Err(self.cannot_lock(contender.unreachable(clock::now().since(self.began_at))))
+            Event::WaitPassed => {
+                if let Some(ahead) = ahead {
+                    return Ok(self.judge(Outcome::Busy(ahead)));
                 }
-            },
+                // Whether it is busy nobody knows.
+                let waited = give_up_at.unwrap_or(clock::now()).since(self.began_at);
+                Err(self.cannot_lock(contender.unreachable(waited)))
+            }
             Event::Signal(signal) => Ok(Acquired::Ended(Exit::Signalled(signal))),
             Event::GuardDead => Err(anyhow!("cannot go on: the guard process is dead").into()),
-            Event::OwnerGone => Ok(Acquired::Ended(Exit::Done)),
+            Event::Unwanted => Ok(Acquired::Ended(Exit::Done)),
         }
     }
 
@@ -326,15 +327,10 @@ impl<'a, C: Contend> Runner<'a, C> {
     }
 }
 
-/// Until the process that the lock is for has ended, if there is one.
-async fn gone(owner: Option<&Other>) {
-    match owner {
-        Some(owner) => {
-            while !owner.has_ended() {
-                tokio::time::sleep(LOOK).await;
-            }
-        }
-        None => std::future::pending().await,
+/// Until the lock is not wanted any more.
+async fn unwanted(unwanted: &dyn Fn() -> bool) {
+    while !unwanted() {
+        tokio::time::sleep(LOOK).await;
     }
 }
 
@@ -356,8 +352,12 @@ fn told(ran: Option<&Holder>) -> String {
 }
 
 fn sent_away(name: &LockName, ask: &Ask) -> String {
+    let how = match ask.to {
+        AskTo::Yield => "superseded",
+        AskTo::Stop => "sent away",
+    };
     format!(
-        "no longer waiting for '{name}', sent away by {}",
+        "no longer waiting for '{name}', {how} by {}",
         ask.sentence()
     )
 }

@@ -5,7 +5,7 @@ use std::io::{self, BufRead as _, IsTerminal as _, Write as _};
 use std::time::Duration;
 
 use anyhow::anyhow;
-use tracing::{info, warn};
+use tracing::warn;
 
 use super::{block_on, failed};
 use crate::cli::look::Break;
@@ -59,10 +59,11 @@ impl Eviction<'_> {
             place.what(),
             place.since()
         );
-        if !yes && !confirmed(&who)? {
+        if *yes {
+            warn!("sending away {who}");
+        } else if !confirmed(&who)? {
             return Err(anyhow!("nothing was done: {who}").into());
         }
-        info!("sending away {who}");
         if self.order.now {
             return self.take_away(&place).await;
         }

@@ -3,6 +3,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::io::{self, Write as _};
+use std::os::fd::AsFd;
 use std::time::Duration;
 
 use anyhow::{Context as _, anyhow};
@@ -14,7 +15,7 @@ use crate::cli::hold::Options;
 use crate::config::site::Site;
 use crate::core::leftovers::Leftovers;
 use crate::exit::{Exit, Failure, OrFail as _};
-use crate::guard::{self, Detached, Other, Side, Status};
+use crate::guard::{self, Detached, Other, Side, Status, Ties};
 
 /// The name under which the child that waits runs: see [`linger`].
 pub(crate) const LINGER: &str = "dlock-linger";
@@ -50,17 +51,31 @@ fn keep(
     owner: Option<&Other>,
     background: Option<Detached>,
 ) -> Result<Exit, Failure> {
+    // dlock's own stdin goes to the guard. In the background there is none to wait for.
+    let input = options
+        .until_eof
+        .then(|| io::stdin().as_fd().try_clone_to_owned());
+    let input = input.transpose().context("cannot keep standard input")?;
+    let ties = Ties {
+        adopted: owner,
+        kept: input.iter().map(AsFd::as_fd).collect(),
+        ..Ties::default()
+    };
     let hold = guard::Name::own().context("cannot find our own process")?;
+    let unwanted = || {
+        let ended = owner.is_some_and(Other::has_ended);
+        ended || input.as_ref().is_some_and(guard::is_hung_up)
+    };
     let errand = Errand {
         name: &options.name,
         lock: &options.lock,
         program: OsStr::new("dlock hold"),
         leftovers: Leftovers::Kill,
         variables: vec![("DLOCK_HOLD".to_owned(), hold.to_string())],
-        owner,
+        unwanted: &unwanted,
         background,
     };
-    match lock::carry_out(errand, site, lingering(options, owner))? {
+    match lock::carry_out(errand, site, lingering(options, owner), ties)? {
         // However the waiting ended, or whoever ended it: that is what it was for.
         Exit::Command(_) | Exit::Signalled(_) => Ok(Exit::Done),
         exit => Ok(exit),

@@ -22,6 +22,7 @@ pub(super) fn carry_out(
     errand: Errand,
     site: &Site,
     command: guard::Command,
+    ties: Ties,
 ) -> Result<Exit, Failure> {
     let (name, lock) = (errand.name, errand.lock);
     let policy = Policy {
@@ -35,11 +36,10 @@ pub(super) fn carry_out(
         lock.wish.mode,
         lock.grace,
     );
-    let mut ties = Ties {
-        adopted: errand.owner,
-        kept: errand.background.iter().map(Detached::descriptor).collect(),
-        ..Ties::default()
-    };
+    // For what does not live as long as the caller's.
+    let mut ties: Ties = ties;
+    let background = errand.background.as_ref();
+    ties.kept.extend(background.map(Detached::descriptor));
     let launch = |ties: &Ties| -> Result<Guard, Failure> {
         let guard = guard::launch(command, policy, ties);
         Ok(guard.context("cannot start the guard process")?)

@@ -13,7 +13,7 @@ use crate::core::lease::FencingToken;
 use crate::core::mode::Mode;
 use crate::core::name::{Link, LockName};
 use crate::exit::{Exit, Failure, OrFail as _};
-use crate::guard;
+use crate::guard::{self, Ties};
 use crate::whoami;
 
 /// Runs the command under the lock and tells how it ended.
@@ -29,10 +29,10 @@ pub(super) fn run(site: &Site, options: &Options) -> Result<Exit, Failure> {
         program: options.program(),
         leftovers: options.leftovers,
         variables: Vec::new(),
-        owner: None,
+        unwanted: &|| false,
         background: None,
     };
-    lock::carry_out(errand, site, command)
+    lock::carry_out(errand, site, command, Ties::default())
 }
 
 /// Runs the command under the lock that is held around us, or says why not.
@@ -48,7 +48,7 @@ fn within(
     }
     if link.mode != Mode::Exclusive {
         return Err(anyhow!(
-            "cannot lock '{name}' again: this command shares it with others (token {token}, {})",
+            "cannot lock '{name}' again: this command holds it as '{}' (token {token})",
             link.mode
         ))
         .or_hint("only a lock that is held exclusively can be taken again");

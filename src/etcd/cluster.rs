@@ -212,10 +212,7 @@ impl Cluster {
 
     fn with_hint(&self, index: usize, trouble: &Trouble) -> Trouble {
         let hint = connect_hint(self.endpoints[index].https, &trouble.cause);
-        match hint {
-            Some(hint) => trouble.clone().hinting(hint),
-            None => trouble.clone(),
-        }
+        trouble.clone().hinting(hint)
     }
 
     fn named(&self, index: usize, trouble: Trouble) -> Trouble {

@@ -11,7 +11,7 @@ use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use super::trouble::{Kind, Trouble, connect_hint};
+use super::trouble::{Kind, Trouble, connect_hint, handshake_hint};
 use crate::config::Tls;
 use crate::config::credentials::Credentials;
 use crate::config::endpoint::Endpoint;
@@ -39,12 +39,10 @@ pub(crate) async fn connect(
                 span(limit)
             )))
         })
-        .map_err(
-            |trouble| match connect_hint(endpoint.https, &trouble.cause) {
-                Some(hint) => trouble.hinting(hint),
-                None => trouble,
-            },
-        )?;
+        .map_err(|trouble| {
+            let hint = connect_hint(endpoint.https, &trouble.cause);
+            trouble.hinting(hint)
+        })?;
     Ok(Connection { client })
 }
 
@@ -75,7 +73,11 @@ async fn contact(
     let channel = target
         .connect_with_connector(connector)
         .await
-        .map_err(Error::TransportError)?;
+        .map_err(|error| {
+            let trouble = Trouble::from(Error::TransportError(error));
+            let hint = handshake_hint(endpoint.https, &trouble.cause);
+            trouble.hinting(hint)
+        })?;
     authenticate(channel, credentials).await
 }
 

@@ -314,9 +314,9 @@ impl Contender {
         };
         let who = look.ahead.holder.as_ref().map(Holder::sentence);
         let cause = format!(
-            "it is asked for as {}, but it is held as {theirs} by {}",
+            "it is used as '{theirs}' by {}, not as '{}'",
+            who.unwrap_or_default(),
             self.wish.mode,
-            who.unwrap_or_default()
         );
         Err(Trouble::refused(
             cause,
@@ -400,10 +400,11 @@ impl Contender {
             .cluster
             .user()
             .unwrap_or("the certificate's user");
-        trouble.hinting(&format!(
+        let hint = format!(
             "the role of '{user}' needs readwrite on the range ['{0}', '{1}'): etcdctl role grant-permission ROLE readwrite --prefix {0}",
             self.places.queue.namespace(),
             self.places.queue.namespace_end(),
-        ))
+        );
+        trouble.hinting(Some(&hint))
     }
 }

@@ -45,10 +45,7 @@ pub(crate) async fn examine(endpoint: &Endpoint, settings: &Settings, terms: Ter
             endpoint: endpoint.to_string(),
             answer: answer.map_err(|trouble| {
                 let hint = connect_hint(endpoint.https, &trouble.cause);
-                complaint(match hint {
-                    Some(hint) => trouble.hinting(hint),
-                    None => trouble,
-                })
+                complaint(trouble.hinting(hint))
             }),
         },
         certificate: visit.certificate,

@@ -96,13 +96,35 @@ fn hint(code: Code, message: &str) -> Option<&'static str> {
     }
 }
 
-/// What a failed first contact suggests, from the words of the libraries below.
+/// What a connection broke with, in the words of the libraries below: which of them is a matter of luck.
+const BROKEN: [&str; 7] = [
+    "broken pipe",
+    "connection reset",
+    "connection closed",
+    "connection was closed",
+    "eof",
+    "h2 protocol error",
+    "unexpected end of file",
+];
+
+/// What a connection that is not even made suggests. A server that wants a certificate says so by TLS; one that only
+/// hangs up does not speak it.
+pub(crate) fn handshake_hint(https: bool, cause: &str) -> Option<&'static str> {
+    let cause = cause.to_ascii_lowercase();
+    let says = |words: &[&str]| words.iter().any(|word| cause.contains(word));
+    if https && (says(&["invalidcontenttype", "corrupt message"]) || says(&BROKEN)) {
+        return Some(
+            "the server does not speak TLS there: use http:// and no --cacert, --cert or --key",
+        );
+    }
+    connect_hint(https, &cause)
+}
+
+/// What a failed first contact suggests.
 pub(crate) fn connect_hint(https: bool, cause: &str) -> Option<&'static str> {
     let cause = cause.to_ascii_lowercase();
     let says = |words: &[&str]| words.iter().any(|word| cause.contains(word));
-    if says(&["invalidcontenttype", "corrupt message", "tls handshake eof"]) {
-        Some("the server does not speak TLS there: use http:// and no --cacert, --cert or --key")
-    } else if says(&["unknownissuer", "unknown issuer"]) {
+    if says(&["unknownissuer", "unknown issuer"]) {
         Some("give the certificate authority that signed the server's certificate with --cacert")
     } else if says(&["certificate expired", "not valid yet"]) {
         Some("renew the server's certificate, or set this machine's clock right")
@@ -129,26 +151,9 @@ pub(crate) fn connect_hint(https: bool, cause: &str) -> Option<&'static str> {
         "name resolution",
     ]) {
         Some("check the host name in --endpoints")
-    } else if !https
-        && says(&[
-            "h2 protocol error",
-            "broken pipe",
-            "connection reset",
-            "frame",
-            "connection closed",
-            "unexpected end of file",
-        ])
-    {
+    } else if !https && (says(&BROKEN) || says(&["frame"])) {
         Some("the server may speak TLS there: use https:// with --cacert")
-    } else if https
-        && says(&[
-            "broken pipe",
-            "connection reset",
-            "eof",
-            "connection closed",
-            "connection was closed",
-        ])
-    {
+    } else if https && says(&BROKEN) {
         Some("the server may want a client certificate: give --cert and --key")
     } else {
         None
@@ -158,6 +163,31 @@ pub(crate) fn connect_hint(https: bool, cause: &str) -> Option<&'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A server without TLS ends a handshake in any of these ways: seen with etcd 3.4.
+    #[test]
+    fn a_handshake_that_is_hung_up_on_is_no_missing_certificate() {
+        for cause in [
+            "tls handshake eof",
+            "Connection reset by peer (os error 104)",
+            "received corrupt message of type InvalidContentType",
+        ] {
+            let hint = handshake_hint(true, cause).unwrap();
+            assert!(hint.contains("http://"), "{cause}: {hint}");
+        }
+        for cause in [
+            "stream closed because of a broken pipe",
+            "Connection reset by peer (os error 104)",
+            "the connection was closed",
+        ] {
+            let hint = connect_hint(true, cause).unwrap();
+            assert!(hint.contains("--cert"), "{cause}: {hint}");
+            let hint = connect_hint(false, cause).unwrap();
+            assert!(hint.contains("https://"), "{cause}: {hint}");
+        }
+        let hint = handshake_hint(true, "invalid peer certificate: UnknownIssuer").unwrap();
+        assert!(hint.contains("--cacert"));
+    }
 
     #[test]
     fn code_and_message_decide_together() {

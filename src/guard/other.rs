@@ -90,12 +90,7 @@ impl Other {
     }
 
     pub(crate) fn has_ended(&self) -> bool {
-        let at_once = Timespec {
-            tv_sec: 0,
-            tv_nsec: 0,
-        };
-        let mut end = [PollFd::new(&self.process, PollFlags::IN)];
-        poll(&mut end, Some(&at_once)).is_ok_and(|ready| ready > 0)
+        is_now(&self.process, PollFlags::IN)
     }
 
     /// Asks it to end, and waits until it has, for as long as `limit`; answers whether it has.
@@ -108,6 +103,21 @@ impl Other {
         let mut end = [PollFd::new(&self.process, PollFlags::IN)];
         Ok(poll(&mut end, Some(&limit))? > 0)
     }
+}
+
+/// Whether nobody has the other end of a pipe, socket or terminal any more; what they wrote may still be there.
+pub(crate) fn is_hung_up(input: &impl AsFd) -> bool {
+    is_now(input, PollFlags::HUP)
+}
+
+fn is_now(descriptor: &impl AsFd, event: PollFlags) -> bool {
+    let at_once = Timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // That somebody has hung up is told unasked.
+    let mut polled = [PollFd::new(descriptor, event - PollFlags::HUP)];
+    poll(&mut polled, Some(&at_once)).is_ok() && polled[0].revents().intersects(event)
 }
 
 /// Lets go of stdout, and waits until stdin is at its end, if that is to be waited for, or `other` has ended; without

@@ -8,6 +8,7 @@ mod command;
 mod doctor;
 mod fake;
 mod fence;
+mod fencing;
 mod guard;
 mod handover;
 mod harness;

@@ -1,11 +1,12 @@
 //! The ways in which several share a lock, keep it for a while or send each other away.
 //! It must not know what happens when a lock is lost.
 
+use std::os::unix::fs::PermissionsExt as _;
 use std::time::Duration;
 
 use crate::support::{
-    Dlock, Etcd, LIMIT, Oracle, Running, Signal, alive, boot_clock, etcdctl_program, eventually,
-    hold, hold_open, since, unique,
+    Dlock, Etcd, LIMIT, Oracle, Running, Scratch, Signal, alive, boot_clock, etcdctl_program,
+    eventually, hold, hold_open, since, unique,
 };
 
 fn guest(etcd: &Etcd, oracle: &Oracle, options: &[&str], name: &str, who: &str) -> Running {
@@ -353,9 +354,90 @@ fn a_lock_without_a_command_ends_with_its_input_or_a_signal() {
         .start();
     holder.says("{\"fencing_token\":");
     assert_eq!(etcd.queue(&name).len(), 1);
+    // Nobody wants the lock any more for which this one still waits.
+    let mut waiter = Dlock::on(etcd)
+        .args(["hold", "--until-eof", &name])
+        .stdin(std::process::Stdio::piped())
+        .start();
+    etcd.queue_of(&name, 2);
+    drop(waiter.take_stdin());
+    waiter
+        .wait()
+        .expect_code(0)
+        .expect_stdout("")
+        .expect_silent();
+    assert_eq!(etcd.queue(&name).len(), 1);
     drop(holder.take_stdin());
     holder.wait().expect_code(0).expect_silent();
     assert!(etcd.queue(&name).is_empty());
+}
+
+/// "All of these go together": readers and slots cool down, too, and each of several limits counts.
+#[test]
+fn the_ways_to_share_a_lock_go_together() {
+    let etcd = Etcd::shared();
+    let run = |options: &[&str], name: &str, script: &str| {
+        let dlock = Dlock::on(etcd).run(options);
+        dlock.args([name, "-c", script]).finish()
+    };
+    let busy = |options: &[&str], name: &str, says: &str| {
+        let end = run(options, name, "echo never").expect_code(75);
+        let end = end.expect_stdout("");
+        assert!(end.stderr.contains(says), "{end:?}");
+    };
+
+    // One slot of two cools down: the other one is free, and both are busy then.
+    let name = unique("cool-slot");
+    run(&["--slots=2", "--min-hold=600s"], &name, "exit 0").expect_code(0);
+    let other = run(&["--slots=2", "-n", "--min-hold=600s"], &name, "echo in");
+    other.expect_code(0).expect_stdout("in\n");
+    busy(&["--slots=2", "-n"], &name, "is cooling down");
+
+    // A reader cools down: beside it readers come in, and no writer.
+    let name = unique("cool-reader");
+    run(&["-s", "--min-hold=600s"], &name, "exit 0").expect_code(0);
+    run(&["-s", "-n"], &name, "echo in").expect_stdout("in\n");
+    busy(&["-n"], &name, "is cooling down");
+
+    // All three times: stopped by one, kept by the other, and not started again by the third.
+    let name = unique("times");
+    let all = ["--max-hold=1s", "-k1s", "--min-hold=600s", "--once-per=1h"];
+    run(&all, &name, "sleep 600").expect_code(124);
+    busy(&["-n", "--once-per=1h"], &name, "--max-hold");
+    busy(&["-n"], &name, "is cooling down");
+
+    // Newer readers of slots send away those who wait for one, not those who have one.
+    let name = unique("newest-slot");
+    let mut holder = hold_open(Dlock::on(etcd), &["--slots=1"], &name);
+    let mut older = Dlock::on(etcd)
+        .run(["--slots=1", &name, "echo", "never"])
+        .start();
+    etcd.queue_of(&name, 2);
+    let mut newer = Dlock::on(etcd)
+        .run(["--slots=1", "--supersede", &name, "echo", "in"])
+        .start();
+    let gone = older.wait().expect_code(75).expect_stdout("");
+    assert!(gone.stderr.contains("superseded by"), "{gone:?}");
+    holder.let_go().expect_code(0);
+    newer.wait().expect_code(0).expect_stdout("in\n");
+}
+
+/// "A command that could not be started does not count": nor does it keep the lock for --min-hold.
+#[test]
+fn a_command_that_cannot_start_leaves_no_times() {
+    let etcd = Etcd::shared();
+    let (name, scratch) = (unique("no-start"), Scratch::new());
+    let broken = scratch.file("broken");
+    scratch.write("broken", "#!/no/such/interpreter\n");
+    std::fs::set_permissions(&broken, std::fs::Permissions::from_mode(0o755)).expect("our file");
+    let end = Dlock::on(etcd)
+        .run(["--once-per=1h", "--min-hold=600s", &name, "--", &broken])
+        .finish();
+    end.expect_code(127);
+    let next = Dlock::on(etcd)
+        .run(["--once-per=1h", "-n", &name, "echo", "in"])
+        .finish();
+    next.expect_code(0).expect_stdout("in\n");
 }
 
 /// "Those who look and step in": the queue as it stands, a token that is tested, and a holder that is asked to go.
@@ -398,16 +480,13 @@ fn a_lock_is_seen_checked_and_broken() {
     let unasked = on(&["break", &name, "--token", &token]);
     let unasked = unasked.expect_code(125);
     assert!(unasked.stderr.contains("--yes"), "{unasked:?}");
-    on(&[
-        "break",
-        &name,
-        "--token",
-        &token,
-        "--yes",
-        "--reason=a freeze",
-    ])
-    .expect_code(0)
-    .expect_silent();
+    let order = ["break", &name, "--token", &token, "--yes"];
+    let broken = on(&[&order[..], &["--reason=a freeze"]].concat()).expect_code(0);
+    assert!(
+        broken.stderr.contains("sending away the holder")
+            && broken.stderr.contains(&format!("token {token}")),
+        "{broken:?}"
+    );
     let gone = holder.wait();
     let gone = gone.expect_code(121);
     assert!(gone.stderr.contains("a freeze"), "{gone:?}");

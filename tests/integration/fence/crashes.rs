@@ -2,6 +2,8 @@
 //! It must not know which system calls dlock makes; it breaks each of them.
 
 use std::env;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::thread;
 use std::time::Duration;
 
@@ -251,6 +253,45 @@ fn a_read_only_disk_keeps_the_number() {
         outcome.stderr.contains("Read-only file system"),
         "{outcome:?}"
     );
+}
+
+/// "a FILE that the caller may not write": the rights to its folder do not count for it.
+#[test]
+fn a_read_only_file_keeps_the_number() {
+    let fence = Fence::new();
+    fence.token(33).finish().expect_code(0);
+    // Root may write whatever is read-only, unless it has put that right down.
+    let humble: &[&str] = if rustix::process::geteuid().is_root() {
+        &["setpriv", "--bounding-set=-dac_override"]
+    } else {
+        &[]
+    };
+    let dlock = |words: &[&str]| fence.dlock(words).under(humble);
+    let before = fence.text();
+    let read_only = |mode| {
+        let permissions = fs::Permissions::from_mode(mode);
+        fs::set_permissions(&fence.file, permissions).expect("our own file");
+    };
+    read_only(0o444);
+    for words in [
+        &["--name=job", "--token=34", "echo", "written"][..],
+        &["--name=job", "--reset=0"],
+    ] {
+        let outcome = dlock(words).finish();
+        outcome.expect_code(125).expect_stdout("").expect_stderr(&[
+            "dlock: cannot record",
+            &fence.file,
+            "Permission denied",
+        ]);
+    }
+    assert_eq!((fence.text(), fence.highest()), (before, 33));
+    // Nothing has to be written for these.
+    let known = dlock(&["--name=job", "--token=33", "echo", "again"]).finish();
+    known.expect_code(0).expect_stdout("again\n");
+    is_late(dlock(&["--name=job", "--token=32"]).finish(), 32, 33);
+    read_only(0o644);
+    dlock(&["--name=job", "--token=34"]).finish().expect_code(0);
+    goes_on(&fence, 34);
 }
 
 /// A script that may mount, and that nobody else sees.

@@ -240,6 +240,16 @@ impl Etcd {
         assert!(self.ready(), "etcd comes back:\n{}", self.log());
     }
 
+    /// Puts a backup, made by `etcdctl snapshot save`, in the place of all data, and the revisions back with it.
+    pub(crate) fn restore(&self, backup: &str) {
+        self.kill();
+        let data = self.dir.join("data");
+        fs::remove_dir_all(&data).expect("our own folder");
+        let data = data.to_str().expect("a plain path");
+        self.ctl(&["snapshot", "restore", backup, "--data-dir", data]);
+        self.restart();
+    }
+
     pub(crate) fn log(&self) -> String {
         fs::read_to_string(self.dir.join("log")).unwrap_or_default()
     }
