@@ -30,6 +30,7 @@ mod guard;
 mod log;
 mod machine;
 mod whoami;
+mod whole;
 
 use std::ffi::OsString;
 use std::io::Write as _;

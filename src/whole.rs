@@ -1,0 +1,207 @@
+//! A file that is only ever seen whole: the lock beside it, and its replacement that no crash can tear.
+//! It must not know what stands in it.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::io::{Read as _, Write as _};
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, anyhow};
+use rustix::fs::{
+    AtFlags, FileType, FlockOperation, Mode, OFlags, Stat, fchmod, fchown, flock, fstat, fsync,
+    openat, renameat, statat, unlinkat,
+};
+use rustix::io::{Errno, retry_on_intr};
+use rustix::process::{Gid, Uid};
+
+use crate::exit::{Failure, OrFail as _};
+
+/// A file that is there or not. All that is done to it goes through its folder, whatever its path comes to mean.
+pub(crate) struct Whole {
+    path: PathBuf,
+    folder: OwnedFd,
+    name: OsString,
+}
+
+impl Whole {
+    pub(crate) fn open(path: &Path) -> Result<Self, Failure> {
+        let name = path
+            .file_name()
+            .ok_or_else(|| anyhow!("cannot use '{}': it names no file", path.display()))?;
+        let folder = match path.parent() {
+            Some(parent) if parent != Path::new("") => parent,
+            _ => Path::new("."),
+        };
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        Ok(Self {
+            path: path.to_owned(),
+            folder: rustix::fs::open(folder, flags, Mode::empty())
+                .with_context(|| format!("cannot open the folder '{}'", folder.display()))?,
+            name: name.to_owned(),
+        })
+    }
+
+    /// As it was given.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// What the file holds at this moment, up to `limit` bytes and one; `None` when it is not there.
+    pub(crate) fn read(&self, limit: u64) -> Result<Option<Vec<u8>>, Failure> {
+        let Some(file) = self.file()? else {
+            return Ok(None);
+        };
+        let mut bytes = Vec::new();
+        let read = file.take(limit + 1).read_to_end(&mut bytes);
+        read.with_context(|| format!("cannot read '{}'", self.path.display()))?;
+        Ok(Some(bytes))
+    }
+
+    fn file(&self) -> Result<Option<File>, Failure> {
+        // Without waiting: a pipe has no other end yet.
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let file = match openat(&self.folder, &self.name, flags, Mode::empty()) {
+            Ok(file) => file,
+            Err(Errno::NOENT) => return Ok(None),
+            Err(Errno::LOOP) => {
+                return Err(anyhow!("cannot use '{}': it is a symbolic link", self.path.display()))
+                    .or_hint("name the file that it points to: the file is replaced at every change, and that would be the link");
+            }
+            Err(error) => {
+                return Err(anyhow!("cannot open '{}': {error}", self.path.display()).into());
+            }
+        };
+        let status =
+            fstat(&file).with_context(|| format!("cannot read '{}'", self.path.display()))?;
+        match FileType::from_raw_mode(status.st_mode) {
+            FileType::RegularFile => Ok(Some(file.into())),
+            FileType::Directory => {
+                Err(anyhow!("cannot use '{}': it is a directory", self.path.display()).into())
+            }
+            _ => Err(anyhow!(
+                "cannot use '{}': it is not a plain file",
+                self.path.display()
+            )
+            .into()),
+        }
+    }
+
+    /// The right to change the file, for as long as anybody has the descriptor. `wait` is called with it when somebody else
+    /// has the right, and comes back when it is ours.
+    ///
+    /// The lock is on a file beside it, `FILE.lock`, because the file itself is replaced: whoever waits for a lock on the
+    /// old one would get it while others use the new one already. It is never removed, for the same reason.
+    pub(crate) fn lock(
+        &self,
+        mut wait: impl FnMut(&OwnedFd) -> Result<(), Errno>,
+    ) -> Result<OwnedFd, Failure> {
+        let name = self.beside(".lock");
+        let mut attempt = || -> Result<OwnedFd, Errno> {
+            loop {
+                let lock = self.open_lock(&name)?;
+                match try_lock(&lock) {
+                    Err(Errno::WOULDBLOCK) => wait(&lock)?,
+                    locked => locked?,
+                }
+                // Somebody may have removed it while we waited: then this lock bars nobody.
+                match statat(&self.folder, &name, AtFlags::SYMLINK_NOFOLLOW) {
+                    Ok(now) if same(&now, &fstat(&lock)?) => return Ok(lock),
+                    Ok(_) | Err(Errno::NOENT) => {}
+                    Err(error) => return Err(error),
+                }
+            }
+        };
+        Ok(attempt().with_context(|| {
+            format!(
+                "cannot lock '{}'",
+                self.path.with_file_name(&name).display()
+            )
+        })?)
+    }
+
+    fn open_lock(&self, name: &OsStr) -> Result<OwnedFd, Errno> {
+        let flags = OFlags::CREATE | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let open = |access| {
+            openat(
+                &self.folder,
+                name,
+                flags | access,
+                Mode::from_raw_mode(0o666),
+            )
+        };
+        // NFS wants to write where an exclusive lock is to be; elsewhere, reading another user's file is enough.
+        match open(OFlags::RDWR) {
+            Err(Errno::ACCESS) => open(OFlags::RDONLY),
+            opened => opened,
+        }
+    }
+
+    fn beside(&self, suffix: &str) -> OsString {
+        let mut name = self.name.clone();
+        name.push(suffix);
+        name
+    }
+
+    /// Puts `bytes` in the place of what the file holds, so that whoever reads it at any moment, also after a crash, sees
+    /// one or the other as a whole. Under the lock only; [`Self::settle`] makes it last.
+    ///
+    /// # Errors
+    /// With the cause alone, for the caller to say what was tried.
+    pub(crate) fn replace_locked(&self, bytes: &[u8]) -> Result<(), Failure> {
+        let new = self.beside(".new");
+        // Under the lock nobody but a dead one can have left it.
+        match unlinkat(&self.folder, &new, AtFlags::empty()) {
+            Ok(()) | Err(Errno::NOENT) => {}
+            Err(error) => return Err(anyhow!(error).into()),
+        }
+        self.replace(&new, bytes)
+    }
+
+    fn replace(&self, new: &OsStr, bytes: &[u8]) -> Result<(), Failure> {
+        let before = self.file()?;
+        let replace = || -> Result<(), Errno> {
+            let mut file = self.make(new)?;
+            if let Some(before) = &before {
+                resemble(&file, before)?;
+            }
+            let written = file.write_all(bytes);
+            written
+                .and_then(|()| file.sync_all())
+                .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
+            renameat(&self.folder, new, &self.folder, &self.name)
+        };
+        replace().map_err(|error| {
+            let _ = unlinkat(&self.folder, new, AtFlags::empty());
+            anyhow!(error).into()
+        })
+    }
+
+    fn make(&self, new: &OsStr) -> Result<File, Errno> {
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+        let mode = Mode::from_raw_mode(0o666);
+        openat(&self.folder, new, flags, mode).map(File::from)
+    }
+
+    /// Waits until what the file holds will be there after a power cut: who wrote it may have been killed before that.
+    pub(crate) fn settle(&self) -> Result<(), Errno> {
+        fsync(&self.folder)
+    }
+}
+
+/// Takes the lock if nobody has it; else that is `WOULDBLOCK`.
+fn try_lock(lock: &OwnedFd) -> Result<(), Errno> {
+    retry_on_intr(|| flock(lock, FlockOperation::NonBlockingLockExclusive))
+}
+
+fn same(one: &Stat, other: &Stat) -> bool {
+    (one.st_dev, one.st_ino) == (other.st_dev, other.st_ino)
+}
+
+/// Lets those use the new file who could use the old one, as far as we may.
+fn resemble(new: &File, old: &File) -> Result<(), Errno> {
+    let old = fstat(old)?;
+    let _ = fchown(new, None, Some(Gid::from_raw(old.st_gid)));
+    let _ = fchown(new, Some(Uid::from_raw(old.st_uid)), None);
+    fchmod(new.as_fd(), Mode::from_raw_mode(old.st_mode))
+}
