@@ -16,7 +16,8 @@
 //! | what would go wrong tonight? | `commands/doctor.rs`, `core/doctor.rs`, `etcd/doctor.rs`, `machine.rs` |
 //! | which exit status? | `exit.rs` |
 //! | what time is it? | `clock.rs` |
-//! | how is it said, and to whom? | `log.rs`, `core/text.rs` |
+//! | how is it said, and to whom? | `log.rs`, `events.rs`, `terminal.rs`, `core/text.rs` |
+//! | what is shown while it waits? | `core/scene.rs`, `commands/waiting.rs` |
 
 pub mod cli;
 mod clock;
@@ -24,11 +25,13 @@ mod commands;
 mod config;
 pub mod core;
 mod etcd;
+pub mod events;
 pub mod exit;
 mod fence;
 mod guard;
 mod log;
 mod machine;
+mod terminal;
 mod whoami;
 mod whole;
 
@@ -70,7 +73,7 @@ fn run() -> Result<Exit, Failure> {
         Request::Task(task) => {
             log::init(task.output);
             for warning in &task.warnings {
-                tracing::warn!("{warning}");
+                tracing::warn!(event = events::SETTING, "{warning}");
             }
             commands::carry_out(&task.work)
         }

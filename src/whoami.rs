@@ -56,6 +56,34 @@ pub(crate) fn holder(program: &OsStr, note: Option<&str>, mode: Mode, grace: Dur
     }
 }
 
+/// Whether a CI job is around us, by the variables that each CI documents; its log is read by people.
+pub(crate) fn in_ci() -> bool {
+    is_ci(&|name| env::var(name).ok())
+}
+
+fn is_ci(variable: &dyn Fn(&str) -> Option<String>) -> bool {
+    // The first is set by nearly all of them, and unset or false where somebody wants none of it.
+    if let Some(told) = variable("CI").filter(|value| !value.is_empty()) {
+        return !["0", "false", "no"].contains(&told.to_ascii_lowercase().as_str());
+    }
+    let own = [
+        "GITHUB_ACTIONS",
+        "GITLAB_CI",
+        "BUILDKITE",
+        "JENKINS_URL",
+        "TEAMCITY_VERSION",
+        "TF_BUILD", // Azure
+        "CIRCLECI",
+        "TRAVIS",
+        "DRONE",
+        "BITBUCKET_BUILD_NUMBER",
+        "CODEBUILD_BUILD_ID",
+        "APPVEYOR",
+    ];
+    own.iter()
+        .any(|name| variable(name).is_some_and(|value| !value.is_empty()))
+}
+
 /// The page of the CI job around us, by the variables that each CI documents.
 fn ci_page(variable: &dyn Fn(&str) -> Option<String>) -> Option<String> {
     let whole = [
@@ -115,6 +143,21 @@ mod tests {
         assert_eq!(holder.pid, process::id());
         assert!(!holder.host.is_empty() && !holder.user.is_empty());
         assert!(holder.since.ends_with('Z'));
+    }
+
+    #[test]
+    fn a_ci_is_known_by_its_variables() {
+        let ci = |set: &'static [(&str, &str)]| {
+            is_ci(&move |name| {
+                let found = set.iter().find(|(key, _)| *key == name);
+                found.map(|(_, value)| (*value).to_owned())
+            })
+        };
+        assert!(!ci(&[]) && !ci(&[("HOME", "/root"), ("GITLAB_CI", "")]));
+        assert!(ci(&[("CI", "true")]) && ci(&[("CI", "woodpecker")]));
+        assert!(ci(&[("CI", ""), ("GITHUB_ACTIONS", "true")]));
+        assert!(ci(&[("JENKINS_URL", "https://j/")]) && ci(&[("BUILDKITE", "true")]));
+        assert!(!ci(&[("CI", "false"), ("GITLAB_CI", "true")]));
     }
 
     #[test]

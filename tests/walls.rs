@@ -21,6 +21,11 @@ const WALLS: &[(&[&str], &[&str], &str)] = &[
         "only etcd/ talks to etcd",
     ),
     (
+        &["indicatif"],
+        &["terminal.rs"],
+        "only terminal.rs draws, and never blocks",
+    ),
+    (
         &["unsafe"],
         &["guard/"],
         "only guard/ has to do with what needs it",

@@ -12,25 +12,24 @@ use tracing::{info, warn};
 use super::failed;
 use super::post::Post;
 use super::program::not_started;
+use super::refusal::Refusal;
 use super::signals::Signals;
 use super::supervise::{End, Supervision};
-use super::waiting::{narrate, who};
+use super::waiting::Voice;
 use crate::cli::lock;
-use crate::clock;
 use crate::config::Settings;
-use crate::core::holder::{Ask, Holder};
 use crate::core::lease::{Instant, Place, Terms};
 use crate::core::leftovers::Leftovers;
 use crate::core::mode::Patience;
 use crate::core::name::{Link, LockName};
 use crate::core::queue::Queue;
-use crate::core::text::{printable, span};
+use crate::core::text::{seconds, span};
 use crate::core::watchdog::{Cut, Standing, Watchdog};
 use crate::etcd::contend::{Contender, Outcome, Parting, Release, Waiting, Won};
 use crate::etcd::{Cluster, Trouble};
 use crate::exit::{Exit, Failure};
 use crate::guard::{Detached, Guard, Other, Report, Status, Survivor};
-use crate::whoami;
+use crate::{clock, events, whoami};
 
 /// How long the release of a lock that was ours to the end may take.
 const RELEASE: Duration = Duration::from_secs(5);
@@ -134,13 +133,14 @@ impl<'a> Runner<'a> {
         };
         let mut ahead = None;
         let contender = &self.contender;
-        let tell = |waiting: Waiting| {
-            narrate(self.errand.name, &waiting);
-            if let Waiting::Behind(now) = waiting {
-                ahead = Some(now);
-            }
-        };
         let event = {
+            let voice = Voice::new(self.errand.name, self.began_at, give_up_at);
+            let tell = |waiting: Waiting| {
+                voice.hear(&waiting);
+                if let Waiting::Behind(now) = waiting {
+                    ahead = Some(now);
+                }
+            };
             let ending = async {
                 loop {
                     let signal = self.signals.next().await;
@@ -156,6 +156,7 @@ impl<'a> Runner<'a> {
                 outcome = contender.acquire(limit, tell) => Event::Acquired(outcome),
                 () = clock::until(give_up_at) => Event::WaitPassed,
                 () = gone(self.errand.owner) => Event::OwnerGone,
+                never = voice.go_on(async || contender.ahead().await) => match never {},
             }
         };
         if !matches!(event, Event::Acquired(Ok(_))) {
@@ -185,32 +186,11 @@ impl<'a> Runner<'a> {
 
     /// What it means that the lock was won, or who was in the way.
     fn judge(&self, outcome: Outcome) -> Acquired {
-        let name = self.errand.name;
-        let line = match outcome {
-            Outcome::Won(won) => return Acquired::Won(won),
-            Outcome::Busy(ahead) => {
-                let still = match self.errand.lock.wish.patience {
-                    Patience::None => "",
-                    Patience::For(_) | Patience::Endless => " still",
-                };
-                format!("the lock '{name}' is{still} held by {}", who(&ahead))
-            }
-            Outcome::Cooling(ahead, left) => format!(
-                "the lock '{name}' is cooling down, {} left: last held by {}",
-                span(left),
-                who(&ahead)
-            ),
-            Outcome::Ran(ran) => format!("'{name}' ran already: {}", told(ran.as_ref())),
-            Outcome::Asked(ask) => sent_away(name, &ask),
-        };
-        let conflict = self.errand.lock.conflict;
-        // Who calls that a success asks for no words: cron mails each of them.
-        if conflict == 0 {
-            info!("{line}");
-        } else {
-            warn!("{line}");
+        let Errand { name, lock, .. } = self.errand;
+        match Refusal::of(name, lock.wish.patience, outcome) {
+            Ok(won) => Acquired::Won(won),
+            Err(refusal) => Acquired::Ended(refusal.tell(name, lock)),
         }
-        Acquired::Ended(Exit::Busy(conflict))
     }
 
     async fn hold(&mut self, won: Won) -> Result<Exit, Failure> {
@@ -222,11 +202,16 @@ impl<'a> Runner<'a> {
             slot,
         } = won;
         let errand = self.errand;
+        let (now, token) = (clock::now(), claim.place.token);
+        let waited = now.since(self.began_at);
         info!(
-            "acquired '{}' with token {} after {}",
+            event = events::ACQUIRED,
+            lock = %errand.name,
+            token = token.0,
+            waited_seconds = seconds(waited),
+            "acquired '{}' with token {token} after {}",
             errand.name,
-            claim.place.token,
-            span(clock::now().since(self.began_at))
+            span(waited)
         );
         let seed = claim.place.lease.0.unsigned_abs();
         let limit_at = errand.lock.max_hold.map(|limit| clock::now() + limit);
@@ -252,7 +237,7 @@ impl<'a> Runner<'a> {
         let watchdog = supervision.watchdog;
         match end {
             End::Survivors(survivors) => Ok(self.unkillable(&survivors)),
-            End::Dead { status, cut } => self.finish(&watchdog, status, cut).await,
+            End::Dead { status, cut } => self.finish(&watchdog, now, status, cut).await,
             End::NotStarted { errno } => {
                 let _ = self.contender.release(RELEASE, Parting::Unused).await;
                 let error = io::Error::from_raw_os_error(errno);
@@ -290,6 +275,7 @@ impl<'a> Runner<'a> {
     async fn finish(
         &self,
         watchdog: &Watchdog,
+        acquired_at: Instant,
         status: Option<Status>,
         cut: Option<Cut>,
     ) -> Result<Exit, Failure> {
@@ -321,14 +307,33 @@ impl<'a> Runner<'a> {
         };
         let left = watchdog.deadlines().kill_at.since(clock::now());
         match self.contender.release(left.min(RELEASE), parting).await {
-            Release::Confirmed => {}
+            Release::Confirmed => {
+                let held = clock::now().since(acquired_at);
+                info!(
+                    event = events::RELEASED,
+                    lock = %name,
+                    token = watchdog.token().0,
+                    held_seconds = seconds(held),
+                    result,
+                    "released '{name}' after {}: {result}",
+                    span(held)
+                );
+            }
             Release::Unconfirmed(trouble) => warn!(
+                event = events::RELEASE_UNCONFIRMED,
+                lock = %name,
+                cause = %trouble,
+                within_seconds = seconds(self.errand.lock.ttl),
                 "cannot confirm the release of '{name}', it frees itself within {}: {trouble}",
                 span(self.errand.lock.ttl)
             ),
             Release::NotOurs => {
+                let cause = "its key is gone or another's";
                 warn!(
-                    "the lock '{name}' was lost while the command ran: its key is gone or another's"
+                    event = events::LOST,
+                    lock = %name,
+                    cause,
+                    "the lock '{name}' was lost while the command ran: {cause}"
                 );
                 return Ok(Exit::Lost);
             }
@@ -344,9 +349,20 @@ impl<'a> Runner<'a> {
             program,
         } in survivors
         {
-            warn!("cannot kill process {pid} ('{program}', state {state}, uid {uid})");
+            let line = format!("cannot kill process {pid} ('{program}', state {state}, uid {uid})");
+            warn!(
+                event = events::SURVIVOR,
+                pid,
+                program,
+                state = %state,
+                uid,
+                "{line}"
+            );
         }
         warn!(
+            event = events::UNKILLABLE,
+            lock = %self.errand.name,
+            within_seconds = seconds(self.errand.lock.ttl),
             "the lock '{}' is not released: it frees itself within {} although the command is not dead",
             self.errand.name,
             span(self.errand.lock.ttl)
@@ -370,23 +386,4 @@ async fn gone(owner: Option<&Other>) {
 /// While nothing was started, the guard has nothing to report but its death.
 async fn guard_dead(post: &mut Post) {
     while !matches!(post.report().await, Report::GuardDead) {}
-}
-
-/// Who ran last, when, and how it ended.
-fn told(ran: Option<&Holder>) -> String {
-    let Some(ran) = ran else {
-        return "by another client".to_owned();
-    };
-    let result = ran
-        .result
-        .as_deref()
-        .unwrap_or("not ended yet, or not told how");
-    printable(&format!("{}; {result}", ran.sentence()))
-}
-
-fn sent_away(name: &LockName, ask: &Ask) -> String {
-    format!(
-        "no longer waiting for '{name}', sent away by {}",
-        ask.sentence()
-    )
 }

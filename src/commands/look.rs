@@ -14,6 +14,7 @@ use crate::core::queue::Queue;
 use crate::core::survey::{Lock, Place, table};
 use crate::etcd::survey::{self, Range};
 use crate::etcd::{Cluster, Trouble};
+use crate::events;
 use crate::exit::{Exit, Failure};
 
 /// Before etcd is asked again that did not answer.
@@ -53,7 +54,7 @@ impl Viewer<'_> {
             match revision {
                 Err(Shown::Trouble(trouble)) if !form.watch => return Err(failed(tried, trouble)),
                 Err(Shown::Trouble(trouble)) => {
-                    warn!("{tried}: {trouble}");
+                    warn!(event = events::UNSEEN, cause = %trouble, "{tried}: {trouble}");
                     tokio::time::sleep(AGAIN).await;
                 }
                 Err(Shown::Closed(error)) if error.kind() == io::ErrorKind::BrokenPipe => {

@@ -10,6 +10,7 @@ pub(crate) mod hold;
 mod look;
 mod post;
 mod program;
+mod refusal;
 mod run;
 mod signals;
 mod supervise;

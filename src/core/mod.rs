@@ -12,6 +12,7 @@ pub mod leftovers;
 pub mod mode;
 pub mod name;
 pub mod queue;
+pub mod scene;
 pub mod survey;
 pub mod text;
 pub mod turn;

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use super::heartbeat::Heartbeat;
-use super::lease::{Claim, Deadlines, Doubt, Instant, Loss, Renewal, Terms, Verdict};
+use super::lease::{Claim, Deadlines, Doubt, FencingToken, Instant, Loss, Renewal, Terms, Verdict};
 
 /// After an order to kill, a guard that has not answered within this does not run any more.
 const GUARD_ANSWERS: Duration = Duration::from_millis(250);
@@ -125,6 +125,11 @@ impl Watchdog {
     /// Why the command was stopped though we have the lock.
     pub const fn cut(&self) -> Option<Cut> {
         self.cut
+    }
+
+    /// The number of this holding.
+    pub const fn token(&self) -> FencingToken {
+        self.claim.place.token
     }
 
     /// The deadlines in force.

@@ -206,6 +206,14 @@ impl Contender {
         Ok(Outcome::Busy(ahead))
     }
 
+    /// Whom we wait for at this moment, for people; `None` without a place, or without an answer.
+    pub(crate) async fn ahead(&self) -> Option<Ahead> {
+        let place = self.place.get()?;
+        let asked = async |etcd: Connection| self.places.ahead(etcd.client, place).await;
+        let ahead = self.ask_etcd(LEAVE, asked).await.ok()?;
+        (ahead.count > 0).then_some(ahead)
+    }
+
     /// Asks any endpoint.
     pub(super) async fn ask_etcd<T>(
         &self,

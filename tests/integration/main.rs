@@ -17,3 +17,4 @@ mod security;
 mod sharing;
 mod support;
 mod survivors;
+mod told;
