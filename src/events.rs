@@ -71,6 +71,8 @@ events! {
         "a renewal was answered and proves nothing; so much time is left until the command is stopped";
     RENEWAL_FAILED = "renewal-failed" [lock endpoint cause left_seconds]
         "a renewal was refused or not answered; so much time is left until the command is stopped";
+    REPORT_FAILED = "report-failed" [file cause]
+        "what --report or --metrics asks for cannot be written";
     SETTING = "setting" []
         "a setting is odd, and works";
     STOPPING = "stopping" [lock processes]

@@ -17,7 +17,7 @@
 //! | which exit status? | `exit.rs` |
 //! | what time is it? | `clock.rs` |
 //! | how is it said, and to whom? | `log.rs`, `events.rs`, `terminal.rs`, `core/text.rs` |
-//! | what is shown while it waits? | `core/scene.rs`, `commands/waiting.rs` |
+//! | what is shown while it waits, what is counted? | `core/scene.rs`, `core/ledger.rs`, `commands/report.rs`, `metrics.rs` |
 
 pub mod cli;
 mod clock;
@@ -31,6 +31,7 @@ mod fence;
 mod guard;
 mod log;
 mod machine;
+pub mod metrics;
 mod terminal;
 mod whoami;
 mod whole;

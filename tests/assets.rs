@@ -8,7 +8,8 @@ use std::path::Path;
 
 use clap_complete::Shell;
 use clap_mangen::Man;
-use dlock::{cli, events, exit};
+use dlock::core::ledger::Outcome;
+use dlock::{cli, events, exit, metrics};
 
 /// Of the hand-written parts; change it with them.
 const DATE: &str = "2026-11-25";
@@ -45,6 +46,8 @@ fn page(name: &str) -> String {
         .replace("@SETTINGS@\n", &settings())
         .replace("@TIMELINE@\n", &timeline())
         .replace("@EVENTS@\n", &events_table())
+        .replace("@OUTCOMES@\n", &outcomes())
+        .replace("@METRICS@\n", &metrics_table())
 }
 
 fn options(command: clap::Command) -> String {
@@ -92,6 +95,23 @@ fn events_table() -> String {
             roff(event.meaning)
         )
         .unwrap();
+    }
+    list
+}
+
+fn outcomes() -> String {
+    let mut list = String::new();
+    for outcome in Outcome::ALL {
+        let (name, meaning) = (outcome.word(), outcome.meaning());
+        writeln!(list, ".TP\n.B {}\n{}", roff(name), roff(meaning)).unwrap();
+    }
+    list
+}
+
+fn metrics_table() -> String {
+    let mut list = String::new();
+    for (sample, help) in metrics::table() {
+        writeln!(list, ".TP\n.B {sample}\n{}", roff(help)).unwrap();
     }
     list
 }

@@ -26,6 +26,11 @@ const WALLS: &[(&[&str], &[&str], &str)] = &[
         "only terminal.rs draws, and never blocks",
     ),
     (
+        &["prometheus_client"],
+        &["metrics.rs"],
+        "only metrics.rs knows what Prometheus reads",
+    ),
+    (
         &["unsafe"],
         &["guard/"],
         "only guard/ has to do with what needs it",

@@ -19,6 +19,7 @@ use super::waiting::Voice;
 use crate::cli::lock;
 use crate::config::Settings;
 use crate::core::lease::{Instant, Place, Terms};
+use crate::core::ledger::Ledger;
 use crate::core::leftovers::Leftovers;
 use crate::core::mode::Patience;
 use crate::core::name::{Link, LockName};
@@ -58,12 +59,13 @@ pub(super) fn carry_out(
     mut errand: Errand,
     settings: &Settings,
     guard: Guard,
+    ledger: &mut Ledger,
 ) -> Result<Exit, Failure> {
     super::block_on(async {
         let post = Post::open(guard).context("cannot listen to the guard process")?;
         let signals = Signals::listen().context("cannot listen to signals")?;
         let background = errand.background.take();
-        let mut runner = Runner::new(&errand, settings, post, signals);
+        let mut runner = Runner::new(&errand, settings, ledger, post, signals);
         runner.background = background;
         runner.run().await
     })
@@ -83,10 +85,17 @@ struct Runner<'a> {
     signals: Signals,
     began_at: Instant,
     background: Option<Detached>,
+    ledger: &'a mut Ledger,
 }
 
 impl<'a> Runner<'a> {
-    fn new(errand: &'a Errand, settings: &Settings, post: Post, signals: Signals) -> Self {
+    fn new(
+        errand: &'a Errand,
+        settings: &Settings,
+        ledger: &'a mut Ledger,
+        post: Post,
+        signals: Signals,
+    ) -> Self {
         let lock = errand.lock;
         let record = whoami::holder(
             errand.program,
@@ -109,6 +118,7 @@ impl<'a> Runner<'a> {
             signals,
             began_at: clock::now(),
             background: None,
+            ledger,
         }
     }
 
@@ -176,7 +186,10 @@ impl<'a> Runner<'a> {
             },
             Event::Signal(signal) => Ok(Acquired::Ended(Exit::Signalled(signal))),
             Event::GuardDead => Err(anyhow!("cannot go on: the guard process is dead").into()),
-            Event::OwnerGone => Ok(Acquired::Ended(Exit::Done)),
+            Event::OwnerGone => {
+                self.ledger.because("who it was for has ended");
+                Ok(Acquired::Ended(Exit::Done))
+            }
         }
     }
 
@@ -185,11 +198,14 @@ impl<'a> Runner<'a> {
     }
 
     /// What it means that the lock was won, or who was in the way.
-    fn judge(&self, outcome: Outcome) -> Acquired {
+    fn judge(&mut self, outcome: Outcome) -> Acquired {
         let Errand { name, lock, .. } = self.errand;
         match Refusal::of(name, lock.wish.patience, outcome) {
             Ok(won) => Acquired::Won(won),
-            Err(refusal) => Acquired::Ended(refusal.tell(name, lock)),
+            Err(refusal) => {
+                self.ledger.because(&refusal.line);
+                Acquired::Ended(refusal.tell(name, lock))
+            }
         }
     }
 
@@ -203,6 +219,7 @@ impl<'a> Runner<'a> {
         } = won;
         let errand = self.errand;
         let (now, token) = (clock::now(), claim.place.token);
+        self.ledger.acquired(now, token);
         let waited = now.since(self.began_at);
         info!(
             event = events::ACQUIRED,
@@ -227,6 +244,7 @@ impl<'a> Runner<'a> {
             name: errand.name,
             watchdog,
             session,
+            ledger: self.ledger,
             post: &mut self.post,
             signals: &mut self.signals,
             policy: errand.leftovers,
@@ -237,7 +255,7 @@ impl<'a> Runner<'a> {
         let watchdog = supervision.watchdog;
         match end {
             End::Survivors(survivors) => Ok(self.unkillable(&survivors)),
-            End::Dead { status, cut } => self.finish(&watchdog, now, status, cut).await,
+            End::Dead { status, cut } => self.finish(&watchdog, status, cut).await,
             End::NotStarted { errno } => {
                 let _ = self.contender.release(RELEASE, Parting::Unused).await;
                 let error = io::Error::from_raw_os_error(errno);
@@ -273,9 +291,8 @@ impl<'a> Runner<'a> {
 
     /// Everything of the command is dead: give the lock back, and see whether it was ours to the end.
     async fn finish(
-        &self,
+        &mut self,
         watchdog: &Watchdog,
-        acquired_at: Instant,
         status: Option<Status>,
         cut: Option<Cut>,
     ) -> Result<Exit, Failure> {
@@ -308,7 +325,7 @@ impl<'a> Runner<'a> {
         let left = watchdog.deadlines().kill_at.since(clock::now());
         match self.contender.release(left.min(RELEASE), parting).await {
             Release::Confirmed => {
-                let held = clock::now().since(acquired_at);
+                let held = self.ledger.held(clock::now());
                 info!(
                     event = events::RELEASED,
                     lock = %name,
@@ -329,6 +346,7 @@ impl<'a> Runner<'a> {
             ),
             Release::NotOurs => {
                 let cause = "its key is gone or another's";
+                self.ledger.because(cause);
                 warn!(
                     event = events::LOST,
                     lock = %name,
@@ -341,7 +359,7 @@ impl<'a> Runner<'a> {
         Ok(exit)
     }
 
-    fn unkillable(&self, survivors: &[Survivor]) -> Exit {
+    fn unkillable(&mut self, survivors: &[Survivor]) -> Exit {
         for Survivor {
             pid,
             state,
@@ -350,6 +368,7 @@ impl<'a> Runner<'a> {
         } in survivors
         {
             let line = format!("cannot kill process {pid} ('{program}', state {state}, uid {uid})");
+            self.ledger.because(&line);
             warn!(
                 event = events::SURVIVOR,
                 pid,

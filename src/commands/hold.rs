@@ -8,9 +8,11 @@ use std::time::Duration;
 use anyhow::{Context as _, anyhow};
 
 use super::errand::{self, Errand};
+use super::report::Books;
 use super::run::refuse_self_deadlock;
 use crate::cli::hold::Options;
 use crate::config::Settings;
+use crate::core::ledger::Ledger;
 use crate::core::leftovers::Leftovers;
 use crate::exit::{Exit, Failure, OrFail as _};
 use crate::guard::{self, Detached, Other, Policy, Side, Status, Ties};
@@ -25,11 +27,15 @@ const RELEASE: Duration = Duration::from_secs(10);
 pub(super) fn hold(settings: &Settings, options: &Options) -> Result<Exit, Failure> {
     refuse_self_deadlock(&options.name, "")?;
     let owner = options.pid.map(owner).transpose()?;
+    let books = Books::open(&options.name, &options.lock)?;
+    let keep = |background| {
+        books.keep(|ledger| keep(settings, options, owner.as_ref(), background, ledger))
+    };
     if !options.background {
-        return keep(settings, options, owner.as_ref(), None);
+        return keep(None);
     }
     match guard::detach().context("cannot go to the background")? {
-        Side::Background(background) => keep(settings, options, owner.as_ref(), Some(background)),
+        Side::Background(background) => keep(Some(background)),
         Side::Foreground(None) => Ok(Exit::Done),
         Side::Foreground(Some(status)) => Ok(match status {
             Status::Exited(code) => Exit::Command(code),
@@ -48,6 +54,7 @@ fn keep(
     options: &Options,
     owner: Option<&Other>,
     background: Option<Detached>,
+    ledger: &mut Ledger,
 ) -> Result<Exit, Failure> {
     let policy = Policy {
         signal: options.lock.signal,
@@ -71,9 +78,9 @@ fn keep(
         owner,
         background,
     };
-    match errand::carry_out(errand, settings, guard)? {
-        // However the waiting ended, or whoever ended it: that is what it was for.
-        Exit::Command(_) | Exit::Signalled(_) => Ok(Exit::Done),
+    match errand::carry_out(errand, settings, guard, ledger)? {
+        // However the waiting for its end ended, or whoever ended it: that is what it was for.
+        Exit::Command(_) | Exit::Signalled(_) if ledger.was_held() => Ok(Exit::Done),
         exit => Ok(exit),
     }
 }

@@ -11,6 +11,7 @@ mod look;
 mod post;
 mod program;
 mod refusal;
+mod report;
 mod run;
 mod signals;
 mod supervise;

@@ -16,7 +16,7 @@ use crate::exit::Exit;
 /// What is told of it.
 pub(super) struct Refusal {
     event: &'static str,
-    line: String,
+    pub(super) line: String,
     left_seconds: Option<f64>,
     by: Option<String>,
 }

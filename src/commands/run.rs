@@ -5,10 +5,12 @@ use anyhow::{Context as _, anyhow};
 
 use super::errand::{self, Errand};
 use super::program::{find, not_started};
+use super::report::Books;
 use super::{block_on, failed};
 use crate::cli::run::Options;
 use crate::config::Settings;
 use crate::core::lease::FencingToken;
+use crate::core::ledger::Ledger;
 use crate::core::mode::Mode;
 use crate::core::name::{Link, LockName};
 use crate::core::queue::Queue;
@@ -20,6 +22,11 @@ use crate::whoami;
 
 /// Runs the command under the lock and tells how it ended.
 pub(super) fn run(settings: &Settings, options: &Options) -> Result<Exit, Failure> {
+    let books = Books::open(&options.name, &options.lock)?;
+    books.keep(|ledger| carry_out(settings, options, ledger))
+}
+
+fn carry_out(settings: &Settings, options: &Options, ledger: &mut Ledger) -> Result<Exit, Failure> {
     let command = find(&options.command)?;
     if let Some(link) = whoami::held().link(&options.name) {
         return within(settings, options, link, command);
@@ -41,7 +48,7 @@ pub(super) fn run(settings: &Settings, options: &Options) -> Result<Exit, Failur
         owner: None,
         background: None,
     };
-    errand::carry_out(errand, settings, guard)
+    errand::carry_out(errand, settings, guard, ledger)
 }
 
 /// Runs the command under the lock that is held around us, or says why not.

@@ -9,6 +9,7 @@ use super::post::Post;
 use super::signals::{Signal, Signals};
 use crate::core::holder::AskTo;
 use crate::core::lease::{Doubt, Loss, Renewal};
+use crate::core::ledger::Ledger;
 use crate::core::leftovers::Leftovers;
 use crate::core::name::LockName;
 use crate::core::text::{printable, seconds, span};
@@ -41,6 +42,7 @@ pub(crate) struct Supervision<'a> {
     pub(crate) name: &'a LockName,
     pub(crate) watchdog: Watchdog,
     pub(crate) session: Session,
+    pub(crate) ledger: &'a mut Ledger,
     pub(crate) post: &'a mut Post,
     pub(crate) signals: &'a mut Signals,
     /// What is done with processes that the command leaves behind.
@@ -95,6 +97,7 @@ impl Supervision<'_> {
             self.tell_loss();
         }
         if cut.is_none() && self.watchdog.cut() == Some(Cut::MaxHold) {
+            self.ledger.because("stopped at --max-hold");
             warn!(
                 event = events::MAX_HOLD,
                 lock = %self.name,
@@ -149,7 +152,13 @@ impl Supervision<'_> {
         match news {
             News::Renewed(renewal) => {
                 self.tell_doubt(&renewal);
-                self.step(&Event::Renewed(renewal))
+                let before = self.watchdog.deadlines();
+                let slack = before.stop_at.since(clock::now());
+                let end = self.step(&Event::Renewed(renewal));
+                if self.watchdog.deadlines() != before {
+                    self.ledger.proven(slack);
+                }
+                end
             }
             News::Failed { endpoint, cause } => {
                 info!(
@@ -166,6 +175,7 @@ impl Supervision<'_> {
             News::Lost(loss) => self.step(&Event::Lost(loss)),
             News::Asked(ask) if ask.to == AskTo::Stop && self.watchdog.cut().is_none() => {
                 let by = ask.sentence();
+                self.ledger.asked(&format!("asked by {by}"));
                 warn!(
                     event = events::ASKED,
                     lock = %self.name,
@@ -244,10 +254,14 @@ impl Supervision<'_> {
         self.watchdog.deadlines().stop_at.since(clock::now())
     }
 
-    fn tell_loss(&self) {
+    fn tell_loss(&mut self) {
         // That nobody guards the command is told at the end, as the error that it is.
         if let Standing::Lost(loss) = self.watchdog.standing() {
             let (name, cause) = (self.name, explain(loss));
+            if loss == Loss::Unproven {
+                self.ledger.unproven();
+            }
+            self.ledger.because(cause);
             warn!(
                 event = events::LOST,
                 lock = %name,

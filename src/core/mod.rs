@@ -8,6 +8,7 @@ pub mod holder;
 #[cfg(test)]
 mod laws;
 pub mod lease;
+pub mod ledger;
 pub mod leftovers;
 pub mod mode;
 pub mod name;

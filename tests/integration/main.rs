@@ -13,6 +13,7 @@ mod handover;
 mod harness;
 mod loss;
 mod queue;
+mod report;
 mod security;
 mod sharing;
 mod support;

@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use crate::support::{
-    Dlock, Etcd, LIMIT, Outcome, Terminal, eventually, hold, hold_open, let_pass, unique,
+    Dlock, Etcd, LIMIT, Outcome, Signal, Terminal, eventually, hold, hold_open, let_pass, unique,
 };
 
 const DLOCK: &str = env!("CARGO_BIN_EXE_dlock");
@@ -362,4 +362,31 @@ fn failed_renewals_and_failovers_are_told() {
     moved
         .expect_code(0)
         .expect_stderr(&["is asked from now on, not '"]);
+}
+
+/// "A signal while waiting ... ends dlock by the same signal", also one that holds a lock without a command.
+#[test]
+fn a_hold_that_is_ended_while_it_waits_is_no_success() {
+    let etcd = Etcd::shared();
+    let name = unique("impatient");
+    let _holder = hold(Dlock::on(etcd), &[], &name);
+    let mut waiter = Dlock::on(etcd).args(["hold", &name]).start();
+    etcd.queue_of(&name, 2);
+    waiter.signal(Signal::TERM);
+    waiter.wait().expect_signal(Signal::TERM).expect_stdout("");
+    // A shell that evaluates nothing would go on without the lock.
+    let mut waiter = Dlock::on(etcd)
+        .args(["hold", "--background", &name])
+        .start();
+    etcd.queue_of(&name, 2);
+    let background = eventually(LIMIT, "the dlock in the background", || {
+        let all = waiter.everything();
+        let mut others = all.into_iter().filter(|process| process.name() == "dlock");
+        others.find(|process| *process != waiter.process())
+    });
+    background.signal(Signal::TERM);
+    waiter
+        .wait()
+        .expect_signal(Signal::TERM)
+        .expect_stdout("exit 143\n");
 }
