@@ -170,9 +170,12 @@ impl Holder {
         }
     }
 
-    /// The record in `value`; nothing for another version, garbage or an empty value (`etcdctl lock`
-    /// writes one), which all mean "another client".
+    /// The record in `value`; nothing for another version, garbage, far more than a record can be, or an empty
+    /// value (`etcdctl lock` writes one), which all mean "another client".
     pub fn parse(value: &[u8]) -> Option<Self> {
+        if value.len() > 4 * LONGEST {
+            return None;
+        }
         let holder = serde_json::from_slice::<Self>(value).ok()?;
         (holder.v == VERSION).then_some(holder)
     }
@@ -324,6 +327,8 @@ mod tests {
             assert_eq!(Holder::parse(value), None, "{value:?}");
         }
         assert!(Holder::parse(br#"{"v":1,"later":[1]}"#).is_some());
+        let long = format!(r#"{{"v":1,"host":"{}"}}"#, "x".repeat(5000));
+        assert_eq!(Holder::parse(long.as_bytes()), None);
     }
 
     #[test]

@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::lease::{FencingToken, Instant};
 use super::name::LockName;
-use super::text::seconds;
+use super::text::{json, seconds};
 
 /// The books while they are open.
 #[derive(Clone, Debug)]
@@ -224,8 +224,7 @@ impl Ledger {
 impl Account {
     /// One JSON object on one line.
     pub fn to_json(&self) -> String {
-        // Texts and finite numbers always serialise.
-        serde_json::to_string(self).unwrap_or_default() + "\n"
+        json(self) + "\n"
     }
 }
 

@@ -1,7 +1,10 @@
 //! How texts of strangers and durations are shown to people.
 //! It must not know where they come from, nor where they are shown.
 
+use std::fmt::Write as _;
 use std::time::Duration;
+
+use serde::Serialize;
 
 /// In bytes: nothing shown from a record is longer.
 const LONGEST: usize = 1024;
@@ -51,6 +54,25 @@ pub fn escaped(text: &str) -> String {
     shown
 }
 
+/// `value` as JSON on one line that is fit for a terminal, too: what JSON lets pass becomes an escape of JSON.
+pub fn json(value: &impl Serialize) -> String {
+    // Texts and numbers always serialise.
+    let plain = serde_json::to_string(value).unwrap_or_default();
+    if !plain.chars().any(is_hostile) {
+        return plain;
+    }
+    let mut safe = String::with_capacity(plain.len() + 64);
+    for character in plain.chars() {
+        // Only in texts: JSON itself is made of other characters.
+        if is_hostile(character) {
+            let _ = write!(safe, "\\u{:04x}", u32::from(character));
+        } else {
+            safe.push(character);
+        }
+    }
+    safe
+}
+
 /// Whether a terminal or a reader could be led astray by it.
 pub fn is_hostile(character: char) -> bool {
     character.is_control()
@@ -83,6 +105,13 @@ mod tests {
 
     proptest! {
         #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn any_json_is_fit_to_show_and_says_the_same(text in "(?s)[\u{200e}-\u{202f}\u{2066}\u{61c}\u{7f}-\u{9f}a\\PC\\pC]{0,99}") {
+            let shown = json(&text);
+            prop_assert!(!shown.chars().any(is_hostile), "{shown:?}");
+            prop_assert_eq!(serde_json::from_str::<String>(&shown).ok(), Some(text));
+        }
 
         #[test]
         fn any_characters_are_fit_to_show(text in "[\u{200e}-\u{202f}\u{2060}-\u{206f}\u{61c}a\\PC\\pC]{0,300}") {
