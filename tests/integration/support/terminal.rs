@@ -3,7 +3,7 @@
 
 use std::process::Stdio;
 
-use super::{Dlock, LIMIT, Running, eventually};
+use super::{Dlock, LIMIT, Process, Running, eventually};
 
 const PROMPT: &str = "your-turn: ";
 
@@ -57,6 +57,14 @@ impl Terminal {
         eventually(LIMIT, "the shell asks for a line", || {
             self.0.stdout().ends_with(PROMPT)
         });
+    }
+
+    /// The process of this name that runs in the terminal.
+    #[track_caller]
+    pub(crate) fn process(&self, name: &str) -> Process {
+        let all = self.0.everything();
+        let found = all.into_iter().find(|process| process.name() == name);
+        found.expect("it runs")
     }
 
     /// All that was written to the terminal.
