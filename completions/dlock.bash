@@ -856,7 +856,7 @@ _dlock() {
             return 0
             ;;
         dlock__subcmd__hold)
-            opts="-n -w -E -k -s -v -q -h --pid --until-eof --background --json --local --no-wait --wait --conflict-exit-code --ttl --kill-after --signal --shared --slots --min-hold --max-hold --once-per --supersede --note --endpoints --cacert --cert --key --user --password-file --prefix --connect-timeout --config --verbose --quiet --log-format --help"
+            opts="-n -w -E -k -s -v -q -h --pid --until-eof --background --json --local --no-wait --wait --conflict-exit-code --ttl --kill-after --signal --shared --slots --min-hold --max-hold --once-per --supersede --note --report --metrics --endpoints --cacert --cert --key --user --password-file --prefix --connect-timeout --config --verbose --quiet --log-format --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -968,6 +968,36 @@ _dlock() {
                     COMPREPLY=("${cur}")
                     if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
                         compopt -o nospace
+                    fi
+                    return 0
+                    ;;
+                --report)
+                    local oldifs
+                    if [ -n "${IFS+x}" ]; then
+                        oldifs="$IFS"
+                    fi
+                    IFS=$'\n'
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    if [ -n "${oldifs+x}" ]; then
+                        IFS="$oldifs"
+                    fi
+                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
+                        compopt -o filenames
+                    fi
+                    return 0
+                    ;;
+                --metrics)
+                    local oldifs
+                    if [ -n "${IFS+x}" ]; then
+                        oldifs="$IFS"
+                    fi
+                    IFS=$'\n'
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    if [ -n "${oldifs+x}" ]; then
+                        IFS="$oldifs"
+                    fi
+                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
+                        compopt -o filenames
                     fi
                     return 0
                     ;;
@@ -1326,7 +1356,7 @@ _dlock() {
             return 0
             ;;
         dlock__subcmd__run)
-            opts="-c -n -w -E -k -s -v -q -h --command --local --no-wait --wait --conflict-exit-code --ttl --kill-after --signal --shared --slots --min-hold --max-hold --once-per --supersede --note --leftovers --reentrant --endpoints --cacert --cert --key --user --password-file --prefix --connect-timeout --config --verbose --quiet --log-format --help"
+            opts="-c -n -w -E -k -s -v -q -h --command --local --no-wait --wait --conflict-exit-code --ttl --kill-after --signal --shared --slots --min-hold --max-hold --once-per --supersede --note --report --metrics --leftovers --reentrant --endpoints --cacert --cert --key --user --password-file --prefix --connect-timeout --config --verbose --quiet --log-format --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -1439,6 +1469,36 @@ _dlock() {
                     COMPREPLY=("${cur}")
                     if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
                         compopt -o nospace
+                    fi
+                    return 0
+                    ;;
+                --report)
+                    local oldifs
+                    if [ -n "${IFS+x}" ]; then
+                        oldifs="$IFS"
+                    fi
+                    IFS=$'\n'
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    if [ -n "${oldifs+x}" ]; then
+                        IFS="$oldifs"
+                    fi
+                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
+                        compopt -o filenames
+                    fi
+                    return 0
+                    ;;
+                --metrics)
+                    local oldifs
+                    if [ -n "${IFS+x}" ]; then
+                        oldifs="$IFS"
+                    fi
+                    IFS=$'\n'
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    if [ -n "${oldifs+x}" ]; then
+                        IFS="$oldifs"
+                    fi
+                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
+                        compopt -o filenames
                     fi
                     return 0
                     ;;

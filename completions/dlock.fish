@@ -63,6 +63,8 @@ complete -c dlock -n "__fish_dlock_using_subcommand run" -l once-per -d 'Start a
 complete -c dlock -n "__fish_dlock_using_subcommand run" -l supersede -d 'Send away those who wait already: the newest request wins' -r -f -a "waiters\t''
 holder\t''"
 complete -c dlock -n "__fish_dlock_using_subcommand run" -l note -d 'Text that others see while they wait for the lock' -r -f
+complete -c dlock -n "__fish_dlock_using_subcommand run" -l report -d 'Write at the end what became of it, as a JSON object in this file' -r -F
+complete -c dlock -n "__fish_dlock_using_subcommand run" -l metrics -d 'Add at the end to the metrics in this file, for the textfile collector of Prometheus\' node exporter' -r -F
 complete -c dlock -n "__fish_dlock_using_subcommand run" -l leftovers -d 'What to do with processes that the command leaves behind: kill, wait or leave; default kill' -r -f -a "kill\t''
 wait\t''
 leave\t''"
@@ -115,6 +117,8 @@ complete -c dlock -n "__fish_dlock_using_subcommand hold" -l once-per -d 'Start 
 complete -c dlock -n "__fish_dlock_using_subcommand hold" -l supersede -d 'Send away those who wait already: the newest request wins' -r -f -a "waiters\t''
 holder\t''"
 complete -c dlock -n "__fish_dlock_using_subcommand hold" -l note -d 'Text that others see while they wait for the lock' -r -f
+complete -c dlock -n "__fish_dlock_using_subcommand hold" -l report -d 'Write at the end what became of it, as a JSON object in this file' -r -F
+complete -c dlock -n "__fish_dlock_using_subcommand hold" -l metrics -d 'Add at the end to the metrics in this file, for the textfile collector of Prometheus\' node exporter' -r -F
 complete -c dlock -n "__fish_dlock_using_subcommand hold" -l endpoints -d 'Members of the etcd cluster, separated by commas' -r -f -a "(__fish_print_hostnames)"
 complete -c dlock -n "__fish_dlock_using_subcommand hold" -l cacert -d 'Trust the certificate authorities in this PEM file instead of the system\'s' -r -F
 complete -c dlock -n "__fish_dlock_using_subcommand hold" -l cert -d 'Client certificate, a PEM file; needs --key' -r -F

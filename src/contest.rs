@@ -22,6 +22,9 @@ pub(crate) trait Contend {
     /// When nobody can tell whose turn it is, unless it was wished to wait for that too.
     async fn acquire(&self, tell: impl FnMut(Waiting)) -> Result<Outcome<Self::Session>, Trouble>;
 
+    /// Whom we wait for at this moment, for people; `None` without a place, or without an answer.
+    async fn ahead(&self) -> Option<Ahead>;
+
     /// What to say when we have not even got a place in so long a time.
     fn unreachable(&self, limit: Duration) -> Trouble;
 

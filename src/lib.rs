@@ -19,7 +19,8 @@
 //! | what would go wrong tonight? | `commands/doctor.rs`, `core/doctor.rs`, `etcd/doctor.rs`, `machine.rs` |
 //! | which exit status? | `exit.rs` |
 //! | what time is it? | `clock.rs` |
-//! | how is it said, and to whom? | `log.rs`, `core/text.rs` |
+//! | how is it said, and to whom? | `log.rs`, `events.rs`, `terminal.rs`, `core/text.rs` |
+//! | what is shown while it waits, what is counted? | `core/scene.rs`, `core/ledger.rs`, `commands/report.rs`, `metrics.rs` |
 
 pub mod cli;
 mod clock;
@@ -28,12 +29,15 @@ mod config;
 mod contest;
 pub mod core;
 mod etcd;
+pub mod events;
 pub mod exit;
 mod fence;
 mod guard;
 mod local;
 mod log;
 mod machine;
+pub mod metrics;
+mod terminal;
 mod trouble;
 mod whoami;
 mod whole;
@@ -76,7 +80,7 @@ fn run() -> Result<Exit, Failure> {
         Request::Task(task) => {
             log::init(task.output);
             for warning in &task.warnings {
-                tracing::warn!("{warning}");
+                tracing::warn!(event = events::SETTING, "{warning}");
             }
             commands::carry_out(&task.work)
         }

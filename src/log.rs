@@ -5,6 +5,7 @@ use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{FileType, Mode, OFlags, fstat};
@@ -19,7 +20,7 @@ use tracing::{Event, Metadata, Subscriber};
 
 use crate::core::text::{cut, escaped};
 use crate::exit::Failure;
-use crate::whoami;
+use crate::{events, guard, whoami};
 
 /// `PIPE_BUF` of Linux, `pipe(7)`: a longer write may be torn, or block halfway.
 const LONGEST: usize = 4096;
@@ -35,6 +36,12 @@ pub(crate) struct Form {
 /// Set once by [`init`]; what fails before that is said as text.
 static FORM: OnceLock<Form> = OnceLock::new();
 
+/// A line stands on the terminal that the next one must not follow on: see [`draw`].
+static DRAWN: AtomicBool = AtomicBool::new(false);
+
+/// To the beginning of the line, and nothing behind it (`console_codes(4)`).
+pub(crate) const ERASE: &str = "\r\u{1b}[K";
+
 /// Sends tracing's events and panics to stderr. Call it once; a second call changes nothing.
 pub(crate) fn init(form: Form) {
     if FORM.set(form).is_err() {
@@ -44,22 +51,39 @@ pub(crate) fn init(form: Form) {
     std::panic::set_hook(Box::new(move |panic| {
         // The usual hook writes without asking whether anybody reads.
         let message = format!("this is a bug in dlock: {panic}").replace(":\n", ": ");
-        say(form.json, &Said::new(Level::ERROR, message));
+        say(form.json, &Said::new(Level::ERROR, events::BUG, message));
     }));
 }
 
 /// Says why dlock could not do its work.
 pub(crate) fn fail(failure: &Failure) {
-    let mut said = Said::new(Level::ERROR, format!("{:#}", failure.error));
+    let message = format!("{:#}", failure.error);
+    let mut said = Said::new(Level::ERROR, events::FAILED, message);
+    said.add("exit_code", failure.exit.code().into());
     if let Some(hint) = &failure.hint {
-        said.fields.insert("hint".to_owned(), hint.as_str().into());
+        said.add("hint", hint.as_str().into());
     }
-    say(FORM.get().is_some_and(|form| form.json), &said);
+    say(speaks_json(), &said);
+}
+
+/// Whether the lines are for a program to read.
+pub(crate) fn speaks_json() -> bool {
+    FORM.get().is_some_and(|form| form.json)
 }
 
 fn say(json: bool, said: &Said) {
-    let line = if json { said.json() } else { said.text() };
+    let mut line = if json { said.json() } else { said.text() };
+    if DRAWN.swap(false, Relaxed) {
+        line.insert_str(0, ERASE);
+    }
     write_line(io::stderr().as_fd(), line.as_bytes());
+}
+
+/// Writes a piece of a line that stays open, so that the next one erases it; an empty one has been erased. Like
+/// everything that is said it is dropped if it cannot be written at once.
+pub(crate) fn draw(text: &str) {
+    DRAWN.store(!text.trim_start_matches(ERASE).is_empty(), Relaxed);
+    write_line(io::stderr().as_fd(), text.as_bytes());
 }
 
 /// dlock has no spans, and the libraries' events are theirs.
@@ -86,8 +110,15 @@ impl Subscriber for Lines {
     fn record_follows_from(&self, _: &Id, _: &Id) {}
 
     fn event(&self, event: &Event<'_>) {
-        let mut said = Said::new(*event.metadata().level(), String::new());
+        let level = *event.metadata().level();
+        let mut said = Said::new(level, events::DEBUG, String::new());
         event.record(&mut said);
+        debug_assert!(
+            said.fields.keys().all(|key| events::has(&said.event, key)),
+            "undocumented: {} {:?}",
+            said.event,
+            said.fields
+        );
         say(self.form.json, &said);
     }
 
@@ -99,29 +130,30 @@ impl Subscriber for Lines {
 /// One thing said.
 struct Said {
     level: Level,
+    /// One of [`events`].
+    event: String,
     message: String,
     fields: Map<String, Value>,
 }
 
 impl Said {
-    fn new(level: Level, message: String) -> Self {
+    fn new(level: Level, event: &str, message: String) -> Self {
         Self {
             level,
+            event: event.to_owned(),
             message,
             fields: Map::new(),
         }
     }
 
-    /// `dlock: message key=value`, and `hint: ...` on a line of its own.
+    fn add(&mut self, field: &str, value: Value) {
+        self.fields.insert(field.to_owned(), value);
+    }
+
+    /// `dlock: message`, which says all that the fields do, and `hint: ...` on a line of its own.
     fn text(&self) -> String {
         shortest(|limit| {
             let mut text = format!("dlock: {}", fit(&self.message, limit));
-            for (name, value) in self.fields.iter().filter(|(name, _)| *name != "hint") {
-                let value = value
-                    .as_str()
-                    .map_or_else(|| value.to_string(), |value| fit(value, limit));
-                text = format!("{text} {name}={value}");
-            }
             if let Some(hint) = self.fields.get("hint").and_then(Value::as_str) {
                 text = format!("{text}\nhint: {}", fit(hint, limit));
             }
@@ -134,6 +166,7 @@ impl Said {
         struct Line<'a> {
             ts: &'a str,
             level: &'a str,
+            event: &'a str,
             message: String,
             fields: Map<String, Value>,
         }
@@ -151,6 +184,7 @@ impl Said {
             let line = Line {
                 ts: &ts,
                 level: &self.level.as_str().to_ascii_lowercase(),
+                event: &self.event,
                 message: fit(&self.message, limit),
                 fields: fields.collect(),
             };
@@ -185,16 +219,20 @@ fn fit(text: &str, limit: usize) -> String {
 }
 
 impl Visit for Said {
+    fn record_f64(&mut self, field: &Field, value: f64) {
+        self.add(field.name(), value.into());
+    }
+
     fn record_i64(&mut self, field: &Field, value: i64) {
-        self.fields.insert(field.name().to_owned(), value.into());
+        self.add(field.name(), value.into());
     }
 
     fn record_u64(&mut self, field: &Field, value: u64) {
-        self.fields.insert(field.name().to_owned(), value.into());
+        self.add(field.name(), value.into());
     }
 
     fn record_bool(&mut self, field: &Field, value: bool) {
-        self.fields.insert(field.name().to_owned(), value.into());
+        self.add(field.name(), value.into());
     }
 
     fn record_str(&mut self, field: &Field, value: &str) {
@@ -203,10 +241,10 @@ impl Visit for Said {
 
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
         let value = format!("{value:?}");
-        if field.name() == "message" {
-            self.message = value;
-        } else {
-            self.fields.insert(field.name().to_owned(), value.into());
+        match field.name() {
+            "message" => self.message = value,
+            "event" => self.event = value,
+            name => self.add(name, value.into()),
         }
     }
 }
@@ -230,13 +268,14 @@ fn write_line(fd: BorrowedFd<'_>, line: &[u8]) {
 fn write_anew(fd: BorrowedFd<'_>, line: &[u8]) -> Result<usize, Errno> {
     let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
     let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-    match rustix::fs::open(path, flags, Mode::empty()) {
+    // A terminal whose user wants no output of the background (`stty tostop`) must not stop us over a line.
+    guard::unstopped(|| match rustix::fs::open(path, flags, Mode::empty()) {
         Ok(own) => rustix::io::write(own, line),
         // A pipe that nobody reads.
         Err(Errno::NXIO) => Err(Errno::NXIO),
         // No /proc, or a terminal of another user after su(1).
         Err(_) => write_if_ready(fd, line),
-    }
+    })
 }
 
 /// A pipe that is ready takes `PIPE_BUF` bytes, unless another writer comes between.
@@ -375,9 +414,9 @@ mod tests {
     }
 
     fn said(message: &str, hint: &str) -> Said {
-        let mut said = Said::new(Level::WARN, message.to_owned());
-        said.fields.insert("hint".to_owned(), hint.into());
-        said.fields.insert("position".to_owned(), 2.into());
+        let mut said = Said::new(Level::WARN, "busy", message.to_owned());
+        said.add("hint", hint.into());
+        said.add("position", 2.into());
         said
     }
 
@@ -386,7 +425,7 @@ mod tests {
         let said = said("lock 'a\u{1b}[2J\nb' is busy", "wait\r\n");
         assert_eq!(
             said.text(),
-            "dlock: lock 'a\\u{1b}[2J\\nb' is busy position=2\nhint: wait\n"
+            "dlock: lock 'a\\u{1b}[2J\\nb' is busy\nhint: wait\n"
         );
     }
 
@@ -394,9 +433,12 @@ mod tests {
     fn json_has_one_schema() {
         let line: Value = serde_json::from_str(&said("x \"y\"", "z").json()).unwrap();
         let keys: Vec<&String> = line.as_object().unwrap().keys().collect();
-        assert_eq!(keys, ["fields", "level", "message", "ts"]);
+        assert_eq!(keys, ["event", "fields", "level", "message", "ts"]);
         assert_eq!(line["message"], "x \"y\"");
-        assert_eq!(line["level"], "warn");
+        assert_eq!(
+            (&line["level"], &line["event"]),
+            (&"warn".into(), &"busy".into())
+        );
         assert_eq!(
             line["fields"],
             serde_json::json!({"hint": "z", "position": 2})
@@ -446,7 +488,7 @@ mod tests {
         };
         tracing::subscriber::with_default(Spy(Lines { form }, sender), || {
             tracing::error!("x");
-            tracing::info!(a = 1, b = true, c = "x", "x");
+            tracing::info!(event = "lost", lock = "x", "x");
             tracing::debug!("x");
             tracing::error!(target: "h2::client", "x");
             tracing::error!(target: "dlockish", "x");

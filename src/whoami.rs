@@ -71,6 +71,34 @@ fn user(uid: u32) -> String {
     name.unwrap_or_else(|| format!("uid {uid}"))
 }
 
+/// Whether a CI job is around us, by the variables that each CI documents; its log is read by people.
+pub(crate) fn in_ci() -> bool {
+    is_ci(&|name| env::var(name).ok())
+}
+
+fn is_ci(variable: &dyn Fn(&str) -> Option<String>) -> bool {
+    // The first is set by nearly all of them, and unset or false where somebody wants none of it.
+    if let Some(told) = variable("CI").filter(|value| !value.is_empty()) {
+        return !["0", "false", "no"].contains(&told.to_ascii_lowercase().as_str());
+    }
+    let own = [
+        "GITHUB_ACTIONS",
+        "GITLAB_CI",
+        "BUILDKITE",
+        "JENKINS_URL",
+        "TEAMCITY_VERSION",
+        "TF_BUILD", // Azure
+        "CIRCLECI",
+        "TRAVIS",
+        "DRONE",
+        "BITBUCKET_BUILD_NUMBER",
+        "CODEBUILD_BUILD_ID",
+        "APPVEYOR",
+    ];
+    own.iter()
+        .any(|name| variable(name).is_some_and(|value| !value.is_empty()))
+}
+
 /// The page of the CI job around us, by the variables that each CI documents.
 fn ci_page(variable: &dyn Fn(&str) -> Option<String>) -> Option<String> {
     let whole = [
@@ -136,6 +164,21 @@ mod tests {
     fn a_user_has_a_name_or_a_number() {
         assert_eq!(user(0), "root");
         assert_eq!(user(4_000_000_000), "uid 4000000000");
+    }
+
+    #[test]
+    fn a_ci_is_known_by_its_variables() {
+        let ci = |set: &'static [(&str, &str)]| {
+            is_ci(&move |name| {
+                let found = set.iter().find(|(key, _)| *key == name);
+                found.map(|(_, value)| (*value).to_owned())
+            })
+        };
+        assert!(!ci(&[]) && !ci(&[("HOME", "/root"), ("GITLAB_CI", "")]));
+        assert!(ci(&[("CI", "true")]) && ci(&[("CI", "woodpecker")]));
+        assert!(ci(&[("CI", ""), ("GITHUB_ACTIONS", "true")]));
+        assert!(ci(&[("JENKINS_URL", "https://j/")]) && ci(&[("BUILDKITE", "true")]));
+        assert!(!ci(&[("CI", "false"), ("GITLAB_CI", "true")]));
     }
 
     #[test]

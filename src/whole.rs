@@ -13,7 +13,8 @@ use rustix::fs::{
     fstat, fsync, openat, renameat, statat, unlinkat,
 };
 use rustix::io::{Errno, retry_on_intr};
-use rustix::process::{Gid, Uid};
+use rustix::process::{Gid, Uid, geteuid};
+use rustix::rand::{GetRandomFlags, getrandom};
 
 use crate::exit::{Failure, OrFail as _};
 
@@ -175,13 +176,23 @@ impl Whole {
         self.replace(&new, bytes)
     }
 
+    /// The same without the lock: of several at the same time, the last one stays.
+    pub(crate) fn replace_unlocked(&self, bytes: &[u8]) -> Result<(), Failure> {
+        self.replace(&self.new_name()?, bytes)
+    }
+
+    /// A name beside the file that nobody else uses.
+    fn new_name(&self) -> Result<OsString, Failure> {
+        let mut random = [0; 8];
+        getrandom(&mut random, GetRandomFlags::empty()).context("no random number")?;
+        let random = u64::from_ne_bytes(random);
+        Ok(self.beside(&format!(".{random:x}.new")))
+    }
+
     fn replace(&self, new: &OsStr, bytes: &[u8]) -> Result<(), Failure> {
         let before = self.file()?;
         let replace = || -> Result<(), Errno> {
-            // The rename below asks for no right to the file that it replaces, but who made it read-only meant that.
-            if before.is_some() {
-                accessat(&self.folder, &self.name, Access::WRITE_OK, AtFlags::EACCESS)?;
-            }
+            self.may_be_written(before.is_some())?;
             let mut file = self.make(new)?;
             if let Some(before) = &before {
                 resemble(&file, before)?;
@@ -198,6 +209,14 @@ impl Whole {
         })
     }
 
+    /// A rename asks for no right to the file that it replaces, but who made it read-only meant that.
+    fn may_be_written(&self, there: bool) -> Result<(), Errno> {
+        if there {
+            accessat(&self.folder, &self.name, Access::WRITE_OK, AtFlags::EACCESS)?;
+        }
+        Ok(())
+    }
+
     fn make(&self, new: &OsStr) -> Result<File, Errno> {
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
         self.create(new, flags).map(File::from)
@@ -207,10 +226,35 @@ impl Whole {
     pub(crate) fn settle(&self) -> Result<(), Errno> {
         fsync(&self.folder)
     }
+
+    /// Tries what a replacement needs, and changes nothing.
+    pub(crate) fn rehearse(&self) -> Result<(), Failure> {
+        let before = self.file()?;
+        let new = self.new_name()?;
+        let attempt = || -> Result<(), Errno> {
+            self.may_be_written(before.is_some())?;
+            let folder = fstat(&self.folder)?;
+            let us = geteuid();
+            // unlink(2), EPERM: in a folder such as /tmp nobody but its owner replaces a file.
+            let foreign = |owner: u32| owner != us.as_raw() && !us.is_root();
+            if let Some(before) = &before
+                && Mode::from_raw_mode(folder.st_mode).contains(Mode::SVTX)
+                && foreign(folder.st_uid)
+                && foreign(fstat(before)?.st_uid)
+            {
+                return Err(Errno::PERM);
+            }
+            let mut file = self.make(&new)?;
+            let written = file.write_all(b"\n");
+            unlinkat(&self.folder, &new, AtFlags::empty())?;
+            written.map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))
+        };
+        Ok(attempt().with_context(|| format!("cannot write '{}'", self.path.display()))?)
+    }
 }
 
 /// Takes the lock if nobody has it; else that is `WOULDBLOCK`.
-fn try_lock(lock: &OwnedFd) -> Result<(), Errno> {
+pub(crate) fn try_lock(lock: &OwnedFd) -> Result<(), Errno> {
     retry_on_intr(|| flock(lock, FlockOperation::NonBlockingLockExclusive))
 }
 

@@ -8,7 +8,8 @@ use std::path::Path;
 
 use clap_complete::Shell;
 use clap_mangen::Man;
-use dlock::{cli, exit};
+use dlock::core::ledger::Outcome;
+use dlock::{cli, events, exit, metrics};
 
 /// Of the hand-written parts; change it with them.
 const DATE: &str = "2026-11-25";
@@ -51,6 +52,9 @@ fn notes(name: &str) -> String {
         .replace("@EXIT@\n", &exit_status())
         .replace("@SETTINGS@\n", &settings())
         .replace("@TIMELINE@\n", &timeline())
+        .replace("@EVENTS@\n", &events_table())
+        .replace("@OUTCOMES@\n", &outcomes())
+        .replace("@METRICS@\n", &metrics_table())
 }
 
 fn options(command: clap::Command) -> String {
@@ -130,6 +134,43 @@ fn settings() -> String {
         writeln!(table, "{}", roff(&row)).unwrap();
     }
     table + ".TE\n"
+}
+
+fn events_table() -> String {
+    let mut list = String::new();
+    for event in events::TABLE {
+        let fields = event.fields.join(", ");
+        let fields = if fields.is_empty() {
+            String::new()
+        } else {
+            format!("; {fields}")
+        };
+        writeln!(
+            list,
+            ".TP\n.B {}\n{}{fields}",
+            roff(event.name),
+            roff(event.meaning)
+        )
+        .unwrap();
+    }
+    list
+}
+
+fn outcomes() -> String {
+    let mut list = String::new();
+    for outcome in Outcome::ALL {
+        let (name, meaning) = (outcome.word(), outcome.meaning());
+        writeln!(list, ".TP\n.B {}\n{}", roff(name), roff(meaning)).unwrap();
+    }
+    list
+}
+
+fn metrics_table() -> String {
+    let mut list = String::new();
+    for (sample, help) in metrics::table() {
+        writeln!(list, ".TP\n.B {sample}\n{}", roff(help)).unwrap();
+    }
+    list
 }
 
 /// The moments of a loss, by the formulas of `core::lease`, for three TTLs in seconds.
@@ -219,4 +260,68 @@ fn the_timeline_has_the_numbers_of_the_design() {
     ] {
         assert!(table.contains(row), "{row}\n{table}");
     }
+}
+
+/// "Names of events and fields stay what they are": every message of the code has a name that stands in the page, and every
+/// name and field in the page is one of the code.
+#[test]
+fn every_event_is_in_the_page_and_in_the_code() {
+    let source = source_of(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"));
+    let page = page("dlock");
+    let mut said = Vec::new();
+    for call in ["info!(", "warn!(", "error!(", "tell!("] {
+        for (at, _) in source.match_indices(call) {
+            let what: String = source[at + call.len()..].split(';').next().unwrap().into();
+            let words: String = what.split('"').next().unwrap().split_whitespace().collect();
+            if words.starts_with("$(") {
+                continue;
+            }
+            assert!(
+                words.starts_with("event"),
+                "a message without an event: {call}{what}"
+            );
+            let named = words.split_once("events::").map(|(_, rest)| rest);
+            said.extend(named.map(|rest| rest.split(',').next().unwrap().to_owned()));
+        }
+    }
+    assert!(said.len() > 20, "{said:?}");
+    for event in events::TABLE {
+        let constant = event.name.to_uppercase().replace('-', "_");
+        let uses = source.matches(&format!("events::{constant}")).count();
+        assert!(uses > 0, "nobody says {}", event.name);
+        let entry = format!(".B {}\n", roff(event.name));
+        assert_eq!(page.matches(&entry).count(), 1, "{}", event.name);
+        for field in event.fields {
+            let written = [
+                format!("{field} = "),
+                format!("%{field},"),
+                format!("{field},\n"),
+            ]
+            .iter()
+            .chain(&[format!(", {field},"), format!("\"{field}\"")])
+            .any(|form| source.contains(form.as_str()));
+            assert!(written, "nobody writes {field} of {}", event.name);
+        }
+    }
+    for name in said {
+        let known = events::TABLE
+            .iter()
+            .any(|event| event.name.to_uppercase().replace('-', "_") == name);
+        assert!(known, "{name} is not in the page");
+    }
+}
+
+/// All that is compiled but the table of events itself, without the tests in it.
+fn source_of(folder: &Path) -> String {
+    let mut source = String::new();
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            source += &source_of(&path);
+        } else if !path.ends_with("src/events.rs") {
+            let text = fs::read_to_string(&path).unwrap();
+            source += text.split("#[cfg(test)]\nmod tests {").next().unwrap();
+        }
+    }
+    source
 }

@@ -21,6 +21,16 @@ const WALLS: &[(&[&str], &[&str], &str)] = &[
         "only etcd/ talks to etcd",
     ),
     (
+        &["indicatif"],
+        &["terminal.rs"],
+        "only terminal.rs draws, and never blocks",
+    ),
+    (
+        &["prometheus_client"],
+        &["metrics.rs"],
+        "only metrics.rs knows what Prometheus reads",
+    ),
+    (
         &["unsafe"],
         &["guard/"],
         "only guard/ has to do with what needs it",

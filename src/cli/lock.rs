@@ -2,6 +2,7 @@
 //! It must not know how a lock is taken, nor what is done under it.
 
 use std::ffi::{OsStr, OsString};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::anyhow;
@@ -106,6 +107,19 @@ pub(crate) struct Words {
     /// Text that others see while they wait for the lock
     #[arg(long, value_name = "TEXT", value_hint = ValueHint::Other)]
     note: Option<OsString>,
+
+    /// Write at the end what became of it, as a JSON object in this file
+    ///
+    /// The file is replaced as a whole. One that cannot be written is an error before the lock is asked for.
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    report: Option<OsString>,
+
+    /// Add at the end to the metrics in this file, for the textfile collector of Prometheus' node exporter
+    ///
+    /// With the name of the lock as label; several dlocks may use one file at the same time. The collector reads files whose
+    /// names end in .prom.
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    metrics: Option<OsString>,
 }
 
 /// What the words mean.
@@ -122,6 +136,10 @@ pub(crate) struct Options {
     pub(crate) wish: Wish,
     /// How long the command may run.
     pub(crate) max_hold: Option<Duration>,
+    /// Where it is told what became of it.
+    pub(crate) report: Option<PathBuf>,
+    /// Where runs are counted.
+    pub(crate) metrics: Option<PathBuf>,
 }
 
 /// Reads a lock's name.
@@ -165,6 +183,7 @@ impl Words {
             .map(|found| found.parse(some_time))
             .transpose()?;
         let wish = self.wish(layers, patience, local)?;
+        let file = |flag, option| find(flag, option).map(|found| found.path());
         Ok(Options {
             conflict: conflict.unwrap_or(exit::BUSY),
             ttl,
@@ -173,6 +192,8 @@ impl Words {
             note: note.filter(|note| !note.is_empty()),
             wish,
             max_hold,
+            report: file(self.report.as_deref(), "report"),
+            metrics: file(self.metrics.as_deref(), "metrics"),
         })
     }
 

@@ -11,23 +11,23 @@ use tracing::{info, warn};
 use super::failed;
 use super::post::Post;
 use super::program::not_started;
+use super::refusal::Refusal;
 use super::signals::Signals;
 use super::supervise::{End, Supervision};
-use super::waiting::{narrate, who};
+use super::waiting::Voice;
 use crate::cli::lock;
-use crate::clock;
 use crate::contest::{Contend, Outcome, Parting, Release, Waiting, Won};
-use crate::core::holder::{Ask, AskTo, Holder};
-use crate::core::lease::Instant;
+use crate::core::lease::{FencingToken, Instant};
+use crate::core::ledger::Ledger;
 use crate::core::leftovers::Leftovers;
 use crate::core::mode::Patience;
 use crate::core::name::{Link, LockName};
-use crate::core::text::{printable, span};
+use crate::core::text::{seconds, span};
 use crate::core::watchdog::{Cut, Standing, Watchdog};
 use crate::exit::{Exit, Failure};
 use crate::guard::{Detached, Guard, Report, Status, Survivor};
 use crate::trouble::Trouble;
-use crate::whoami;
+use crate::{clock, events, whoami};
 
 /// How long the release of a lock that was ours to the end may take.
 const RELEASE: Duration = Duration::from_secs(5);
@@ -56,12 +56,13 @@ pub(super) fn carry_out(
     mut errand: Errand,
     contender: impl Contend,
     guard: Guard,
+    ledger: &mut Ledger,
 ) -> Result<Exit, Failure> {
     super::block_on(async {
         let post = Post::open(guard).context("cannot listen to the guard process")?;
         let signals = Signals::listen().context("cannot listen to signals")?;
         let background = errand.background.take();
-        let mut runner = Runner::new(&errand, contender, post, signals);
+        let mut runner = Runner::new(&errand, contender, ledger, post, signals);
         runner.background = background;
         runner.run().await
     })
@@ -80,10 +81,17 @@ struct Runner<'a, C> {
     signals: Signals,
     began_at: Instant,
     background: Option<Detached>,
+    ledger: &'a mut Ledger,
 }
 
 impl<'a, C: Contend> Runner<'a, C> {
-    fn new(errand: &'a Errand, contender: C, post: Post, signals: Signals) -> Self {
+    fn new(
+        errand: &'a Errand,
+        contender: C,
+        ledger: &'a mut Ledger,
+        post: Post,
+        signals: Signals,
+    ) -> Self {
         Self {
             errand,
             contender,
@@ -91,6 +99,7 @@ impl<'a, C: Contend> Runner<'a, C> {
             signals,
             began_at: clock::now(),
             background: None,
+            ledger,
         }
     }
 
@@ -115,13 +124,14 @@ impl<'a, C: Contend> Runner<'a, C> {
         };
         let mut ahead = None;
         let contender = &self.contender;
-        let tell = |waiting: Waiting| {
-            narrate(self.errand.name, &waiting);
-            if let Waiting::Behind(now) = waiting {
-                ahead = Some(now);
-            }
-        };
         let event = {
+            let voice = Voice::new(self.errand.name, self.began_at, give_up_at);
+            let tell = |waiting: Waiting| {
+                voice.hear(&waiting);
+                if let Waiting::Behind(now) = waiting {
+                    ahead = Some(now);
+                }
+            };
             let ending = async {
                 loop {
                     let signal = self.signals.next().await;
@@ -137,6 +147,7 @@ impl<'a, C: Contend> Runner<'a, C> {
                 outcome = contender.acquire(tell) => Event::Acquired(outcome),
                 () = clock::until(give_up_at) => Event::WaitPassed,
                 () = unwanted(self.errand.unwanted) => Event::Unwanted,
+                never = voice.go_on(async || contender.ahead().await) => match never {},
             }
         };
         if !matches!(event, Event::Acquired(Ok(_))) {
@@ -157,7 +168,10 @@ impl<'a, C: Contend> Runner<'a, C> {
             }
             Event::Signal(signal) => Ok(Acquired::Ended(Exit::Signalled(signal))),
             Event::GuardDead => Err(anyhow!("cannot go on: the guard process is dead").into()),
-            Event::Unwanted => Ok(Acquired::Ended(Exit::Done)),
+            Event::Unwanted => {
+                self.ledger.because("nobody wanted the lock any more");
+                Ok(Acquired::Ended(Exit::Done))
+            }
         }
     }
 
@@ -166,43 +180,31 @@ impl<'a, C: Contend> Runner<'a, C> {
     }
 
     /// What it means that the lock was won, or who was in the way.
-    fn judge(&self, outcome: Outcome<C::Session>) -> Acquired<C::Session> {
-        let name = self.errand.name;
-        let line = match outcome {
-            Outcome::Won(won) => return Acquired::Won(won),
-            Outcome::Busy(ahead) => {
-                let still = match self.errand.lock.wish.patience {
-                    Patience::None => "",
-                    Patience::For(_) | Patience::Endless => " still",
-                };
-                format!("the lock '{name}' is{still} held by {}", who(&ahead))
+    fn judge(&mut self, outcome: Outcome<C::Session>) -> Acquired<C::Session> {
+        let Errand { name, lock, .. } = self.errand;
+        match Refusal::of(name, lock.wish.patience, outcome) {
+            Ok(won) => Acquired::Won(won),
+            Err(refusal) => {
+                self.ledger.because(&refusal.line);
+                Acquired::Ended(refusal.tell(name, lock))
             }
-            Outcome::Cooling(ahead, left) => format!(
-                "the lock '{name}' is cooling down, {} left: last held by {}",
-                span(left),
-                who(&ahead)
-            ),
-            Outcome::Ran(ran) => format!("'{name}' ran already: {}", told(ran.as_ref())),
-            Outcome::Asked(ask) => sent_away(name, &ask),
-        };
-        let conflict = self.errand.lock.conflict;
-        // Who calls that a success asks for no words: cron mails each of them.
-        if conflict == 0 {
-            info!("{line}");
-        } else {
-            warn!("{line}");
         }
-        Acquired::Ended(Exit::Busy(conflict))
     }
 
     async fn hold(&mut self, won: Won<C::Session>) -> Result<Exit, Failure> {
         let environment = self.environment(&won);
         let errand = self.errand;
+        let (now, token) = (clock::now(), won.token);
+        self.ledger.acquired(now, token);
+        let waited = now.since(self.began_at);
         info!(
-            "acquired '{}' with token {} after {}",
+            event = events::ACQUIRED,
+            lock = %errand.name,
+            token = token.0,
+            waited_seconds = seconds(waited),
+            "acquired '{}' with token {token} after {}",
             errand.name,
-            won.token,
-            span(clock::now().since(self.began_at))
+            span(waited)
         );
         let limit_at = errand.lock.max_hold.map(|limit| clock::now() + limit);
         let watchdog = won.watchdog.limited(limit_at);
@@ -216,6 +218,7 @@ impl<'a, C: Contend> Runner<'a, C> {
             name: errand.name,
             watchdog,
             session: won.session,
+            ledger: self.ledger,
             post: &mut self.post,
             signals: &mut self.signals,
             policy: errand.leftovers,
@@ -226,7 +229,7 @@ impl<'a, C: Contend> Runner<'a, C> {
         let watchdog = supervision.watchdog;
         match end {
             End::Survivors(survivors) => Ok(self.unkillable(&survivors, watchdog.standing())),
-            End::Dead { status, cut } => self.finish(&watchdog, status, cut).await,
+            End::Dead { status, cut } => self.finish(token, &watchdog, status, cut).await,
             End::NotStarted { errno } => {
                 let _ = self.contender.release(RELEASE, Parting::Unused).await;
                 let error = io::Error::from_raw_os_error(errno);
@@ -260,7 +263,8 @@ impl<'a, C: Contend> Runner<'a, C> {
 
     /// Everything of the command is dead: give the lock back, and see whether it was ours to the end.
     async fn finish(
-        &self,
+        &mut self,
+        token: FencingToken,
         watchdog: &Watchdog,
         status: Option<Status>,
         cut: Option<Cut>,
@@ -293,14 +297,34 @@ impl<'a, C: Contend> Runner<'a, C> {
         };
         let left = watchdog.deadlines().kill_at.since(clock::now());
         match self.contender.release(left.min(RELEASE), parting).await {
-            Release::Confirmed => {}
+            Release::Confirmed => {
+                let held = self.ledger.held(clock::now());
+                info!(
+                    event = events::RELEASED,
+                    lock = %name,
+                    token = token.0,
+                    held_seconds = seconds(held),
+                    result,
+                    "released '{name}' after {}: {result}",
+                    span(held)
+                );
+            }
             Release::Unconfirmed(trouble) => warn!(
+                event = events::RELEASE_UNCONFIRMED,
+                lock = %name,
+                cause = %trouble,
+                within_seconds = seconds(self.errand.lock.ttl),
                 "cannot confirm the release of '{name}', it frees itself within {}: {trouble}",
                 span(self.errand.lock.ttl)
             ),
             Release::NotOurs => {
+                let cause = "its key is gone or another's";
+                self.ledger.because(cause);
                 warn!(
-                    "the lock '{name}' was lost while the command ran: its key is gone or another's"
+                    event = events::LOST,
+                    lock = %name,
+                    cause,
+                    "the lock '{name}' was lost while the command ran: {cause}"
                 );
                 return Ok(Exit::Lost);
             }
@@ -308,7 +332,7 @@ impl<'a, C: Contend> Runner<'a, C> {
         Ok(exit)
     }
 
-    fn unkillable(&self, survivors: &[Survivor], standing: Standing) -> Exit {
+    fn unkillable(&mut self, survivors: &[Survivor], standing: Standing) -> Exit {
         for Survivor {
             pid,
             state,
@@ -316,12 +340,23 @@ impl<'a, C: Contend> Runner<'a, C> {
             program,
         } in survivors
         {
-            warn!("cannot kill process {pid} ('{program}', state {state}, uid {uid})");
+            let line = format!("cannot kill process {pid} ('{program}', state {state}, uid {uid})");
+            self.ledger.because(&line);
+            warn!(
+                event = events::SURVIVOR,
+                pid,
+                program,
+                state = %state,
+                uid,
+                "{line}"
+            );
         }
+        let fate = self.contender.unreleased(standing != Standing::Unguarded);
         warn!(
-            "the lock '{}' is not released: {}",
+            event = events::UNKILLABLE,
+            lock = %self.errand.name,
+            "the lock '{}' is not released: {fate}",
             self.errand.name,
-            self.contender.unreleased(standing != Standing::Unguarded)
         );
         Exit::Unkillable
     }
@@ -337,27 +372,4 @@ async fn unwanted(unwanted: &dyn Fn() -> bool) {
 /// While nothing was started, the guard has nothing to report but its death.
 async fn guard_dead(post: &mut Post) {
     while !matches!(post.report().await, Report::GuardDead) {}
-}
-
-/// Who ran last, when, and how it ended.
-fn told(ran: Option<&Holder>) -> String {
-    let Some(ran) = ran else {
-        return "by another client".to_owned();
-    };
-    let result = ran
-        .result
-        .as_deref()
-        .unwrap_or("not ended yet, or not told how");
-    printable(&format!("{}; {result}", ran.sentence()))
-}
-
-fn sent_away(name: &LockName, ask: &Ask) -> String {
-    let how = match ask.to {
-        AskTo::Yield => "superseded",
-        AskTo::Stop => "sent away",
-    };
-    format!(
-        "no longer waiting for '{name}', {how} by {}",
-        ask.sentence()
-    )
 }

@@ -9,7 +9,6 @@ use tracing::warn;
 
 use super::{block_on, failed};
 use crate::cli::look::Break;
-use crate::clock;
 use crate::config::Settings;
 use crate::core::holder::{Ask, AskTo};
 use crate::core::lease::FencingToken;
@@ -21,7 +20,7 @@ use crate::core::turn::Standing;
 use crate::etcd::{Cluster, ask};
 use crate::exit::{BUSY, Exit, Failure, OrFail as _};
 use crate::trouble::Trouble;
-use crate::whoami;
+use crate::{clock, events, whoami};
 
 /// Between two looks at whether the other one has gone.
 const LOOK: Duration = Duration::from_millis(200);
@@ -60,7 +59,12 @@ impl Eviction<'_> {
             place.since()
         );
         if *yes {
-            warn!("sending away {who}");
+            warn!(
+                event = events::BREAKING,
+                lock = %name,
+                token = token.0,
+                "sending away {who}"
+            );
         } else if !confirmed(&who)? {
             return Err(anyhow!("nothing was done: {who}").into());
         }
@@ -145,6 +149,8 @@ impl Eviction<'_> {
         while self.still_there().await?.is_some() {
             if clock::now() >= until_at {
                 warn!(
+                    event = events::BUSY,
+                    lock = %self.order.name,
                     "the owner of token {} at '{}' was asked to go and is still there after {}",
                     self.order.token,
                     self.order.name,
@@ -163,10 +169,16 @@ impl Eviction<'_> {
         let name = &self.order.name;
         match place.standing.grace().filter(|_| place.holds) {
             Some(grace) => warn!(
+                event = events::BROKEN,
+                lock = %name,
+                token = place.standing.token.0,
                 "the lock '{name}' was taken away: its command may run on for {} until it has been stopped",
                 span(grace)
             ),
             None if place.holds && place.standing.record.is_none() => warn!(
+                event = events::BROKEN,
+                lock = %name,
+                token = place.standing.token.0,
                 "the lock '{name}' was taken away from a client that is not dlock: its command may run on to its end"
             ),
             None => {}

@@ -9,14 +9,14 @@ use anyhow::{Context as _, anyhow};
 use tracing::{info, warn};
 
 use super::program::{find, not_started};
-use super::waiting::say;
+use super::waiting::tell_of_fence;
 use crate::cli::fence::{Options, Task};
 use crate::core::fence::{Refused, Seen};
 use crate::core::lease::FencingToken;
 use crate::core::name::LockName;
 use crate::exit::{Exit, Failure};
 use crate::fence::{Fence, Locked};
-use crate::guard;
+use crate::{events, guard};
 
 /// What else a low token can mean.
 const RESTORED: &str = "a later holder of the lock has been here; if etcd was restored from a backup and its tokens went back, see --reset in dlock-fence(1)";
@@ -57,6 +57,10 @@ fn enter(
         locked.settle()?;
     }
     info!(
+        event = events::ADMITTED,
+        lock = %name,
+        token = token.0,
+        file = %file.display(),
         "token {token} of '{name}' is let in by '{}'",
         file.display()
     );
@@ -75,12 +79,7 @@ fn enter(
 }
 
 fn lock<'a>(fence: &'a Fence, file: &Path) -> Result<Locked<'a>, Failure> {
-    fence.lock(|| {
-        say(&format!(
-            "waiting for '{}': a command runs under its lock",
-            file.display()
-        ));
-    })
+    fence.lock(|| tell_of_fence(file))
 }
 
 fn late(file: &Path, name: &LockName, token: FencingToken, Refused(highest): Refused) -> Failure {
@@ -122,10 +121,20 @@ fn reset(file: &Path, name: &LockName, token: FencingToken) -> Result<Exit, Fail
     let file = file.display();
     if let Some(before) = before.filter(|before| token < *before) {
         warn!(
+            event = events::FENCE_RESET,
+            lock = %name,
+            token = token.0,
+            %file,
             "'{file}' lets tokens of '{name}' in from {token} on, no more from {before} on: that is right only after etcd was restored and its tokens went back"
         );
     } else {
-        info!("'{file}' lets tokens of '{name}' in from {token} on");
+        info!(
+            event = events::FENCE_RESET,
+            lock = %name,
+            token = token.0,
+            %file,
+            "'{file}' lets tokens of '{name}' in from {token} on"
+        );
     }
     Ok(Exit::Done)
 }

@@ -10,9 +10,11 @@ use anyhow::{Context as _, anyhow};
 
 use super::errand::Errand;
 use super::lock;
+use super::report::Books;
 use super::run::refuse_self_deadlock;
 use crate::cli::hold::Options;
 use crate::config::site::Site;
+use crate::core::ledger::Ledger;
 use crate::core::leftovers::Leftovers;
 use crate::exit::{Exit, Failure, OrFail as _};
 use crate::guard::{self, Detached, Other, Side, Status, Ties};
@@ -27,11 +29,14 @@ const RELEASE: Duration = Duration::from_secs(10);
 pub(super) fn hold(site: &Site, options: &Options) -> Result<Exit, Failure> {
     refuse_self_deadlock(&options.name, site, "")?;
     let owner = options.pid.map(owner).transpose()?;
+    let books = Books::open(&options.name, &options.lock)?;
+    let keep =
+        |background| books.keep(|ledger| keep(site, options, owner.as_ref(), background, ledger));
     if !options.background {
-        return keep(site, options, owner.as_ref(), None);
+        return keep(None);
     }
     match guard::detach().context("cannot go to the background")? {
-        Side::Background(background) => keep(site, options, owner.as_ref(), Some(background)),
+        Side::Background(background) => keep(Some(background)),
         Side::Foreground(None) => Ok(Exit::Done),
         Side::Foreground(Some(status)) => Ok(match status {
             Status::Exited(code) => Exit::Command(code),
@@ -50,6 +55,7 @@ fn keep(
     options: &Options,
     owner: Option<&Other>,
     background: Option<Detached>,
+    ledger: &mut Ledger,
 ) -> Result<Exit, Failure> {
     // dlock's own stdin goes to the guard. In the background there is none to wait for.
     let input = options
@@ -75,9 +81,9 @@ fn keep(
         unwanted: &unwanted,
         background,
     };
-    match lock::carry_out(errand, site, lingering(options, owner), ties)? {
-        // However the waiting ended, or whoever ended it: that is what it was for.
-        Exit::Command(_) | Exit::Signalled(_) => Ok(Exit::Done),
+    match lock::carry_out(errand, site, lingering(options, owner), ties, ledger)? {
+        // However the waiting for its end ended, or whoever ended it: that is what it was for.
+        Exit::Command(_) | Exit::Signalled(_) if ledger.was_held() => Ok(Exit::Done),
         exit => Ok(exit),
     }
 }

@@ -8,6 +8,7 @@ use anyhow::Context as _;
 use super::errand::{self, Errand};
 use crate::config::site::Site;
 use crate::core::lease::Terms;
+use crate::core::ledger::Ledger;
 use crate::core::queue::Queue;
 use crate::etcd::Cluster;
 use crate::etcd::contend::{Contender, VARIABLES};
@@ -23,6 +24,7 @@ pub(super) fn carry_out(
     site: &Site,
     command: guard::Command,
     ties: Ties,
+    ledger: &mut Ledger,
 ) -> Result<Exit, Failure> {
     let (name, lock) = (errand.name, errand.lock);
     let policy = Policy {
@@ -55,7 +57,7 @@ pub(super) fn carry_out(
                 lock.wish,
                 settings.connect_timeout,
             );
-            errand::carry_out(errand, contender, guard)
+            errand::carry_out(errand, contender, guard, ledger)
         }
         Site::Local(folder) => {
             let contender = local::Contender::come(folder, name, record, lock.wish)?;
@@ -65,7 +67,7 @@ pub(super) fn carry_out(
             ties.cleared = &VARIABLES;
             let guard = launch(&ties)?;
             drop(ties);
-            errand::carry_out(errand, contender, guard)
+            errand::carry_out(errand, contender, guard, ledger)
         }
     }
 }

@@ -12,6 +12,7 @@ use super::{block_on, failed};
 use crate::cli::look::{Form, Look};
 use crate::config::site::Site;
 use crate::core::survey::{Lock, Place, table};
+use crate::events;
 use crate::exit::{Exit, Failure};
 use crate::trouble::Trouble;
 
@@ -50,7 +51,7 @@ impl Viewer<'_> {
             match shown {
                 Err(Shown::Trouble(trouble)) if !form.watch => return Err(failed(tried, trouble)),
                 Err(Shown::Trouble(trouble)) => {
-                    warn!("{tried}: {trouble}");
+                    warn!(event = events::UNSEEN, cause = %trouble, "{tried}: {trouble}");
                     tokio::time::sleep(AGAIN).await;
                 }
                 Err(Shown::Closed(error)) if error.kind() == io::ErrorKind::BrokenPipe => {
@@ -82,23 +83,24 @@ impl Viewer<'_> {
     async fn show(&self, form: Form) -> Result<Picture, Shown> {
         let mut out = io::BufWriter::new(io::stdout());
         let mut written = Ok(());
-        let mut locks = Vec::new();
+        // Of a list only what is shown is kept, of a lock all of it.
+        let (mut rows, mut only) = (heads(), None);
         let take = |lock: Lock| {
-            if form.json && matches!(self.look, Look::List(..)) {
-                if written.is_ok() {
-                    written = writeln!(out, "{}", lock.summary());
-                }
-            } else {
-                locks.push(lock);
+            if !matches!(self.look, Look::List(..)) {
+                only = Some(lock);
+            } else if !form.json {
+                rows.extend(lines(&lock));
+            } else if written.is_ok() {
+                written = writeln!(out, "{}", lock.summary());
             }
         };
         let picture = self.view.read(take).await.map_err(Shown::Trouble)?;
         let text = match self.look {
             Look::List(..) if form.json => String::new(),
-            Look::List(..) => list(&locks),
+            Look::List(..) => table(&rows),
             Look::Status(name, _) | Look::Held(name) => {
                 let free = || Lock::new(&name.encoded(), Vec::new());
-                let lock = locks.pop().unwrap_or_else(free);
+                let lock = only.unwrap_or_else(free);
                 if form.json {
                     lock.detail() + "\n"
                 } else {
@@ -128,24 +130,26 @@ fn row(cells: &[&str]) -> Vec<String> {
     cells.iter().map(|cell| (*cell).to_owned()).collect()
 }
 
-/// One line for each holder; the first of a lock has its name and how many wait.
-fn list(locks: &[Lock]) -> String {
-    let mut rows = vec![row(&[
+fn heads() -> Vec<Vec<String>> {
+    vec![row(&[
         "NAME", "WAITING", "HOLDER", "TOKEN", "MODE", "SINCE", "TTL LEFT", "COMMAND",
-    ])];
-    for lock in locks {
-        let mut first = [lock.shown_name(), lock.waiting().to_string()];
-        let mut holders: Vec<Vec<String>> = lock.holders().map(cells).collect();
-        if holders.is_empty() {
-            // Between the entry of the first and the taking of its slot.
-            holders.push(row(&["-"]));
-        }
-        for holder in holders {
-            rows.push([first.to_vec(), holder].concat());
-            first = [String::new(), String::new()];
-        }
+    ])]
+}
+
+/// One line for each holder; the first has the lock's name and how many wait.
+fn lines(lock: &Lock) -> Vec<Vec<String>> {
+    let mut first = [lock.shown_name(), lock.waiting().to_string()];
+    let mut holders: Vec<Vec<String>> = lock.holders().map(cells).collect();
+    if holders.is_empty() {
+        // Between the entry of the first and the taking of its slot.
+        holders.push(row(&["-"]));
     }
-    table(&rows)
+    let line = |holder| {
+        let line = [first.to_vec(), holder].concat();
+        first = [String::new(), String::new()];
+        line
+    };
+    holders.into_iter().map(line).collect()
 }
 
 /// The whole queue in order.

@@ -11,6 +11,8 @@ mod lock;
 mod look;
 mod post;
 mod program;
+mod refusal;
+mod report;
 mod run;
 mod signals;
 mod supervise;

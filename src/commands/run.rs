@@ -7,9 +7,11 @@ use super::check::holds;
 use super::errand::Errand;
 use super::lock;
 use super::program::{find, not_started};
+use super::report::Books;
 use crate::cli::run::Options;
 use crate::config::site::Site;
 use crate::core::lease::FencingToken;
+use crate::core::ledger::Ledger;
 use crate::core::mode::Mode;
 use crate::core::name::{Link, LockName};
 use crate::exit::{Exit, Failure, OrFail as _};
@@ -18,6 +20,11 @@ use crate::whoami;
 
 /// Runs the command under the lock and tells how it ended.
 pub(super) fn run(site: &Site, options: &Options) -> Result<Exit, Failure> {
+    let books = Books::open(&options.name, &options.lock)?;
+    books.keep(|ledger| carry_out(site, options, ledger))
+}
+
+fn carry_out(site: &Site, options: &Options, ledger: &mut Ledger) -> Result<Exit, Failure> {
     let command = find(&options.command)?;
     let local = matches!(site, Site::Local(_));
     if let Some(link) = whoami::held().link(&options.name, local) {
@@ -32,7 +39,7 @@ pub(super) fn run(site: &Site, options: &Options) -> Result<Exit, Failure> {
         unwanted: &|| false,
         background: None,
     };
-    lock::carry_out(errand, site, command, Ties::default())
+    lock::carry_out(errand, site, command, Ties::default(), ledger)
 }
 
 /// Runs the command under the lock that is held around us, or says why not.

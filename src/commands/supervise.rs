@@ -3,19 +3,20 @@
 
 use std::time::Duration;
 
-use tracing::{debug, info, warn};
+use tracing::{Level, debug, enabled, info, warn};
 
 use super::post::Post;
 use super::signals::{Signal, Signals};
-use crate::clock;
 use crate::contest::{Keep, News};
 use crate::core::holder::AskTo;
 use crate::core::lease::{Doubt, Loss, Renewal};
+use crate::core::ledger::Ledger;
 use crate::core::leftovers::Leftovers;
 use crate::core::name::LockName;
-use crate::core::text::span;
+use crate::core::text::{printable, seconds, span};
 use crate::core::watchdog::{Action, Cut, Event, Standing, Watchdog};
 use crate::guard::{Cause, Detached, Report, Status, Survivor};
+use crate::{clock, events};
 
 /// How long dlock itself tries to kill what a dead guard has left.
 const KILLING: Duration = Duration::from_secs(2);
@@ -41,6 +42,7 @@ pub(crate) struct Supervision<'a, S> {
     pub(crate) name: &'a LockName,
     pub(crate) watchdog: Watchdog,
     pub(crate) session: S,
+    pub(crate) ledger: &'a mut Ledger,
     pub(crate) post: &'a mut Post,
     pub(crate) signals: &'a mut Signals,
     /// What is done with processes that the command leaves behind.
@@ -95,7 +97,10 @@ impl<S: Keep> Supervision<'_, S> {
             self.tell_loss();
         }
         if cut.is_none() && self.watchdog.cut() == Some(Cut::MaxHold) {
+            self.ledger.because("stopped at --max-hold");
             warn!(
+                event = events::MAX_HOLD,
+                lock = %self.name,
                 "the command under '{}' has run for as long as --max-hold allows: it is stopped",
                 self.name
             );
@@ -103,6 +108,9 @@ impl<S: Keep> Supervision<'_, S> {
         let mut end = None;
         for action in actions {
             end = end.or(self.act(&action));
+        }
+        if standing != self.watchdog.standing() || cut != self.watchdog.cut() {
+            self.tell_stop();
         }
         end
     }
@@ -144,22 +152,37 @@ impl<S: Keep> Supervision<'_, S> {
         match news {
             News::Renewed(renewal) => {
                 self.tell_doubt(&renewal);
-                self.step(&Event::Renewed(renewal))
+                let before = self.watchdog.deadlines();
+                let slack = before.stop_at.since(clock::now());
+                let end = self.step(&Event::Renewed(renewal));
+                if self.watchdog.deadlines() != before {
+                    self.ledger.proven(slack);
+                }
+                end
             }
             News::Failed { endpoint, cause } => {
                 info!(
+                    event = events::RENEWAL_FAILED,
+                    lock = %self.name,
+                    endpoint,
+                    cause,
+                    left_seconds = seconds(self.left()),
                     "cannot renew at '{endpoint}', {} left: {cause}",
-                    self.left()
+                    span(self.left())
                 );
                 self.step(&Event::RenewalFailed)
             }
             News::Kept => self.step(&Event::Kept),
             News::Lost(loss) => self.step(&Event::Lost(loss)),
             News::Asked(ask) if ask.to == AskTo::Stop && self.watchdog.cut().is_none() => {
+                let by = ask.sentence();
+                self.ledger.asked(&format!("asked by {by}"));
                 warn!(
-                    "asked to give up the lock '{}' by {}: the command is stopped",
+                    event = events::ASKED,
+                    lock = %self.name,
+                    by,
+                    "asked to give up the lock '{}' by {by}: the command is stopped",
                     self.name,
-                    ask.sentence()
                 );
                 self.step(&Event::GiveUp)
             }
@@ -193,16 +216,18 @@ impl<S: Keep> Supervision<'_, S> {
             }
             Report::Beat(beat) => self.step(&Event::Beat(beat)),
             Report::Leftovers { status, count } => {
-                match self.policy {
-                    Leftovers::Kill => warn!(
-                        "the command has ended and left {count} process(es) behind: stopping them"
-                    ),
-                    Leftovers::Wait => info!(
-                        "the command has ended and left {count} process(es) behind: waiting for them"
-                    ),
-                    Leftovers::Leave => {
-                        info!("the command has ended and left {count} process(es) behind");
-                    }
+                let (policy, what) = match self.policy {
+                    Leftovers::Kill => ("kill", ": stopping them"),
+                    Leftovers::Wait => ("wait", ": waiting for them"),
+                    Leftovers::Leave => ("leave", ""),
+                };
+                let line =
+                    format!("the command has ended and left {count} process(es) behind{what}");
+                let lock = self.name.to_string();
+                if self.policy == Leftovers::Kill {
+                    warn!(event = events::LEFTOVERS, lock, count, policy, "{line}");
+                } else {
+                    info!(event = events::LEFTOVERS, lock, count, policy, "{line}");
                 }
                 self.leftovers = Some(status);
                 None
@@ -211,6 +236,9 @@ impl<S: Keep> Supervision<'_, S> {
                 let in_time = cause != Cause::Deadline;
                 let end = self.step(&Event::TreeDead { in_time });
                 let cut = self.watchdog.cut().filter(|_| cause == Cause::Ordered);
+                if cause != Cause::Command {
+                    self.tell_killed(status);
+                }
                 end.or(Some(End::Dead { status, cut }))
             }
             Report::CannotStart { errno } => {
@@ -222,32 +250,78 @@ impl<S: Keep> Supervision<'_, S> {
         }
     }
 
-    /// The time in which a proof still helps, for people.
-    fn left(&self) -> humantime::FormattedDuration {
-        span(self.watchdog.deadlines().stop_at.since(clock::now()))
+    /// The time in which a proof still helps.
+    fn left(&self) -> Duration {
+        self.watchdog.deadlines().stop_at.since(clock::now())
     }
 
-    fn tell_loss(&self) {
+    fn tell_loss(&mut self) {
         // That nobody guards the command is told at the end, as the error that it is.
         if let Standing::Lost(loss) = self.watchdog.standing() {
-            let name = &self.name;
+            let (name, cause) = (self.name, explain(loss));
+            if loss == Loss::Unproven {
+                self.ledger.unproven();
+            }
+            self.ledger.because(cause);
             warn!(
-                "the lock '{name}' is lost, the command is killed: {}",
-                explain(loss)
+                event = events::LOST,
+                lock = %name,
+                cause,
+                "the lock '{name}' is lost, the command is killed: {cause}"
             );
         }
     }
 
+    /// Who it is that has to end now.
+    fn tell_stop(&self) {
+        if !enabled!(Level::INFO) {
+            return;
+        }
+        let living = self.post.guard.living();
+        let processes: Vec<String> = living
+            .iter()
+            .map(|process| format!("{} ({})", process.pid, process.program))
+            .collect();
+        let processes = printable(&processes.join(", "));
+        info!(
+            event = events::STOPPING,
+            lock = %self.name,
+            processes,
+            "stopping the processes {processes}"
+        );
+    }
+
+    fn tell_killed(&self, status: Option<Status>) {
+        let result = match status {
+            Some(Status::Exited(code)) => format!("exit {code}"),
+            Some(Status::Signalled(signal)) => format!("signal {signal}"),
+            None => "never started".to_owned(),
+        };
+        info!(
+            event = events::KILLED,
+            lock = %self.name,
+            result,
+            "the command has ended, and all of its processes with it: {result}"
+        );
+    }
+
     fn tell_doubt(&self, renewal: &Renewal) {
         if let Some(doubt) = self.watchdog.doubt(renewal) {
-            let doubt = match doubt {
+            let cause = match doubt {
                 Doubt::OtherCluster => "the answer came from another cluster",
                 Doubt::OtherMember => "two members answered",
                 Doubt::OtherTerm => "a leader was being elected",
                 Doubt::OlderRevision => "the server went back in time",
                 Doubt::NoTimeLeft => "the server does not know the lease's time",
             };
-            info!("a renewal proved nothing, {} left: {doubt}", self.left());
+            info!(
+                event = events::RENEWAL_DOUBTFUL,
+                lock = %self.name,
+                cause,
+                left_seconds = seconds(self.left()),
+                "a renewal proved nothing, {} left: {cause}",
+                span(self.left())
+            );
         }
     }
 }

@@ -170,15 +170,27 @@ impl Holder {
         }
     }
 
-    /// The record in `value`; nothing for another version, garbage or an empty value (`etcdctl lock`
-    /// writes one), which all mean "another client".
+    /// The record in `value`; nothing for another version, garbage, far more than a record can be, or an empty
+    /// value (`etcdctl lock` writes one), which all mean "another client".
     pub fn parse(value: &[u8]) -> Option<Self> {
+        if value.len() > 4 * LONGEST {
+            return None;
+        }
         let holder = serde_json::from_slice::<Self>(value).ok()?;
         (holder.v == VERSION).then_some(holder)
     }
 
     /// For people: `alice@host pid 12, deploy.sh, since 2026-11-23T10:00:00Z, note "..."`.
     pub fn sentence(&self) -> String {
+        self.words(&self.since)
+    }
+
+    /// The same where no moment is shown.
+    pub fn brief(&self) -> String {
+        self.words("")
+    }
+
+    fn words(&self, since: &str) -> String {
         let mut text = format!("{}@{} pid {}", self.user, self.host, self.pid);
         let mut add = |what: &str, value: &str| {
             if !value.is_empty() {
@@ -187,7 +199,7 @@ impl Holder {
             }
         };
         add("", &self.program);
-        add("since ", &self.since);
+        add("since ", since);
         if let Some(note) = &self.note {
             // Quotes inside would let a note end early and go on as if it were our own words.
             add("note ", &format!("\"{}\"", note.replace('"', "'")));
@@ -196,6 +208,13 @@ impl Holder {
             add("", url);
         }
         printable(&text)
+    }
+
+    /// How old the record is, by two wall clocks: nothing when they contradict each other.
+    pub fn age(&self, since_1970: Duration) -> Option<Duration> {
+        let since = humantime::parse_rfc3339(&self.since).ok()?;
+        let since = since.duration_since(std::time::UNIX_EPOCH).ok()?;
+        since_1970.checked_sub(since)
     }
 }
 
@@ -308,6 +327,8 @@ mod tests {
             assert_eq!(Holder::parse(value), None, "{value:?}");
         }
         assert!(Holder::parse(br#"{"v":1,"later":[1]}"#).is_some());
+        let long = format!(r#"{{"v":1,"host":"{}"}}"#, "x".repeat(5000));
+        assert_eq!(Holder::parse(long.as_bytes()), None);
     }
 
     #[test]
@@ -332,6 +353,22 @@ mod tests {
         fn any_value_is_fit_to_show(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
             let sentence = Holder::parse(&bytes).map(|holder| holder.sentence());
             prop_assert!(!sentence.unwrap_or_default().chars().any(char::is_control));
+        }
+
+        #[test]
+        fn any_record_of_our_version_is_fit_to_show(
+            host in "(?s).{0,99}", user in "(?s).{0,99}", note in "(?s).{0,2000}", since in "(?s).{0,40}",
+            url in "(?s).{0,99}", by in "(?s).{0,99}", seconds in any::<u64>(),
+        ) {
+            let asked = Some(Ask { to: AskTo::Stop, by, why: Some(note.clone()) });
+            let holder = Holder { host, user, note: Some(note), since, url: Some(url), asked: asked.clone(), ..alice() };
+            let asked = asked.map(|ask| ask.sentence()).unwrap_or_default();
+            for text in [holder.sentence(), holder.brief(), asked] {
+                prop_assert!(!text.chars().any(super::super::text::is_hostile), "{text:?}");
+                prop_assert!(text.len() <= 10 * LONGEST + 3);
+            }
+            // Whatever the moment is: no panic.
+            let _ = holder.age(Duration::from_secs(seconds));
         }
 
         #[test]

@@ -8,11 +8,13 @@ pub mod holder;
 #[cfg(test)]
 mod laws;
 pub mod lease;
+pub mod ledger;
 pub mod leftovers;
 pub mod local;
 pub mod mode;
 pub mod name;
 pub mod queue;
+pub mod scene;
 pub mod survey;
 pub mod text;
 pub mod turn;

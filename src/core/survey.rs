@@ -9,7 +9,7 @@ use super::holder::Holder;
 use super::lease::LeaseId;
 use super::mode::Mode;
 use super::name::LockName;
-use super::text::{printable, span};
+use super::text::{json, printable, span};
 use super::turn::{Standing, holders};
 
 /// One lock with its queue.
@@ -188,11 +188,6 @@ impl Place {
     }
 }
 
-fn json(value: &impl Serialize) -> String {
-    // Texts and numbers always serialise.
-    serde_json::to_string(value).unwrap_or_default()
-}
-
 /// Lines in aligned columns; the first one is the head.
 pub fn table(rows: &[Vec<String>]) -> String {
     use unicode_width::UnicodeWidthStr as _;
@@ -223,6 +218,8 @@ pub fn table(rows: &[Vec<String>]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::super::lease::FencingToken;
     use super::*;
 
@@ -288,5 +285,26 @@ mod tests {
         let rows = [["NAME", "WHO"], ["漢", "x"], ["abc", "y"]];
         let rows = rows.map(|row| row.map(str::to_owned).to_vec());
         assert_eq!(table(&rows), "NAME  WHO\n漢    x\nabc   y\n");
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        /// Whatever others have written into their keys, and however they have named them.
+        #[test]
+        fn any_queue_is_fit_to_show(
+            name in "(?s).{0,60}", value in proptest::collection::vec(any::<u8>(), 0..300),
+            host in "(?s).{0,60}", note in "(?s).{0,2000}", mode in ".{0,9}", result in "(?s).{0,60}",
+        ) {
+            let record = Holder { host, note: Some(note), mode, result: Some(result), ..bob(Mode::Shared) };
+            let lock = Lock::new(&name, vec![standing(1, Holder::parse(&value)), standing(2, Some(record))]);
+            let mut shown = vec![lock.shown_name(), lock.summary(), lock.detail()];
+            for place in &lock.places {
+                shown.extend([place.who(), place.what(), place.how(), place.since(), place.left()]);
+            }
+            for text in shown {
+                prop_assert!(!text.chars().any(super::super::text::is_hostile), "{text:?}");
+            }
+        }
     }
 }

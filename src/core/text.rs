@@ -1,7 +1,10 @@
 //! How texts of strangers and durations are shown to people.
 //! It must not know where they come from, nor where they are shown.
 
+use std::fmt::Write as _;
 use std::time::Duration;
+
+use serde::Serialize;
 
 /// In bytes: nothing shown from a record is longer.
 const LONGEST: usize = 1024;
@@ -10,6 +13,13 @@ const LONGEST: usize = 1024;
 pub fn span(duration: Duration) -> humantime::FormattedDuration {
     let millis = duration.as_millis().try_into().unwrap_or(u64::MAX);
     humantime::format_duration(Duration::from_millis(millis))
+}
+
+/// A duration for programs, in seconds to the microsecond.
+pub fn seconds(duration: Duration) -> f64 {
+    #[expect(clippy::cast_precision_loss, reason = "exact for 285 years")]
+    let micros = duration.as_micros() as f64;
+    micros / 1e6
 }
 
 /// `text` without power over a terminal, cut at 1 KiB.
@@ -33,19 +43,49 @@ pub fn cut(text: &str, limit: usize) -> &str {
 pub fn escaped(text: &str) -> String {
     let mut shown = String::with_capacity(text.len());
     for character in text.chars() {
-        match character {
-            '\u{200e}'
-            | '\u{200f}'
-            | '\u{061c}'
-            | '\u{202a}'..='\u{202e}'
-            | '\u{2066}'..='\u{2069}'
-            | '\u{2028}'
-            | '\u{2029}' => shown.extend(character.escape_unicode()),
-            character if character.is_control() => shown.extend(character.escape_default()),
-            character => shown.push(character),
+        if character.is_control() {
+            shown.extend(character.escape_default());
+        } else if is_hostile(character) {
+            shown.extend(character.escape_unicode());
+        } else {
+            shown.push(character);
         }
     }
     shown
+}
+
+/// `value` as JSON on one line that is fit for a terminal, too: what JSON lets pass becomes an escape of JSON.
+pub fn json(value: &impl Serialize) -> String {
+    // Texts and numbers always serialise.
+    let plain = serde_json::to_string(value).unwrap_or_default();
+    if !plain.chars().any(is_hostile) {
+        return plain;
+    }
+    let mut safe = String::with_capacity(plain.len() + 64);
+    for character in plain.chars() {
+        // Only in texts: JSON itself is made of other characters.
+        if is_hostile(character) {
+            let _ = write!(safe, "\\u{:04x}", u32::from(character));
+        } else {
+            safe.push(character);
+        }
+    }
+    safe
+}
+
+/// Whether a terminal or a reader could be led astray by it.
+pub fn is_hostile(character: char) -> bool {
+    character.is_control()
+        || matches!(
+            character,
+            '\u{200e}'
+                | '\u{200f}'
+                | '\u{061c}'
+                | '\u{202a}'..='\u{202e}'
+                | '\u{2066}'..='\u{2069}'
+                | '\u{2028}'
+                | '\u{2029}'
+        )
 }
 
 #[cfg(test)]
@@ -67,8 +107,23 @@ mod tests {
         #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
         #[test]
+        fn any_json_is_fit_to_show_and_says_the_same(text in "(?s)[\u{200e}-\u{202f}\u{2066}\u{61c}\u{7f}-\u{9f}a\\PC\\pC]{0,99}") {
+            let shown = json(&text);
+            prop_assert!(!shown.chars().any(is_hostile), "{shown:?}");
+            prop_assert_eq!(serde_json::from_str::<String>(&shown).ok(), Some(text));
+        }
+
+        #[test]
+        fn any_characters_are_fit_to_show(text in "[\u{200e}-\u{202f}\u{2060}-\u{206f}\u{61c}a\\PC\\pC]{0,300}") {
+            let shown = printable(&text);
+            prop_assert!(!shown.chars().any(is_hostile));
+            // Each character of the 1 KiB that is shown takes 10 bytes at most: `\u{10ffff}`.
+            prop_assert!(shown.len() <= 10 * LONGEST + 3);
+        }
+
+        #[test]
         fn any_text_is_fit_to_show(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
-            prop_assert!(!printable(&String::from_utf8_lossy(&bytes)).chars().any(char::is_control));
+            prop_assert!(!printable(&String::from_utf8_lossy(&bytes)).chars().any(is_hostile));
         }
     }
 }

@@ -9,6 +9,7 @@ use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 use tokio::sync::Mutex;
 use tokio::time::{sleep, timeout};
+use tracing::info;
 
 use super::connection::{Connection, connect};
 use super::trouble::{Kind, Trouble, connect_hint};
@@ -17,6 +18,7 @@ use crate::config::endpoint::Endpoint;
 use crate::config::{Settings, Tls};
 use crate::core::lease::Header;
 use crate::core::text::span;
+use crate::events;
 
 /// An endpoint that has not answered within this gets a rival.
 const HEDGE: Duration = Duration::from_millis(500);
@@ -76,7 +78,18 @@ impl Cluster {
     /// Asks another endpoint from now on, unless that has been decided already.
     pub(crate) fn advance(&self, from: usize) {
         if self.current.get() == from {
-            self.current.set((from + 1) % self.endpoints.len());
+            self.turn_to((from + 1) % self.endpoints.len());
+        }
+    }
+
+    fn turn_to(&self, index: usize) {
+        let before = self.current.replace(index);
+        if before != index {
+            let (from, to) = (self.name(before), self.name(index));
+            info!(
+                event = events::FAILOVER,
+                from, to, "'{to}' is asked from now on, not '{from}'"
+            );
         }
     }
 
@@ -171,7 +184,7 @@ impl Cluster {
                 };
                 match ended {
                     Some((index, Ok(answer))) => {
-                        self.current.set(index);
+                        self.turn_to(index);
                         return Ok(answer);
                     }
                     Some((index, Err(trouble))) if trouble.kind == Kind::Refused => {

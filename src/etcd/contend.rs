@@ -97,6 +97,13 @@ impl Contend for Contender {
         }
     }
 
+    async fn ahead(&self) -> Option<Ahead> {
+        let place = self.place.get()?;
+        let asked = async |etcd: Connection| self.places.ahead(etcd.client, place).await;
+        let ahead = self.ask_etcd(LEAVE, asked).await.ok()?;
+        (ahead.count > 0).then_some(ahead)
+    }
+
     fn unreachable(&self, limit: Duration) -> Trouble {
         self.places.cluster.unreachable(limit)
     }

@@ -21,6 +21,8 @@ use crate::core::turn::{Scan, Standing, Turn, holders};
 /// Places that are read at once when more than the one before us matter. etcd allows 128 operations in
 /// a request; so many pieces of evidence are asked for at once, too.
 const PAGE: usize = 100;
+/// So many before us are counted for people.
+const COUNTED: usize = 1000;
 
 /// What one look at the queue has shown.
 pub(super) struct Look {
@@ -33,7 +35,7 @@ pub(super) struct Look {
     pub(super) ahead: Ahead,
     /// How the first in the queue has the lock, if that does not go together with what we ask for.
     pub(super) misfit: Option<Mode>,
-    /// How many keys stand before ours.
+    /// How many keys there are in the queue: etcd counts without regard for revisions.
     pub(super) count: i64,
 }
 
@@ -108,13 +110,9 @@ impl Places {
         before: &[Standing],
     ) -> Result<Look, Trouble> {
         let token = place.token.0;
-        let count = GetOptions::new()
-            .with_range(self.queue.end())
-            .with_max_create_revision(token - 1)
-            .with_count_only();
         let mut reads = vec![
             TxnOp::get(self.queue.key(place.lease), None),
-            TxnOp::get(self.queue.prefix(), Some(count)),
+            self.counted(token),
             self.before(token, SortOrder::Ascend, 1),
             self.before(token, SortOrder::Descend, 1),
         ];
@@ -132,7 +130,7 @@ impl Places {
             .1
             .first()
             .is_some_and(|key| key.create_revision() == token && key.lease() == place.lease.0);
-        let (count, _) = next();
+        let (count, counted) = next();
         let (oldest, newest, evidence) = (next().1, next().1, next().1);
         let turn = self.scan(&mut client, newest).await?;
         let released = nearest.iter().filter(|_| !evidence.is_empty());
@@ -149,13 +147,49 @@ impl Places {
             turn,
             hand_over,
             misfit: mode.filter(|mode| !mode.fits(self.mode)),
-            ahead: Ahead {
-                lease: oldest.as_ref().map(|oldest| oldest.lease),
-                holder: oldest.and_then(|oldest| oldest.record),
-                count: count.try_into().unwrap_or(0),
-            },
+            ahead: self.ahead_of(&counted, oldest),
             count,
         })
+    }
+
+    /// The keys before a revision, as many as are counted.
+    fn counted(&self, token: i64) -> TxnOp {
+        let options = GetOptions::new()
+            .with_range(self.queue.end())
+            .with_max_create_revision(token - 1)
+            .with_limit(i64::try_from(COUNTED).unwrap_or(i64::MAX))
+            .with_keys_only();
+        TxnOp::get(self.queue.prefix(), Some(options))
+    }
+
+    fn ahead_of(&self, counted: &[KeyValue], oldest: Option<Standing>) -> Ahead {
+        let places = counted
+            .iter()
+            .filter(|key| self.queue.place(key.key()).is_some());
+        Ahead {
+            count: places.count(),
+            lease: oldest.as_ref().map(|oldest| oldest.lease),
+            holder: oldest.and_then(|oldest| oldest.record),
+        }
+    }
+
+    /// Who is before `place` now, for people: nothing is decided by it.
+    pub(super) async fn ahead(&self, mut client: Client, place: Place) -> Result<Ahead, Trouble> {
+        let token = place.token.0;
+        let reads = [
+            self.counted(token),
+            self.before(token, SortOrder::Ascend, 1),
+        ];
+        let answer = client.txn(Txn::new().and_then(reads)).await?;
+        self.cluster.observe(answer.header())?;
+        let mut reads = answer.op_responses().into_iter().map(|read| match read {
+            TxnOpResponse::Get(mut read) => read.take_kvs(),
+            _ => Vec::new(),
+        });
+        let (counted, oldest) = (reads.next().unwrap_or_default(), reads.next());
+        let oldest = oldest.unwrap_or_default();
+        let oldest = oldest.first().and_then(|key| standing(&self.queue, key));
+        Ok(self.ahead_of(&counted, oldest))
     }
 
     /// Reads on from the nearest place for as long as it matters.

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use etcd_client::{Client, GetOptions, WatchOptions};
+use etcd_client::{Client, Error, GetOptions, GetResponse, WatchOptions};
 use futures_util::stream::{self, StreamExt as _};
 
 use super::Cluster;
@@ -19,6 +19,8 @@ use crate::core::turn::Standing;
 const PAGE: i64 = 1000;
 /// Leases that are asked for at once.
 const ASKED: usize = 64;
+/// What tonic says when an answer is longer than it reads: keys of a page may be long that nobody of us has written.
+const TOO_LONG: &str = "message length too large";
 /// Changes that come together are shown together.
 const SETTLE: Duration = Duration::from_millis(50);
 
@@ -63,15 +65,8 @@ pub(crate) async fn read(
     limit: Duration,
     mut take: impl FnMut(Lock),
 ) -> Result<i64, Trouble> {
-    let page = |mut client: Client, from: Vec<u8>, revision: i64| async move {
-        let options = GetOptions::new()
-            .with_range(range.to.clone())
-            .with_revision(revision)
-            .with_limit(PAGE);
-        Ok::<_, Trouble>(client.get(from, Some(options)).await?)
-    };
     let first = cluster.call(limit, async |Connection { client }: Connection| {
-        let first = page(client.clone(), range.from.clone(), 0).await?;
+        let first = page(client.clone(), range, range.from.clone(), 0).await?;
         Ok((client, first))
     });
     let (client, mut read) = first.await?;
@@ -94,13 +89,36 @@ pub(crate) async fn read(
             locks.extend(open.take());
         }
         let locks = locks
-            .iter()
-            .map(|(name, places)| Lock::new(name, places.clone()));
+            .into_iter()
+            .map(|(name, places)| Lock::new(&name, places));
         let locks = time_left(&client, locks.collect()).await;
         locks.into_iter().for_each(&mut take);
         match next {
-            Some(next) => read = page(client.clone(), next, revision).await?,
+            Some(next) => read = page(client.clone(), range, next, revision).await?,
             None => return Ok(revision),
+        }
+    }
+}
+
+/// Reads as many keys as an answer may be long.
+async fn page(
+    mut client: Client,
+    range: &Range,
+    from: Vec<u8>,
+    revision: i64,
+) -> Result<GetResponse, Trouble> {
+    let mut keys = PAGE;
+    loop {
+        let options = GetOptions::new()
+            .with_range(range.to.clone())
+            .with_revision(revision)
+            .with_limit(keys);
+        match client.get(from.clone(), Some(options)).await {
+            Err(Error::GRpcStatus(status)) if keys > 1 && status.message().contains(TOO_LONG) => {
+                keys /= 4;
+                keys = keys.max(1);
+            }
+            answer => return Ok(answer?),
         }
     }
 }

@@ -48,7 +48,7 @@ use self::message::Order;
 pub(crate) use self::message::{Cause, Report, Status, Survivor};
 pub(crate) use self::other::{Name, Other, is_hung_up, linger};
 use self::process::Equipment;
-pub(crate) use self::signals::die_of;
+pub(crate) use self::signals::{die_of, unstopped};
 use self::spawn::Program;
 pub(crate) use self::spawn::{Lookup, become_command, lookup};
 use self::tree::Tree;
@@ -262,6 +262,13 @@ impl Guard {
             self.busy = false;
         }
         Ok(report)
+    }
+
+    /// Who lives below us but the guard itself, for people.
+    pub(crate) fn living(&self) -> Vec<Survivor> {
+        let mut living = self.tree.survivors();
+        living.retain(|process| process.program != "dlock-guard");
+        living
     }
 
     /// Without the guard, which is dead or stopped: kills it and every descendant of this process until none is left,

@@ -99,6 +99,10 @@ impl Contend for Contender {
         }
     }
 
+    async fn ahead(&self) -> Option<Ahead> {
+        self.place.ahead()
+    }
+
     fn unreachable(&self, limit: Duration) -> Trouble {
         let cause = format!(
             "{}: another process has changed its queue for more than {}",

@@ -180,12 +180,12 @@ impl Place {
         let others: Vec<Mode> = present.iter().map(|one| one.standing().mode()).collect();
         if let Some(theirs) = others.iter().find(|theirs| !theirs.fits(self.wish.mode)) {
             return Err(anyhow!(
-                "it is asked for as {}, but it is held as {theirs} by {}",
-                self.wish.mode,
+                "it is used as '{theirs}' by {}, not as '{}'",
                 ahead(&present)
                     .holder
                     .map(|holder| holder.sentence())
-                    .unwrap_or_default()
+                    .unwrap_or_default(),
+                self.wish.mode
             ))
             .or_hint("all who use a lock have to give the same --slots");
         }
@@ -231,6 +231,14 @@ impl Place {
             return Err(anyhow!("our place in the queue was removed by somebody").into());
         }
         Ok(End::Won(ticket))
+    }
+
+    /// Who is before us at this moment, for people; `None` without a token.
+    pub(super) fn ahead(&self) -> Option<Ahead> {
+        let token = self.names().ticket?.token;
+        let mut before = self.lane.present().ok()?;
+        before.retain(|one| one.ticket.token < token);
+        (!before.is_empty()).then(|| ahead(&before))
     }
 
     /// Whether somebody has removed it, or put another file there.

@@ -1,0 +1,315 @@
+//! What is left in files of a run: `--report` and `--metrics`.
+//! It must not know how they are written.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::{PermissionsExt as _, symlink};
+use std::time::Duration;
+
+use serde_json::Value;
+
+use crate::support::{Dlock, Etcd, Scratch, Signal, hold, hold_open, let_pass, unique};
+
+fn report(dlock: Dlock, file: &str, words: &[&str], code: Option<i32>) -> Value {
+    let option = format!("--report={file}");
+    let words = [&["run", &option], words].concat();
+    let outcome = dlock.args(words).finish();
+    assert_eq!(outcome.code(), code, "{outcome:?}");
+    read(file)
+}
+
+fn read(file: &str) -> Value {
+    let text = fs::read_to_string(file).expect("a report");
+    assert!(text.ends_with("}\n") && text.lines().count() == 1, "{text}");
+    serde_json::from_str(&text).expect(&text)
+}
+
+/// "--report FILE: name, token, waited, held, proofs counted, smallest slack, outcome, exit code, reason", for every way in
+/// which a run ends.
+#[test]
+fn a_report_is_written_however_it_ends() {
+    let etcd = Etcd::shared();
+    let name = unique("report");
+    let home = Scratch::new();
+    let file = home.file("r.json");
+    let on = |words: &[&str], code| report(Dlock::on(etcd), &file, words, code);
+
+    let done = on(
+        &["--ttl=5", &name, "sh", "-c", "sleep 2.5; exit 7"],
+        Some(7),
+    );
+    let keys: Vec<&String> = done.as_object().expect("an object").keys().collect();
+    assert_eq!(
+        keys,
+        [
+            "began",
+            "ended",
+            "exit_code",
+            "held_seconds",
+            "name",
+            "outcome",
+            "proofs",
+            "reason",
+            "signal",
+            "smallest_slack_seconds",
+            "token",
+            "waited_seconds",
+        ]
+    );
+    assert_eq!(
+        (&done["name"], &done["outcome"]),
+        (&name.as_str().into(), &"completed".into())
+    );
+    assert_eq!(
+        (&done["exit_code"], &done["reason"]),
+        (&7.into(), &Value::Null)
+    );
+    assert!(
+        done["token"].as_i64().is_some_and(|token| token > 0),
+        "{done}"
+    );
+    assert!(
+        done["held_seconds"]
+            .as_f64()
+            .is_some_and(|held| (2.5..30.0).contains(&held)),
+        "{done}"
+    );
+    // The acquisition, and at least one renewal after a second.
+    assert!(
+        done["proofs"].as_u64().is_some_and(|proofs| proofs >= 2),
+        "{done}"
+    );
+    // A TTL of 5 s makes 3 s of it until the command is told to stop.
+    let slack = done["smallest_slack_seconds"].as_f64();
+    assert!(
+        slack.is_some_and(|slack| slack > 0.0 && slack < 3.0),
+        "{done}"
+    );
+
+    let killed = on(&[&name, "sh", "-c", "kill -TERM $$"], None);
+    assert_eq!(
+        (&killed["outcome"], &killed["signal"]),
+        (&"completed".into(), &15.into())
+    );
+    assert_eq!(killed["exit_code"], 143);
+    let absent = on(&[&name, "/nowhere/at/all"], Some(127));
+    assert_eq!(
+        (&absent["outcome"], &absent["token"]),
+        (&"not-started".into(), &Value::Null)
+    );
+    let long = on(&["--max-hold=1", &name, "sleep", "600"], Some(124));
+    assert_eq!(
+        (&long["outcome"], &long["exit_code"]),
+        (&"max-hold".into(), &124.into())
+    );
+
+    let holder = hold(Dlock::on(etcd), &[], &name);
+    let busy = on(&["-n", "-E0", &name, "true"], Some(0));
+    assert_eq!(
+        (&busy["outcome"], &busy["exit_code"]),
+        (&"busy".into(), &0.into())
+    );
+    assert!(
+        busy["reason"]
+            .as_str()
+            .is_some_and(|reason| reason.contains("is held by")),
+        "{busy}"
+    );
+    let option = format!("--report={file}");
+    let mut waiter = Dlock::on(etcd).run([&option, &name, "true"]).start();
+    etcd.queue_of(&name, 2);
+    waiter.signal(Signal::INT);
+    waiter.wait().expect_signal(Signal::INT);
+    let interrupted = read(&file);
+    assert_eq!(
+        (&interrupted["outcome"], &interrupted["signal"]),
+        (&"interrupted".into(), &2.into())
+    );
+    drop(holder);
+}
+
+/// "lost": also by a third hand, and "asked" when somebody asked for it.
+#[test]
+fn a_report_tells_of_a_loss() {
+    let etcd = Etcd::shared();
+    let home = Scratch::new();
+    let file = home.file("r.json");
+    let option = format!("--report={file}");
+    for (by, outcome) in [("revoke", "lost"), ("break", "asked")] {
+        let name = unique(by);
+        let mut holder = hold(Dlock::on(etcd), &[&option], &name);
+        let place = &etcd.queue_of(&name, 1)[0];
+        if by == "revoke" {
+            etcd.revoke(&place.lease_hex());
+        } else {
+            let token = place.create_revision.to_string();
+            let words = [
+                "break",
+                "--yes",
+                "--reason=a freeze",
+                "--token",
+                &token,
+                &name,
+            ];
+            Dlock::on(etcd).args(words).finish().expect_code(0);
+        }
+        holder.wait().expect_code(121);
+        let lost = read(&file);
+        assert_eq!(
+            (&lost["outcome"], &lost["exit_code"]),
+            (&outcome.into(), &121.into())
+        );
+        assert!(
+            lost["token"].is_i64() && lost["reason"].is_string(),
+            "{lost}"
+        );
+    }
+    let etcd = Etcd::start();
+    let name = unique("unproven");
+    let mut holder = hold(Dlock::on(&etcd), &[&option, "--ttl=5"], &name);
+    etcd.kill();
+    holder.wait().expect_code(121);
+    let lost = read(&file);
+    assert_eq!(
+        (&lost["outcome"], &lost["smallest_slack_seconds"]),
+        (&"lost".into(), &0.0.into())
+    );
+}
+
+/// "One that cannot be written is an error before the lock is asked for"; what may not be replaced is not.
+#[test]
+fn a_file_that_cannot_be_written_is_refused_before_queueing() {
+    let etcd = Etcd::shared();
+    let name = unique("refused");
+    let home = Scratch::new();
+    symlink(home.file("other"), home.file("link")).expect("a link");
+    home.write("foreign.prom", "up 1\n");
+    fs::create_dir(home.file("folder")).expect("a folder");
+    let nowhere = home.file("no/folder/r");
+    let cases = [
+        ("--report", nowhere.clone()),
+        ("--metrics", nowhere),
+        ("--report", home.file("link")),
+        ("--report", home.file("folder")),
+        ("--report", "/dev/null".to_owned()),
+        ("--report", "/proc/r".to_owned()),
+        ("--metrics", home.file("foreign.prom")),
+        ("--report", "/".to_owned()),
+    ];
+    for command in ["run", "hold"] {
+        for (option, file) in &cases {
+            // No etcd is needed to find it out.
+            let words = [command, option, file, &name];
+            let told = Dlock::nowhere()
+                .args(words)
+                .args((command == "run").then_some("true"));
+            let told = told.finish().expect_code(125);
+            assert!(
+                told.stderr.starts_with("dlock: cannot "),
+                "{option} {file}: {told:?}"
+            );
+        }
+    }
+    assert_eq!(home.read("foreign.prom"), "up 1\n");
+    assert!(etcd.queue(&name).is_empty());
+    let left: Vec<_> = fs::read_dir(home.path())
+        .expect("our own")
+        .flatten()
+        .collect();
+    assert!(
+        left.iter()
+            .all(|entry| !entry.file_name().to_string_lossy().contains(".new"))
+    );
+}
+
+/// "A report that cannot be written at the end is a warning, and changes no status"; and what is there stays whole.
+#[test]
+fn a_report_that_fails_at_the_end_changes_no_status() {
+    let etcd = Etcd::shared();
+    let home = Scratch::new();
+    for option in ["--report", "--metrics"] {
+        let folder = home.file(&unique("gone"));
+        fs::create_dir(&folder).expect("a folder");
+        let file = format!("{folder}/r");
+        Dlock::on(etcd)
+            .run([
+                option,
+                &file,
+                &unique("gone"),
+                "sh",
+                "-c",
+                &format!("rm -r '{folder}'; exit 3"),
+            ])
+            .finish()
+            .expect_code(3)
+            .expect_stderr(&["dlock: cannot write '", &folder]);
+    }
+    let file = home.write("kept.json", "old\n");
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o640)).expect("our own file");
+    report(Dlock::on(etcd), &file, &[&unique("kept"), "true"], Some(0));
+    assert_eq!(
+        fs::metadata(&file).expect("a file").permissions().mode() & 0o777,
+        0o640
+    );
+}
+
+/// The samples of a metrics file.
+fn samples(text: &str) -> BTreeMap<String, f64> {
+    let lines = text.lines().filter(|line| !line.starts_with('#'));
+    lines
+        .map(|line| {
+            let (sample, value) = line.rsplit_once(' ').expect(line);
+            (sample.to_owned(), value.parse().expect(line))
+        })
+        .collect()
+}
+
+/// "--metrics FILE ... several dlocks may use one file at the same time": nothing is lost, and the counts go on.
+#[test]
+fn metrics_of_many_runs_add_up() {
+    const RUNS: usize = 12;
+    let etcd = Etcd::shared();
+    let home = Scratch::new();
+    let file = home.file("dlock.prom");
+    let option = format!("--metrics={file}");
+    let (odd, busy) = (unique("a \"quoted\\ name"), unique("busy"));
+    let mut running: Vec<_> = (0..RUNS)
+        .map(|_| Dlock::on(etcd).run([&option, &odd, "true"]).start())
+        .collect();
+    for one in &mut running {
+        one.wait().expect_code(0).expect_silent();
+    }
+    let mut holder = hold_open(Dlock::on(etcd), &[&option], &busy);
+    Dlock::on(etcd)
+        .run(["-n", &option, &busy, "true"])
+        .finish()
+        .expect_code(75);
+    Dlock::on(etcd)
+        .run([&option, &busy, "/nowhere/at/all"])
+        .finish()
+        .expect_code(127);
+    let_pass(Duration::from_millis(200));
+    holder.let_go();
+    let found = samples(&home.read("dlock.prom"));
+    let value = |metric: &str, lock: &str| {
+        let lock = lock.replace('\\', "\\\\").replace('"', "\\\"");
+        let sample = format!("{metric}{{lock=\"{lock}\"}}");
+        found
+            .get(&sample)
+            .copied()
+            .unwrap_or_else(|| panic!("no {sample} in {found:#?}"))
+    };
+    let counts = |lock: &str| {
+        let families = ["runs", "conflicts", "losses", "failures"];
+        families.map(|family| value(&format!("dlock_{family}_total"), lock).to_string())
+    };
+    assert_eq!(counts(&odd), [&RUNS.to_string(), "0", "0", "0"]);
+    assert_eq!(counts(&busy), ["1", "1", "0", "1"]);
+    assert!(value("dlock_hold_seconds_total", &busy) >= 0.2);
+    assert!(value("dlock_wait_seconds_total", &odd) > 0.0);
+    assert!(value("dlock_last_success_timestamp_seconds", &odd) > 1.7e9);
+    assert_eq!(
+        fs::metadata(&file).expect("a file").permissions().mode() & 0o444,
+        0o444
+    );
+}
