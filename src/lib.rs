@@ -13,6 +13,7 @@
 //! | how is the command started, and how does all of it die? | `guard/` |
 //! | who is a fence's late writer, and what does its file say? | `core/fence.rs`, `fence.rs` |
 //! | in what order does it all happen? | `commands/` |
+//! | what does systemd hear? | `notify.rs` |
 //! | what would go wrong tonight? | `commands/doctor.rs`, `core/doctor.rs`, `etcd/doctor.rs`, `machine.rs` |
 //! | which exit status? | `exit.rs` |
 //! | what time is it? | `clock.rs` |
@@ -29,6 +30,7 @@ mod fence;
 mod guard;
 mod log;
 mod machine;
+mod notify;
 mod whoami;
 
 use std::ffi::OsString;

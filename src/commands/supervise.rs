@@ -16,6 +16,7 @@ use crate::core::text::span;
 use crate::core::watchdog::{Action, Cut, Event, Standing, Watchdog};
 use crate::etcd::session::{News, Session};
 use crate::guard::{Cause, Detached, Report, Status, Survivor};
+use crate::notify;
 
 /// How long dlock itself tries to kill what a dead guard has left.
 const KILLING: Duration = Duration::from_secs(2);
@@ -185,8 +186,9 @@ impl Supervision<'_> {
     fn read(&mut self, report: Report) -> Option<End> {
         match report {
             Report::Started => {
-                if let Some(background) = self.background.take() {
-                    background.ready();
+                match self.background.take() {
+                    Some(background) => background.ready(),
+                    None => notify::ready(&format!("holding the lock '{}'", self.name)),
                 }
                 None
             }

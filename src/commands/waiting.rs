@@ -10,9 +10,11 @@ use crate::core::name::LockName;
 use crate::core::text::span;
 use crate::etcd::Ahead;
 use crate::etcd::contend::Waiting;
+use crate::notify;
 
 /// Tells what is waited for: always to somebody who sits there and wonders.
 pub(super) fn say(line: &str) {
+    notify::status(line);
     if io::stderr().is_terminal() {
         warn!("{line}");
     } else {

@@ -14,6 +14,7 @@ mod harness;
 mod loss;
 mod queue;
 mod security;
+mod service;
 mod sharing;
 mod support;
 mod survivors;
