@@ -68,6 +68,10 @@ fn run() -> Result<Exit, Failure> {
             let _ = std::io::stdout().write_all(text.as_bytes());
             Ok(Exit::Done)
         }
+        Request::Welcome(text) => {
+            let _ = std::io::stderr().write_all(text.as_bytes());
+            Ok(Exit::Failed)
+        }
         Request::Task(task) => {
             log::init(task.output);
             for warning in &task.warnings {

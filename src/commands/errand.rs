@@ -1,6 +1,7 @@
 //! Something that is done under a lock: take the lock, have the guard do it, give the lock back.
 //! It must not know gRPC, nor how processes are killed.
 
+use std::convert::Infallible;
 use std::ffi::OsStr;
 use std::io;
 use std::rc::Rc;
@@ -14,7 +15,7 @@ use super::post::Post;
 use super::program::not_started;
 use super::signals::Signals;
 use super::supervise::{End, Supervision};
-use super::waiting::{narrate, who};
+use super::waiting::{narrate, say, who};
 use crate::cli::lock;
 use crate::clock;
 use crate::config::Settings;
@@ -36,6 +37,8 @@ use crate::whoami;
 const RELEASE: Duration = Duration::from_secs(5);
 /// How long the removal of what may be left after a loss may take.
 const CLEAR: Duration = Duration::from_secs(1);
+/// Who sits there wonders after so long why nothing happens.
+const FIRST_WORD: Duration = Duration::from_secs(1);
 /// Between two looks at the process that a lock is for, while it waits.
 const LOOK: Duration = Duration::from_millis(500);
 
@@ -140,6 +143,16 @@ impl<'a> Runner<'a> {
                 ahead = Some(now);
             }
         };
+        let wondering = async {
+            tokio::time::sleep(FIRST_WORD).await;
+            if let Some(causes) = contender.unanswered() {
+                let left = span(limit.saturating_sub(FIRST_WORD));
+                say(&format!(
+                    "no answer from etcd yet, trying for {left} more: {causes}"
+                ));
+            }
+            std::future::pending::<Infallible>().await
+        };
         let event = {
             let ending = async {
                 loop {
@@ -156,6 +169,7 @@ impl<'a> Runner<'a> {
                 outcome = contender.acquire(limit, tell) => Event::Acquired(outcome),
                 () = clock::until(give_up_at) => Event::WaitPassed,
                 () = gone(self.errand.owner) => Event::OwnerGone,
+                never = wondering => match never {},
             }
         };
         if !matches!(event, Event::Acquired(Ok(_))) {

@@ -190,6 +190,11 @@ impl Contender {
         self.enter(limit).await.map(Ok)
     }
 
+    /// What each endpoint says, as long as none has ever answered.
+    pub(crate) fn unanswered(&self) -> Option<String> {
+        self.places.cluster.unanswered()
+    }
+
     /// What to say when we have not even got a place in so long a time.
     pub(crate) fn unreachable(&self, limit: Duration) -> Trouble {
         self.places.cluster.unreachable(limit)

@@ -144,7 +144,12 @@ fn chain(error: &dyn std::error::Error) -> String {
     if causes.len() > 1 {
         causes.retain(|cause| cause != "transport error");
     }
-    causes.join(": ")
+    let said = causes.join(": ");
+    // What the libraries below make of a server that closes the connection before it has said anything.
+    if said.ends_with("stream closed because of a broken pipe") {
+        return "the server hung up".to_owned();
+    }
+    said
 }
 
 fn hint(code: Code, message: &str) -> Option<&'static str> {
@@ -168,7 +173,7 @@ pub(crate) fn connect_hint(https: bool, cause: &str) -> Option<&'static str> {
     let says = |words: &[&str]| words.iter().any(|word| cause.contains(word));
     if says(&["invalidcontenttype", "corrupt message", "tls handshake eof"]) {
         Some("the server does not speak TLS there: use http:// and no --cacert, --cert or --key")
-    } else if says(&["unknownissuer", "unknown issuer"]) {
+    } else if says(&["unknownissuer", "unknown issuer", "badsignature"]) {
         Some("give the certificate authority that signed the server's certificate with --cacert")
     } else if says(&["certificate expired", "not valid yet"]) {
         Some("renew the server's certificate, or set this machine's clock right")
@@ -198,6 +203,7 @@ pub(crate) fn connect_hint(https: bool, cause: &str) -> Option<&'static str> {
     } else if !https
         && says(&[
             "h2 protocol error",
+            "hung up",
             "broken pipe",
             "connection reset",
             "frame",
@@ -205,14 +211,16 @@ pub(crate) fn connect_hint(https: bool, cause: &str) -> Option<&'static str> {
             "unexpected end of file",
         ])
     {
-        Some("the server may speak TLS there: use https:// with --cacert")
+        Some(
+            "if that is etcd, it speaks TLS there: use https:// with --cacert; else it is another server's port",
+        )
     } else if https
         && says(&[
+            "hung up",
             "broken pipe",
             "connection reset",
             "eof",
             "connection closed",
-            "connection was closed",
         ])
     {
         Some("the server may want a client certificate: give --cert and --key")

@@ -12,6 +12,7 @@ mod guard;
 mod handover;
 mod harness;
 mod loss;
+mod newcomer;
 mod queue;
 mod security;
 mod service;
