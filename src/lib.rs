@@ -13,6 +13,7 @@
 //! | how is the command started, and how does all of it die? | `guard/` |
 //! | who is a fence's late writer, and what does its file say? | `core/fence.rs`, `fence.rs` |
 //! | in what order does it all happen? | `commands/` |
+//! | what does the shell offer at TAB? | `complete.rs`, `cli/partial.rs`, `completions/` |
 //! | what does systemd hear? | `notify.rs` |
 //! | what would go wrong tonight? | `commands/doctor.rs`, `core/doctor.rs`, `etcd/doctor.rs`, `machine.rs` |
 //! | which exit status? | `exit.rs` |
@@ -22,6 +23,7 @@
 pub mod cli;
 mod clock;
 mod commands;
+mod complete;
 mod config;
 pub mod core;
 mod etcd;
@@ -61,6 +63,11 @@ fn run() -> Result<Exit, Failure> {
         && name == hold::LINGER
     {
         return hold::linger(words);
+    }
+    if let Some(position) = std::env::var_os(complete::VARIABLE) {
+        let answer = complete::answer(&position, &argv);
+        let _ = std::io::stdout().write_all(answer.as_bytes());
+        return Ok(Exit::Done);
     }
     match cli::parse(argv, &|name| std::env::var_os(name))? {
         Request::Print(text) => {

@@ -1,4 +1,4 @@
-//! The man pages, the completions and the README's exit table are what the definitions say.
+//! The man pages and the README's exit table are what the definitions say.
 //! `SNAPSHOTS=overwrite cargo test --test assets` writes them anew.
 
 use std::env;
@@ -6,7 +6,6 @@ use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
 
-use clap_complete::Shell;
 use clap_mangen::Man;
 use dlock::{cli, exit};
 
@@ -102,22 +101,6 @@ fn man_pages() {
     for command in cli::command().get_subcommands() {
         let name = format!("dlock-{}", command.get_name());
         check(&format!("man/{name}.1"), &page(&name));
-    }
-}
-
-#[test]
-fn completions() {
-    for (shell, file) in [
-        (Shell::Bash, "dlock.bash"),
-        (Shell::Zsh, "_dlock"),
-        (Shell::Fish, "dlock.fish"),
-    ] {
-        let mut script = Vec::new();
-        clap_complete::generate(shell, &mut cli::command(), "dlock", &mut script);
-        check(
-            &format!("completions/{file}"),
-            &String::from_utf8(script).unwrap(),
-        );
     }
 }
 

@@ -8,6 +8,7 @@ pub(crate) mod fence;
 pub(crate) mod hold;
 pub(crate) mod lock;
 pub(crate) mod look;
+pub(crate) mod partial;
 pub(crate) mod run;
 mod signal;
 #[cfg(test)]

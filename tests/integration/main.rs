@@ -5,6 +5,7 @@ mod chaos;
 mod cli;
 mod cluster;
 mod command;
+mod completion;
 mod doctor;
 mod fake;
 mod fence;
