@@ -116,7 +116,9 @@ tools-demo:
 
 tools-test:
 	$(call need,$(PROTOC) $(ETCD) faketime=faketime openssl=openssl setsid=util-linux unshare=util-linux script=bsdutils \
-	    strace=strace zsh=zsh fish=fish)
+	    strace=strace mandoc=mandoc crontab=cron systemd-analyze=systemd jq=jq zsh=zsh fish=fish \
+	    /usr/bin/python3=python3 /usr/lib/python3/dist-packages/yaml=python3-yaml)
+	@[ -x $(ETCD35)/usr/bin/etcdutl ] || tests/etcd35.sh $(ETCD35)
 
 tools-deb:
 	$(call need,dpkg-shlibdeps=dpkg-dev)

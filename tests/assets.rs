@@ -7,10 +7,11 @@ use std::fs;
 use std::path::Path;
 
 use clap_mangen::Man;
+use dlock::core::doctor::version;
 use dlock::{cli, exit};
 
 /// Of the hand-written parts; change it with them.
-const DATE: &str = "2026-11-23";
+const DATE: &str = "2026-11-25";
 
 /// Compares a checked-in file with what it should be, or writes it.
 fn check(path: &str, wanted: &str) {
@@ -28,18 +29,23 @@ fn check(path: &str, wanted: &str) {
     );
 }
 
-fn page(name: &str) -> String {
+/// The page that the notes of this name become.
+fn page(name: &str, notes: &str) -> String {
     let root = cli::command();
     let command = match name.split_once('-') {
-        Some((_, sub)) => root.find_subcommand(sub).unwrap().clone(),
-        None => root,
+        Some((_, sub)) => root.find_subcommand(sub).cloned(),
+        None => Some(root),
     };
-    let notes = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("man/notes/{name}.roff"));
-    fs::read_to_string(notes)
-        .unwrap()
+    notes
         .replace("@DATE@", DATE)
         .replace("@VERSION@", env!("CARGO_PKG_VERSION"))
-        .replace("@OPTIONS@\n", &options(command))
+        .replace("@OPTIONS@\n", &command.map(options).unwrap_or_default())
+        .replace("@KEYS@\n", &keys())
+        .replace("@FAULTS@\n", &faults())
+        .replace(
+            "@CONFIG@\n",
+            &verbatim(include_str!("../man/notes/config.toml")),
+        )
         .replace("@EXIT@\n", &exit_status())
         .replace("@SETTINGS@\n", &settings())
         .replace("@TIMELINE@\n", &timeline())
@@ -74,6 +80,66 @@ fn settings() -> String {
     table + ".TE\n"
 }
 
+/// The keys of the configuration file: every long option that can stand there, as the command line has it.
+fn keys() -> String {
+    fn collect(command: &clap::Command, found: &mut Vec<clap::Arg>) {
+        found.extend(command.get_arguments().cloned());
+        command
+            .get_subcommands()
+            .for_each(|sub| collect(sub, found));
+    }
+    let mut arguments = Vec::new();
+    collect(&cli::command(), &mut arguments);
+    let mut section = String::new();
+    for (long, ..) in cli::settings() {
+        // The file's own place cannot stand in the file.
+        if long == "config" {
+            continue;
+        }
+        let argument = arguments
+            .iter()
+            .find(|argument| argument.get_long() == Some(&long))
+            .unwrap();
+        let switch = !argument.get_action().takes_values();
+        let value = match (&*long, argument.get_value_names()) {
+            ("verbose", _) => "0 | 1 | 2".to_owned(),
+            ("endpoints", _) => "[LIST]".to_owned(),
+            (_, Some(names)) if !switch => format!("\"{}\"", names[0]),
+            _ => "true | false".to_owned(),
+        };
+        let help = argument.get_help().unwrap().to_string();
+        writeln!(
+            section,
+            ".TP\n.BR {} \" = {}\"\n{}",
+            roff(&long),
+            value.replace('"', "\\(dq"),
+            roff(&help)
+        )
+        .unwrap();
+    }
+    section
+}
+
+/// Versions of etcd that are known to break something.
+fn faults() -> String {
+    let mut table =
+        ".na\n.TS\ntab(|);\nlb lb lb\nlw(24n) lx l.\nversions|what they break|see\n".to_owned();
+    for fault in version::known() {
+        let [versions, breaks] = [&*fault.versions, fault.breaks].map(roff);
+        let reference = roff(fault.reference);
+        writeln!(
+            table,
+            "T{{\n{versions}\nT}}|T{{\n{breaks}\nT}}|T{{\n{reference}\nT}}"
+        )
+        .unwrap();
+    }
+    table + ".TE\n.ad\n"
+}
+
+fn verbatim(text: &str) -> String {
+    format!(".RS\n.nf\n{}.fi\n.RE\n", roff(text))
+}
+
 /// The moments of a loss, by the formulas of `core::lease`, for three TTLs in seconds.
 fn timeline() -> String {
     let ttls = [10.0_f64, 30.0, 60.0];
@@ -97,10 +163,25 @@ fn timeline() -> String {
 
 #[test]
 fn man_pages() {
-    check("man/dlock.1", &page("dlock"));
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("man/notes");
+    let mut written = Vec::new();
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_none_or(|extension| extension != "roff") {
+            continue;
+        }
+        let name = path.file_stem().unwrap().to_str().unwrap();
+        let notes = fs::read_to_string(&path).unwrap();
+        let section = notes
+            .lines()
+            .find_map(|line| line.strip_prefix(".TH ")?.split(' ').nth(1))
+            .unwrap_or_else(|| panic!("{name} has no line .TH NAME SECTION"));
+        check(&format!("man/{name}.{section}"), &page(name, &notes));
+        written.push(name.to_owned());
+    }
     for command in cli::command().get_subcommands() {
         let name = format!("dlock-{}", command.get_name());
-        check(&format!("man/{name}.1"), &page(&name));
+        assert!(written.contains(&name), "no man/notes/{name}.roff");
     }
 }
 
