@@ -109,7 +109,8 @@ fn options() -> BTreeSet<String> {
             .get_subcommands()
             .for_each(|sub| collect(sub, found));
     }
-    let mut found = BTreeSet::new();
+    // These two clap adds by itself.
+    let mut found = BTreeSet::from(["--help", "-h", "--version", "-V"].map(str::to_owned));
     collect(&cli::command(), &mut found);
     found
 }
@@ -154,6 +155,46 @@ fn the_migration_names_options_that_there_are() {
         }
     }
     assert!(rows > 40, "only {rows} rows are read");
+}
+
+/// Other programs' options that the pages speak of.
+const FOREIGN: &[&str] = &[
+    "--interactive",
+    "--initial-cluster",
+    "--initial-advertise-peer-urls",
+    "--data-dir",
+    "--bump-revision",
+    "--mark-compacted",
+    "--nonblock",
+    "--exclusive",
+    "--close",
+    "--no-fork",
+    "--password",
+    "--dial-timeout",
+    "--command-timeout",
+    "--locked",
+    "--path",
+    "--fence",
+    "--test",
+    "--package",
+    "--offline",
+];
+
+/// A slip of the pen in the middle of a sentence, where no example is run.
+#[test]
+fn every_option_that_is_named_is_there() {
+    let known = options();
+    let readme = Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md");
+    for page in pages().into_iter().chain([readme]) {
+        let text = plain(&page);
+        for option in named(&text).filter(|option| option.starts_with("--")) {
+            assert!(
+                known.contains(option) || FOREIGN.contains(&option),
+                "{} names {option}, which is no option of dlock, nor one of others in FOREIGN",
+                name(&page)
+            );
+        }
+    }
 }
 
 /// "Its keys are the long options": all of them have their line.
