@@ -27,6 +27,10 @@ _dlock() {
         fi
         return
     fi
+    if [[ ${answer[0]} == $'\tfiles' ]]; then
+        compopt -o default
+        return
+    fi
     for candidate in "${answer[@]}"; do
         candidate=${candidate%%$'\t'*}
         printf -v candidate %q "${candidate#"$before"}"

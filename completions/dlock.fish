@@ -7,6 +7,10 @@ function __dlock_complete
     if string match --quiet --regex '^\tcommand ' -- $answer[1]
         set -l first (math (string match --regex '\d+$' -- $answer[1]) + 1)
         complete --do-complete (string join ' ' -- (string escape -- $words[$first..-2]) $words[-1])
+    else if test "$answer[1]" = \t'files'
+        # As behind a command that nothing is known of.
+        set -l option (string match --regex '^--[^=]*=' -- $words[-1])
+        string replace --regex '^' -- "$option" (complete --do-complete "__dlock_files "(string replace --regex '^--[^=]*=' '' -- $words[-1]))
     else
         string replace --regex '\t$' '' -- $answer
     end

@@ -29,7 +29,8 @@ const SIGNALS: [&str; 9] = [
 ];
 
 /// One candidate in a line, what it is behind a tab; or, in a line that begins with a tab, `command` and the position of
-/// the command's first word, which the shell is to complete as if dlock were not there. Nothing is said about errors: a shell that asks is not to be
+/// the command's first word, which the shell is to complete as if dlock were not there, or `files`, which it is to offer
+/// itself. Nothing is said about errors: a shell that asks is not to be
 /// disturbed.
 pub(crate) fn answer(position: &OsStr, words: &[OsString]) -> String {
     let Some(position) = position.to_str().and_then(|text| text.parse().ok()) else {
@@ -43,9 +44,20 @@ pub(crate) fn answer(position: &OsStr, words: &[OsString]) -> String {
         // The shell knows more about it than we do.
         return format!("\tcommand {first}\n");
     }
+    let begun = words[position].clone();
+    if is_for_the_shell(&begun) {
+        return "\tfiles\n".to_owned();
+    }
     let mut command = with_completers(cli::command(), &words);
     let folder = std::env::current_dir().ok();
-    let found = complete(&mut command, words, position, folder.as_deref()).unwrap_or_default();
+    let mut found = complete(&mut command, words, position, folder.as_deref()).unwrap_or_default();
+    let is_option = |candidate: &CompletionCandidate| {
+        candidate.get_value().as_encoded_bytes().starts_with(b"-")
+    };
+    if begun.is_empty() && !found.iter().all(is_option) {
+        // Who wants an option begins with a dash; the names would drown in them.
+        found.retain(|candidate| !is_option(candidate));
+    }
     let mut lines = String::new();
     for candidate in found {
         let value = candidate.get_value().to_string_lossy();
@@ -58,6 +70,16 @@ pub(crate) fn answer(position: &OsStr, words: &[OsString]) -> String {
         let _ = writeln!(lines, "{value}\t{help}");
     }
     lines
+}
+
+/// Whether only the shell knows what the word means: `~`, a variable or a quote, by itself or behind `--option=`.
+fn is_for_the_shell(word: &OsStr) -> bool {
+    let word = word.to_string_lossy();
+    let value = match word.split_once('=') {
+        Some((option, value)) if option.starts_with("--") => value,
+        _ => &word,
+    };
+    value.starts_with(['~', '$', '"', '\''])
 }
 
 /// The definitions, and who knows what may stand in each place.
@@ -255,6 +277,28 @@ mod tests {
             answer(&["dlock", "run", "job", "--", "git", ""]),
             "\tcommand 4\n"
         );
+    }
+
+    #[test]
+    fn what_only_the_shell_understands_is_left_to_it() {
+        let answer = |word: &str| {
+            let words = ["dlock", "--cacert", word].map(OsString::from);
+            answer(OsStr::new("2"), &words)
+        };
+        for word in ["~/ca", "$HOME/ca", "\"my ca"] {
+            assert_eq!(answer(word), "\tfiles\n", "{word}");
+        }
+        assert_eq!(answer("no-such-file"), "");
+    }
+
+    #[test]
+    fn options_are_offered_to_who_begins_with_a_dash() {
+        assert!(
+            offered(&["dlock", ""])
+                .iter()
+                .all(|word| !word.starts_with('-'))
+        );
+        assert!(offered(&["dlock", "-"]).contains(&"--endpoints".to_owned()));
     }
 
     #[test]

@@ -103,7 +103,8 @@ fn keys() -> String {
         let switch = !argument.get_action().takes_values();
         let value = match (&*long, argument.get_value_names()) {
             ("verbose", _) => "0 | 1 | 2".to_owned(),
-            ("endpoints", _) => "[LIST]".to_owned(),
+            ("endpoints", _) => "[\"HOST:PORT\", ...]".to_owned(),
+            ("conflict-exit-code" | "slots", Some(names)) => names[0].to_string(),
             (_, Some(names)) if !switch => format!("\"{}\"", names[0]),
             _ => "true | false".to_owned(),
         };

@@ -82,8 +82,10 @@ cp /var/lib/dpkg/status "$root/var/lib/dpkg/status"
 cp -r /var/lib/dpkg/info/*.list "$root/var/lib/dpkg/info/"
 export PATH=$PATH:/usr/sbin:/sbin
 # dpkg as in a system of its own. It may run as anybody, since the package has no scripts.
+as_root=()
+[ "$(id -u)" = 0 ] || as_root=(unshare --user --map-root-user)
 debian() {
-    dpkg --root="$root" --force-not-root --force-script-chrootless --log=/dev/null "$@" >"$work/dpkg.log" 2>&1 ||
+    "${as_root[@]}" dpkg --root="$root" --force-not-root --force-script-chrootless --log=/dev/null "$@" >"$work/dpkg.log" 2>&1 ||
         fail "dpkg $*: $(cat "$work/dpkg.log")"
 }
 files "$root" >"$work/before"

@@ -147,6 +147,8 @@ fn signals_files_and_units_are_offered_by_every_shell() {
     assert_eq!(fish(etcd, "dlock run --signal T"), ["TERM"]);
     assert_eq!(bash(etcd, "dlock --cacert scr", ""), ["script"]);
     assert_eq!(fish(etcd, "dlock --cacert scr"), ["script"]);
+    // What only the shell can tell.
+    assert!(fish(etcd, "dlock --cacert ~/scr")[0].ends_with("script"));
     assert_eq!(bash(etcd, "dlock doc", ""), ["doctor"]);
     assert_eq!(
         bash(etcd, "dlock run --conflict", ""),
