@@ -8,7 +8,9 @@ use std::process::{Child, Command, Stdio};
 
 use super::documents::Block;
 use super::scripts::script;
-use crate::support::{Dlock, Etcd, LIMIT, Outcome, Scratch, eventually, free_port};
+use crate::support::{
+    Dlock, Etcd, LIMIT, Outcome, Scratch, etcdctl_program, eventually, free_port, search_path,
+};
 
 /// Takes the blocks in their order; each has to be the one that is expected.
 struct Pages<'a>(std::slice::Iter<'a, Block>);
@@ -46,8 +48,10 @@ impl Node {
             .lines()
             .map(|line| line.split_once('=').expect("NAME=VALUE"));
         let log = File::create(log).expect("a log");
-        let child = Command::new(program)
+        let child = Command::new("env")
+            .arg(program)
             .env_clear()
+            .env("PATH", search_path())
             .envs(variables)
             .env("ETCD_UNSUPPORTED_ARCH", "arm64")
             .stdin(Stdio::null())
@@ -68,7 +72,6 @@ impl Drop for Node {
 
 /// What a shell in `folder` says to an example, with these variables.
 fn shell(folder: &Scratch, text: &str, variables: &[(&str, &str)]) -> Outcome {
-    let path = std::env::var("PATH").unwrap_or_default();
     let program = Path::new(env!("CARGO_BIN_EXE_dlock"))
         .parent()
         .expect("a folder");
@@ -77,7 +80,7 @@ fn shell(folder: &Scratch, text: &str, variables: &[(&str, &str)]) -> Outcome {
         "-c",
         &format!("cd '{}'; {text}", folder.path().display()),
     ])
-    .env("PATH", format!("{}:{path}", program.display()))
+    .env("PATH", format!("{}:{}", program.display(), search_path()))
     .env("ETCDCTL_API", "3");
     for (name, value) in variables {
         dlock = dlock.env(name, value);
@@ -233,7 +236,7 @@ fn alarms(pages: &mut Pages) {
     let value = "x".repeat(100_000);
     eventually(LIMIT, "the alarm is raised", || {
         // Always the same key: what is compacted is room again.
-        let put = Command::new("etcdctl")
+        let put = Command::new(etcdctl_program())
             .args(["--endpoints", &etcd.endpoint(), "put", "filled", &value])
             .env("ETCDCTL_API", "3")
             .output();
@@ -265,7 +268,7 @@ fn backup(pages: &mut Pages) {
         "there is no etcdutl in {newer}; put it there with: tests/etcd35.sh target/etcd-3.5, or run make test"
     );
     let folder = Scratch::new();
-    let path = format!("{newer}:{}", std::env::var("PATH").unwrap_or_default());
+    let path = format!("{newer}:{}", search_path());
     let port = free_port();
     let peers = format!("http://127.0.0.1:{}", free_port());
     let endpoint = format!("http://127.0.0.1:{port}");

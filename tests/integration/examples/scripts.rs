@@ -7,7 +7,7 @@ use std::path::Path;
 use super::How::{By, Picture, Prints};
 use super::Runner;
 use super::documents::Block;
-use crate::support::{Dlock, Etcd, hold, hold_open, unique};
+use crate::support::{Dlock, Etcd, hold, hold_open, search_path, unique};
 
 pub(super) const RUNNERS: &[Runner] = &[
     ("README.md", "$ make demo", By(targets)),
@@ -221,8 +221,7 @@ pub(super) fn script(etcd: &Etcd, text: &str) -> Dlock {
     };
     let path = dlock.home().write("example", &format!("{shebang}{text}"));
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).expect("our own file");
-    let path = std::env::var("PATH").expect("a PATH");
-    dlock.env("PATH", format!("{}/bin:{path}", home.display()))
+    dlock.env("PATH", format!("{}/bin:{}", home.display(), search_path()))
 }
 
 const MAKEFILE: &str = include_str!("../../../Makefile");
