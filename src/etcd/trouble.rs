@@ -146,7 +146,11 @@ fn chain(error: &dyn std::error::Error) -> String {
     }
     let said = causes.join(": ");
     // What the libraries below make of a server that closes the connection before it has said anything.
-    if said.ends_with("stream closed because of a broken pipe") {
+    let silent = [
+        "stream closed because of a broken pipe",
+        "Connection reset by peer (os error 104)",
+    ];
+    if silent.iter().any(|words| said.ends_with(words)) {
         return "the server hung up".to_owned();
     }
     said
@@ -223,7 +227,10 @@ pub(crate) fn connect_hint(https: bool, cause: &str) -> Option<&'static str> {
             "connection closed",
         ])
     {
-        Some("the server may want a client certificate: give --cert and --key")
+        // Whether that was in the handshake or behind it, nobody says.
+        Some(
+            "does it speak TLS there? if so, it may want a client certificate: give --cert and --key; if not, use http://",
+        )
     } else {
         None
     }
