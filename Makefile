@@ -4,7 +4,9 @@
 # make faults        the same faults on dlock and its peers, as one table (seven minutes)
 # make soak SECONDS= random faults for that long, with a seed that is printed and replays by SEED=
 # make mutants       the tests themselves: each promise is broken once, and a test must notice
-# make install [PREFIX=/usr/local] [DESTDIR=]
+# make install [PREFIX=/usr/local] [DESTDIR=]     program, manual pages, completions; make uninstall takes them away
+# make deb           a Debian package in target/debian
+# make deb-test      installs all of that into scratch folders, uses it, and removes it without a trace
 
 PREFIX ?= /usr/local
 DESTDIR ?=
@@ -13,7 +15,8 @@ CARGO ?= cargo
 export RUST_TEST_THREADS ?= 4
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
-.PHONY: help build demo test test-matrix mutants faults soak install tools-build tools-demo tools-test tools-mutants
+.PHONY: help build demo test test-matrix mutants faults soak install uninstall deb deb-test \
+    tools-build tools-demo tools-test tools-mutants tools-deb tools-deb-test
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -54,14 +57,36 @@ faults: tools-test
 mutants: tools-mutants
 	CARGO=$(CARGO) tests/mutants.sh
 
+# Where each file goes: MODE SOURCE TARGET, below PREFIX.
+MANUALS := $(foreach page,$(wildcard man/*.[1-8]),644 $(page) share/man/man$(subst .,,$(suffix $(page)))/$(notdir $(page)))
+FILES := 755 target/release/dlock bin/dlock $(MANUALS) \
+    644 completions/dlock.bash share/bash-completion/completions/dlock \
+    644 completions/_dlock share/zsh/site-functions/_dlock \
+    644 completions/dlock.fish share/fish/vendor_completions.d/dlock.fish
+
 install: build
-	install -Dm755 target/release/dlock "$(DESTDIR)$(PREFIX)/bin/dlock"
-	for page in man/*.[17]; do \
-	    install -Dm644 "$$page" "$(DESTDIR)$(PREFIX)/share/man/man$${page##*.}/$${page##*/}" || exit 1; \
+	@set -- $(FILES); while [ $$# -gt 0 ]; do \
+	    echo "$(DESTDIR)$(PREFIX)/$$3"; \
+	    install -D -m "$$1" "$$2" "$(DESTDIR)$(PREFIX)/$$3" || exit 1; shift 3; \
 	done
-	install -Dm644 completions/dlock.bash "$(DESTDIR)$(PREFIX)/share/bash-completion/completions/dlock"
-	install -Dm644 completions/_dlock "$(DESTDIR)$(PREFIX)/share/zsh/site-functions/_dlock"
-	install -Dm644 completions/dlock.fish "$(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/dlock.fish"
+
+uninstall:
+	@set -- $(FILES); while [ $$# -gt 0 ]; do \
+	    rm -f "$(DESTDIR)$(PREFIX)/$$3" || exit 1; shift 3; \
+	done
+
+# Debian's form of a changelog, with the day of the last commit: the same source makes the same package.
+CARGO_DEB := $(CURDIR)/target/tools/bin/cargo-deb
+VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
+deb: build tools-deb
+	@mkdir -p target/deb
+	@printf 'dlock (%s-1) unstable; urgency=medium\n\n  * New version; what is new stands in NEWS.md.\n\n -- %s  %s\n' \
+	    "$(VERSION)" "$$(sed -n 's/^maintainer = "\(.*\)"/\1/p' Cargo.toml)" \
+	    "$$(git log -1 --format=%aD 2>/dev/null || date -R)" >target/deb/changelog
+	PATH="$(dir $(CARGO_DEB)):$$PATH" $(CARGO) deb --no-build --locked
+
+deb-test: deb tools-deb-test
+	CARGO=$(CARGO) tests/install.sh target/debian/dlock_$(VERSION)-1_$$(dpkg --print-architecture).deb
 
 # What is missing comes from Debian; where nothing is missing, nothing is asked of anybody.
 # $(call need,program=package /a/file=package /a/*/file=package ...)
@@ -93,7 +118,16 @@ tools-demo:
 
 tools-test:
 	$(call need,$(PROTOC) $(ETCD) faketime=faketime openssl=openssl setsid=util-linux unshare=util-linux script=bsdutils \
-	    strace=strace $(STORES))
+	    strace=strace mandoc=mandoc crontab=cron systemd-analyze=systemd jq=jq zsh=zsh fish=fish \
+	    /usr/bin/python3=python3 /usr/lib/python3/dist-packages/yaml=python3-yaml $(STORES))
+	@[ -x $(ETCD35)/usr/bin/etcdutl ] || tests/etcd35.sh $(ETCD35)
+
+tools-deb:
+	$(call need,dpkg-shlibdeps=dpkg-dev)
+	@[ -x $(CARGO_DEB) ] || $(CARGO) install --locked --root $(CURDIR)/target/tools cargo-deb@3
+
+tools-deb-test:
+	$(call need,$(ETCD) lintian=lintian dpkg=dpkg)
 
 tools-mutants: tools-test
 	$(call need,patch=patch timeout=coreutils)

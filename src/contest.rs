@@ -25,6 +25,9 @@ pub(crate) trait Contend {
     /// Whom we wait for at this moment, for people; `None` without a place, or without an answer.
     async fn ahead(&self) -> Option<Ahead>;
 
+    /// What is in the way as long as nobody has answered at all, and how long an answer is waited for.
+    fn unanswered(&self) -> Option<(String, Duration)>;
+
     /// What to say when we have not even got a place in so long a time.
     fn unreachable(&self, limit: Duration) -> Trouble;
 

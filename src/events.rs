@@ -81,6 +81,8 @@ events! {
         "somebody sent this waiter away: the command does not run";
     SURVIVOR = "survivor" [pid program state uid]
         "a process of the command that cannot be killed";
+    UNANSWERED = "unanswered" [lock cause left_seconds]
+        "no endpoint has answered yet; left_seconds is how long they are still tried";
     UNKILLABLE = "unkillable" [lock]
         "the lock is not released, since processes of the command live; the message says when it will be";
     UNSEEN = "unseen" [cause]

@@ -16,6 +16,8 @@
 //! | who is a fence's late writer, and what does its file say? | `core/fence.rs`, `fence.rs` |
 //! | what survives a crash? | `whole.rs` |
 //! | in what order does it all happen? | `commands/` |
+//! | what does the shell offer at TAB? | `complete.rs`, `cli/partial.rs`, `completions/` |
+//! | what does systemd hear? | `notify.rs` |
 //! | what would go wrong tonight? | `commands/doctor.rs`, `core/doctor.rs`, `etcd/doctor.rs`, `machine.rs` |
 //! | which exit status? | `exit.rs` |
 //! | what time is it? | `clock.rs` |
@@ -25,6 +27,7 @@
 pub mod cli;
 mod clock;
 mod commands;
+mod complete;
 mod config;
 mod contest;
 pub mod core;
@@ -37,6 +40,7 @@ mod local;
 mod log;
 mod machine;
 pub mod metrics;
+mod notify;
 mod terminal;
 mod trouble;
 mod whoami;
@@ -71,11 +75,20 @@ fn run() -> Result<Exit, Failure> {
     {
         return hold::linger(words);
     }
+    if let Some(position) = std::env::var_os(complete::VARIABLE) {
+        let answer = complete::answer(&position, &argv);
+        let _ = std::io::stdout().write_all(answer.as_bytes());
+        return Ok(Exit::Done);
+    }
     match cli::parse(argv, &|name| std::env::var_os(name))? {
         Request::Print(text) => {
             // Whoever closed the pipe has read enough.
             let _ = std::io::stdout().write_all(text.as_bytes());
             Ok(Exit::Done)
+        }
+        Request::Welcome(text) => {
+            let _ = std::io::stderr().write_all(text.as_bytes());
+            Ok(Exit::Failed)
         }
         Request::Task(task) => {
             log::init(task.output);

@@ -1,4 +1,4 @@
-//! The man pages, the completions and the README's exit table are what the definitions say.
+//! The man pages and the README's exit table are what the definitions say.
 //! `SNAPSHOTS=overwrite cargo test --test assets` writes them anew.
 
 use std::env;
@@ -6,8 +6,8 @@ use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
 
-use clap_complete::Shell;
 use clap_mangen::Man;
+use dlock::core::doctor::version;
 use dlock::core::ledger::Outcome;
 use dlock::{cli, events, exit, metrics};
 
@@ -34,21 +34,20 @@ fn read(path: &str) -> String {
     fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap()
 }
 
-/// The page of a command, or of dlock as a whole.
-fn page(name: &str) -> String {
+/// The page that the notes of this name become.
+fn page(name: &str, notes: &str) -> String {
     let root = cli::command();
     let command = match name.split_once('-') {
-        Some((_, sub)) => root.find_subcommand(sub).unwrap().clone(),
-        None => root,
+        Some((_, sub)) => root.find_subcommand(sub).cloned(),
+        None => Some(root),
     };
-    notes(name).replace("@OPTIONS@\n", &options(command))
-}
-
-/// A page, as far as it is of no command.
-fn notes(name: &str) -> String {
-    read(&format!("man/notes/{name}.roff"))
+    with_recipes(notes)
         .replace("@DATE@", DATE)
         .replace("@VERSION@", env!("CARGO_PKG_VERSION"))
+        .replace("@OPTIONS@\n", &command.map(options).unwrap_or_default())
+        .replace("@KEYS@\n", &keys())
+        .replace("@FAULTS@\n", &faults())
+        .replace("@CONFIG@\n", &block(&read("man/notes/config.toml")))
         .replace("@EXIT@\n", &exit_status())
         .replace("@SETTINGS@\n", &settings())
         .replace("@TIMELINE@\n", &timeline())
@@ -106,17 +105,29 @@ fn recipes() -> Vec<String> {
         .collect()
 }
 
-/// The page about fencing: each recipe that the tests follow stands in it once, as a whole.
-fn fencing() -> String {
-    let mut page = notes("dlock-fencing");
+fn block(text: &str) -> String {
+    format!(".RS\n.nf\n{}.fi\n.RE\n", verbatim(text))
+}
+
+/// The notes with each recipe that the tests follow in its place.
+fn with_recipes(notes: &str) -> String {
+    recipes().iter().fold(notes.to_owned(), |notes, recipe| {
+        let text = read(&format!("man/recipes/{recipe}"));
+        notes.replace(&format!("@RECIPE {recipe}@\n"), &block(&text))
+    })
+}
+
+#[test]
+fn every_recipe_stands_in_the_page_once() {
+    let notes = read("man/notes/dlock-fencing.roff");
     for recipe in recipes() {
         let place = format!("@RECIPE {recipe}@\n");
-        assert_eq!(page.matches(&place).count(), 1, "{place}");
-        let text = verbatim(&read(&format!("man/recipes/{recipe}")));
-        page = page.replace(&place, &format!(".RS\n.nf\n{text}.fi\n.RE\n"));
+        assert_eq!(notes.matches(&place).count(), 1, "{place}");
     }
-    assert!(!page.contains("@RECIPE"), "a recipe is missing");
-    page
+    assert!(
+        !with_recipes(&notes).contains("@RECIPE"),
+        "a recipe is missing"
+    );
 }
 
 fn exit_status() -> String {
@@ -173,6 +184,63 @@ fn metrics_table() -> String {
     list
 }
 
+/// The keys of the configuration file: every long option that can stand there, as the command line has it.
+fn keys() -> String {
+    fn collect(command: &clap::Command, found: &mut Vec<clap::Arg>) {
+        found.extend(command.get_arguments().cloned());
+        command
+            .get_subcommands()
+            .for_each(|sub| collect(sub, found));
+    }
+    let mut arguments = Vec::new();
+    collect(&cli::command(), &mut arguments);
+    let mut section = String::new();
+    for (long, ..) in cli::settings() {
+        // The file's own place cannot stand in the file.
+        if long == "config" {
+            continue;
+        }
+        let argument = arguments
+            .iter()
+            .find(|argument| argument.get_long() == Some(&long))
+            .unwrap();
+        let switch = !argument.get_action().takes_values();
+        let value = match (&*long, argument.get_value_names()) {
+            ("verbose", _) => "0 | 1 | 2".to_owned(),
+            ("endpoints", _) => "[\"HOST:PORT\", ...]".to_owned(),
+            ("conflict-exit-code" | "slots", Some(names)) => names[0].to_string(),
+            (_, Some(names)) if !switch => format!("\"{}\"", names[0]),
+            _ => "true | false".to_owned(),
+        };
+        let help = argument.get_help().unwrap().to_string();
+        writeln!(
+            section,
+            ".TP\n.BR {} \" = {}\"\n{}",
+            roff(&long),
+            value.replace('"', "\\(dq"),
+            roff(&help)
+        )
+        .unwrap();
+    }
+    section
+}
+
+/// Versions of etcd that are known to break something.
+fn faults() -> String {
+    let mut table =
+        ".na\n.TS\ntab(|);\nlb lb lb\nlw(24n) lx l.\nversions|what they break|see\n".to_owned();
+    for fault in version::known() {
+        let [versions, breaks] = [&*fault.versions, fault.breaks].map(roff);
+        let reference = roff(fault.reference);
+        writeln!(
+            table,
+            "T{{\n{versions}\nT}}|T{{\n{breaks}\nT}}|T{{\n{reference}\nT}}"
+        )
+        .unwrap();
+    }
+    table + ".TE\n.ad\n"
+}
+
 /// The moments of a loss, by the formulas of `core::lease`, for three TTLs in seconds.
 fn timeline() -> String {
     let ttls = [10.0_f64, 30.0, 60.0];
@@ -196,27 +264,25 @@ fn timeline() -> String {
 
 #[test]
 fn man_pages() {
-    check("man/dlock.1", &page("dlock"));
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("man/notes");
+    let mut written = Vec::new();
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_none_or(|extension| extension != "roff") {
+            continue;
+        }
+        let name = path.file_stem().unwrap().to_str().unwrap();
+        let notes = fs::read_to_string(&path).unwrap();
+        let section = notes
+            .lines()
+            .find_map(|line| line.strip_prefix(".TH ")?.split(' ').nth(1))
+            .unwrap_or_else(|| panic!("{name} has no line .TH NAME SECTION"));
+        check(&format!("man/{name}.{section}"), &page(name, &notes));
+        written.push(name.to_owned());
+    }
     for command in cli::command().get_subcommands() {
         let name = format!("dlock-{}", command.get_name());
-        check(&format!("man/{name}.1"), &page(&name));
-    }
-    check("man/dlock-fencing.7", &fencing());
-}
-
-#[test]
-fn completions() {
-    for (shell, file) in [
-        (Shell::Bash, "dlock.bash"),
-        (Shell::Zsh, "_dlock"),
-        (Shell::Fish, "dlock.fish"),
-    ] {
-        let mut script = Vec::new();
-        clap_complete::generate(shell, &mut cli::command(), "dlock", &mut script);
-        check(
-            &format!("completions/{file}"),
-            &String::from_utf8(script).unwrap(),
-        );
+        assert!(written.contains(&name), "no man/notes/{name}.roff");
     }
 }
 
@@ -267,7 +333,7 @@ fn the_timeline_has_the_numbers_of_the_design() {
 #[test]
 fn every_event_is_in_the_page_and_in_the_code() {
     let source = source_of(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"));
-    let page = page("dlock");
+    let page = page("dlock", &read("man/notes/dlock.roff"));
     let mut said = Vec::new();
     for call in ["info!(", "warn!(", "error!(", "tell!("] {
         for (at, _) in source.match_indices(call) {

@@ -9,6 +9,7 @@ pub(crate) mod hold;
 mod local;
 pub(crate) mod lock;
 pub(crate) mod look;
+pub(crate) mod partial;
 pub(crate) mod run;
 mod signal;
 #[cfg(test)]
@@ -93,6 +94,8 @@ enum Shell {
 pub(crate) enum Request {
     /// Text for stdout, and nothing else to do.
     Print(String),
+    /// Nothing was asked for: a text for who wonders what dlock is.
+    Welcome(&'static str),
     Task(Box<Task>),
 }
 
@@ -183,6 +186,9 @@ pub(crate) fn parse(
     argv: Vec<OsString>,
     variables: &dyn Fn(&str) -> Option<OsString>,
 ) -> Result<Request, Failure> {
+    if argv.len() < 2 {
+        return Ok(Request::Welcome(include_str!("welcome.txt")));
+    }
     let words = Words::command()
         .try_get_matches_from(&argv)
         .and_then(|matches| Words::from_arg_matches(&matches));

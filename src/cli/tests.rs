@@ -81,6 +81,7 @@ fn run_with(words: &[&str], set: &[(&str, &str)]) -> Run {
     match ask(words, set) {
         Ok(Request::Task(task)) => as_run(*task),
         Ok(Request::Print(text)) => panic!("{text}"),
+        Ok(Request::Welcome(text)) => panic!("{text}"),
         Err(failure) => panic!("{failure:?}"),
     }
 }
@@ -303,7 +304,7 @@ fn every_option() {
 #[test]
 fn nonsense_is_refused() {
     for (words, part) in [
-        (&[][..], "subcommand"),
+        (&["-v"][..], "subcommand"),
         (&["nonsense"], "dlock run NAME -- COMMAND"),
         (&["run"], "<NAME>"),
         (&["run", "x"], "no command to run"),

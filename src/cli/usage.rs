@@ -18,11 +18,14 @@ pub(super) fn failure(error: &Error) -> Failure {
         .flat_map(str::lines)
         .find_map(|line| line.trim().strip_prefix("tip: "))
         .map(one_line);
+    // The first form of the one sub-command that was meant.
+    let usage = text.lines().find_map(|line| line.strip_prefix("Usage: "));
     let other = match error.kind() {
         // Peers have no sub-command: `flock FILE COMMAND`.
         ErrorKind::InvalidSubcommand => {
             "to run a command under a lock: dlock run NAME -- COMMAND [ARG...]"
         }
+        ErrorKind::MissingRequiredArgument => usage.unwrap_or("dlock --help lists what there is"),
         _ => "dlock --help and dlock run --help list the options",
     };
     Failure {

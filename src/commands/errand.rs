@@ -148,6 +148,7 @@ impl<'a, C: Contend> Runner<'a, C> {
                 () = clock::until(give_up_at) => Event::WaitPassed,
                 () = unwanted(self.errand.unwanted) => Event::Unwanted,
                 never = voice.go_on(async || contender.ahead().await) => match never {},
+                never = voice.wonder(|| contender.unanswered()) => match never {},
             }
         };
         if !matches!(event, Event::Acquired(Ok(_))) {

@@ -9,6 +9,7 @@ mod fence;
 pub(crate) mod hold;
 mod lock;
 mod look;
+mod names;
 mod post;
 mod program;
 mod refusal;
@@ -24,6 +25,7 @@ use std::fmt::Display;
 use anyhow::{Context as _, anyhow};
 
 use crate::cli::Work;
+use crate::config::Settings;
 use crate::exit::{Exit, Failure};
 use crate::trouble::Trouble;
 
@@ -45,6 +47,11 @@ fn failed(tried: impl Display, trouble: Trouble) -> Failure {
         hint: trouble.hint,
         ..anyhow!("{tried}: {}", trouble.cause).into()
     }
+}
+
+/// The names of the locks that begin so, as far as etcd tells at once.
+pub(crate) fn names(settings: &Settings, beginning: &str) -> Vec<String> {
+    names::beginning_with(settings, beginning)
 }
 
 /// Does the work of the sub-command that was asked for.

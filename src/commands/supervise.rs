@@ -16,7 +16,7 @@ use crate::core::name::LockName;
 use crate::core::text::{printable, seconds, span};
 use crate::core::watchdog::{Action, Cut, Event, Standing, Watchdog};
 use crate::guard::{Cause, Detached, Report, Status, Survivor};
-use crate::{clock, events};
+use crate::{clock, events, notify};
 
 /// How long dlock itself tries to kill what a dead guard has left.
 const KILLING: Duration = Duration::from_secs(2);
@@ -209,8 +209,9 @@ impl<S: Keep> Supervision<'_, S> {
     fn read(&mut self, report: Report) -> Option<End> {
         match report {
             Report::Started => {
-                if let Some(background) = self.background.take() {
-                    background.ready();
+                match self.background.take() {
+                    Some(background) => background.ready(),
+                    None => notify::ready(&format!("holding the lock '{}'", self.name)),
                 }
                 None
             }

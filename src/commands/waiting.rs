@@ -15,12 +15,14 @@ use crate::core::name::LockName;
 use crate::core::scene::{self, Scene};
 use crate::core::text::{seconds, span};
 use crate::terminal::{LiveLine, Stderr, behind_stderr};
-use crate::{clock, events, log, whoami};
+use crate::{clock, events, log, notify, whoami};
 
 /// A line that lives counts seconds.
 const MOVE: Duration = Duration::from_secs(1);
 /// The next in the queue hears of a release at once; all others look for themselves, if anybody looks at them.
 const LOOK: Duration = Duration::from_secs(5);
+/// Who sits there wonders after so long why nothing happens.
+const FIRST_WORD: Duration = Duration::from_secs(1);
 /// Who reads a log is told again that it goes on.
 const AGAIN: Duration = Duration::from_mins(1);
 
@@ -155,6 +157,32 @@ impl<'a> Voice<'a> {
         state.show(name, now, due);
     }
 
+    /// Tells, as long as it is polled, that etcd has not answered at all: for which causes, and how long it may take.
+    pub(super) async fn wonder(
+        &self,
+        unanswered: impl Fn() -> Option<(String, Duration)>,
+    ) -> Infallible {
+        tokio::time::sleep(FIRST_WORD).await;
+        if let Some((cause, limit)) = unanswered() {
+            let (name, left) = (self.name, limit.saturating_sub(FIRST_WORD));
+            let line = format!(
+                "no answer from etcd yet, trying for {} more: {cause}",
+                span(left)
+            );
+            notify::status(&line);
+            if manner() != Manner::Silent {
+                tell!(
+                    event = events::UNANSWERED,
+                    lock = %name,
+                    cause,
+                    left_seconds = seconds(left),
+                    "{line}"
+                );
+            }
+        }
+        std::future::pending().await
+    }
+
     /// Keeps what is shown fresh for as long as it is polled; `look` sees who is ahead.
     pub(super) async fn go_on(&self, look: impl AsyncFn() -> Option<Ahead>) -> Infallible {
         let moving = async {
@@ -200,6 +228,9 @@ fn due_at(pause: Duration) -> Option<Instant> {
 impl State {
     /// Draws what is known, or tells it where lines are told and it is `due`.
     fn show(&mut self, name: &LockName, now: Instant, due: bool) {
+        if due {
+            notify::status(&self.scene.told(now));
+        }
         match manner() {
             Manner::Live if self.scene.is_set() => {
                 let text = self.scene.live(now, whoami::since_1970());

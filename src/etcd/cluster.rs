@@ -235,17 +235,25 @@ impl Cluster {
         }
     }
 
+    /// What each endpoint says, as long as none has ever answered.
+    pub(super) fn unanswered(&self) -> Option<String> {
+        self.id.get().is_none().then(|| self.causes())
+    }
+
+    fn causes(&self) -> String {
+        let troubles = self.troubles.borrow();
+        let causes = (0..self.endpoints.len()).map(|index| {
+            let cause = troubles[index]
+                .as_ref()
+                .map_or("no answer", |trouble| trouble.cause.as_str());
+            format!("'{}': {cause}", self.name(index))
+        });
+        causes.collect::<Vec<_>>().join("; ")
+    }
+
     /// What to say when no endpoint has answered in time: each with its own failure.
     pub(super) fn unreachable(&self, limit: Duration) -> Trouble {
         let troubles = self.troubles.borrow();
-        let causes: Vec<String> = (0..self.endpoints.len())
-            .map(|index| {
-                let cause = troubles[index]
-                    .as_ref()
-                    .map_or("no answer", |trouble| trouble.cause.as_str());
-                format!("'{}': {cause}", self.name(index))
-            })
-            .collect();
         let hint = troubles
             .iter()
             .flatten()
@@ -255,7 +263,7 @@ impl Cluster {
             cause: format!(
                 "no endpoint answered within {}: {}",
                 span(limit),
-                causes.join("; ")
+                self.causes()
             ),
             hint,
         }

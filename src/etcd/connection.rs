@@ -65,7 +65,7 @@ async fn contact(
         let (host, again) = (host.clone(), used.swap(true, Ordering::Relaxed));
         async move {
             if again {
-                return Err(std::io::Error::other("the connection was closed"));
+                return Err(std::io::Error::other("the server hung up"));
             }
             dial(&host, port, limit).await.map(TokioIo::new)
         }

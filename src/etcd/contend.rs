@@ -104,6 +104,11 @@ impl Contend for Contender {
         (ahead.count > 0).then_some(ahead)
     }
 
+    fn unanswered(&self) -> Option<(String, Duration)> {
+        let causes = self.places.cluster.unanswered()?;
+        Some((causes, self.limit))
+    }
+
     fn unreachable(&self, limit: Duration) -> Trouble {
         self.places.cluster.unreachable(limit)
     }

@@ -123,6 +123,29 @@ async fn page(
     }
 }
 
+/// The names of the first `most` places, each once, as keys have them.
+pub(crate) async fn names(
+    cluster: &Cluster,
+    range: &Range,
+    most: i64,
+    limit: Duration,
+) -> Result<Vec<String>, Trouble> {
+    let read = cluster.call(limit, async |mut connection: Connection| {
+        let options = GetOptions::new()
+            .with_range(range.to.clone())
+            .with_limit(most)
+            .with_keys_only();
+        let asked = connection.client.get(range.from.clone(), Some(options));
+        Ok::<_, Trouble>(asked.await?)
+    });
+    let read = read.await?;
+    let names = read.kvs().iter();
+    let names = names.filter_map(|key| lock_of(&range.namespace, key.key()));
+    let mut names: Vec<String> = names.map(str::to_owned).collect();
+    names.dedup();
+    Ok(names)
+}
+
 /// Asks for the rest of the holders' leases.
 async fn time_left(client: &Client, mut locks: Vec<Lock>) -> Vec<Lock> {
     let places = locks

@@ -78,7 +78,17 @@ fn chain(error: &dyn std::error::Error) -> String {
     if causes.len() > 1 {
         causes.retain(|cause| cause != "transport error");
     }
-    causes.join(": ")
+    let said = causes.join(": ");
+    // What the libraries below make of a server that closes the connection before it has said anything.
+    let silent = [
+        "stream closed because of a broken pipe",
+        "Connection reset by peer (os error 104)",
+        "tls handshake eof",
+    ];
+    if silent.iter().any(|words| said.ends_with(words)) {
+        return "the server hung up".to_owned();
+    }
+    said
 }
 
 fn hint(code: Code, message: &str) -> Option<&'static str> {
@@ -98,10 +108,10 @@ fn hint(code: Code, message: &str) -> Option<&'static str> {
 
 /// What a connection broke with, in the words of the libraries below: which of them is a matter of luck.
 const BROKEN: [&str; 7] = [
+    "hung up",
     "broken pipe",
     "connection reset",
     "connection closed",
-    "connection was closed",
     "eof",
     "h2 protocol error",
     "unexpected end of file",
@@ -124,7 +134,7 @@ pub(crate) fn handshake_hint(https: bool, cause: &str) -> Option<&'static str> {
 pub(crate) fn connect_hint(https: bool, cause: &str) -> Option<&'static str> {
     let cause = cause.to_ascii_lowercase();
     let says = |words: &[&str]| words.iter().any(|word| cause.contains(word));
-    if says(&["unknownissuer", "unknown issuer"]) {
+    if says(&["unknownissuer", "unknown issuer", "badsignature"]) {
         Some("give the certificate authority that signed the server's certificate with --cacert")
     } else if says(&["certificate expired", "not valid yet"]) {
         Some("renew the server's certificate, or set this machine's clock right")
@@ -152,7 +162,9 @@ pub(crate) fn connect_hint(https: bool, cause: &str) -> Option<&'static str> {
     ]) {
         Some("check the host name in --endpoints")
     } else if !https && (says(&BROKEN) || says(&["frame"])) {
-        Some("the server may speak TLS there: use https:// with --cacert")
+        Some(
+            "if that is etcd, it speaks TLS there: use https:// with --cacert; else it is another server's port",
+        )
     } else if https && says(&BROKEN) {
         Some("the server may want a client certificate: give --cert and --key")
     } else {
@@ -178,7 +190,7 @@ mod tests {
         for cause in [
             "stream closed because of a broken pipe",
             "Connection reset by peer (os error 104)",
-            "the connection was closed",
+            "the server hung up",
         ] {
             let hint = connect_hint(true, cause).unwrap();
             assert!(hint.contains("--cert"), "{cause}: {hint}");

@@ -103,6 +103,10 @@ impl Contend for Contender {
         self.place.ahead()
     }
 
+    fn unanswered(&self) -> Option<(String, Duration)> {
+        None
+    }
+
     fn unreachable(&self, limit: Duration) -> Trouble {
         let cause = format!(
             "{}: another process has changed its queue for more than {}",

@@ -41,7 +41,7 @@ fn bad_usage_is_refused() {
         (&["run", "-E", "-1", "job", "true"], "-1"),
         (&["run", "-E", "x", "job", "true"], "x"),
         (&["no-such-command"], "no-such-command"),
-        (&[], "subcommand"),
+        (&["-v"], "subcommand"),
     ] {
         let outcome = Dlock::at(NOBODY).args(line).finish();
         assert_eq!(outcome.code(), Some(125), "{line:?}: {outcome:?}");

@@ -20,7 +20,7 @@ use rustix::time::{ClockId, clock_gettime};
 
 pub(crate) use cluster::Cluster;
 pub(crate) use dlock::{Dlock, Outcome, Running};
-pub(crate) use etcd::{Etcd, etcdctl_program, free_port};
+pub(crate) use etcd::{Etcd, etcdctl_program, free_port, search_path};
 pub(crate) use holding::{hold, hold_open, holder_and_waiter};
 pub(crate) use link::{BlackHole, Direction, Link, Mode};
 pub(crate) use oracle::Oracle;

@@ -1,6 +1,8 @@
 //! Versions of etcd that are known to break what dlock rests on.
 //! It must not know which server runs which.
 
+use std::fmt;
+
 use super::{Finding, Level};
 
 /// The version of a server; what follows the third number is left out.
@@ -148,6 +150,37 @@ const FAULTS: &[Fault] = &[
     },
 ];
 
+/// A fault for people: the versions that have it, what they break, and where it is described.
+pub struct Known {
+    pub versions: String,
+    pub breaks: &'static str,
+    pub reference: &'static str,
+}
+
+/// All that is known, the worst first.
+pub fn known() -> Vec<Known> {
+    let known = FAULTS.iter().map(|fault| {
+        let fixed = fault.fixed.iter().map(ToString::to_string);
+        let fixed = fixed.collect::<Vec<_>>().join(", ");
+        let since = match fault.since {
+            FIRST => String::new(),
+            since => format!("from {since} on, "),
+        };
+        Known {
+            versions: format!("{since}before {fixed}"),
+            breaks: fault.breaks,
+            reference: fault.reference,
+        }
+    });
+    known.collect()
+}
+
+impl fmt::Display for Version {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}.{}", self.major, self.minor, self.patch)
+    }
+}
+
 impl Fault {
     fn concerns(&self, version: Version) -> bool {
         let line = |other: &&Version| (other.major, other.minor) == (version.major, version.minor);
@@ -161,15 +194,8 @@ impl Fault {
     fn hint(&self, version: Version) -> String {
         let line = |other: &&Version| (other.major, other.minor) == (version.major, version.minor);
         let first = self.fixed.iter().find(line).or(self.fixed.first());
-        let Version {
-            major,
-            minor,
-            patch,
-        } = first.copied().unwrap_or(FIRST);
-        format!(
-            "upgrade etcd to {major}.{minor}.{patch} or later ({})",
-            self.reference
-        )
+        let version = first.copied().unwrap_or(FIRST);
+        format!("upgrade etcd to {version} or later ({})", self.reference)
     }
 }
 

@@ -432,6 +432,16 @@ pub(crate) fn free_port() -> u16 {
     listener.local_addr().expect("a bound socket").port()
 }
 
+/// PATH with the folders of the chosen etcd and etcdctl in front, for scripts that just name them.
+pub(crate) fn search_path() -> String {
+    let chosen = [etcd_program(), etcdctl_program()];
+    let folders = chosen
+        .iter()
+        .filter_map(|program| Some(program.rsplit_once('/')?.0.to_owned()));
+    let path = env::var("PATH").expect("a PATH");
+    folders.chain([path]).collect::<Vec<_>>().join(":")
+}
+
 fn etcd_program() -> String {
     program("DLOCK_TEST_ETCD", "etcd")
 }

@@ -1,0 +1,86 @@
+//! What can be told from words that are still being typed: how etcd is reached, and where the command begins.
+//! It must not know who types them.
+
+use std::ffi::OsString;
+
+use clap::{CommandFactory as _, FromArgMatches as _};
+
+use super::connection::Connection;
+use super::{Words, settings};
+use crate::config::file::File;
+use crate::config::layers::Layers;
+use crate::config::{self, Settings};
+use crate::exit::Failure;
+
+fn matches(words: &[OsString]) -> Option<clap::ArgMatches> {
+    let lenient = Words::command().ignore_errors(true);
+    lenient.try_get_matches_from(words).ok()
+}
+
+/// The settings that the words, the variables and the file give together.
+pub(crate) fn connection_of(words: &[OsString]) -> Result<Settings, Failure> {
+    let flags = matches(words).and_then(|matches| {
+        // Options of all sub-commands stand behind the last one, too.
+        let sub = matches.subcommand().map_or(&matches, |(_, sub)| sub);
+        Connection::from_arg_matches(sub).ok()
+    });
+    let flags = flags.unwrap_or_default();
+    let variables = |name: &str| std::env::var_os(name);
+    let keys: Vec<String> = settings().into_iter().map(|(long, ..)| long).collect();
+    let file = File::load(config::chosen_file(&flags, &variables), &variables, &keys)?;
+    config::resolve(&Layers::new(&variables, file), &flags, &mut Vec::new())
+}
+
+/// The position of the command's first word, if it stands before `position`.
+pub(crate) fn command_before(position: usize, words: &[OsString]) -> Option<usize> {
+    let before = words.get(..position)?;
+    let matches = matches(before)?;
+    let (_, sub) = matches.subcommand()?;
+    let command = sub.try_get_many::<OsString>("command").ok()??;
+    // It takes every word up to the end.
+    position
+        .checked_sub(command.len())
+        .filter(|first| *first < position)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn before(words: &[&str]) -> Option<usize> {
+        let words: Vec<OsString> = words.iter().map(OsString::from).collect();
+        command_before(words.len() - 1, &words)
+    }
+
+    #[test]
+    fn the_command_is_found_in_what_stands_there() {
+        assert_eq!(before(&["dlock", "run", "job", "git", "che"]), Some(3));
+        assert_eq!(
+            before(&["dlock", "run", "-w", "5m", "job", "--", "git", "-c", "x"]),
+            Some(6)
+        );
+        assert_eq!(before(&["dlock", "run", "job", "gi"]), None);
+        assert_eq!(before(&["dlock", "run", "job", "--", "gi"]), None);
+        assert_eq!(before(&["dlock", "run", "jo"]), None);
+        assert_eq!(before(&["dlock", "ls", "jo"]), None);
+        assert_eq!(
+            before(&["dlock", "fence", "file", "--", "cp", "a"]),
+            Some(4)
+        );
+    }
+
+    #[test]
+    fn the_words_say_how_etcd_is_reached() {
+        let words = [
+            "dlock",
+            "run",
+            "--endpoints",
+            "http://h:1",
+            "--prefix=x",
+            "jo",
+        ];
+        let settings = connection_of(&words.map(OsString::from)).unwrap();
+        assert_eq!(settings.prefix, "x/");
+        assert_eq!(settings.endpoints[0].to_string(), "http://h:1");
+    }
+}

@@ -1,0 +1,135 @@
+//! What dlock is made of beside itself: under licences that fit, from one registry, and built by the compiler that the
+//! manifest promises. It asks cargo(1), without the network.
+
+use std::process::Command;
+use std::sync::LazyLock;
+
+use serde_json::Value;
+use spdx::{Expression, ParseMode};
+
+/// Licences that ask for no more than to be named. A crate may offer others beside one of them.
+const LICENCES: [&str; 8] = [
+    "MIT",
+    "Apache-2.0",
+    "ISC",
+    "Zlib",
+    "BSD-2-Clause",
+    "BSD-3-Clause",
+    "Unicode-3.0",
+    "Unlicense",
+];
+
+const REGISTRY: &str = "registry+https://github.com/rust-lang/crates.io-index";
+
+/// All packages that are built here, tests included, from the lock file as it is.
+static PACKAGES: LazyLock<Vec<Value>> = LazyLock::new(|| {
+    let cargo = |words: &[&str]| {
+        let output = Command::new(env!("CARGO"))
+            .args(words)
+            .current_dir(env!("CARGO_MANIFEST_DIR"))
+            .output()
+            .unwrap();
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let rustc = cargo(&["--version", "--verbose"]);
+    let host = rustc
+        .lines()
+        .find_map(|line| line.strip_prefix("host: "))
+        .unwrap();
+    let words = [
+        "metadata",
+        "--format-version=1",
+        "--locked",
+        "--offline",
+        "--filter-platform",
+        host,
+    ];
+    let metadata: Value = serde_json::from_str(&cargo(&words)).unwrap();
+    metadata["packages"].as_array().unwrap().clone()
+});
+
+fn others() -> impl Iterator<Item = &'static Value> {
+    assert!(PACKAGES.len() > 100);
+    PACKAGES
+        .iter()
+        .filter(|package| package["name"] != env!("CARGO_PKG_NAME"))
+}
+
+#[test]
+fn licences_fit() {
+    for package in others() {
+        let name = &package["name"];
+        let licence = package["license"].as_str();
+        let licence =
+            licence.unwrap_or_else(|| panic!("{name} does not say under which licence it is"));
+        let expression = Expression::parse_mode(licence, ParseMode::LAX).unwrap();
+        let fits = expression.evaluate(|asked| {
+            // An exception only gives more.
+            asked
+                .license
+                .id()
+                .is_some_and(|id| LICENCES.contains(&id.name))
+        });
+        assert!(fits, "{name} is under {licence}");
+    }
+}
+
+#[test]
+fn a_licence_that_asks_for_more_would_be_noticed() {
+    for (licence, fits) in [
+        ("MIT/Apache-2.0", true),
+        ("(MIT OR GPL-3.0-only) AND Unicode-3.0", true),
+        ("MIT AND GPL-3.0-only", false),
+        ("AGPL-3.0-or-later", false),
+    ] {
+        let expression = Expression::parse_mode(licence, ParseMode::LAX).unwrap();
+        let found = expression.evaluate(|asked| {
+            asked
+                .license
+                .id()
+                .is_some_and(|id| LICENCES.contains(&id.name))
+        });
+        assert_eq!(found, fits, "{licence}");
+    }
+}
+
+#[test]
+fn all_come_from_the_registry() {
+    for package in others() {
+        assert_eq!(package["source"], REGISTRY, "{}", package["name"]);
+    }
+}
+
+/// `rust-version` is a promise: no dependency may need more. That our own code keeps it is clippy's lint
+/// `incompatible_msrv`, an error in `make test`.
+#[test]
+fn no_dependency_needs_a_newer_compiler() {
+    let parse = |version: &str| -> Vec<u32> {
+        version
+            .split('.')
+            .map(|number| number.parse().unwrap())
+            .collect()
+    };
+    let own = parse(env!("CARGO_PKG_RUST_VERSION"));
+    for package in others() {
+        if let Some(version) = package["rust_version"].as_str() {
+            let needed = parse(version);
+            assert!(
+                needed[..2] <= own[..2],
+                "{} needs {version}",
+                package["name"]
+            );
+        }
+    }
+    let readme = include_str!("../README.md");
+    let promise = format!("Rust {} or later", env!("CARGO_PKG_RUST_VERSION"));
+    assert!(
+        readme.contains(&promise),
+        "the README does not say {promise:?}"
+    );
+}

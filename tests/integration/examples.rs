@@ -1,0 +1,120 @@
+//! Every example of the README and of the manual pages is run: none may be wrong, and none may be new and untested.
+//! Which one is run how stands in the files below; how a document is read stands here.
+
+mod documents;
+mod etcd;
+mod formats;
+mod scripts;
+
+use std::panic;
+
+use crate::support::Etcd;
+use documents::{Block, blocks};
+
+/// How a block is tested.
+enum How {
+    /// A script that ends well and prints all of this.
+    Prints(&'static [&'static str]),
+    /// In a way of its own.
+    By(fn(&Block)),
+    /// Together with the other blocks of its page, in their order.
+    Story,
+    /// It is nothing to be run, for this reason.
+    Picture(&'static str),
+}
+
+/// Document, what the block begins with, and how it is tested.
+type Runner = (&'static str, &'static str, How);
+
+fn runners() -> impl Iterator<Item = &'static Runner> {
+    scripts::RUNNERS.iter().chain(formats::RUNNERS)
+}
+
+/// The runner of a block. A page whose blocks are one story needs none for each of them.
+fn runner(block: &Block) -> &'static How {
+    let fitting = |(document, begins, _): &&Runner| {
+        *document == block.document && block.text.starts_with(begins)
+    };
+    let mut found = runners().filter(fitting);
+    let (_, _, how) = found.next().unwrap_or_else(|| {
+        panic!(
+            "nobody tests the example in line {} of {}, {:?}: add it to tests/integration/examples/",
+            block.line,
+            block.document,
+            block.text.lines().next()
+        )
+    });
+    assert!(found.next().is_none(), "{block:?} has two runners");
+    how
+}
+
+#[test]
+fn every_example_has_a_runner_and_every_runner_an_example() {
+    let blocks = blocks();
+    assert!(blocks.len() > 50, "only {} are found", blocks.len());
+    for block in &blocks {
+        runner(block);
+    }
+    for (document, begins, _) in runners() {
+        assert!(
+            blocks
+                .iter()
+                .any(|block| block.document == *document && block.text.starts_with(begins)),
+            "{document} has no example any more that begins with {begins:?}"
+        );
+    }
+}
+
+fn run(wanted: impl Fn(&str) -> bool) {
+    let blocks = blocks();
+    let (mut count, mut failed) = (0, Vec::new());
+    for block in blocks.iter().filter(|block| wanted(&block.document)) {
+        count += 1;
+        // The others may be wrong too, and are to be told at once.
+        if panic::catch_unwind(|| test(block)).is_err() {
+            failed.push(format!("{} line {}", block.document, block.line));
+        }
+    }
+    assert!(
+        count > 0 && failed.is_empty(),
+        "wrong: {}",
+        failed.join(", ")
+    );
+}
+
+fn test(block: &Block) {
+    match runner(block) {
+        How::Prints(words) => {
+            let outcome = scripts::script(Etcd::shared(), &block.text).finish();
+            assert_eq!(outcome.code(), Some(0), "{block:?}: {outcome:?}");
+            for word in *words {
+                assert!(outcome.stdout.contains(word), "{block:?}: {outcome:?}");
+            }
+        }
+        How::By(test) => test(block),
+        How::Story => {}
+        How::Picture(reason) => assert!(!reason.is_empty()),
+    }
+}
+
+#[test]
+fn the_readme() {
+    run(|document| document == "README.md");
+}
+
+#[test]
+fn the_pages_of_commands_and_files() {
+    run(|document| document.ends_with(".1") || document.ends_with(".5"));
+}
+
+#[test]
+fn the_other_pages() {
+    run(|document| document.ends_with(".7"));
+}
+
+#[test]
+fn the_page_about_etcd() {
+    let blocks = blocks().into_iter();
+    let page = blocks.filter(|block| block.document == "dlock-etcd.7");
+    etcd::story(&page.collect::<Vec<_>>());
+}

@@ -1,0 +1,424 @@
+//! The examples that are files for other programs: each is checked by its own program, and what it runs is run.
+//! It must not know how examples are found.
+
+use std::fs;
+use std::io::Write as _;
+use std::process::{Command, Stdio};
+
+use serde_json::Value;
+
+use super::How::{By, Story};
+use super::Runner;
+use super::documents::Block;
+use super::scripts::{adapted, furnish, script};
+use crate::support::{Certificates, Dlock, Etcd, Outcome, Scratch};
+
+pub(super) const RUNNERS: &[Runner] = &[
+    ("README.md", "# m  h  dom mon dow", By(crontab)),
+    ("README.md", "deploy:", By(gitlab)),
+    ("README.md", "endpoints = [", By(config)),
+    ("dlock.1", "endpoints = [", By(config)),
+    (
+        "dlock.toml.5",
+        "# How dlock reaches etcd",
+        By(commented_config),
+    ),
+    (
+        "dlock.toml.5",
+        "endpoints = [\"https://etcd1.example.com\"",
+        By(config),
+    ),
+    (
+        "dlock.toml.5",
+        "endpoints = [\"https://etcd.example.com:2379\"]",
+        By(config),
+    ),
+    ("dlock-doctor.1", "0 17 * * *", By(crontab)),
+    ("dlock-run.1", "0 3 * * *", By(crontab)),
+    ("dlock-examples.7", "PATH=/usr/local/bin", By(crontab)),
+    (
+        "dlock-examples.7",
+        "[Unit]\nDescription=Mail importer",
+        By(service),
+    ),
+    (
+        "dlock-examples.7",
+        "ExecStart=/usr/bin/env SYSTEMD_EXEC_PID=0",
+        By(command_that_notifies),
+    ),
+    (
+        "dlock-examples.7",
+        "[Unit]\nDescription=This host is the primary",
+        By(service),
+    ),
+    (
+        "dlock-examples.7",
+        "[Unit]\nDescription=Nightly report, once in the fleet\n\n[Service]",
+        By(service),
+    ),
+    (
+        "dlock-examples.7",
+        "[Unit]\nDescription=Nightly report, once in the fleet\n\n[Timer]",
+        By(timer),
+    ),
+    ("dlock-examples.7", "deploy:", By(gitlab)),
+    ("dlock-examples.7", "name: deploy", By(github)),
+    ("dlock-examples.7", "pipeline {", By(jenkins)),
+    ("dlock-examples.7", "apiVersion: batch/v1", By(kubernetes)),
+    (
+        "dlock-examples.7",
+        "- name: Migrate the database",
+        By(ansible),
+    ),
+    ("dlock-etcd.7", "", Story),
+];
+
+/// A program that checks something; fails with its words when it is not content.
+#[track_caller]
+fn content(program: &str, words: &[&str], input: &str, package: &str) -> String {
+    let mut child = Command::new(program)
+        .args(words)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap_or_else(|error| {
+            panic!("{program}: {error}; install it with: apt-get install {package}")
+        });
+    let mut stdin = child.stdin.take().expect("a pipe");
+    // Who does not want to read it has its reasons.
+    let _ = stdin.write_all(input.as_bytes());
+    drop(stdin);
+    let output = child.wait_with_output().expect("our own child");
+    // crontab says this, and where errors belong.
+    let errors = String::from_utf8_lossy(&output.stderr);
+    let errors = errors.replace(
+        "The syntax of the crontab file was successfully checked.\n",
+        "",
+    );
+    assert!(
+        output.status.success() && errors.is_empty(),
+        "{program} {words:?}: {errors}\n{input}"
+    );
+    String::from_utf8(output.stdout).expect("text")
+}
+
+/// Each line is one that cron takes, and its command runs on the first host and is skipped, silently, on the others.
+fn crontab(block: &Block) {
+    let scratch = Scratch::new();
+    let file = scratch.write("crontab", &block.text);
+    content("crontab", &["-n", &file], "", "cron");
+    let etcd = Etcd::start();
+    let mut variables = String::new();
+    let mut ran = 0;
+    for line in block
+        .text
+        .lines()
+        .map(str::trim_start)
+        .filter(|line| !line.starts_with('#'))
+    {
+        let fields = if line.starts_with('@') { 1 } else { 5 };
+        let is_assignment = line
+            .split(' ')
+            .next()
+            .is_some_and(|word| word.contains('='));
+        if is_assignment {
+            // PATH is the test's own.
+            if !line.starts_with("PATH=") {
+                variables = format!("{variables}export {line}\n");
+            }
+            continue;
+        }
+        let mut command = line;
+        for _ in 0..fields {
+            command = command
+                .split_once(char::is_whitespace)
+                .expect("a field")
+                .1
+                .trim_start();
+        }
+        // As a stand-in for a host: cron runs each line by sh, without a terminal.
+        let host = || {
+            script(&etcd, &format!("{variables}{command}"))
+                .finish()
+                .expect_code(0)
+                .expect_silent()
+        };
+        let first = host();
+        ran += 1;
+        if line.contains("--min-hold") || line.contains("--once-per") {
+            assert!(first.stdout.contains("under token"), "{line}: {first:?}");
+            for _ in 0..2 {
+                host().expect_stdout("");
+            }
+        }
+    }
+    assert!(ran > 0);
+}
+
+/// dlock takes the file: it comes as far as the files that it names.
+fn config(block: &Block) {
+    let named = [
+        "ca.pem",
+        "password",
+        "dlock.password",
+        "team.pem",
+        "team.key",
+    ];
+    let made = Certificates::new();
+    let etcd = Etcd::start_tls(&made);
+    etcd.add_user("cron", "secret", "dlock/", "dlock0");
+    etcd.add_user("ci", "secret", "dlock/", "dlock0");
+    etcd.add_user("dlock", "secret", "dlock/", "dlock0");
+    etcd.enable_auth();
+    let dlock = Dlock::nowhere();
+    for name in named {
+        dlock.home().write_private(name, "secret\n");
+    }
+    for (from, to) in [
+        ("ca.pem", "ca.pem"),
+        ("client.pem", "team.pem"),
+        ("client.key", "team.key"),
+    ] {
+        fs::copy(made.file(from), dlock.home().path().join(to)).expect("a file");
+    }
+    let mut text = String::new();
+    for line in block.text.lines() {
+        let line = if line.starts_with("endpoints") {
+            assert!(
+                line.matches("https://").count() == line.matches("\",").count() + 1,
+                "{line}"
+            );
+            format!("endpoints = [\"{}\"]", etcd.endpoint())
+        } else {
+            let folder = format!("\"{}/", dlock.home().path().display());
+            ["\"/etc/dlock/", "\"/etc/etcd/", "\"/etc/ssl/etcd/"]
+                .iter()
+                .fold(line.to_owned(), |line, path| line.replace(path, &folder))
+        };
+        text = format!("{text}{line}\n");
+    }
+    let file = dlock.home().write("config.toml", &text);
+    let dlock = dlock.args(["--config", &file]);
+    if block.text.contains("user = ") {
+        dlock
+            .run(["job", "true"])
+            .finish()
+            .expect_code(0)
+            .expect_silent();
+    } else {
+        // A client certificate's user is its common name, whom this etcd does not know.
+        dlock
+            .run(["job", "true"])
+            .finish()
+            .expect_code(125)
+            .expect_stderr(&["user"]);
+    }
+}
+
+/// With its lines uncommented it is a file that dlock takes; as it is, it changes nothing.
+fn commented_config(block: &Block) {
+    let etcd = Etcd::shared();
+    let dlock = Dlock::on(etcd);
+    let file = dlock.home().write("config.toml", &block.text);
+    dlock
+        .args(["--config", &file])
+        .run(["job", "true"])
+        .finish()
+        .expect_code(0)
+        .expect_silent();
+    let lines = block.text.lines().filter_map(|line| line.strip_prefix('#'));
+    let settings: Vec<&str> = lines.filter(|line| !line.starts_with(' ')).collect();
+    assert!(settings.len() >= 4);
+    config(&Block {
+        text: settings.join("\n"),
+        ..block.clone()
+    });
+}
+
+/// A unit with the programs of the test, as systemd-analyze sees it.
+#[track_caller]
+fn verified(block: &Block, name: &str) -> (Scratch, String) {
+    let scratch = Scratch::new();
+    furnish(scratch.path());
+    let text = adapted(&block.text, scratch.path(), "");
+    let path = scratch.write(name, &text);
+    // What a timer starts.
+    if let Some(stem) = name.strip_suffix(".timer") {
+        let started = "[Service]\nExecStart=/bin/true\n";
+        scratch.write(&format!("{stem}.service"), started);
+    }
+    content(
+        "systemd-analyze",
+        &["verify", "--man=no", &path],
+        "",
+        "systemd",
+    );
+    (scratch, text)
+}
+
+/// The value of a key.
+fn value<'a>(unit: &'a str, key: &str) -> &'a str {
+    let line = unit
+        .lines()
+        .find_map(|line| line.strip_prefix(key)?.strip_prefix('='));
+    line.unwrap_or_else(|| panic!("no {key}= in {unit}"))
+}
+
+/// systemd takes the unit, and what it starts comes up.
+fn service(block: &Block) {
+    let (_scratch, unit) = verified(block, "example.service");
+    let etcd = Etcd::start();
+    let start = value(&block.text, "ExecStart");
+    if start.contains(" hold ") {
+        // tests/integration/service.rs holds one.
+        return;
+    }
+    let outcome = script(&etcd, start).finish().expect_code(0).expect_silent();
+    assert!(outcome.stdout.contains("under token"), "{outcome:?}");
+    if unit.contains("SuccessExitStatus") {
+        let busy: i32 = value(&unit, "SuccessExitStatus").parse().expect("a status");
+        let outcome = script(&etcd, start).finish().expect_code(busy);
+        assert!(outcome.stderr.contains("cooling down"), "{outcome:?}");
+    }
+}
+
+fn timer(block: &Block) {
+    verified(block, "example.timer");
+}
+
+/// The lines of a unit, in one. That dlock keeps silent then shows tests/integration/service.rs.
+fn command_that_notifies(block: &Block) {
+    let unit = format!("[Service]\nType=notify\n{}", block.text);
+    verified(
+        &Block {
+            text: unit,
+            ..block.clone()
+        },
+        "example.service",
+    );
+    let start = value(&block.text, "ExecStart");
+    script(&Etcd::start(), start).finish().expect_code(0);
+}
+
+/// YAML, as its readers understand it.
+fn yaml(text: &str) -> Value {
+    let program = "import json, sys, yaml; json.dump(yaml.safe_load(sys.stdin), sys.stdout)";
+    let json = content("/usr/bin/python3", &["-c", program], text, "python3-yaml");
+    serde_json::from_str(&json).expect("JSON")
+}
+
+/// Runs a step with the variables that its example sets; those that hold secrets or files are the test's.
+#[track_caller]
+fn step(etcd: &Etcd, command: &str, variables: &[(String, String)]) -> Outcome {
+    let mut dlock = script(etcd, command);
+    for (name, value) in variables {
+        if name.starts_with("DLOCK_")
+            && ![
+                "DLOCK_ENDPOINTS",
+                "DLOCK_CACERT",
+                "DLOCK_PASSWORD",
+                "DLOCK_USER",
+            ]
+            .contains(&&**name)
+        {
+            panic!("{name}={value} is not tried");
+        }
+    }
+    for (name, value) in [
+        ("CI_COMMIT_TITLE", "a title"),
+        ("CI_ENVIRONMENT_NAME", "production"),
+        ("GITHUB_SHA", "abc"),
+        ("BUILD_TAG", "x-1"),
+    ] {
+        dlock = dlock.env(name, value);
+    }
+    dlock.finish().expect_code(0)
+}
+
+fn variables(object: &Value) -> Vec<(String, String)> {
+    let pairs = object.as_object().into_iter().flatten();
+    pairs
+        .map(|(name, value)| (name.clone(), value.as_str().unwrap_or_default().to_owned()))
+        .collect()
+}
+
+fn gitlab(block: &Block) {
+    let job = &yaml(&block.text)["deploy"];
+    let lines = job["script"].as_array().expect("a list");
+    assert!(job["variables"]["DLOCK_ENDPOINTS"].is_string());
+    for line in lines {
+        let outcome = step(
+            &Etcd::start(),
+            line.as_str().expect("a line"),
+            &variables(&job["variables"]),
+        );
+        assert!(outcome.stdout.contains("deploy.sh"), "{outcome:?}");
+    }
+}
+
+fn github(block: &Block) {
+    let job = &yaml(&block.text)["jobs"]["deploy"];
+    let steps = job["steps"].as_array().expect("a list");
+    let line = steps
+        .iter()
+        .find_map(|step| step["run"].as_str())
+        .expect("a step that runs something");
+    let outcome = step(&Etcd::start(), line, &variables(&job["env"]));
+    assert!(outcome.stdout.contains("deploy.sh"), "{outcome:?}");
+}
+
+/// No Groovy here: the braces match, and the step's own line runs.
+fn jenkins(block: &Block) {
+    assert_eq!(
+        block.text.matches('{').count(),
+        block.text.matches('}').count()
+    );
+    let line = block
+        .text
+        .lines()
+        .find_map(|line| line.trim().strip_prefix("sh '")?.strip_suffix('\''));
+    let outcome = step(&Etcd::start(), line.expect("a step"), &[]);
+    assert!(outcome.stdout.contains("deploy.sh"), "{outcome:?}");
+}
+
+/// The command of a list of words.
+fn command(words: &Value) -> String {
+    let words = words.as_array().expect("a list").iter();
+    let quoted = words.map(|word| {
+        format!(
+            "'{}'",
+            word.as_str().expect("every word is text, numbers too")
+        )
+    });
+    quoted.collect::<Vec<_>>().join(" ")
+}
+
+fn kubernetes(block: &Block) {
+    let job = yaml(&block.text);
+    assert_eq!(
+        (&job["kind"], &job["apiVersion"]),
+        (&"CronJob".into(), &"batch/v1".into())
+    );
+    let pod = &job["spec"]["jobTemplate"]["spec"]["template"]["spec"];
+    let container = &pod["containers"][0];
+    let (mount, volume) = (&container["volumeMounts"][0], &pod["volumes"][0]);
+    assert_eq!(mount["name"], volume["name"]);
+    let etcd = Etcd::start();
+    let outcome = step(&etcd, &command(&container["command"]), &[]);
+    assert!(outcome.stdout.contains("nightly-report"), "{outcome:?}");
+    step(&etcd, &command(&container["command"]), &[]).expect_stdout("");
+}
+
+fn ansible(block: &Block) {
+    let tasks = yaml(&block.text);
+    let task = &tasks[0];
+    let line = command(&task["ansible.builtin.command"]["argv"]);
+    let etcd = Etcd::start();
+    let outcome = step(&etcd, &line, &variables(&task["environment"]));
+    assert!(outcome.stdout.contains("migrate"), "{outcome:?}");
+    script(&etcd, &line)
+        .finish()
+        .expect_code(75)
+        .expect_stderr(&["ran already"]);
+}

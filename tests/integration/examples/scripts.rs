@@ -1,0 +1,458 @@
+//! The examples that are scripts, run against a real etcd with programs of their own names in the place of the reader's.
+//! It must not know how examples are found.
+
+use std::os::unix::fs::{PermissionsExt as _, symlink};
+use std::path::Path;
+
+use super::How::{By, Picture, Prints};
+use super::Runner;
+use super::documents::Block;
+use crate::support::{Dlock, Etcd, hold, hold_open, search_path, unique};
+
+pub(super) const RUNNERS: &[Runner] = &[
+    ("README.md", "$ make demo", By(targets)),
+    ("README.md", "make deb ", By(ways_to_install)),
+    (
+        "README.md",
+        "export DLOCK_ENDPOINTS",
+        Prints(&["migrating with token ", "migrate --fence "]),
+    ),
+    (
+        "README.md",
+        "eval \"$(dlock hold",
+        Prints(&["step-one", "step-two"]),
+    ),
+    ("README.md", "$ dlock doctor", By(doctor)),
+    (
+        "README.md",
+        "dlock run report -- sh -ec",
+        By(fenced_from_afar),
+    ),
+    ("README.md", "etcdctl role add dlock", By(role)),
+    (
+        "README.md",
+        "caller (shell, cron, CI)",
+        Picture("the tree of processes"),
+    ),
+    (
+        "dlock-break.1",
+        "dlock status deploy; dlock break",
+        By(sent_away),
+    ),
+    ("dlock-check.1", "dlock check && ", By(checked)),
+    (
+        "dlock-completions.1",
+        "dlock completions bash",
+        By(completions),
+    ),
+    (
+        "dlock-completions.1",
+        "dlock completions zsh",
+        By(completions),
+    ),
+    (
+        "dlock-completions.1",
+        "dlock completions fish",
+        By(completions),
+    ),
+    ("dlock-doctor.1", "dlock doctor && echo fine", By(examined)),
+    ("dlock-doctor.1", "dlock doctor --ttl 10s", By(examined)),
+    (
+        "dlock-fence.1",
+        "dlock run NAME -- dlock fence FILE",
+        Prints(&[]),
+    ),
+    (
+        "dlock-fence.1",
+        "dlock run report -- dlock fence",
+        Prints(&["write-report"]),
+    ),
+    (
+        "dlock-fence.1",
+        "dlock run report -c 'ssh storage",
+        Prints(&["write-report"]),
+    ),
+    ("dlock-hold.1", "eval \"$(dlock hold", By(held_by_eval)),
+    ("dlock-hold.1", "coproc dlock hold", By(held_by_coprocess)),
+    ("dlock-ls.1", "dlock ls\n", Prints(&["NAME"])),
+    ("dlock-ls.1", "dlock ls --json", By(names_only)),
+    ("dlock-release.1", "dlock release", By(released)),
+    (
+        "dlock-run.1",
+        "UPDATE state SET",
+        Picture("a statement in the dialect of the reader's database"),
+    ),
+    (
+        "dlock-run.1",
+        "dlock fence /srv/state.fence",
+        By(fenced_with_a_token),
+    ),
+    ("dlock-run.1", "printf 'create(", By(compared_in_etcd)),
+    (
+        "dlock-run.1",
+        "dlock run deploy -- ./deploy.sh",
+        Prints(&["deploy.sh production"]),
+    ),
+    ("dlock-run.1", "case \" $DLOCK_HELD \" in", By(runs_itself)),
+    (
+        "dlock-run.1",
+        "dlock run -v -w 30m",
+        Prints(&["make deploy"]),
+    ),
+    ("dlock-run.1", "dlock run db-dump", By(piped)),
+    (
+        "dlock-status.1",
+        "dlock status --held deploy",
+        By(asked_whether_held),
+    ),
+    (
+        "dlock-examples.7",
+        "#!/bin/bash\ncase",
+        Prints(&["rotating with token "]),
+    ),
+    (
+        "dlock-examples.7",
+        "#!/bin/bash\nset -eu",
+        Prints(&["publishing news"]),
+    ),
+    (
+        "dlock-examples.7",
+        "#!/bin/bash\neval",
+        Prints(&["step one\nstep two\n"]),
+    ),
+    (
+        "dlock-examples.7",
+        "#!/bin/sh\ndlock run -n import",
+        By(tells_a_busy_lock),
+    ),
+];
+
+/// Says what it is called with.
+const STAND_IN: &str = "#!/bin/sh\necho \"${0##*/} $* under token ${DLOCK_FENCING_TOKEN-none}\"\n";
+/// In the reader's folder.
+const OWN: [&str; 9] = [
+    "migrate",
+    "deploy.sh",
+    "step-one",
+    "step-two",
+    "point-of-no-return",
+    "write-report",
+    "write-state",
+    "report.sh",
+    "import.sh",
+];
+/// In PATH.
+const INSTALLED: [&str; 8] = [
+    "nightly-report",
+    "sync-feeds",
+    "backup",
+    "make",
+    "pg_dump",
+    "mail-importer",
+    "migrate",
+    "report",
+];
+/// On this machine, and for files of it.
+const SSH: &str = "#!/bin/sh\nshift\nexec sh -c \"$*\"\n";
+const SCP: &str = "#!/bin/sh\ncp \"$2\" \"${3#*:}\"\n";
+
+/// Puts the programs that the examples name into a folder.
+pub(super) fn furnish(home: &Path) {
+    let folder = |name: &str| {
+        let folder = home.join(name);
+        std::fs::create_dir_all(&folder).expect("a folder");
+        folder
+    };
+    let write = |path: &Path, text: &str| {
+        std::fs::write(path, text).expect("a program");
+        let mode = std::fs::Permissions::from_mode(0o755);
+        std::fs::set_permissions(path, mode).expect("our own file");
+    };
+    let bin = folder("bin");
+    folder("srv");
+    folder("backup");
+    symlink(env!("CARGO_BIN_EXE_dlock"), bin.join("dlock")).expect("a link");
+    for name in OWN {
+        write(&home.join(name), STAND_IN);
+    }
+    for name in INSTALLED {
+        write(&bin.join(name), STAND_IN);
+    }
+    write(&bin.join("ssh"), SSH);
+    write(&bin.join("scp"), SCP);
+    write(&home.join("report"), "a report\n");
+}
+
+/// The example's text with the paths and endpoints of the test in the place of the reader's.
+pub(super) fn adapted(text: &str, home: &Path, endpoints: &str) -> String {
+    let home = home.to_str().expect("a plain path");
+    let bin = &format!("{home}/bin/");
+    [
+        (
+            "https://etcd1:2379,https://etcd2:2379,https://etcd3:2379",
+            endpoints,
+        ),
+        ("https://etcd.example.com:2379", endpoints),
+        ("https://etcd.example.org:2379", endpoints),
+        ("/usr/local/bin/", bin),
+        ("/usr/bin/dlock", &format!("{bin}dlock")),
+        ("/usr/bin/mail-importer", &format!("{bin}mail-importer")),
+        ("/usr/bin/nightly-report", &format!("{bin}nightly-report")),
+        ("/srv/", &format!("{home}/srv/")),
+        ("/backup/", &format!("{home}/backup/")),
+    ]
+    .iter()
+    .fold(text.to_owned(), |text, (from, to)| text.replace(from, to))
+}
+
+/// The script of an example, in a folder that has all that it names.
+pub(super) fn script(etcd: &Etcd, text: &str) -> Dlock {
+    let dlock = Dlock::program(["bash", "-c", "cd \"$HOME\" && exec ./example"])
+        .env("DLOCK_ENDPOINTS", etcd.endpoint())
+        .env("ETCDCTL_ENDPOINTS", etcd.endpoint())
+        .env("ETCDCTL_API", "3");
+    let home = dlock.home().path().to_owned();
+    furnish(&home);
+    let text = adapted(text, &home, &etcd.endpoint());
+    let shebang = if text.starts_with("#!") {
+        ""
+    } else {
+        "#!/bin/bash\nset -e\n"
+    };
+    let path = dlock.home().write("example", &format!("{shebang}{text}"));
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).expect("our own file");
+    dlock.env("PATH", format!("{}/bin:{}", home.display(), search_path()))
+}
+
+const MAKEFILE: &str = include_str!("../../../Makefile");
+
+/// `make TARGET` of the README: the target is there.
+fn targets(block: &Block) {
+    for line in block.text.lines() {
+        let target = line.trim_start_matches("$ make ").split(' ').next();
+        assert!(
+            MAKEFILE.contains(&format!("\n{}:", target.expect("a target"))),
+            "{line}"
+        );
+    }
+}
+
+/// Each of them is gone by `make deb-test`, which takes too long for here.
+fn ways_to_install(block: &Block) {
+    let test = include_str!("../../install.sh");
+    assert!(MAKEFILE.contains("\ndeb-test: deb") && MAKEFILE.contains("tests/install.sh"));
+    for line in block
+        .text
+        .lines()
+        .map(|line| line.split('#').next().unwrap_or_default())
+    {
+        let mut words = line.split_whitespace();
+        let found = match (words.next(), words.next()) {
+            (Some("make"), Some("deb")) => test.contains("debian --install"),
+            (Some("make"), Some("install")) => test.contains("make --silent install"),
+            (Some("cargo"), Some("install")) => test.contains("install --quiet --locked --path ."),
+            _ => false,
+        };
+        assert!(found, "{line}");
+    }
+}
+
+/// The forms of the lines, not this cluster's numbers.
+fn doctor(block: &Block) {
+    let outcome = script(Etcd::shared(), "dlock doctor || test $? -eq 1")
+        .finish()
+        .expect_code(0);
+    for line in block.text.lines().skip(1) {
+        let mut words = line.split_whitespace();
+        match (words.next(), words.next()) {
+            (Some("ok" | "warning"), Some(check)) => {
+                assert!(
+                    outcome.stdout.contains(&format!(" {check} ")),
+                    "{line}: {outcome:?}"
+                );
+            }
+            (Some("hint:" | "..."), _) => {}
+            _ => panic!("{line} is nothing that dlock doctor says"),
+        }
+    }
+}
+
+fn fenced_from_afar(block: &Block) {
+    let mut running = script(Etcd::shared(), &block.text).start();
+    running.wait().expect_code(0);
+    assert_eq!(running.written("report"), "a report\n");
+    assert!(running.written("report.fence").contains("report "));
+}
+
+fn role(block: &Block) {
+    let etcd = Etcd::start();
+    etcd.ctl(&["user", "add", "ci:secret"]);
+    script(&etcd, &block.text).finish().expect_code(0);
+    etcd.enable_auth();
+    let as_ci = || Dlock::on(&etcd).env("ETCDCTL_USER", "ci:secret");
+    as_ci()
+        .run(["job", "true"])
+        .finish()
+        .expect_code(0)
+        .expect_silent();
+    as_ci()
+        .args(["--prefix=other/"])
+        .run(["job", "true"])
+        .finish()
+        .expect_code(125);
+}
+
+fn sent_away(block: &Block) {
+    let etcd = Etcd::start();
+    let mut holder = hold(Dlock::on(&etcd), &[], "deploy");
+    let token = etcd.queue("deploy")[0].create_revision.to_string();
+    assert!(block.text.contains("--token 4711"));
+    // A person at a terminal is asked; here nobody is.
+    let text = block
+        .text
+        .replace("4711", &token)
+        .replace("break deploy", "break --yes deploy");
+    let outcome = script(&etcd, &text).finish().expect_code(0);
+    assert!(outcome.stdout.contains(&token), "{outcome:?}");
+    holder
+        .wait()
+        .expect_code(121)
+        .expect_stderr(&["release freeze"]);
+}
+
+fn checked(block: &Block) {
+    let text = format!("dlock run {} -c '{}'", unique("checked"), block.text.trim());
+    let outcome = script(Etcd::shared(), &text).finish().expect_code(0);
+    assert!(outcome.stdout.contains("point-of-no-return"), "{outcome:?}");
+    let text = format!(
+        "DLOCK_NAME=nobodys DLOCK_FENCING_TOKEN=1\nexport DLOCK_NAME DLOCK_FENCING_TOKEN\n{}",
+        block.text
+    );
+    script(Etcd::shared(), &text)
+        .finish()
+        .expect_code(121)
+        .expect_stdout("");
+}
+
+fn completions(block: &Block) {
+    let text = format!(
+        "mkdir -p ~/.local/share/bash-completion/completions ~/.zfunc ~/.config/fish/completions\n{}test -s {}",
+        block.text,
+        block.text.split('>').nth(1).expect("a file")
+    );
+    script(Etcd::shared(), &text)
+        .finish()
+        .expect_code(0)
+        .expect_silent();
+}
+
+/// The version of etcd here may be one to warn about: 1, and then it does not say fine.
+fn examined(block: &Block) {
+    let outcome = script(Etcd::shared(), &block.text).finish();
+    assert!(matches!(outcome.code(), Some(0 | 1)), "{outcome:?}");
+    assert_eq!(outcome.stderr, "");
+    assert!(!outcome.stdout.contains("null"), "{outcome:?}");
+}
+
+fn held_by_eval(block: &Block) {
+    let text = format!(
+        "{}echo \"has $DLOCK_NAME\"\ndlock status --held database\n",
+        block.text
+    );
+    script(&Etcd::start(), &text)
+        .finish()
+        .expect_code(0)
+        .expect_stdout("has database\n");
+}
+
+fn held_by_coprocess(block: &Block) {
+    let text = format!(
+        "{}read -r line <&\"${{COPROC[0]}}\"\necho \"$line\"\ndlock status --held database\n\
+         pid=$COPROC_PID\neval \"exec ${{COPROC[1]}}>&-\"\nwait \"$pid\"\n",
+        block.text
+    );
+    let outcome = script(&Etcd::start(), &text).finish().expect_code(0);
+    let said: serde_json::Value = serde_json::from_str(&outcome.stdout).expect("JSON");
+    assert_eq!(said["name"], "database");
+}
+
+fn names_only(block: &Block) {
+    let etcd = Etcd::start();
+    let _holder = hold(Dlock::on(&etcd), &[], "one of them");
+    script(&etcd, &block.text)
+        .finish()
+        .expect_code(0)
+        .expect_stdout("one of them\n");
+}
+
+fn released(block: &Block) {
+    let etcd = Etcd::start();
+    let text = format!(
+        "eval \"$(dlock hold --background --pid $$ job)\"\n{}",
+        block.text
+    );
+    script(&etcd, &text).finish().expect_code(0).expect_silent();
+    assert!(etcd.queue("job").is_empty());
+}
+
+fn fenced_with_a_token(block: &Block) {
+    let text = format!("dlock run {} -c '{}'", unique("fenced"), block.text.trim());
+    let outcome = script(Etcd::shared(), &text).finish().expect_code(0);
+    assert!(outcome.stdout.contains("write-state"), "{outcome:?}");
+}
+
+/// It writes for the holder, and nothing for anybody else.
+fn compared_in_etcd(block: &Block) {
+    let etcd = Etcd::start();
+    let name = unique("compared");
+    let script = |line: &str| {
+        let dlock = script(&etcd, &format!("export value=written\n{line}"));
+        dlock.home().write("inner", &block.text);
+        dlock
+    };
+    script(&format!("dlock run {name} -- sh ./inner"))
+        .finish()
+        .expect_code(0);
+    assert_eq!(etcd.entries("state")[0].value, "written");
+    etcd.ctl(&["del", "state"]);
+    script(&format!(
+        "dlock run {name} -c 'export DLOCK_FENCING_TOKEN=1; sh ./inner'"
+    ))
+    .finish();
+    assert!(etcd.entries("state").is_empty());
+}
+
+fn runs_itself(block: &Block) {
+    let text = format!("{}echo \"under $DLOCK_NAME\"\n", block.text);
+    let outcome = script(&Etcd::start(), &text).finish().expect_code(0);
+    assert_eq!(outcome.stdout, "under backup\n");
+}
+
+fn piped(block: &Block) {
+    let text = format!("{}zcat /backup/shop.gz", block.text);
+    let outcome = script(Etcd::shared(), &text).finish().expect_code(0);
+    assert!(outcome.stdout.contains("pg_dump shop"), "{outcome:?}");
+}
+
+fn asked_whether_held(block: &Block) {
+    let etcd = Etcd::start();
+    let free = script(&etcd, &block.text).finish();
+    assert_eq!((free.code(), &*free.stdout), (Some(1), ""));
+    let _holder = hold(Dlock::on(&etcd), &[], "deploy");
+    script(&etcd, &block.text)
+        .finish()
+        .expect_code(0)
+        .expect_stdout("yes\n");
+}
+
+fn tells_a_busy_lock(block: &Block) {
+    let etcd = Etcd::start();
+    let outcome = script(&etcd, &block.text).finish().expect_code(0);
+    assert!(outcome.stdout.ends_with("imported\n"), "{outcome:?}");
+    let mut holder = hold_open(Dlock::on(&etcd), &[], "import");
+    script(&etcd, &block.text)
+        .finish()
+        .expect_code(0)
+        .expect_stdout("somebody else imports\n");
+    holder.let_go();
+}

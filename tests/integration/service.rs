@@ -1,0 +1,130 @@
+//! dlock as a service of systemd(1), whose socket a test listens to in its place.
+//! It must not know systemd's units; `examples/formats.rs` has them checked.
+
+use std::os::unix::net::UnixDatagram;
+
+use crate::support::{Dlock, Etcd, LIMIT, Scratch, eventually, hold_open, unique};
+
+/// Where a service manager would listen.
+struct Manager {
+    scratch: Scratch,
+    socket: UnixDatagram,
+}
+
+impl Manager {
+    fn new() -> Self {
+        let scratch = Scratch::new();
+        let socket = UnixDatagram::bind(scratch.file("notify")).expect("a socket");
+        socket.set_nonblocking(true).expect("our own socket");
+        Self { scratch, socket }
+    }
+
+    /// dlock as the process that the manager has started: an exec does not change the process.
+    fn starts(&self, dlock: Dlock) -> Dlock {
+        let dlock = dlock.env("NOTIFY_SOCKET", self.scratch.file("notify"));
+        dlock.after("export SYSTEMD_EXEC_PID=$$")
+    }
+
+    /// What was said since the last time.
+    fn heard(&self) -> String {
+        let mut said = String::new();
+        let mut message = [0; 4096];
+        while let Ok(length) = self.socket.recv(&mut message) {
+            said += &String::from_utf8_lossy(&message[..length]);
+            said.push('\n');
+        }
+        said
+    }
+
+    #[track_caller]
+    fn hears(&self, words: &str) -> String {
+        let mut said = String::new();
+        eventually(LIMIT, words, || {
+            said += &self.heard();
+            said.contains(words)
+        });
+        said
+    }
+}
+
+/// "the service is starting while it waits, and active once the lock is held and the command runs"
+#[test]
+fn a_service_is_ready_when_the_lock_is_held() {
+    let etcd = Etcd::shared();
+    let name = unique("service");
+    let mut holder = hold_open(Dlock::on(etcd), &["--note=in the way"], &name);
+    let manager = Manager::new();
+    let service = Dlock::on(etcd).run([&*name, "sh", "-c", "echo on; exec sleep 600"]);
+    let mut service = manager.starts(service).start();
+    let said = manager.hears("STATUS=waiting for");
+    assert!(
+        said.contains("in the way") && !said.contains("READY"),
+        "{said}"
+    );
+    holder.let_go();
+    service.says("on\n");
+    manager.hears(&format!("READY=1\nSTATUS=holding the lock '{name}'"));
+}
+
+/// "A lock as a unit of its own"
+#[test]
+fn a_lock_is_a_service() {
+    let etcd = Etcd::shared();
+    let name = unique("service");
+    let manager = Manager::new();
+    let mut service = manager
+        .starts(Dlock::on(etcd).args(["hold", &*name]))
+        .start();
+    manager.hears("READY=1\n");
+    assert_eq!(etcd.queue(&name).len(), 1);
+    service.signal(crate::support::Signal::TERM);
+    service.wait().expect_code(0);
+    assert!(etcd.queue(&name).is_empty());
+}
+
+/// "The command finds `NOTIFY_SOCKET` as it would without dlock", and a dlock below the service does not speak for it.
+#[test]
+fn only_the_process_that_the_manager_started_speaks() {
+    let etcd = Etcd::shared();
+    let (outer, inner) = (unique("outer"), unique("inner"));
+    let manager = Manager::new();
+    let dlock = env!("CARGO_BIN_EXE_dlock");
+    let script = format!(
+        "echo \"$NOTIFY_SOCKET\"; {dlock} run {inner} true; eval \"$({dlock} hold --background --pid $$ {inner}2)\"; {dlock} release"
+    );
+    let service = Dlock::on(etcd).run([&*outer, "sh", "-c", &script]);
+    let outcome = manager
+        .starts(service)
+        .finish()
+        .expect_code(0)
+        .expect_silent();
+    assert_eq!(outcome.stdout.trim(), manager.scratch.file("notify"));
+    let said = manager.heard();
+    assert_eq!(said.matches("READY=1").count(), 1, "{said}");
+    assert!(said.contains(&outer), "{said}");
+
+    // "To have the command alone say when it is ready, tell dlock that it is not the main process"
+    let service = Dlock::on(etcd).env("NOTIFY_SOCKET", manager.scratch.file("notify"));
+    let service = service.env("SYSTEMD_EXEC_PID", "0").run([&*outer, "true"]);
+    service.finish().expect_code(0).expect_silent();
+    assert_eq!(manager.heard(), "");
+}
+
+/// A manager that does not read delays nothing: neither the command nor a renewal.
+#[test]
+fn a_manager_that_does_not_read_is_not_waited_for() {
+    let etcd = Etcd::shared();
+    let manager = Manager::new();
+    let own = UnixDatagram::unbound().expect("a socket");
+    own.set_nonblocking(true).expect("our own socket");
+    while own
+        .send_to(b"STATUS=full", manager.scratch.file("notify"))
+        .is_ok()
+    {}
+    let service = Dlock::on(etcd).run(["--ttl=5", &*unique("service"), "sleep", "7"]);
+    let mut service = manager.starts(service).start();
+    service
+        .wait_within(LIMIT * 2)
+        .expect_code(0)
+        .expect_silent();
+}

@@ -1,0 +1,214 @@
+//! The manual pages are sound: in their form, and in what they say there is.
+//! It reads them as text, asks mandoc(1), and knows the command line's definitions only.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use dlock::cli;
+
+fn pages() -> Vec<PathBuf> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("man");
+    let entries = fs::read_dir(folder).unwrap();
+    let paths = entries.map(|entry| entry.unwrap().path());
+    let pages: Vec<_> = paths.filter(|path| path.is_file()).collect();
+    assert!(pages.len() > 10);
+    pages
+}
+
+fn name(page: &Path) -> &str {
+    page.file_name().unwrap().to_str().unwrap()
+}
+
+#[test]
+fn mandoc_has_nothing_to_complain_about() {
+    for page in pages() {
+        let linted = Command::new("mandoc")
+            .args(["-T", "lint", "-W", "style"])
+            .arg(&page)
+            .output();
+        let linted = linted.expect("mandoc is installed: apt-get install mandoc");
+        let said = String::from_utf8(linted.stdout).unwrap();
+        // Nobody reads the sources by the width of a punched card.
+        let bad = said
+            .lines()
+            .filter(|line| !line.contains("longer than 80 bytes"));
+        let bad: Vec<&str> = bad.collect();
+        assert!(bad.is_empty(), "{}", bad.join("\n"));
+    }
+}
+
+/// Text without roff's own.
+fn plain(page: &Path) -> String {
+    let text = fs::read_to_string(page).unwrap();
+    let marks = ["\\fB", "\\fI", "\\fR", "\\fP"];
+    let text = marks.iter().fold(text, |text, mark| text.replace(mark, ""));
+    text.replace("\\-", "-")
+        .replace("\\(dq", "\"")
+        .replace("\\(aq", "'")
+}
+
+#[test]
+fn every_page_that_is_referred_to_is_there() {
+    let all = pages();
+    let names: BTreeSet<&str> = all.iter().map(|page| name(page)).collect();
+    for page in &all {
+        let text = plain(page);
+        for (start, _) in text.match_indices("dlock") {
+            let rest = &text[start..];
+            let word = |c: char| !(c.is_ascii_alphanumeric() || c == '-' || c == '.');
+            let end = rest.find(word).unwrap_or(rest.len());
+            // `.BR dlock-run (1)` and `dlock-run (1)`
+            let section = rest[end..].trim_start_matches([' ', '"']).strip_prefix('(');
+            let Some(section) = section
+                .and_then(|rest| rest.split_once(')'))
+                .map(|(it, _)| it)
+            else {
+                continue;
+            };
+            if section.len() == 1 && section.bytes().all(|byte| byte.is_ascii_digit()) {
+                let target = format!("{}.{section}", &rest[..end]);
+                assert!(
+                    names.contains(&*target),
+                    "{} refers to {target}",
+                    name(page)
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn every_page_can_be_reached_from_the_first() {
+    let all = pages();
+    let first = all.iter().find(|page| name(page) == "dlock.1").unwrap();
+    let text = plain(first);
+    for page in &all {
+        let (title, section) = name(page).rsplit_once('.').unwrap();
+        let reference = text.contains(&format!("{title} ({section})"))
+            || text.contains(&format!("{title}({section})"))
+            || text.contains(&format!("{title} \"({section})"))
+            || text.contains(&format!("{title} \" ({section})"));
+        assert!(
+            name(page) == "dlock.1" || reference,
+            "dlock.1 does not know {}",
+            name(page)
+        );
+    }
+}
+
+/// All options of dlock, with their dashes.
+fn options() -> BTreeSet<String> {
+    fn collect(command: &clap::Command, found: &mut BTreeSet<String>) {
+        for argument in command.get_arguments() {
+            found.extend(argument.get_long().map(|long| format!("--{long}")));
+            found.extend(argument.get_short().map(|short| format!("-{short}")));
+        }
+        command
+            .get_subcommands()
+            .for_each(|sub| collect(sub, found));
+    }
+    // These two clap adds by itself.
+    let mut found = BTreeSet::from(["--help", "-h", "--version", "-V"].map(str::to_owned));
+    collect(&cli::command(), &mut found);
+    found
+}
+
+/// The words of a text that are options.
+fn named(text: &str) -> impl Iterator<Item = &str> {
+    let word = |c: char| !(c.is_ascii_alphanumeric() || c == '-');
+    text.split(word).filter(|word| {
+        let name = word.trim_start_matches('-');
+        let dashes = word.len() - name.len();
+        (dashes == 1 && name.len() == 1) || (dashes == 2 && !name.is_empty())
+    })
+}
+
+/// "option by option": the second column of every table has what dlock has.
+#[test]
+fn the_migration_names_options_that_there_are() {
+    let page = pages()
+        .into_iter()
+        .find(|page| name(page) == "dlock-migration.7")
+        .unwrap();
+    let text = plain(&page);
+    let options = options();
+    let mut rows = 0;
+    for table in text.split(".TS\n").skip(1) {
+        let table = table.split(".TE").next().unwrap();
+        for row in table.split("\nT{\n").skip(1) {
+            // What is ours stands between the first bar and the second.
+            let Some(ours) = row.split("T}|T{\n").nth(1) else {
+                continue;
+            };
+            let ours = ours.split("\nT}").next().unwrap();
+            for option in named(ours) {
+                assert!(options.contains(option), "no {option} in dlock: {ours}");
+            }
+            for words in ours.split("dlock ").skip(1) {
+                let sub = words.split([' ', ',', '\n']).next().unwrap();
+                let known = cli::command().find_subcommand(sub).is_some();
+                assert!(known, "no dlock {sub}: {ours}");
+            }
+            rows += 1;
+        }
+    }
+    assert!(rows > 40, "only {rows} rows are read");
+}
+
+/// Other programs' options that the pages speak of.
+const FOREIGN: &[&str] = &[
+    "--interactive",
+    "--initial-cluster",
+    "--initial-advertise-peer-urls",
+    "--data-dir",
+    "--bump-revision",
+    "--mark-compacted",
+    "--nonblock",
+    "--exclusive",
+    "--close",
+    "--no-fork",
+    "--password",
+    "--dial-timeout",
+    "--command-timeout",
+    "--locked",
+    "--path",
+    "--fence",
+    "--test",
+    "--package",
+    "--offline",
+];
+
+/// A slip of the pen in the middle of a sentence, where no example is run.
+#[test]
+fn every_option_that_is_named_is_there() {
+    let known = options();
+    let readme = Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md");
+    for page in pages().into_iter().chain([readme]) {
+        let text = plain(&page);
+        for option in named(&text).filter(|option| option.starts_with("--")) {
+            assert!(
+                known.contains(option) || FOREIGN.contains(&option),
+                "{} names {option}, which is no option of dlock, nor one of others in FOREIGN",
+                name(&page)
+            );
+        }
+    }
+}
+
+/// "Its keys are the long options": all of them have their line.
+#[test]
+fn the_page_of_the_file_has_every_key() {
+    let page = pages()
+        .into_iter()
+        .find(|page| name(page) == "dlock.toml.5")
+        .unwrap();
+    let text = plain(&page);
+    for (long, ..) in cli::settings() {
+        assert!(
+            long == "config" || text.contains(&format!(".BR {long} ")),
+            "no {long}"
+        );
+    }
+}
