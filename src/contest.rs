@@ -96,17 +96,17 @@ pub(crate) enum Waiting {
     HandOver(Duration),
     /// Our own lease ended while waiting: the place is lost, and taken anew at the end.
     PlaceLost,
-    /// etcd does not answer; waiting goes on.
+    /// There is no answer for now; waiting goes on.
     Trouble(Trouble),
 }
 
 /// What became of a release.
 pub(crate) enum Release {
-    /// Our key was there to the end, so nobody else held the lock in between.
+    /// Our place was there to the end, so nobody else held the lock in between.
     Confirmed,
     /// It was not our lock any more.
     NotOurs,
-    /// etcd did not answer.
+    /// There was no answer.
     Unconfirmed(Trouble),
 }
 
@@ -130,9 +130,9 @@ pub(crate) enum News {
     Failed { endpoint: String, cause: String },
     /// A look has found the lock, which no time ends, to be ours.
     Kept,
-    /// Our key or file is gone, or no longer ours.
+    /// Our place is gone, or no longer ours.
     Lost(Loss),
-    /// Somebody asks something of us, by our key. Told again for as long as it stands there.
+    /// Somebody asks something of us. Told again for as long as that stands there.
     Asked(Ask),
     /// Something has happened to those for whom we wait.
     Moved,
