@@ -178,6 +178,7 @@ const FOREIGN: &[&str] = &[
     "--test",
     "--package",
     "--offline",
+    "--eval",
 ];
 
 /// A slip of the pen in the middle of a sentence, where no example is run.

@@ -23,9 +23,16 @@ pub(super) const RUNNERS: &[Runner] = &[
         Prints(&["step-one", "step-two"]),
     ),
     ("README.md", "$ dlock doctor", By(doctor)),
+    ("README.md", "$ dlock run --local backup", By(begun)),
     (
         "README.md",
-        "dlock run report -- sh -ec",
+        "$ dlock run --wait 10m deploy-production",
+        Picture("what a terminal shows, for which told.rs has one"),
+    ),
+    ("README.md", "$ dlock run --report run.json", By(reported)),
+    (
+        "README.md",
+        "#!/bin/sh\nset -e\nssh storage",
         By(fenced_from_afar),
     ),
     ("README.md", "etcdctl role add dlock", By(role)),
@@ -87,13 +94,15 @@ pub(super) const RUNNERS: &[Runner] = &[
         "dlock fence /srv/state.fence",
         By(fenced_with_a_token),
     ),
-    ("dlock-run.1", "printf 'create(", By(compared_in_etcd)),
     (
         "dlock-run.1",
         "dlock run deploy -- ./deploy.sh",
         Prints(&["deploy.sh production"]),
     ),
     ("dlock-run.1", "case \" $DLOCK_HELD \" in", By(runs_itself)),
+    ("dlock-run.1", "dlock run --local backup", By(begun)),
+    ("dlock-run.1", "dlock run --metrics", Prints(&["backup"])),
+    ("dlock-fencing.7", "", By(recipe)),
     (
         "dlock-run.1",
         "dlock run -v -w 30m",
@@ -130,7 +139,9 @@ pub(super) const RUNNERS: &[Runner] = &[
 /// Says what it is called with.
 const STAND_IN: &str = "#!/bin/sh\necho \"${0##*/} $* under token ${DLOCK_FENCING_TOKEN-none}\"\n";
 /// In the reader's folder.
-const OWN: [&str; 9] = [
+const OWN: [&str; 11] = [
+    "backup.sh",
+    "nightly",
     "migrate",
     "deploy.sh",
     "step-one",
@@ -199,6 +210,10 @@ pub(super) fn adapted(text: &str, home: &Path, endpoints: &str) -> String {
         ("/usr/bin/mail-importer", &format!("{bin}mail-importer")),
         ("/usr/bin/nightly-report", &format!("{bin}nightly-report")),
         ("/srv/", &format!("{home}/srv/")),
+        (
+            "/var/lib/prometheus/node-exporter/",
+            &format!("{home}/srv/"),
+        ),
         ("/backup/", &format!("{home}/backup/")),
     ]
     .iter()
@@ -277,11 +292,60 @@ fn doctor(block: &Block) {
     }
 }
 
+/// In a folder of the test's, not the machine's.
+fn begun(block: &Block) {
+    let folder = "--local=\"$HOME/locks\" ";
+    let text = block.text.replace("$ ", "").replace("--local ", folder);
+    let outcome = script(Etcd::shared(), &text).finish().expect_code(0);
+    let count = block.text.matches("./backup.sh").count();
+    assert_eq!(outcome.stdout.matches("backup.sh").count(), count);
+}
+
+/// The report has just the keys that the example shows.
+fn reported(block: &Block) {
+    let (line, shown) = block.text.split_once('\n').expect("two lines");
+    let text = line.trim_start_matches("$ ");
+    let outcome = script(Etcd::shared(), text).finish().expect_code(0);
+    let written = outcome.stdout.lines().last().expect("the report");
+    let keys = |text: &str| -> Vec<String> {
+        let object: serde_json::Value = serde_json::from_str(text).expect("one object");
+        object.as_object().expect("one").keys().cloned().collect()
+    };
+    assert_eq!(keys(written), keys(shown));
+}
+
+/// The one of `man/recipes`, which fencing.rs runs with a holder that comes back too late.
 fn fenced_from_afar(block: &Block) {
-    let mut running = script(Etcd::shared(), &block.text).start();
+    assert_eq!(block.text, include_str!("../../../man/recipes/ssh/publish"));
+    let text = format!(
+        "cat >publish <<'END'\n{}END\nchmod +x publish\ndlock run report -- ./publish\n",
+        block.text
+    );
+    let mut running = script(Etcd::shared(), &text).start();
     running.wait().expect_code(0);
     assert_eq!(running.written("report"), "a report\n");
     assert!(running.written("report.fence").contains("report "));
+}
+
+/// What the recipes of `man/recipes` do, fencing.rs shows; the page has nothing beside them but how they are run, and the
+/// restore that dlock-etcd(7) goes through.
+fn recipe(block: &Block) {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("man/recipes");
+    let files = |folder: &Path| -> Vec<std::path::PathBuf> {
+        let entries = std::fs::read_dir(folder).expect("a folder");
+        entries
+            .map(|entry| entry.expect("an entry").path())
+            .collect()
+    };
+    let is_recipe = files(&folder)
+        .iter()
+        .flat_map(|recipe| files(recipe))
+        .any(|file| std::fs::read_to_string(file).expect("a text") == block.text);
+    let around = ["dlock run report -- ./publish", "etcdutl snapshot restore"];
+    assert!(
+        is_recipe || around.iter().any(|begins| block.text.starts_with(begins)),
+        "{block:?}"
+    );
 }
 
 fn role(block: &Block) {
@@ -399,27 +463,6 @@ fn fenced_with_a_token(block: &Block) {
     let text = format!("dlock run {} -c '{}'", unique("fenced"), block.text.trim());
     let outcome = script(Etcd::shared(), &text).finish().expect_code(0);
     assert!(outcome.stdout.contains("write-state"), "{outcome:?}");
-}
-
-/// It writes for the holder, and nothing for anybody else.
-fn compared_in_etcd(block: &Block) {
-    let etcd = Etcd::start();
-    let name = unique("compared");
-    let script = |line: &str| {
-        let dlock = script(&etcd, &format!("export value=written\n{line}"));
-        dlock.home().write("inner", &block.text);
-        dlock
-    };
-    script(&format!("dlock run {name} -- sh ./inner"))
-        .finish()
-        .expect_code(0);
-    assert_eq!(etcd.entries("state")[0].value, "written");
-    etcd.ctl(&["del", "state"]);
-    script(&format!(
-        "dlock run {name} -c 'export DLOCK_FENCING_TOKEN=1; sh ./inner'"
-    ))
-    .finish();
-    assert!(etcd.entries("state").is_empty());
 }
 
 fn runs_itself(block: &Block) {
