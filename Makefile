@@ -1,7 +1,7 @@
 # make demo          see it work, in half a minute
 # make test          everything that has to pass
 # make test-matrix   the end-to-end tests on etcd 3.5 as well
-# make faults        the same faults on dlock and its peers, as one table (seven minutes)
+# make faults        the same faults on dlock and its peers, as one table (seven minutes; ten with consul)
 # make soak SECONDS= random faults for that long, with a seed that is printed and replays by SEED=
 # make mutants       the tests themselves: each promise is broken once, and a test must notice
 # make install [PREFIX=/usr/local] [DESTDIR=]     program, manual pages, completions; make uninstall takes them away

@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use crate::command::{Shape, as_job, in_session, line};
 use crate::fault::{Demand, Fault, Strike};
+use crate::server::Server;
 use crate::support::{
-    Dlock, Etcd, LIMIT, Running, Scratch, Signal, boot_clock, eventually, since, unique,
+    Dlock, LIMIT, Running, Scratch, Signal, boot_clock, eventually, since, unique,
 };
 use crate::tool::Tool;
 
@@ -16,14 +17,20 @@ const COUNTING: Duration = Duration::from_millis(200);
 pub(crate) struct Contest {
     pub(crate) holder: Running,
     waiter: Running,
-    /// The holder's key in etcd, empty with a tool that has none.
-    pub(crate) key: String,
-    /// The key's lease, as etcdctl writes it.
-    pub(crate) lease: String,
+    pub(crate) stake: Stake,
     pub(crate) struck_at: Duration,
     dir: Scratch,
     taken_over_at: Option<Duration>,
     left: usize,
+}
+
+/// What stands for the lock at a server; empty with a tool that has none.
+#[derive(Default)]
+pub(crate) struct Stake {
+    /// The holder's key.
+    pub(crate) key: String,
+    /// The key's lease or session.
+    pub(crate) lease: String,
 }
 
 /// How the tool that held the lock ended.
@@ -56,14 +63,14 @@ impl Contest {
         fault: &Fault,
         holder_at: &str,
         waiter_at: &str,
-        witness: &Etcd,
+        witness: Server<'_>,
         wind: impl Fn(Dlock) -> Dlock,
     ) -> Self {
         let (dir, name) = (Scratch::new(), unique("fault"));
         let file = dir.file("flock");
         let enter = |shape, who, span, code| line(shape, dir.path(), who, span, code);
         let mut command = ["env", "-u", "LD_PRELOAD"].map(str::to_owned).to_vec();
-        command.extend(enter(fault.shape, "holder", fault.span(), fault.code()));
+        command.extend(enter(fault.shape, "holder", fault.span(tool), fault.code()));
         let run = |at, command| {
             let launcher = if fault.strike == Strike::StopHolder {
                 as_job()
@@ -79,18 +86,14 @@ impl Contest {
         });
         let command = enter(Shape::Plain, "waiter", Duration::from_secs(1), 0);
         let waiter = run(waiter_at, command).start();
-        let (key, lease) = eventually(LIMIT, "the waiter waits", || match tool.keys(&name) {
-            Some(keys) => match &witness.entries(&keys)[..] {
-                [holder, _] => Some((holder.key.clone(), holder.lease_hex())),
-                _ => None,
-            },
-            None => waits_for_flock(waiter.process().0).then(Default::default),
+        let stake = eventually(LIMIT, "the waiter waits", || match tool {
+            Tool::Flock => waits_for_flock(waiter.process().0).then(Stake::default),
+            _ => witness.contended(tool, &name),
         });
         Self {
             holder,
             waiter,
-            key,
-            lease,
+            stake,
             struck_at: boot_clock(),
             dir,
             taken_over_at: None,

@@ -50,15 +50,15 @@ pub(crate) struct Fault {
     pub(crate) demand: Demand,
     pub(crate) shape: Shape,
     pub(crate) strike: Strike,
-    /// After that it is put right.
-    pub(crate) lasts: Duration,
+    lasts: Duration,
 }
 
 /// Longer than the term in which the lock is to be handed over.
 const LONG: Duration = Duration::from_secs(8);
 
 impl Fault {
-    /// `--ttl` of both tools, in seconds.
+    /// `--ttl` of the two tools that have it, in seconds; consul's term is fixed: 15 s that it counts twice, and 15 s more
+    /// before the lock goes to somebody else.
     pub(crate) const fn ttl(&self) -> &'static str {
         match self.demand {
             // The shortest that dlock allows: the tightest case.
@@ -69,10 +69,19 @@ impl Fault {
     }
 
     /// How long the command works. To survive is to work for longer than the term after the fault.
-    pub(crate) const fn span(&self) -> Duration {
-        match self.demand {
-            Demand::HandOver => Duration::from_secs(12),
-            Demand::Survive => Duration::from_secs(15),
+    pub(crate) const fn span(&self, tool: Tool) -> Duration {
+        match (tool, self.demand) {
+            (Tool::Consul, _) => Duration::from_secs(75),
+            (_, Demand::HandOver) => Duration::from_secs(12),
+            (_, Demand::Survive) => Duration::from_secs(15),
+        }
+    }
+
+    /// After that the fault is put right: when the term has passed, where the lock is to be handed over.
+    pub(crate) const fn lasts(&self, tool: Tool) -> Duration {
+        match (tool, self.demand) {
+            (Tool::Consul, Demand::HandOver) if !self.lasts.is_zero() => Duration::from_secs(50),
+            _ => self.lasts,
         }
     }
 
@@ -100,18 +109,15 @@ impl Fault {
         );
         match tool {
             Tool::Dlock => None,
-            // Its term and its delay are fixed at 15 s each: it needs spans, and a server, of its own.
-            Tool::Consul => Some(if installed("consul") {
-                "not run"
-            } else {
-                "not here"
-            }),
+            Tool::Consul if !installed("consul") => Some("not here"),
             _ if matches!(self.strike, Strike::KillGuard | Strike::StopGuard) => Some("no guard"),
             // Go asks the kernel without the C library, so nothing can be put in between.
-            Tool::Etcdctl if self.strike == Strike::JumpClock => Some("not possible here"),
+            Tool::Etcdctl | Tool::Consul if self.strike == Strike::JumpClock => {
+                Some("not possible here")
+            }
             Tool::Flock if self.strike == Strike::JumpClock => Some("no clock"),
             Tool::Flock if !on_processes => Some("no server"),
-            Tool::Etcdctl | Tool::Flock => None,
+            Tool::Etcdctl | Tool::Flock | Tool::Consul => None,
         }
     }
 }

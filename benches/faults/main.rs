@@ -4,9 +4,11 @@
 //! `make faults`, or `cargo bench --bench faults -- --only revoked --json table.json`.
 
 mod command;
+mod consul;
 mod contest;
 mod fault;
 mod report;
+mod server;
 mod stage;
 mod tool;
 
@@ -21,6 +23,8 @@ use std::io::Write;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Mutex;
+use std::thread;
 
 use clap::Parser;
 
@@ -30,7 +34,7 @@ use integration::support;
 use stage::Stage;
 use tool::Tool;
 
-/// Runs the faults on dlock, `etcdctl lock` and flock; has a column for `consul lock`.
+/// Runs the faults on dlock, `etcdctl lock`, flock and, where it is installed, `consul lock`.
 #[derive(Parser)]
 struct Arguments {
     /// Also write the table as JSON
@@ -46,6 +50,9 @@ struct Arguments {
     #[arg(long, hide = true)]
     bench: bool,
 }
+
+/// How many faults consul suffers at a time.
+const SEVERAL: usize = 8;
 
 /// What one tool did under one fault.
 enum Cell {
@@ -86,6 +93,7 @@ fn main() -> ExitCode {
             rows.push(row);
         }
     }
+    suffer_slowly(&mut rows);
     say(&format!("\n{}", report::markdown(&rows)));
     if let Some(path) = &arguments.json {
         std::fs::write(path, report::json(&rows)).expect("the file for the JSON can be written");
@@ -106,14 +114,16 @@ fn main() -> ExitCode {
 /// Sets the stage for one fault and lets all tools that it can befall suffer it at the same time, each on a lock of its
 /// own: they share the fault to the millisecond, and the matrix is done in a third of the time.
 fn suffer(fault: &'static Fault) -> Row {
-    let able = Tool::ALL.map(|tool| fault.spares(tool));
-    let tools: Vec<Tool> = Tool::ALL
-        .into_iter()
-        .filter(|tool| fault.spares(*tool).is_none())
+    let at_once = Tool::ALL.map(|tool| match tool {
+        Tool::Consul => Some(fault.spares(tool).unwrap_or("comes later")),
+        Tool::Dlock | Tool::Etcdctl | Tool::Flock => fault.spares(tool),
+    });
+    let able = Tool::ALL.into_iter().zip(at_once);
+    let tools: Vec<Tool> = able
+        .filter_map(|(tool, spared)| spared.is_none().then_some(tool))
         .collect();
-    let measured = catch_unwind(AssertUnwindSafe(|| Stage::set(fault, &tools).measure()));
-    let mut measured = measured.ok().map(Vec::into_iter);
-    let cells = able
+    let mut measured = measure(fault, &tools).map(Vec::into_iter);
+    let cells = at_once
         .into_iter()
         .map(|spared| match (spared, &mut measured) {
             (Some(why), _) => Cell::Not(why),
@@ -122,6 +132,35 @@ fn suffer(fault: &'static Fault) -> Row {
         })
         .collect();
     Row { fault, cells }
+}
+
+/// Fills in the column of consul, whose servers are others and whose terms are four times as long: several faults at a
+/// time, each with servers of its own, and after all that others are measured by.
+fn suffer_slowly(rows: &mut [Row]) {
+    let column = Tool::ALL.iter().position(|tool| *tool == Tool::Consul);
+    let column = column.expect("one of all");
+    let able = rows
+        .iter_mut()
+        .filter(|row| row.fault.spares(Tool::Consul).is_none());
+    let left = Mutex::new(able.collect::<Vec<_>>());
+    thread::scope(|scope| {
+        for _ in 0..SEVERAL {
+            scope.spawn(|| {
+                loop {
+                    let next = left.lock().expect("no panic while locked").pop();
+                    let Some(row) = next else { return };
+                    let measured =
+                        measure(row.fault, &[Tool::Consul]).and_then(|mut one| one.pop());
+                    row.cells[column] = measured.map_or(Cell::Failed, Cell::Measured);
+                    say(&format!("{}\n", report::row(row)));
+                }
+            });
+        }
+    });
+}
+
+fn measure(fault: &'static Fault, tools: &[Tool]) -> Option<Vec<Measured>> {
+    catch_unwind(AssertUnwindSafe(|| Stage::set(fault, tools).measure())).ok()
 }
 
 /// Writes to standard output; nobody there is no failure.

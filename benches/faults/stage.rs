@@ -1,84 +1,52 @@
 //! Servers, network and clock for one fault; the fault itself, and its end.
 //! It must not know how the outcome is judged.
 
-use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::consul::Agents;
 use crate::contest::{Contest, Measured};
 use crate::fault::{Fault, Strike};
+use crate::server::Server;
 use crate::support::{
-    Cluster, Direction, Dlock, Etcd, Link, Mode, Scratch, Signal, alive, boot_clock, let_pass,
-    since,
+    Cluster, Direction, Etcd, Link, Mode, Signal, WallClock, boot_clock, let_pass, since,
 };
 use crate::tool::Tool;
 
-/// After that whoever still runs is said to hang.
-const PATIENCE: Duration = Duration::from_secs(45);
+/// After so long beyond what the command works, whoever still runs is said to hang.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// The same where the lock is handed over after 45 s only.
+const LONG_PATIENCE: Duration = Duration::from_secs(90);
 
-enum Servers {
-    One(Etcd),
-    Three { cluster: Cluster, leader: usize },
+/// One server, or three of which one leads.
+struct Servers {
+    kind: Kind,
+    leader: usize,
+}
+
+enum Kind {
+    Etcd(Etcd),
+    Cluster(Cluster),
+    Consul(Agents),
 }
 
 pub(crate) struct Stage {
     fault: &'static Fault,
+    /// What sets the pace.
+    tool: Tool,
     contests: Vec<Contest>,
     /// The holders' way to the single server.
     link: Link,
-    clock: Clock,
+    clock: WallClock,
     servers: Servers,
-}
-
-/// A wall clock that can be set for one program alone.
-pub(crate) struct Clock {
-    library: PathBuf,
-    file: String,
-    _dir: Scratch,
-}
-
-impl Clock {
-    fn new() -> Self {
-        let library = std::fs::read_dir("/usr/lib")
-            .expect("a Linux")
-            .flatten()
-            .map(|dir| dir.path().join("faketime/libfaketime.so.1"))
-            .find(|path| path.exists())
-            .expect("libfaketime is not installed; install it with: apt-get install faketime");
-        let dir = Scratch::new();
-        let file = dir.write("clock", "+0\n");
-        Self {
-            library,
-            file,
-            _dir: dir,
-        }
-    }
-
-    fn jump(&self, to: &str) {
-        std::fs::write(&self.file, format!("{to}\n")).expect("our own file");
-    }
-
-    /// Lets the program live by this clock.
-    fn wind(&self, program: Dlock) -> Dlock {
-        program
-            .env("LD_PRELOAD", &self.library)
-            .env("FAKETIME_DONT_FAKE_MONOTONIC", "1")
-            .env("FAKETIME_NO_CACHE", "1")
-            .env("FAKETIME_TIMESTAMP_FILE", &self.file)
-    }
 }
 
 impl Stage {
     /// Starts the servers and, for each tool, a holder and a waiter.
     pub(crate) fn set(fault: &'static Fault, tools: &[Tool]) -> Self {
-        let servers = if fault.needs_cluster() {
-            let cluster = Cluster::start();
-            let leader = cluster.leader();
-            Servers::Three { cluster, leader }
-        } else {
-            Servers::One(Etcd::start())
-        };
+        let tool = tools[0];
+        let servers = Servers::start(tool, fault.needs_cluster());
         let link = Link::to(servers.witness().port());
-        let clock = Clock::new();
+        let clock = WallClock::new();
         let (holder, waiter) = servers.endpoints(&link, fault);
         let wind = |program| {
             if fault.strike == Strike::JumpClock {
@@ -93,6 +61,7 @@ impl Stage {
             .collect();
         Self {
             fault,
+            tool,
             contests,
             link,
             clock,
@@ -107,8 +76,13 @@ impl Stage {
         self.strike();
         let struck_at = boot_clock();
         let mut healed = false;
+        let patience = match self.tool {
+            Tool::Consul => LONG_PATIENCE,
+            Tool::Dlock | Tool::Etcdctl | Tool::Flock => PATIENCE,
+        };
+        let until = struck_at + self.fault.span(self.tool) + patience;
         loop {
-            if !healed && since(struck_at) >= self.fault.lasts {
+            if !healed && since(struck_at) >= self.fault.lasts(self.tool) {
                 self.heal();
                 healed = true;
             }
@@ -117,7 +91,7 @@ impl Stage {
                 contest.watch();
                 busy |= !contest.is_over();
             }
-            if healed && !busy || since(struck_at) > PATIENCE {
+            if healed && !busy || until < boot_clock() {
                 break;
             }
             let_pass(Duration::from_millis(10));
@@ -133,12 +107,8 @@ impl Stage {
         for contest in &mut self.contests {
             contest.struck_at = boot_clock();
             match self.fault.strike {
-                Strike::RevokeLease => {
-                    witness.revoke(&contest.lease);
-                }
-                Strike::DeleteKey => {
-                    witness.ctl(&["del", &contest.key]);
-                }
+                Strike::RevokeLease => witness.revoke(&contest.stake),
+                Strike::DeleteKey => witness.delete(&contest.stake),
                 Strike::KillHolder => contest.holder.signal(Signal::KILL),
                 Strike::StopHolder => contest.holder.signal(Signal::STOP),
                 Strike::StopCommandKillHolder => {
@@ -159,9 +129,9 @@ impl Stage {
             Strike::Hold => self.link.both(Mode::Hold),
             Strike::LoseAnswers => self.link.set(Direction::ToClient, Mode::Drop),
             Strike::JumpClock => self.clock.jump("-1h"),
-            Strike::StopLeader => self.servers.struck(1).for_each(Etcd::stop),
-            Strike::KillLeader => self.servers.struck(1).for_each(Etcd::kill),
-            Strike::StopMajority => self.servers.struck(2).for_each(Etcd::stop),
+            Strike::StopLeader => self.servers.struck(1).for_each(Server::stop),
+            Strike::KillLeader => self.servers.struck(1).for_each(Server::kill),
+            Strike::StopMajority => self.servers.struck(2).for_each(Server::stop),
             _ => {}
         }
     }
@@ -177,8 +147,8 @@ impl Stage {
                 self.link.heal();
             }
             Strike::JumpClock => self.clock.jump("+5"),
-            Strike::StopLeader => self.servers.struck(1).for_each(Etcd::cont),
-            Strike::StopMajority => self.servers.struck(2).for_each(Etcd::cont),
+            Strike::StopLeader => self.servers.struck(1).for_each(Server::cont),
+            Strike::StopMajority => self.servers.struck(2).for_each(Server::cont),
             Strike::StopHolder => {
                 for contest in &self.contests {
                     contest.holder.signal(Signal::CONT);
@@ -193,34 +163,58 @@ impl Stage {
 }
 
 impl Servers {
+    fn start(tool: Tool, many: bool) -> Self {
+        let kind = match (tool, many) {
+            (Tool::Consul, many) => Kind::Consul(Agents::start(if many { 3 } else { 1 })),
+            (_, true) => Kind::Cluster(Cluster::start()),
+            (_, false) => Kind::Etcd(Etcd::start()),
+        };
+        let leader = match &kind {
+            Kind::Etcd(_) => 0,
+            Kind::Cluster(cluster) => cluster.leader(),
+            Kind::Consul(agents) => agents.leader(),
+        };
+        Self { kind, leader }
+    }
+
+    /// From the leader on.
+    fn all(&self) -> Vec<Server<'_>> {
+        let mut all: Vec<Server> = match &self.kind {
+            Kind::Etcd(etcd) => vec![Server::Etcd(etcd)],
+            Kind::Cluster(cluster) => cluster.members().iter().map(Server::Etcd).collect(),
+            Kind::Consul(agents) => agents.all().iter().map(Server::Consul).collect(),
+        };
+        all.rotate_left(self.leader);
+        all
+    }
+
     /// The server that serves to the end, or the only one there is.
-    fn witness(&self) -> &Etcd {
-        match self {
-            Self::One(etcd) => etcd,
-            Self::Three { cluster, leader } => &cluster.members()[(leader + 2) % 3],
-        }
+    fn witness(&self) -> Server<'_> {
+        *self.all().last().expect("at least one")
     }
 
     /// The leader and those after it.
-    fn struck(&self, count: usize) -> impl Iterator<Item = &Etcd> {
-        let (members, leader) = match self {
-            Self::One(etcd) => (std::slice::from_ref(etcd), 0),
-            Self::Three { cluster, leader } => (cluster.members(), *leader),
-        };
-        (0..count)
-            .map(move |after| &members[(leader + after) % members.len()])
-            .filter(|etcd| alive(etcd.process()))
+    fn struck(&self, count: usize) -> impl Iterator<Item = Server<'_>> {
+        let all = self.all().into_iter().take(count);
+        all.filter(|server| server.is_alive())
     }
 
     /// The holders' endpoints and the waiters'.
     fn endpoints(&self, link: &Link, fault: &Fault) -> (String, String) {
-        match self {
-            Self::One(etcd) => (link.endpoint(), etcd.endpoint()),
-            Self::Three { cluster, leader } if fault.strike == Strike::StopLeader => (
-                cluster.members()[*leader].endpoint(),
-                self.witness().endpoint(),
-            ),
-            Self::Three { cluster, .. } => (cluster.endpoints(), cluster.endpoints()),
+        let all = self.all();
+        let witness = self.witness().endpoint();
+        match (&self.kind, &all[..]) {
+            (_, [_]) => (link.endpoint(), witness),
+            // consul's client has one address. Its own server is not the one that it has to survive.
+            (Kind::Consul(_), [_, next, ..]) if fault.strike == Strike::KillLeader => {
+                (next.endpoint(), witness)
+            }
+            (Kind::Consul(_), [leader, ..]) => (leader.endpoint(), witness),
+            (_, [leader, ..]) if fault.strike == Strike::StopLeader => (leader.endpoint(), witness),
+            _ => {
+                let all: Vec<String> = all.into_iter().map(Server::endpoint).collect();
+                (all.join(","), all.join(","))
+            }
         }
     }
 }

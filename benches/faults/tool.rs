@@ -24,7 +24,7 @@ impl Tool {
         }
     }
 
-    /// What every key of the lock begins with in etcd.
+    /// What every key of the lock begins with, with a tool that uses etcd.
     pub(crate) fn keys(self, name: &str) -> Option<String> {
         match self {
             Self::Dlock => Some(format!("dlock/lock/{name}/")),
@@ -51,7 +51,11 @@ impl Tool {
                     .env("ETCDCTL_API", "3")
             }
             Self::Flock => Dlock::program(["flock", file]),
-            Self::Consul => Dlock::program(["consul", "lock", name]),
+            Self::Consul => {
+                let address = format!("-http-addr={endpoints}");
+                let options = ["-child-exit-code", "-shell=false", &address, name];
+                Dlock::program(["consul", "lock"]).args(options)
+            }
         }
         .args(command)
     }

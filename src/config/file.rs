@@ -171,6 +171,8 @@ fn distance(one: &str, other: &str) -> usize {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn keys() -> Vec<String> {
@@ -283,5 +285,23 @@ mod tests {
             "{error}"
         );
         assert!(File::load(Some("/dev/zero".into()), &|_| None, &keys()).is_err());
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        /// Near enough to TOML to get far, and far enough from it not to get through.
+        #[test]
+        fn nothing_panics(
+            bytes in proptest::collection::vec(any::<u8>(), 0..200),
+            near in "((endpoints|ttl|no-wait|tt|\\[run\\]) ?= ?([0-9]{1,30}|\"[^\n]{0,9}\"?|\\[('a',?){0,3}\\]|true|1e9|\\{\\})\n){0,4}.{0,9}",
+        ) {
+            for text in [String::from_utf8_lossy(&bytes).into_owned(), near] {
+                if let Err(failure) = parse(&text) {
+                    let error = failure.error.to_string();
+                    prop_assert!(error.starts_with("cannot use '/x/config.toml', line "), "{}", error);
+                }
+            }
+        }
     }
 }

@@ -147,6 +147,9 @@ impl Plan {
 
 #[cfg(test)]
 mod tests {
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
     use super::*;
 
     const GRACE: Duration = Duration::from_secs(5);
@@ -247,5 +250,90 @@ mod tests {
         assert_eq!((plan.due_at(), plan.step(at(22))), (at(24), None));
         assert_eq!(plan.step(at(24)), Some(Step::Kill));
         assert_eq!(plan.cause(), Cause::Command);
+    }
+
+    /// What the guard may hear, or do of its own accord.
+    #[derive(Clone, Copy, Debug)]
+    enum Event {
+        Tick,
+        /// Deadlines: the kill in so many milliseconds from now, the stop by so many earlier.
+        Extend(u64, u64),
+        Order,
+        Kill,
+        /// dlock is dead.
+        Orphan,
+        Drain,
+        Wait,
+    }
+
+    fn event() -> impl Strategy<Value = Event> {
+        prop_oneof![
+            6 => Just(Event::Tick),
+            3 => (0..60_000_u64, 0..20_000_u64).prop_map(|(kill, grace)| Event::Extend(kill, grace)),
+            1 => Just(Event::Order),
+            1 => Just(Event::Kill),
+            1 => Just(Event::Orphan),
+            1 => Just(Event::Drain),
+            1 => Just(Event::Wait),
+        ]
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        /// "Killed at the deadline at the latest", whatever the order of events and however late the guard wakes.
+        #[test]
+        fn a_kill_is_due_at_the_deadline_and_a_stop_precedes_it(
+            grace in 0..20_000_u64,
+            events in vec((event(), prop_oneof![8 => 0..3000_u64, 1 => 0..100_000_u64, 1 => Just(10_u64.pow(12))]), 1..80),
+        ) {
+            let grace = Duration::from_millis(grace);
+            let mut plan = Plan::new(until(20, 25), grace);
+            let (mut now, mut latest) = (at(0), until(20, 25));
+            let (mut asked, mut killing) = (false, false);
+            for (event, later) in events {
+                now = now + Duration::from_millis(later);
+                let was = (plan.is_ending(), plan.cause());
+                match event {
+                    Event::Tick => {}
+                    Event::Extend(kill, before) => {
+                        let kill_at = now + Duration::from_millis(kill);
+                        let told = Deadlines { stop_at: kill_at - Duration::from_millis(before), kill_at };
+                        plan.extend(told);
+                        if told.kill_at > latest.kill_at && was.1 == Cause::Command {
+                            latest = told;
+                        }
+                    }
+                    Event::Order => asked |= plan.stop(Cause::Ordered, now),
+                    Event::Orphan => asked |= plan.stop(Cause::Deadline, now),
+                    Event::Kill => {
+                        killing = true;
+                        plan.kill(Cause::Ordered, now);
+                    }
+                    Event::Drain => plan.drain(now),
+                    Event::Wait => plan.wait(),
+                }
+                prop_assert!(killing || plan.due_at() <= latest.kill_at, "it wakes in time");
+                let step = plan.step(now);
+                asked |= step == Some(Step::Stop);
+                if step == Some(Step::Kill) {
+                    prop_assert!(
+                        killing || asked || latest.kill_at <= now,
+                        "no kill without a stop before it, but for an order or a late guard"
+                    );
+                    killing = true;
+                }
+                prop_assert!(!killing || step == Some(Step::Kill), "a kill is never taken back");
+                prop_assert!(killing || now < latest.kill_at, "at the deadline it kills");
+                prop_assert!(
+                    killing || plan.is_ending() || now < latest.stop_at,
+                    "at the first deadline it asks"
+                );
+                prop_assert!(!was.0 || plan.is_ending(), "an end is never taken back");
+                if killing {
+                    plan.kill_again(now);
+                }
+            }
+        }
     }
 }

@@ -3,6 +3,6 @@
 # The flock is on descriptor 9, which every descendant inherits, so the kernel keeps it until the last one is dead.
 dir=$1; shift
 exec 9>>"$dir/oracle.lock"
-flock -n 9 || { echo "OVERLAP $DLOCK_FENCING_TOKEN$ETCD_LOCK_REV" >>"$dir/tokens"; exit 99; }
+flock -n 9 || { echo "OVERLAP ${DLOCK_FENCING_TOKEN-$ETCD_LOCK_REV}" >>"$dir/tokens"; exit 99; }
 echo "${DLOCK_FENCING_TOKEN-$ETCD_LOCK_REV}" >>"$dir/tokens"
 [ $# -eq 0 ] || exec "$@"

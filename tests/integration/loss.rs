@@ -6,7 +6,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use crate::support::{
-    Direction, Dlock, Etcd, LIMIT, Link, Mode, Oracle, Running, Scratch, boot_clock, child,
+    Direction, Dlock, Etcd, LIMIT, Link, Mode, Oracle, Running, WallClock, boot_clock, child,
     eventually, hold, hold_open, holder_and_waiter, let_pass, since, unique,
 };
 
@@ -293,23 +293,11 @@ fn an_unconfirmed_release_keeps_the_commands_status_and_warns() {
 #[test]
 fn a_jump_of_the_wall_clock_has_no_effect() {
     let etcd = Etcd::shared();
-    let library = std::fs::read_dir("/usr/lib")
-        .expect("a Linux")
-        .flatten()
-        .map(|dir| dir.path().join("faketime/libfaketime.so.1"))
-        .find(|path| path.exists())
-        .expect("libfaketime is not installed; install it with: apt-get install faketime, or run make test");
     let jumps = ["-1h", "+5"];
     let runs: Vec<_> = jumps
         .map(|jump| {
-            let (name, clock) = (unique("jump"), Scratch::new());
-            let file = clock.write("clock", "+0\n");
-            let dlock = Dlock::on(etcd)
-                .env("LD_PRELOAD", &library)
-                .env("FAKETIME_DONT_FAKE_MONOTONIC", "1")
-                .env("FAKETIME_NO_CACHE", "1")
-                .env("FAKETIME_TIMESTAMP_FILE", &file);
-            let holder = hold_open(dlock, &["--ttl=10"], &name);
+            let (name, clock) = (unique("jump"), WallClock::new());
+            let holder = hold_open(clock.wind(Dlock::on(etcd)), &["--ttl=10"], &name);
             let place = etcd.queue(&name).remove(0);
             (name, clock, holder, place, jump)
         })
@@ -317,7 +305,7 @@ fn a_jump_of_the_wall_clock_has_no_effect() {
         .collect();
     let_pass(Duration::from_secs(3));
     for (_, clock, _, _, jump) in &runs {
-        clock.write("clock", &format!("{jump}\n"));
+        clock.jump(jump);
     }
     let_pass(Duration::from_secs(13));
     for (name, _clock, mut holder, place, jump) in runs {

@@ -1,6 +1,7 @@
 //! What every end-to-end test stands on: servers, the program under test, and waiting with a limit.
 //! It must not know which behaviour a test proves.
 
+mod clock;
 mod cluster;
 mod dlock;
 mod etcd;
@@ -12,12 +13,14 @@ mod scratch;
 mod terminal;
 mod tls;
 
+use std::io::Write as _;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::Duration;
 
 use rustix::time::{ClockId, clock_gettime};
 
+pub(crate) use clock::{WallClock, assert_time_namespaces};
 pub(crate) use cluster::Cluster;
 pub(crate) use dlock::{Dlock, Outcome, Running};
 pub(crate) use etcd::{Etcd, etcdctl_program, free_port, search_path};
@@ -98,6 +101,11 @@ pub(crate) fn let_pass(span: Duration) {
 #[expect(clippy::print_stdout, reason = "for cargo test -- --nocapture")]
 pub(crate) fn report(line: &str) {
     println!("{line}");
+}
+
+/// Says something that everybody is to see, also who does not ask for the output of tests that pass.
+pub(crate) fn announce(line: &str) {
+    let _ = writeln!(std::io::stderr(), "{line}");
 }
 
 /// A word that no other test of this process, and no other test process, uses: a lock name, a mark.

@@ -130,6 +130,17 @@ fn a_refused_release_is_told_and_no_loss() {
     no_leak(&holder, &fake);
 }
 
+/// "A release must work when etcd refuses puts": refused though done, it is tried once more, finds its key gone, and
+/// cannot know by whose hand: no loss, and the lock is free.
+#[test]
+fn a_release_that_is_refused_though_done_is_no_loss() {
+    let fake = Fake::start();
+    let mut holder = holder(&fake.endpoint());
+    let refusal = Act::RefuseDone(AT_ONCE, Code::ResourceExhausted, NO_SPACE);
+    fake.script.once(Point::Release, refusal);
+    ends_well(&mut holder, &fake).expect_stderr(&["dlock: cannot confirm the release of 'job'"]);
+}
+
 /// "Every await under a timeout": whichever request is never answered, dlock ends within its connect timeout.
 #[test]
 fn a_request_that_is_never_answered_is_given_up() {

@@ -1,7 +1,7 @@
 //! Watches that end, err or say nothing: they only make things faster, and nothing depends on them.
 //! It must not know how the fake does it.
 
-use super::script::{Act, Point};
+use super::script::{Act, Lie, Point};
 use super::server::Fake;
 use super::{at_once, ends_well, holder, is_lost, settled_holder, survives, waiter};
 use crate::support::{LIMIT, boot_clock, eventually};
@@ -93,5 +93,46 @@ fn an_unknown_event_is_skipped() {
         } else {
             gets_its_turn(strange);
         }
+    });
+}
+
+/// "One linearizable read of own key and the earlier keys decides", and only one of our own cluster: an answer with a
+/// header that is not true, whatever a waiter asks for, gives it neither the lock before its turn nor loses its place.
+#[test]
+fn a_waiter_outlives_odd_answers() {
+    let odd = [
+        (Point::Look, Lie::Cluster),
+        (Point::Look, Lie::Revision),
+        (Point::Look, Lie::Term),
+        (Point::Look, Lie::Member),
+        (Point::Watch, Lie::Cluster),
+        (Point::Watch, Lie::Revision),
+        (Point::Read, Lie::Cluster),
+        (Point::Read, Lie::Revision),
+        (Point::KeepAlive, Lie::Ttl(0)),
+        (Point::KeepAlive, Lie::Cluster),
+        (Point::KeepAlive, Lie::Term),
+    ];
+    at_once(odd, |(point, lie)| {
+        let fake = Fake::start();
+        if point == Point::Look {
+            // The first one belongs to the entry; the second decides.
+            fake.script.once(point, Act::Honest);
+        }
+        fake.script.once(point, Act::Lie(lie));
+        let (mut waiter, predecessor) = waiter(&fake.endpoint(), &fake);
+        eventually(LIMIT, "the waiter watches", || {
+            fake.script.seen(Point::Watch) > 1
+        });
+        if point != Point::Look {
+            eventually(LIMIT, "the lie is told", || fake.script.is_done(point));
+        }
+        assert_eq!(waiter.stdout(), "");
+        let place = fake.keys().pop();
+        fake.delete(&predecessor);
+        waiter.says("on\n");
+        assert!(fake.script.is_done(point), "the lie was told");
+        assert_eq!(fake.keys().pop(), place);
+        ends_well(&mut waiter, &fake);
     });
 }

@@ -1,8 +1,8 @@
 //! Three etcd members that form one cluster.
 //! It must not know dlock.
 
-use super::etcd::{Etcd, Plan, free_port};
-use super::{LIMIT, eventually};
+use super::etcd::{Etcd, Plan};
+use super::{LIMIT, eventually, free_port};
 
 /// A cluster of three members on this machine.
 pub(crate) struct Cluster {
@@ -56,11 +56,22 @@ impl Cluster {
             .join(",")
     }
 
+    /// The numbers of the servers' version.
+    pub(crate) fn version(&self) -> Vec<u32> {
+        let status = eventually(LIMIT, "a server tells its version", || {
+            self.members[0].status()
+        });
+        let mut lines = status.lines();
+        let version = lines.find_map(|line| line.strip_prefix("\"Version\" : "));
+        let version = version.expect("a version").trim_matches('"').split('.');
+        version.filter_map(|number| number.parse().ok()).collect()
+    }
+
     /// The number of the member that leads now.
     pub(crate) fn leader(&self) -> usize {
         eventually(LIMIT, "the cluster has a leader", || {
             self.members.iter().position(|member| {
-                let status = member.ctl(&["endpoint", "status", "-w", "fields"]);
+                let status = member.status().unwrap_or_default();
                 let field = |name: &str| {
                     status
                         .lines()

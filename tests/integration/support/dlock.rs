@@ -129,9 +129,10 @@ impl Dlock {
     pub(crate) fn start(self) -> Running {
         let mark = unique("tree");
         let file = |name: &str| File::create(self.scratch.path().join(name)).expect("a new file");
-        let mut words = self.launcher.iter().chain(&self.line);
-        let child = Command::new(words.next().expect("a program"))
-            .args(words)
+        // Whoever ignores a signal hands that on: nohup, or a shell that starts the tests in the background.
+        let child = Command::new("env")
+            .args(["--default-signal", "--"])
+            .args(self.launcher.iter().chain(&self.line))
             .env_clear()
             .env("PATH", std::env::var_os("PATH").unwrap_or_default())
             .env("HOME", self.scratch.path())

@@ -298,6 +298,14 @@ impl Etcd {
         String::from_utf8_lossy(&output.stdout).into_owned()
     }
 
+    /// What the member says of itself, one field a line; `None` when it does not answer now.
+    pub(crate) fn status(&self) -> Option<String> {
+        let output =
+            self.ctl_output(&["--command-timeout=1s", "endpoint", "status", "-w", "fields"]);
+        let status = output.status.success();
+        status.then(|| String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
     /// All keys that begin with `prefix`, the oldest first. Asks again while the server elects or wakes up.
     #[track_caller]
     pub(crate) fn entries(&self, prefix: &str) -> Vec<Entry> {

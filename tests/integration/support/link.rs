@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
+use rustix::net::sockopt::set_socket_linger;
 use rustix::net::{AddressFamily, SocketType, bind, getsockname, listen, socket};
 
 use super::boot_clock;
@@ -35,6 +36,17 @@ pub(crate) enum Direction {
     ToClient,
 }
 
+/// How the connections that are open come to an end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Break {
+    /// Closed at both ends.
+    Close,
+    /// Closed for one direction only; the bytes of the other still pass.
+    Half(Direction),
+    /// Reset towards where this direction leads, as a firewall does that has lost its state; closed towards the other.
+    Reset(Direction),
+}
+
 /// A relay to one server.
 pub(crate) struct Link {
     port: u16,
@@ -45,8 +57,9 @@ struct State {
     server: SocketAddr,
     to_server: Mutex<Mode>,
     to_client: Mutex<Mode>,
-    /// Grows with every cut; a connection of an older age closes itself.
+    /// Grows with every break; a connection of an older age suffers `broken`.
     age: AtomicU64,
+    broken: Mutex<Break>,
     /// Refuse new connections: nobody listens.
     refuse: AtomicBool,
     listening: AtomicBool,
@@ -64,6 +77,7 @@ impl Link {
             to_server: Mutex::new(Mode::Pass),
             to_client: Mutex::new(Mode::Pass),
             age: AtomicU64::new(0),
+            broken: Mutex::new(Break::Close),
             refuse: AtomicBool::new(false),
             listening: AtomicBool::new(true),
             over: AtomicBool::new(false),
@@ -99,6 +113,21 @@ impl Link {
 
     /// Closes every connection; new ones are welcome.
     pub(crate) fn cut(&self) {
+        self.end(Break::Close);
+    }
+
+    /// Closes one direction of every connection; new ones are welcome.
+    pub(crate) fn cut_half(&self, direction: Direction) {
+        self.end(Break::Half(direction));
+    }
+
+    /// Resets every connection towards the end that this direction leads to; new ones are welcome.
+    pub(crate) fn reset(&self, direction: Direction) {
+        self.end(Break::Reset(direction));
+    }
+
+    fn end(&self, how: Break) {
+        *self.state.broken.lock().expect("no panic while locked") = how;
         self.state.age.fetch_add(1, Ordering::SeqCst);
     }
 
@@ -188,15 +217,35 @@ fn join(client: TcpStream, state: &Arc<State>) {
 }
 
 /// Carries the bytes of one direction of one connection until either end or the test closes it.
-fn pump(mut from: TcpStream, mut to: TcpStream, direction: Direction, age: u64, state: &State) {
+fn pump(mut from: TcpStream, mut to: TcpStream, direction: Direction, mut age: u64, state: &State) {
     from.set_read_timeout(Some(PACE)).expect("a socket");
     // Bytes and when they are due; `None` waits for the end of a hold.
     let mut waiting: VecDeque<(Option<Duration>, Vec<u8>)> = VecDeque::new();
     let mut buffer = vec![0; 64 * 1024];
     let mut open = true;
+    let mut shut = false;
     loop {
-        if state.age.load(Ordering::SeqCst) != age || state.over.load(Ordering::SeqCst) {
+        if state.over.load(Ordering::SeqCst) {
             break;
+        }
+        let now = state.age.load(Ordering::SeqCst);
+        if now != age {
+            age = now;
+            match *state.broken.lock().expect("no panic while locked") {
+                Break::Close => break,
+                Break::Half(half) => {
+                    if half == direction {
+                        shut = true;
+                        let _ = to.shutdown(Shutdown::Write);
+                    }
+                }
+                Break::Reset(towards) => {
+                    // The other thread has the same two sockets: the last one closes them, without a goodbye.
+                    let victim = if towards == direction { &to } else { &from };
+                    let _ = set_socket_linger(victim, Some(Duration::ZERO));
+                    return;
+                }
+            }
         }
         let read = if open { from.read(&mut buffer) } else { Ok(0) };
         let mode = *state.mode(direction);
@@ -208,6 +257,7 @@ fn pump(mut from: TcpStream, mut to: TcpStream, direction: Direction, age: u64, 
                 }
                 thread::sleep(PACE);
             }
+            Ok(_) if shut => {}
             Ok(count) => match mode {
                 Mode::Pass => waiting.push_back((Some(Duration::ZERO), buffer[..count].to_vec())),
                 Mode::Hold => waiting.push_back((None, buffer[..count].to_vec())),

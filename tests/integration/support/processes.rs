@@ -42,6 +42,11 @@ impl Process {
         fs::read_dir(format!("/proc/{}/task", self.0)).map_or(0, Iterator::count)
     }
 
+    /// How many descriptors are open in it.
+    pub(crate) fn descriptors(self) -> usize {
+        fs::read_dir(format!("/proc/{}/fd", self.0)).map_or(0, Iterator::count)
+    }
+
     /// The direct children.
     pub(crate) fn children(self) -> Vec<Process> {
         let Ok(tasks) = fs::read_dir(format!("/proc/{}/task", self.0)) else {

@@ -1,0 +1,100 @@
+//! A server that a fault can befall, whichever tool it serves.
+//! It must not know when it is struck.
+
+use crate::consul::Agent;
+use crate::contest::Stake;
+use crate::support::{Etcd, Signal, alive};
+use crate::tool::Tool;
+
+/// A server of one kind or the other.
+#[derive(Clone, Copy)]
+pub(crate) enum Server<'a> {
+    Etcd(&'a Etcd),
+    Consul(&'a Agent),
+}
+
+impl Server<'_> {
+    fn process(self) -> crate::support::Process {
+        match self {
+            Self::Etcd(etcd) => etcd.process(),
+            Self::Consul(agent) => agent.process(),
+        }
+    }
+
+    pub(crate) fn port(self) -> u16 {
+        match self {
+            Self::Etcd(etcd) => etcd.port(),
+            Self::Consul(agent) => agent.port(),
+        }
+    }
+
+    pub(crate) fn endpoint(self) -> String {
+        format!("http://127.0.0.1:{}", self.port())
+    }
+
+    pub(crate) fn stop(self) {
+        self.process().signal(Signal::STOP);
+    }
+
+    pub(crate) fn cont(self) {
+        self.process().signal(Signal::CONT);
+    }
+
+    pub(crate) fn is_alive(self) -> bool {
+        alive(self.process())
+    }
+
+    pub(crate) fn kill(self) {
+        match self {
+            Self::Etcd(etcd) => etcd.kill(),
+            Self::Consul(agent) => agent.kill(),
+        }
+    }
+
+    pub(crate) fn revive(self) {
+        match self {
+            Self::Etcd(etcd) => etcd.revive(),
+            Self::Consul(agent) => agent.revive(),
+        }
+    }
+
+    pub(crate) fn restart(self) {
+        match self {
+            Self::Etcd(etcd) => etcd.restart(),
+            Self::Consul(agent) => agent.restart(),
+        }
+    }
+
+    /// What the holder of the lock has here, once somebody waits behind it.
+    pub(crate) fn contended(self, tool: Tool, lock: &str) -> Option<Stake> {
+        match self {
+            Self::Etcd(etcd) => match &etcd.entries(&tool.keys(lock)?)[..] {
+                [holder, _] => Some(Stake {
+                    key: holder.key.clone(),
+                    lease: holder.lease_hex(),
+                }),
+                _ => None,
+            },
+            Self::Consul(agent) => agent.contended(lock).map(|lease| Stake {
+                key: lock.to_owned(),
+                lease,
+            }),
+        }
+    }
+
+    pub(crate) fn revoke(self, stake: &Stake) {
+        match self {
+            Self::Etcd(etcd) => etcd.revoke(&stake.lease),
+            Self::Consul(agent) => agent.destroy(&stake.lease),
+        }
+    }
+
+    pub(crate) fn delete(self, stake: &Stake) {
+        match self {
+            Self::Etcd(etcd) => {
+                etcd.ctl(&["del", &stake.key]);
+            }
+            Self::Consul(agent) => agent.delete(&stake.key),
+        }
+    }
+}

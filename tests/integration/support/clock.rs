@@ -1,0 +1,83 @@
+//! A wall clock that can be set for one program alone, and a boot clock that began at another time than ours.
+//! It must not know what a program makes of its clocks.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::{Dlock, Scratch};
+
+/// A wall clock for programs that ask the C library for the time, by libfaketime. What asks the kernel itself, as Go
+/// programs do, does not see it.
+pub(crate) struct WallClock {
+    library: PathBuf,
+    dir: Scratch,
+}
+
+impl WallClock {
+    /// One that goes right.
+    pub(crate) fn new() -> Self {
+        let library = std::fs::read_dir("/usr/lib")
+            .expect("a Linux")
+            .flatten()
+            .map(|dir| dir.path().join("faketime/libfaketime.so.1"))
+            .find(|path| path.exists())
+            .expect(
+                "libfaketime is not installed; install it with: apt-get install faketime, or run make test",
+            );
+        let clock = Self {
+            library,
+            dir: Scratch::new(),
+        };
+        clock.jump("+0");
+        clock
+    }
+
+    /// Sets it for everybody who lives by it, as faketime(1) writes it: `-1h`, `+5`.
+    pub(crate) fn jump(&self, offset: &str) {
+        // In one step, so that nobody reads half of it.
+        let new = self.dir.write("new", &format!("{offset}\n"));
+        std::fs::rename(new, self.dir.file("clock")).expect("our own directory");
+    }
+
+    /// Lets the program live by this clock.
+    pub(crate) fn wind(&self, program: Dlock) -> Dlock {
+        program
+            .env("LD_PRELOAD", &self.library)
+            .env("FAKETIME_DONT_FAKE_MONOTONIC", "1")
+            .env("FAKETIME_NO_CACHE", "1")
+            .env("FAKETIME_TIMESTAMP_FILE", self.dir.file("clock"))
+    }
+}
+
+impl Dlock {
+    /// Starts the program on a host that has been up for so much longer than ours, as far as it can see.
+    pub(crate) fn up_longer_by(self, span: Duration) -> Self {
+        let mut words = vec!["unshare".to_owned()];
+        if !rustix::process::geteuid().is_root() {
+            words.extend(["--user", "--map-root-user"].map(str::to_owned));
+        }
+        words.push("--time".to_owned());
+        words
+            .extend(["boottime", "monotonic"].map(|clock| format!("--{clock}={}", span.as_secs())));
+        words.push("--".to_owned());
+        self.under(words)
+    }
+}
+
+/// Fails unless programs can be given another boot clock here.
+#[track_caller]
+pub(crate) fn assert_time_namespaces() {
+    let day = Duration::from_hours(24);
+    let outcome = Dlock::program(["cat", "/proc/uptime"])
+        .up_longer_by(day)
+        .finish();
+    let uptime = outcome
+        .stdout
+        .split('.')
+        .next()
+        .and_then(|it| it.parse().ok());
+    assert!(
+        uptime.is_some_and(|seconds: u64| seconds >= day.as_secs()),
+        "no time namespaces: run this on Linux 6.2 or newer, as root or where users may make namespaces: {outcome:?}"
+    );
+}
