@@ -20,7 +20,7 @@ use tracing::{Event, Metadata, Subscriber};
 
 use crate::core::text::{cut, escaped};
 use crate::exit::Failure;
-use crate::{events, guard, whoami};
+use crate::{events, whoami};
 
 /// `PIPE_BUF` of Linux, `pipe(7)`: a longer write may be torn, or block halfway.
 const LONGEST: usize = 4096;
@@ -268,14 +268,13 @@ fn write_line(fd: BorrowedFd<'_>, line: &[u8]) {
 fn write_anew(fd: BorrowedFd<'_>, line: &[u8]) -> Result<usize, Errno> {
     let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
     let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-    // A terminal whose user wants no output of the background (`stty tostop`) must not stop us over a line.
-    guard::unstopped(|| match rustix::fs::open(path, flags, Mode::empty()) {
+    match rustix::fs::open(path, flags, Mode::empty()) {
         Ok(own) => rustix::io::write(own, line),
         // A pipe that nobody reads.
         Err(Errno::NXIO) => Err(Errno::NXIO),
         // No /proc, or a terminal of another user after su(1).
         Err(_) => write_if_ready(fd, line),
-    })
+    }
 }
 
 /// A pipe that is ready takes `PIPE_BUF` bytes, unless another writer comes between.

@@ -48,7 +48,7 @@ use self::message::Order;
 pub(crate) use self::message::{Cause, Report, Status, Survivor};
 pub(crate) use self::other::{Name, Other, is_hung_up, linger};
 use self::process::Equipment;
-pub(crate) use self::signals::{die_of, unstopped};
+pub(crate) use self::signals::die_of;
 use self::spawn::Program;
 pub(crate) use self::spawn::{Lookup, become_command, lookup};
 use self::tree::Tree;

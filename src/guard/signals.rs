@@ -85,14 +85,6 @@ pub(crate) fn die_of(signal: i32) {
     }
 }
 
-/// Does `work` without being stopped for it by a terminal in whose background we are.
-pub(crate) fn unstopped<T>(work: impl FnOnce() -> T) -> T {
-    let mask = set_mask(mask() | set_of(libc::SIGTTOU));
-    let done = work();
-    set_mask(mask);
-    done
-}
-
 /// A descriptor that is readable while `signal` is pending for the process that looks. The signal has to be blocked.
 pub(super) fn descriptor(signal: i32) -> io::Result<OwnedFd> {
     let set = set_of(signal);

@@ -273,9 +273,19 @@ fn metrics_of_many_runs_add_up() {
     let file = home.file("dlock.prom");
     let option = format!("--metrics={file}");
     let (odd, busy) = (unique("a \"quoted\\ name"), unique("busy"));
+    // All of them end in the same moment.
+    let gate = home.file("gate");
+    let wait = format!("echo on; until [ -e '{gate}' ]; do sleep 0.01; done");
     let mut running: Vec<_> = (0..RUNS)
-        .map(|_| Dlock::on(etcd).run([&option, &odd, "true"]).start())
+        .map(|_| {
+            let words = [&option, "-s", &odd, "-c", &wait];
+            Dlock::on(etcd).run(words).start()
+        })
         .collect();
+    for one in &mut running {
+        one.says("on\n");
+    }
+    home.write("gate", "");
     for one in &mut running {
         one.wait().expect_code(0).expect_silent();
     }
