@@ -2,6 +2,7 @@
 # make test          everything that has to pass
 # make test-matrix   the end-to-end tests on etcd 3.5 as well
 # make faults        the same faults on dlock and its peers, as one table (seven minutes)
+# make bench         what dlock costs beside its peers and beside a bare client, as tables and as JSON (ten minutes)
 # make soak SECONDS= random faults for that long, with a seed that is printed and replays by SEED=
 # make mutants       the tests themselves: each promise is broken once, and a test must notice
 # make install [PREFIX=/usr/local] [DESTDIR=]
@@ -13,7 +14,8 @@ CARGO ?= cargo
 export RUST_TEST_THREADS ?= 4
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
-.PHONY: help build demo test test-matrix mutants faults soak install tools-build tools-demo tools-test tools-mutants
+.PHONY: help build demo test test-matrix mutants faults bench soak install tools-build tools-demo tools-test tools-bench \
+    tools-mutants
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -50,6 +52,9 @@ soak: tools-test
 
 faults: tools-test
 	$(CARGO) bench --locked --bench faults -- --json target/faults.json
+
+bench: tools-bench
+	$(CARGO) bench --locked --bench speed -- --json target/speed.json
 
 mutants: tools-mutants
 	CARGO=$(CARGO) tests/mutants.sh
@@ -92,6 +97,9 @@ tools-demo:
 tools-test:
 	$(call need,$(PROTOC) $(ETCD) faketime=faketime openssl=openssl setsid=util-linux unshare=util-linux script=bsdutils \
 	    strace=strace)
+
+tools-bench: tools-test
+	$(call need,hyperfine=hyperfine flock=util-linux)
 
 tools-mutants: tools-test
 	$(call need,patch=patch timeout=coreutils)

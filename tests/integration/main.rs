@@ -11,6 +11,7 @@ mod fence;
 mod guard;
 mod handover;
 mod harness;
+mod idle;
 mod loss;
 mod queue;
 mod security;

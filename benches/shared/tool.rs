@@ -33,7 +33,26 @@ impl Tool {
         }
     }
 
-    /// A run of `command` under the lock `name`, with the endpoints or, without a server, the file that stands for it.
+    /// The command line that runs what follows it under the lock `name`, with the endpoints or, without a server, the
+    /// file that stands for it.
+    pub(crate) fn line(self, endpoints: &str, file: &str, name: &str, ttl: &str) -> Vec<String> {
+        let (endpoints, ttl) = (format!("--endpoints={endpoints}"), format!("--ttl={ttl}"));
+        let program = env!("CARGO_BIN_EXE_dlock");
+        let etcdctl = etcdctl_program();
+        let words: &[&str] = match self {
+            Self::Dlock => &[program, &endpoints, "run", &ttl, name, "--"],
+            Self::Etcdctl => &[&etcdctl, &endpoints, "lock", &ttl, name, "--"],
+            Self::Flock => &["flock", file],
+            Self::Consul => &["consul", "lock", name],
+        };
+        words.iter().map(ToString::to_string).collect()
+    }
+
+    /// What the tool needs in its environment.
+    pub(crate) const VARIABLES: [(&str, &str); 1] = [("ETCDCTL_API", "3")];
+
+    /// A run of `command` under the lock.
+    #[allow(dead_code, reason = "not every benchmark starts one by one")]
     pub(crate) fn run(
         self,
         endpoints: &str,
@@ -42,18 +61,9 @@ impl Tool {
         ttl: &str,
         command: Vec<String>,
     ) -> Dlock {
-        let ttl = format!("--ttl={ttl}");
-        match self {
-            Self::Dlock => Dlock::at(endpoints).run([&ttl, name, "--"]),
-            Self::Etcdctl => {
-                let endpoints = format!("--endpoints={endpoints}");
-                Dlock::program([&etcdctl_program(), &endpoints, "lock", &ttl, name, "--"])
-                    .env("ETCDCTL_API", "3")
-            }
-            Self::Flock => Dlock::program(["flock", file]),
-            Self::Consul => Dlock::program(["consul", "lock", name]),
-        }
-        .args(command)
+        let line = Dlock::program(self.line(endpoints, file, name, ttl));
+        let with = |dlock: Dlock, (name, value): (&str, &str)| dlock.env(name, value);
+        Self::VARIABLES.into_iter().fold(line, with).args(command)
     }
 }
 
