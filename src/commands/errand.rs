@@ -7,6 +7,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use anyhow::{Context as _, anyhow};
+use futures_util::FutureExt as _;
 use tracing::{info, warn};
 
 use super::failed;
@@ -114,8 +115,9 @@ impl<'a> Runner<'a> {
     }
 
     async fn run(&mut self) -> Result<Exit, Failure> {
-        match self.acquire().await? {
-            Acquired::Won(won) => self.hold(*won).await,
+        // Boxed, so that the room of one is free while the other runs.
+        match self.acquire().boxed_local().await? {
+            Acquired::Won(won) => self.hold(*won).boxed_local().await,
             Acquired::Ended(exit) => Ok(exit),
         }
     }

@@ -9,6 +9,7 @@ use etcd_client::{
     Client, GetOptions, KeyValue, LeaseKeepAliveStream, LeaseKeeper, Txn, TxnOp, TxnOpResponse,
     WatchOptions, WatchStream,
 };
+use futures_util::FutureExt as _;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
@@ -239,8 +240,9 @@ async fn renew(
     while ordered.recv().await.is_some() {
         let index = subject.cluster.current();
         let awaited = awaited.borrow().clone();
-        let attempt = attempt(&subject, &mut keeping, index, &awaited).await;
-        match attempt {
+        // Boxed, so that its room is free between renewals, which is nearly always.
+        let attempt = attempt(&subject, &mut keeping, index, &awaited).boxed_local();
+        match attempt.await {
             Ok(renewal) => subject.tell(News::Renewed(renewal)),
             Err(trouble) => {
                 // Whatever the old stream still says is dropped with it.
@@ -365,7 +367,7 @@ async fn watch_once(subject: &Subject, awaited: &Awaited) -> Result<(), Trouble>
     let index = subject.cluster.current();
     let limit = subject.terms.attempt();
     let connection = subject.cluster.connection(index, limit).await?;
-    let opening = open_watch(subject, connection.client, awaited);
+    let opening = open_watch(subject, connection.client, awaited).boxed_local();
     let mut stream = within(limit, opening).await?;
     // Unbounded on purpose: silence is what a watch says while nothing happens. The renewals
     // find out when the endpoint is dead, and read the same keys.
