@@ -140,7 +140,8 @@ impl Cluster {
         limit: Duration,
         ask: impl AsyncFn(Connection) -> Result<T, Trouble>,
     ) -> Result<T, Trouble> {
-        let answer = timeout(limit, self.race(limit, &ask)).await;
+        // Boxed, as are the attempts: who asks would else need the stack of everything that it might ask.
+        let answer = timeout(limit, self.race(limit, &ask).boxed_local()).await;
         answer.unwrap_or_else(|_| Err(self.unreachable(limit)))
     }
 

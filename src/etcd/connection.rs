@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use etcd_client::{Certificate, Channel, Client, ConnectOptions, Error, Identity, TlsOptions};
+use futures_util::FutureExt as _;
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -74,9 +75,10 @@ async fn contact(
     });
     let channel = target
         .connect_with_connector(connector)
+        .boxed_local()
         .await
         .map_err(Error::TransportError)?;
-    authenticate(channel, credentials).await
+    authenticate(channel, credentials).boxed_local().await
 }
 
 async fn authenticate(

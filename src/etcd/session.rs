@@ -297,7 +297,7 @@ async fn within<T>(
     limit: Duration,
     answer: impl Future<Output = Result<T, Trouble>>,
 ) -> Result<T, Trouble> {
-    timeout(limit, answer)
+    timeout(limit, answer.boxed_local())
         .await
         .unwrap_or_else(|_| Err(Trouble::silence(limit)))
 }
@@ -367,7 +367,7 @@ async fn watch_once(subject: &Subject, awaited: &Awaited) -> Result<(), Trouble>
     let index = subject.cluster.current();
     let limit = subject.terms.attempt();
     let connection = subject.cluster.connection(index, limit).await?;
-    let opening = open_watch(subject, connection.client, awaited).boxed_local();
+    let opening = open_watch(subject, connection.client, awaited);
     let mut stream = within(limit, opening).await?;
     // Unbounded on purpose: silence is what a watch says while nothing happens. The renewals
     // find out when the endpoint is dead, and read the same keys.
