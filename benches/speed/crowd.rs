@@ -86,10 +86,10 @@ impl Crowd {
             // They say nothing; a crowd on two cores is there by then.
             return let_pass(Duration::from_secs(2));
         };
-        let query = ["get", "--prefix", &keys, "--count-only", "-w", "fields"];
-        let wanted = format!("\"Count\" : {count}");
+        let query = ["get", "--prefix", &keys, "--keys-only"];
         eventually(PATIENCE, "all of them queue", || {
-            etcd.ctl(&query).lines().any(|line| line == wanted)
+            let found = etcd.ctl(&query);
+            found.lines().filter(|line| !line.is_empty()).count() == count
         });
     }
 

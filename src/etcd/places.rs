@@ -24,10 +24,14 @@ use crate::core::mode::Mode;
 use crate::core::queue::Queue;
 use crate::whoami;
 
-/// The lead of the grant over the txn that needs it, once it has left: enough for the server to
+/// The lead of the grant over the txn that needs it, once it has left: enough for a near server to
 /// take them in order (one in thirty is overtaken on a busy machine, and asked once more), and much
 /// less than the round trip or the flush to disk that it saves.
 const LEAD: Duration = Duration::from_micros(300);
+/// The same for a far one: on the way, what leaves together arrives together.
+const LONGEST_LEAD: Duration = Duration::from_millis(2);
+/// The share of the distance that the lead may cost.
+const LEAD_SHARE: u32 = 20;
 /// What a near server needs to take a request on that nobody waits for: without it, one in seven was
 /// lost to the closing of the connection (measured on loopback).
 const LINGER: Duration = Duration::from_micros(150);
@@ -104,7 +108,8 @@ impl Places {
         connection: Connection,
         lease: LeaseId,
     ) -> Result<Entry, Trouble> {
-        let Connection { client } = connection;
+        let Connection { client, distance } = connection;
+        let lead = (distance / LEAD_SHARE).clamp(LEAD, LONGEST_LEAD);
         let mut granting = client.clone();
         let seconds = i64::try_from(self.terms.ttl().as_secs()).unwrap_or(i64::MAX);
         let options = Some(LeaseGrantOptions::new().with_id(lease.0));
@@ -114,7 +119,7 @@ impl Places {
         let (granted, placed) = tokio::select! {
             biased;
             granted = &mut grant => (granted, None),
-            () = sent(LEAD) => {
+            () = sent(lead) => {
                 let (granted, placed) = tokio::join!(grant, self.put(client.clone(), lease).boxed_local());
                 (granted, Some(placed))
             }
@@ -216,7 +221,7 @@ impl Places {
         place: Place,
         held: Option<&Held>,
     ) -> Result<Given, Trouble> {
-        let Connection { mut client } = connection;
+        let Connection { mut client, .. } = connection;
         let Some(held) = held else {
             return self.delete(&mut client, place, None).await;
         };
@@ -343,7 +348,7 @@ impl Places {
     pub(super) async fn revoke(&self, leases: &[LeaseId], limit: Duration) {
         let revoking = async {
             let index = self.cluster.current();
-            let Connection { mut client } = self.cluster.connection(index, limit).await?;
+            let Connection { mut client, .. } = self.cluster.connection(index, limit).await?;
             for lease in leases {
                 let _ = client.lease_revoke(lease.0).await;
             }

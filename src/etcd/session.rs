@@ -357,10 +357,16 @@ async fn observe(subject: Rc<Subject>, mut awaited: watch::Receiver<Awaited>) {
                 }
                 sleep(PAUSE).await;
             }
-            _ = awaited.changed() => {}
+            () = others_awaited(&mut awaited) => {}
             _ = moved.changed() => {}
         }
     }
+}
+
+/// Until others are awaited than before. When it is nobody any more, the watch goes on as it is: it has our key, and in
+/// a queue that moves on, one more read and one more watch for each turn are what etcd has most to do with.
+async fn others_awaited(awaited: &mut watch::Receiver<Awaited>) {
+    while awaited.changed().await.is_ok() && *awaited.borrow() == Awaited::Nobody {}
 }
 
 async fn watch_once(subject: &Subject, awaited: &Awaited) -> Result<(), Trouble> {
