@@ -11,8 +11,8 @@ use crate::server::{self, Counters};
 use crate::support::{Etcd, boot_clock, let_pass, since};
 use crate::tool::Tool;
 
-/// Four renewals of a default TTL.
-const WATCHED: Duration = Duration::from_secs(24);
+/// Three renewals of a default TTL.
+const WATCHED: Duration = Duration::from_secs(18);
 
 /// What was seen of one crowd.
 struct Seen {
@@ -72,7 +72,7 @@ fn contend(size: usize, one_lock: bool) -> Seen {
     }
     let there_after = since(began_at).as_secs_f64();
     // The first renewals come when it is their time, and not all at once.
-    let_pass(Duration::from_secs(8));
+    let_pass(Duration::from_secs(6));
     let before = Counters::of(&etcd);
     let_pass(WATCHED);
     let work = Counters::of(&etcd).work_since(&before);
