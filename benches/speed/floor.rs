@@ -16,6 +16,9 @@ pub(crate) const WORD: &str = "floor";
 /// One request after the other, as a plain client does it.
 pub(crate) const SEQUENTIAL: &str = "sequential";
 
+/// For how long the request that needs the lease waits for its grant: as in dlock.
+const LEAD: Duration = Duration::from_millis(2);
+
 /// The command line of the bare client, up to the command; or of one that waits for every answer.
 pub(crate) fn line(endpoint: &str, sequential: bool) -> Vec<String> {
     let mut line = crate::myself(WORD);
@@ -55,21 +58,25 @@ async fn lock(
     let key = format!("{name}/{lease:x}");
     let mut granting = client.clone();
     let grant = granting.lease_grant(30, Some(LeaseGrantOptions::new().with_id(lease)));
-    let placed = if sequential {
-        grant.await?;
-        put(client.clone(), name, &key, lease).await?
-    } else {
-        let follow = async {
-            sent(Duration::from_micros(300)).await;
-            put(client.clone(), name, &key, lease).await
-        };
-        let (granted, placed) = tokio::join!(grant, follow);
-        granted?;
-        match placed {
-            Ok(placed) => placed,
-            // It overtook the grant.
-            Err(_) => put(client.clone(), name, &key, lease).await?,
+    let mut grant = std::pin::pin!(grant);
+    let follow = || put(client.clone(), name, &key, lease);
+    let lead = if sequential { Duration::MAX } else { LEAD };
+    let placed = tokio::select! {
+        biased;
+        granted = &mut grant => {
+            granted?;
+            follow().await
         }
+        () = tokio::time::sleep(lead) => {
+            let (granted, placed) = tokio::join!(grant, follow());
+            granted?;
+            placed
+        }
+    };
+    let placed = match placed {
+        Ok(placed) => placed,
+        // It overtook the grant.
+        Err(_) => follow().await?,
     };
     let revision = placed.header().ok_or("no header")?.revision();
     Command::new(&command[0]).args(&command[1..]).status()?;

@@ -80,7 +80,7 @@ pub(crate) async fn everybody(
     queue: &Queue,
     limit: Duration,
 ) -> Result<Vec<Standing>, Trouble> {
-    let read = async |Connection { mut client, .. }: Connection| {
+    let read = async |Connection { mut client }: Connection| {
         places(cluster, queue, &mut client, None).await
     };
     cluster.call(limit, read).await
@@ -104,7 +104,7 @@ pub(crate) async fn evict(
     standing: &Standing,
     limit: Duration,
 ) -> Result<(), Trouble> {
-    let evicting = async |Connection { mut client, .. }: Connection| {
+    let evicting = async |Connection { mut client }: Connection| {
         if standing.lease.0 != 0 {
             return match client
                 .lease_revoke(standing.lease.0)

@@ -13,7 +13,6 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::trouble::{Kind, Trouble, connect_hint};
-use crate::clock;
 use crate::config::Tls;
 use crate::config::credentials::Credentials;
 use crate::config::endpoint::Endpoint;
@@ -24,8 +23,6 @@ use crate::core::text::span;
 #[derive(Clone)]
 pub(crate) struct Connection {
     pub(crate) client: Client,
-    /// What it took to connect: a round trip, or a few.
-    pub(super) distance: Duration,
 }
 
 /// Connects and, with credentials, authenticates, within `limit`.
@@ -35,7 +32,6 @@ pub(crate) async fn connect(
     credentials: Option<&Credentials>,
     limit: Duration,
 ) -> Result<Connection, Trouble> {
-    let began_at = clock::now();
     let client = timeout(limit, contact(endpoint, tls, credentials, limit))
         .await
         .unwrap_or_else(|_| {
@@ -50,8 +46,7 @@ pub(crate) async fn connect(
                 None => trouble,
             },
         )?;
-    let distance = clock::now().since(began_at);
-    Ok(Connection { client, distance })
+    Ok(Connection { client })
 }
 
 async fn contact(

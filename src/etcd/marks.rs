@@ -25,7 +25,7 @@ impl Places {
         connection: Connection,
         ttl: Duration,
     ) -> Result<LeaseId, Trouble> {
-        let Connection { mut client, .. } = connection;
+        let Connection { mut client } = connection;
         let lease = random_lease()?;
         let seconds = ttl.as_secs() + u64::from(ttl.subsec_nanos() > 0);
         let seconds = i64::try_from(seconds).unwrap_or(i64::MAX);
@@ -41,7 +41,7 @@ impl Places {
         connection: Connection,
         lease: LeaseId,
     ) -> Result<Duration, Trouble> {
-        let Connection { mut client, .. } = connection;
+        let Connection { mut client } = connection;
         let answer = client.lease_time_to_live(lease.0, None).await?;
         self.cluster.observe(answer.header())?;
         Ok(Duration::from_secs(answer.ttl().try_into().unwrap_or(0)))
@@ -49,7 +49,7 @@ impl Places {
 
     /// Who has run last, as long as that keeps others from running.
     pub(super) async fn ran(&self, connection: Connection) -> Result<Option<There>, Trouble> {
-        let Connection { mut client, .. } = connection;
+        let Connection { mut client } = connection;
         let answer = client.get(self.queue.once(), None).await?;
         self.cluster.observe(answer.header())?;
         let key = answer.kvs().first();
@@ -63,7 +63,7 @@ impl Places {
         place: Place,
         lease: LeaseId,
     ) -> Result<Marked, Trouble> {
-        let Connection { mut client, .. } = connection;
+        let Connection { mut client } = connection;
         let key = self.queue.once();
         let under = PutOptions::new().with_lease(lease.0);
         let free = Compare::create_revision(key.as_str(), CompareOp::Equal, 0);
@@ -107,7 +107,7 @@ impl Places {
         lease: LeaseId,
         result: &str,
     ) -> Result<(), Trouble> {
-        let Connection { mut client, .. } = connection;
+        let Connection { mut client } = connection;
         let key = self.queue.once();
         let record = Holder {
             result: Some(result.to_owned()),
@@ -130,7 +130,7 @@ impl Places {
         place: Place,
         slots: u16,
     ) -> Result<Claimed, Trouble> {
-        let Connection { mut client, .. } = connection;
+        let Connection { mut client } = connection;
         loop {
             let taken = self.taken(&mut client).await?;
             if let Some((slot, _)) = taken.iter().find(|(_, lease)| *lease == place.lease) {

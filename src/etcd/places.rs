@@ -11,7 +11,7 @@ use etcd_client::{
 };
 use futures_util::FutureExt as _;
 use rustix::thread::set_current_timer_slack;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use super::Cluster;
 use super::connection::Connection;
@@ -24,14 +24,10 @@ use crate::core::mode::Mode;
 use crate::core::queue::Queue;
 use crate::whoami;
 
-/// The lead of the grant over the txn that needs it, once it has left: enough for a near server to
-/// take them in order (one in thirty is overtaken on a busy machine, and asked once more), and much
-/// less than the round trip or the flush to disk that it saves.
-const LEAD: Duration = Duration::from_micros(300);
-/// The same for a far one: on the way, what leaves together arrives together.
-const LONGEST_LEAD: Duration = Duration::from_millis(2);
-/// The share of the distance that the lead may cost.
-const LEAD_SHARE: u32 = 20;
+/// The lead of the grant over the txn that needs it. A near server has answered by then, and to wait
+/// for that is as quick (measured); of a far one it saves a round trip. With 0.3 ms, what left on a new connection
+/// arrived together, and etcd carried out the txn first (measured, at 50 ms).
+const LEAD: Duration = Duration::from_millis(2);
 /// What a near server needs to take a request on that nobody waits for: without it, one in seven was
 /// lost to the closing of the connection (measured on loopback).
 const LINGER: Duration = Duration::from_micros(150);
@@ -71,7 +67,7 @@ pub(crate) struct Cooldown {
     pub(super) result: Option<String>,
 }
 
-/// Lets what was asked leave, and then a moment pass.
+/// Lets what was asked leave, and then the moment pass in which a near server takes it on.
 async fn sent(moment: Duration) {
     for _ in 0..FLUSH {
         tokio::task::yield_now().await;
@@ -108,8 +104,7 @@ impl Places {
         connection: Connection,
         lease: LeaseId,
     ) -> Result<Entry, Trouble> {
-        let Connection { client, distance } = connection;
-        let lead = (distance / LEAD_SHARE).clamp(LEAD, LONGEST_LEAD);
+        let Connection { client } = connection;
         let mut granting = client.clone();
         let seconds = i64::try_from(self.terms.ttl().as_secs()).unwrap_or(i64::MAX);
         let options = Some(LeaseGrantOptions::new().with_id(lease.0));
@@ -119,7 +114,7 @@ impl Places {
         let (granted, placed) = tokio::select! {
             biased;
             granted = &mut grant => (granted, None),
-            () = sent(lead) => {
+            () = sleep(LEAD) => {
                 let (granted, placed) = tokio::join!(grant, self.put(client.clone(), lease).boxed_local());
                 (granted, Some(placed))
             }
@@ -221,7 +216,7 @@ impl Places {
         place: Place,
         held: Option<&Held>,
     ) -> Result<Given, Trouble> {
-        let Connection { mut client, .. } = connection;
+        let Connection { mut client } = connection;
         let Some(held) = held else {
             return self.delete(&mut client, place, None).await;
         };
@@ -348,7 +343,7 @@ impl Places {
     pub(super) async fn revoke(&self, leases: &[LeaseId], limit: Duration) {
         let revoking = async {
             let index = self.cluster.current();
-            let Connection { mut client, .. } = self.cluster.connection(index, limit).await?;
+            let Connection { mut client } = self.cluster.connection(index, limit).await?;
             for lease in leases {
                 let _ = client.lease_revoke(lease.0).await;
             }

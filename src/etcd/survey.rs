@@ -70,7 +70,7 @@ pub(crate) async fn read(
             .with_limit(PAGE);
         Ok::<_, Trouble>(client.get(from, Some(options)).await?)
     };
-    let first = cluster.call(limit, async |Connection { client, .. }: Connection| {
+    let first = cluster.call(limit, async |Connection { client }: Connection| {
         let first = page(client.clone(), range.from.clone(), 0).await?;
         Ok((client, first))
     });
