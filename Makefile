@@ -2,6 +2,7 @@
 # make test          everything that has to pass
 # make test-matrix   the end-to-end tests on etcd 3.5 as well
 # make faults        the same faults on dlock and its peers, as one table (seven minutes; ten with consul)
+# make bench         what dlock costs beside its peers and beside a bare client, as tables and as JSON (ten minutes)
 # make soak SECONDS= random faults for that long, with a seed that is printed and replays by SEED=
 # make mutants       the tests themselves: each promise is broken once, and a test must notice
 # make install [PREFIX=/usr/local] [DESTDIR=]     program, manual pages, completions; make uninstall takes them away
@@ -15,8 +16,8 @@ CARGO ?= cargo
 export RUST_TEST_THREADS ?= 4
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
-.PHONY: help build demo test test-matrix mutants faults soak install uninstall deb deb-test \
-    tools-build tools-demo tools-test tools-mutants tools-deb tools-deb-test
+.PHONY: help build demo test test-matrix mutants faults bench soak install uninstall deb deb-test \
+    tools-build tools-demo tools-test tools-bench tools-mutants tools-deb tools-deb-test
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -53,6 +54,9 @@ soak: tools-test
 
 faults: tools-test
 	$(CARGO) bench --locked --bench faults -- --json target/faults.json
+
+bench: tools-bench
+	$(CARGO) bench --locked --bench speed -- --json target/speed.json
 
 mutants: tools-mutants
 	CARGO=$(CARGO) tests/mutants.sh
@@ -128,6 +132,9 @@ tools-deb:
 
 tools-deb-test:
 	$(call need,$(ETCD) lintian=lintian dpkg=dpkg)
+
+tools-bench: tools-test
+	$(call need,hyperfine=hyperfine flock=util-linux)
 
 tools-mutants: tools-test
 	$(call need,patch=patch timeout=coreutils)

@@ -55,12 +55,16 @@ use exit::{Exit, Failure};
 
 /// The whole program.
 pub fn main() -> ! {
-    // A panic has been told by the hook of log.rs; a status that the command may return must not follow.
-    let ended = std::panic::catch_unwind(run).unwrap_or(Ok(Exit::Failed));
-    let exit = ended.unwrap_or_else(|failure| {
+    // At once, in whichever task it happens: nothing is renewed any more, and the guard sees the end. A status that the
+    // command may return must not follow.
+    log::on_panic(|| end(Exit::Failed));
+    end(run().unwrap_or_else(|failure| {
         log::fail(&failure);
         failure.exit
-    });
+    }))
+}
+
+fn end(exit: Exit) -> ! {
     if exit.code() != 0 && cli::is_evaluated(std::env::args_os()) {
         // A shell that evaluates nothing goes on without the lock.
         let _ = writeln!(std::io::stdout(), "exit {}", exit.code());

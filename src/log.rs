@@ -42,16 +42,21 @@ static DRAWN: AtomicBool = AtomicBool::new(false);
 /// To the beginning of the line, and nothing behind it (`console_codes(4)`).
 pub(crate) const ERASE: &str = "\r\u{1b}[K";
 
-/// Sends tracing's events and panics to stderr. Call it once; a second call changes nothing.
+/// Sends tracing's events to stderr. Call it once; a second call changes nothing.
 pub(crate) fn init(form: Form) {
-    if FORM.set(form).is_err() {
-        return;
+    if FORM.set(form).is_ok() {
+        let _ = tracing::subscriber::set_global_default(Lines { form });
     }
-    let _ = tracing::subscriber::set_global_default(Lines { form });
+}
+
+/// From now on a panic is said on stderr, and then `end` ends the process.
+pub(crate) fn on_panic(end: fn() -> !) {
     std::panic::set_hook(Box::new(move |panic| {
         // The usual hook writes without asking whether anybody reads.
         let message = format!("this is a bug in dlock: {panic}").replace(":\n", ": ");
-        say(form.json, &Said::new(Level::ERROR, events::BUG, message));
+        let json = FORM.get().is_some_and(|form| form.json);
+        say(json, &Said::new(Level::ERROR, events::BUG, message));
+        end()
     }));
 }
 

@@ -8,8 +8,11 @@ mod consul;
 mod contest;
 mod fault;
 mod report;
+#[path = "../shared/section.rs"]
+mod section;
 mod server;
 mod stage;
+#[path = "../shared/tool.rs"]
 mod tool;
 
 /// What the end-to-end tests stand on.
@@ -99,7 +102,7 @@ fn main() -> ExitCode {
         std::fs::write(path, report::json(&rows)).expect("the file for the JSON can be written");
     }
     if let Some(path) = &arguments.readme {
-        report::insert(path, &rows);
+        section::insert(path, "faults", &report::markdown(&rows));
     }
     let mut code = ExitCode::SUCCESS;
     for row in &rows {

@@ -2,7 +2,6 @@
 //! It must not know how anything was measured.
 
 use std::fmt::Write as _;
-use std::path::Path;
 use std::time::Duration;
 
 use serde::Serialize;
@@ -11,9 +10,6 @@ use crate::contest::{Exit, Measured};
 use crate::fault::{Demand, Fault};
 use crate::tool::Tool;
 use crate::{Cell, Row};
-
-const BEGIN: &str = "<!-- faults -->\n";
-const END: &str = "<!-- /faults -->\n";
 
 /// One line of the table.
 pub(crate) fn row(row: &Row) -> String {
@@ -140,17 +136,4 @@ fn record<'a>(row: &'a Row, cell: &'a Cell, tool: Tool) -> Record<'a> {
             .map(|it| it.as_millis()),
         ran_to_end: measured.map(|it| it.ran_to_end),
     }
-}
-
-/// Puts the table between the marker lines of a file.
-pub(crate) fn insert(path: &Path, rows: &[Row]) {
-    let text = std::fs::read_to_string(path).expect("the file with the markers can be read");
-    let (before, rest) = text
-        .split_once(BEGIN)
-        .expect("the file has the first marker");
-    let (_, after) = rest
-        .split_once(END)
-        .expect("the file has the second marker");
-    let text = format!("{before}{BEGIN}{}{END}{after}", markdown(rows));
-    std::fs::write(path, text).expect("the file with the markers can be written");
 }

@@ -26,8 +26,8 @@ pub(crate) fn connection_of(words: &[OsString]) -> Result<Settings, Failure> {
     });
     let flags = flags.unwrap_or_default();
     let variables = |name: &str| std::env::var_os(name);
-    let keys: Vec<String> = settings().into_iter().map(|(long, ..)| long).collect();
-    let file = File::load(config::chosen_file(&flags, &variables), &variables, &keys)?;
+    let keys = || settings().into_iter().map(|(long, ..)| long).collect();
+    let file = File::load(config::chosen_file(&flags, &variables), &variables, keys)?;
     config::resolve(&Layers::new(&variables, file), &flags, &mut Vec::new())
 }
 

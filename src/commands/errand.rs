@@ -6,6 +6,7 @@ use std::io;
 use std::time::Duration;
 
 use anyhow::{Context as _, anyhow};
+use futures_util::FutureExt as _;
 use tracing::{info, warn};
 
 use super::failed;
@@ -104,8 +105,9 @@ impl<'a, C: Contend> Runner<'a, C> {
     }
 
     async fn run(&mut self) -> Result<Exit, Failure> {
-        match self.acquire().await? {
-            Acquired::Won(won) => self.hold(*won).await,
+        // Boxed, so that the room of one is free while the other runs.
+        match self.acquire().boxed_local().await? {
+            Acquired::Won(won) => self.hold(*won).boxed_local().await,
             Acquired::Ended(exit) => Ok(exit),
         }
     }

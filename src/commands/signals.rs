@@ -2,6 +2,7 @@
 //! It must not know what they lead to.
 
 use std::io;
+use std::mem::ManuallyDrop;
 
 use signal_hook::consts::{
     SIGALRM, SIGCONT, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGWINCH,
@@ -37,7 +38,8 @@ impl Signal {
 
 /// Receives signals from its making on.
 pub(crate) struct Signals {
-    delivery: SignalDelivery<UnixStream, WithOrigin>,
+    /// To the end of the process: taking the handlers back one by one would serve nobody.
+    delivery: ManuallyDrop<SignalDelivery<UnixStream, WithOrigin>>,
     waiting: Vec<Signal>,
 }
 
@@ -52,7 +54,12 @@ impl Signals {
             .iter()
             .filter(|signal| !guard::ignored_at_start(**signal));
         Ok(Self {
-            delivery: SignalDelivery::with_pipe(read, write, WithOrigin::default(), wanted)?,
+            delivery: ManuallyDrop::new(SignalDelivery::with_pipe(
+                read,
+                write,
+                WithOrigin::default(),
+                wanted,
+            )?),
             waiting: Vec::new(),
         })
     }

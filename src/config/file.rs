@@ -32,11 +32,11 @@ pub(crate) struct Entry {
 }
 
 impl File {
-    /// The file that `chosen` names, else the first of the usual ones that exists.
+    /// The file that `chosen` names, else the first of the usual ones that exists. `keys` may stand there.
     pub(crate) fn load(
         chosen: Option<PathBuf>,
         variables: &dyn Fn(&str) -> Option<OsString>,
-        keys: &[String],
+        keys: impl Fn() -> Vec<String>,
     ) -> Result<Self, Failure> {
         // One that cannot be looked at (another user's home) counts as missing.
         let usual = || {
@@ -49,7 +49,7 @@ impl File {
         };
         let text = read(&path)
             .with_context(|| format!("cannot read the configuration file '{}'", path.display()))?;
-        Self::parse(path, &text, keys)
+        Self::parse(path, &text, &keys())
     }
 
     fn parse(path: PathBuf, text: &str, keys: &[String]) -> Result<Self, Failure> {
@@ -278,13 +278,13 @@ mod tests {
 
     #[test]
     fn a_chosen_file_must_exist() {
-        let failure = File::load(Some("/nowhere/at/all".into()), &|_| None, &keys()).unwrap_err();
+        let failure = File::load(Some("/nowhere/at/all".into()), &|_| None, keys).unwrap_err();
         let error = format!("{:#}", failure.error);
         assert!(
             error.starts_with("cannot read the configuration file '/nowhere/at/all': "),
             "{error}"
         );
-        assert!(File::load(Some("/dev/zero".into()), &|_| None, &keys()).is_err());
+        assert!(File::load(Some("/dev/zero".into()), &|_| None, keys).is_err());
     }
 
     proptest! {

@@ -5,8 +5,8 @@ use std::cell::{Cell, OnceCell, RefCell};
 use std::time::Duration;
 
 use etcd_client::ResponseHeader;
-use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
+use futures_util::{FutureExt as _, StreamExt as _};
 use tokio::sync::Mutex;
 use tokio::time::{sleep, timeout};
 use tracing::info;
@@ -104,14 +104,17 @@ impl Cluster {
         if let Some(connection) = &*slot {
             return Ok(connection.clone());
         }
-        let connection = connect(
+        // Boxed, as what it awaits is large and rarely needed: every request would carry the room for it.
+        let connecting = connect(
             &self.endpoints[index],
             &self.tls,
             self.credentials.as_ref(),
             limit,
         )
-        .await
-        .inspect_err(|trouble| self.note(index, trouble))?;
+        .boxed_local();
+        let connection = connecting
+            .await
+            .inspect_err(|trouble| self.note(index, trouble))?;
         *slot = Some(connection.clone());
         Ok(connection)
     }
@@ -150,7 +153,8 @@ impl Cluster {
         limit: Duration,
         ask: impl AsyncFn(Connection) -> Result<T, Trouble>,
     ) -> Result<T, Trouble> {
-        let answer = timeout(limit, self.race(limit, &ask)).await;
+        // Boxed, as are the attempts: who asks would else need the stack of everything that it might ask.
+        let answer = timeout(limit, self.race(limit, &ask).boxed_local()).await;
         answer.unwrap_or_else(|_| Err(self.unreachable(limit)))
     }
 
@@ -211,7 +215,7 @@ impl Cluster {
             Ok(connection) => connection,
             Err(trouble) => return (index, Err(trouble)),
         };
-        let answer = timeout(limit, ask(connection))
+        let answer = timeout(limit, ask(connection).boxed_local())
             .await
             .unwrap_or_else(|_| Err(Trouble::silence(limit)));
         if let Err(trouble) = &answer {

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use etcd_client::{Certificate, Channel, Client, ConnectOptions, Error, Identity, TlsOptions};
+use futures_util::FutureExt as _;
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -72,13 +73,14 @@ async fn contact(
     });
     let channel = target
         .connect_with_connector(connector)
+        .boxed_local()
         .await
         .map_err(|error| {
             let trouble = Trouble::from(Error::TransportError(error));
             let hint = handshake_hint(endpoint.https, &trouble.cause);
             trouble.hinting(hint)
         })?;
-    authenticate(channel, credentials).await
+    authenticate(channel, credentials).boxed_local().await
 }
 
 async fn authenticate(

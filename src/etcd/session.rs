@@ -9,6 +9,7 @@ use etcd_client::{
     Client, GetOptions, KeyValue, LeaseKeepAliveStream, LeaseKeeper, Txn, TxnOp, TxnOpResponse,
     WatchOptions, WatchStream,
 };
+use futures_util::FutureExt as _;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
@@ -224,8 +225,9 @@ async fn renew(
     while ordered.recv().await.is_some() {
         let index = subject.cluster.current();
         let awaited = awaited.borrow().clone();
-        let attempt = attempt(&subject, &mut keeping, index, &awaited).await;
-        match attempt {
+        // Boxed, so that its room is free between renewals, which is nearly always.
+        let attempt = attempt(&subject, &mut keeping, index, &awaited).boxed_local();
+        match attempt.await {
             Ok(renewal) => subject.tell(News::Renewed(renewal)),
             Err(trouble) => {
                 // Whatever the old stream still says is dropped with it.
@@ -280,7 +282,7 @@ async fn within<T>(
     limit: Duration,
     answer: impl Future<Output = Result<T, Trouble>>,
 ) -> Result<T, Trouble> {
-    timeout(limit, answer)
+    timeout(limit, answer.boxed_local())
         .await
         .unwrap_or_else(|_| Err(Trouble::silence(limit)))
 }
@@ -340,10 +342,16 @@ async fn observe(subject: Rc<Subject>, mut awaited: watch::Receiver<Awaited>) {
                 }
                 sleep(PAUSE).await;
             }
-            _ = awaited.changed() => {}
+            () = others_awaited(&mut awaited) => {}
             _ = moved.changed() => {}
         }
     }
+}
+
+/// Until others are awaited than before. When it is nobody any more, the watch goes on as it is: it has our key, and in
+/// a queue that moves on, one more read and one more watch for each turn are what etcd has most to do with.
+async fn others_awaited(awaited: &mut watch::Receiver<Awaited>) {
+    while awaited.changed().await.is_ok() && *awaited.borrow() == Awaited::Nobody {}
 }
 
 async fn watch_once(subject: &Subject, awaited: &Awaited) -> Result<(), Trouble> {

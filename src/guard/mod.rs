@@ -138,6 +138,13 @@ fn fork_guard(command: Command, policy: Policy, ties: &Ties) -> io::Result<Guard
     signals::set_ignored(libc::SIGCHLD, false);
     // The tree of a guard that is killed comes to us.
     set_child_subreaper(Some(getpid()))?;
+    // What reading the command line took is free by now, but scattered, and each page of it that either process used
+    // again would be copied for it.
+    #[cfg(target_env = "gnu")]
+    // SAFETY: any program may call it at any time.
+    unsafe {
+        libc::malloc_trim(0);
+    }
     let mask = signals::set_mask(signals::ALL);
     // SAFETY: dlock has one thread.
     let forked = unsafe { spawn::fork() };

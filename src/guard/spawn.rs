@@ -2,6 +2,7 @@
 //! It must not know how long it may run.
 #![expect(unsafe_code, reason = "fork, exec and the environment")]
 
+use std::borrow::Cow;
 use std::env;
 use std::ffi::{CStr, CString, OsStr, c_char};
 use std::io;
@@ -120,7 +121,7 @@ impl Program {
         Ok(Launched { pid, outcome })
     }
 
-    fn image<'a>(&'a self, environment: &'a [CString]) -> Image<'a> {
+    fn image<'a>(&'a self, environment: &'a [Cow<'static, CStr>]) -> Image<'a> {
         let arguments = self.argv.iter().map(CString::as_c_str);
         let script = [SHELL, &self.path]
             .into_iter()
@@ -129,7 +130,7 @@ impl Program {
             path: &self.path,
             argv: pointers(arguments),
             script: pointers(script),
-            environment: pointers(environment.iter().map(CString::as_c_str)),
+            environment: pointers(environment.iter().map(AsRef::as_ref)),
         }
     }
 }
@@ -223,7 +224,10 @@ fn pointers<'a>(strings: impl Iterator<Item = &'a CStr>) -> Vec<*const c_char> {
 
 /// The environment of this process with `variables` in place of their namesakes, and without those that are `cleared`.
 /// Whatever else stands there stays, also what `std::env` would drop.
-fn environment(variables: &[(String, String)], cleared: &[&str]) -> io::Result<Vec<CString>> {
+fn environment(
+    variables: &[(String, String)],
+    cleared: &[&str],
+) -> io::Result<Vec<Cow<'static, CStr>>> {
     let own = variables
         .iter()
         .map(|(name, value)| CString::new(format!("{name}={value}")));
@@ -235,27 +239,28 @@ fn environment(variables: &[(String, String)], cleared: &[&str]) -> io::Result<V
             rest.is_some_and(|rest| rest.starts_with(b"="))
         })
     };
-    let mut environment: Vec<CString> = inherited_environment()
+    let mut environment: Vec<Cow<CStr>> = inherited_environment()
         .into_iter()
         .filter(|entry| !is_replaced(entry))
+        .map(Cow::Borrowed)
         .collect();
     for variable in own {
-        environment.push(variable?);
+        environment.push(Cow::Owned(variable?));
     }
     Ok(environment)
 }
 
-fn inherited_environment() -> Vec<CString> {
+/// Not copied: after a fork, every page that is touched is copied.
+fn inherited_environment() -> Vec<&'static CStr> {
     unsafe extern "C" {
         static environ: *const *const c_char;
     }
     let mut entries = Vec::new();
-    // SAFETY: the C library keeps a list of strings there that a null pointer ends, and nothing changes it meanwhile:
-    // this process has one thread.
+    // SAFETY: the C library keeps a list of strings there that a null pointer ends, and nothing in dlock ever changes it.
     unsafe {
         let mut entry = environ;
         while !entry.is_null() && !(*entry).is_null() {
-            entries.push(CStr::from_ptr(*entry).to_owned());
+            entries.push(CStr::from_ptr(*entry));
             entry = entry.add(1);
         }
     }
@@ -339,11 +344,11 @@ mod tests {
         let named = |name: &[u8]| {
             merged
                 .iter()
-                .filter(|entry| entry.as_bytes().starts_with(name))
+                .filter(|entry| entry.to_bytes().starts_with(name))
                 .count()
         };
         assert_eq!((named(b"PATH="), named(b"PAT=")), (1, 1));
-        assert!(merged.ends_with(&[c"PATH=ours".to_owned(), c"PAT=x=y".to_owned()]));
+        assert!(merged.ends_with(&[c"PATH=ours".into(), c"PAT=x=y".into()]));
         assert_eq!(merged.len(), inherited_environment().len() + 1);
         assert!(environment(&[own("A", "\0")], &[]).is_err());
         let fewer = environment(&[], &["PATH", "PAT"]).unwrap();

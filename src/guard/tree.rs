@@ -84,7 +84,9 @@ impl Tree {
         root.signal(0)?;
         tree.lists = root.children().is_ok();
         let mut strangers = Vec::new();
-        tree.walk(|process| strangers.push(process.identity));
+        tree.walk_below(&root, &[], &mut |process| {
+            strangers.push(process.identity);
+        });
         tree.strangers = strangers;
         Ok(tree)
     }

@@ -1,6 +1,7 @@
 //! Proves that the harness itself works, with etcdctl in the place of dlock: a broken tool proves nothing.
 //! It must not know dlock.
 
+use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
@@ -105,6 +106,25 @@ fn a_link_passes_holds_and_refuses() {
     eventually(LIMIT, "the link is back", || {
         TcpStream::connect(address).is_ok()
     });
+}
+
+#[test]
+fn a_far_link_charges_for_the_handshake_too() {
+    let etcd = Etcd::shared();
+    let link = Link::far(etcd.port(), Duration::from_millis(50));
+    let port = link.endpoint().rsplit(':').next().expect("a port").parse();
+    let began_at = boot_clock();
+    let mut stream =
+        TcpStream::connect(("127.0.0.1", port.expect("a number"))).expect("it listens");
+    let mut ask = || {
+        stream.write_all(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")?;
+        stream.read(&mut [0; 4096])
+    };
+    assert!(ask().expect("an answer") > 0);
+    assert!(since(began_at) >= Duration::from_millis(200));
+    let asked_at = boot_clock();
+    assert!(ask().expect("an answer") > 0);
+    assert!(since(asked_at) >= Duration::from_millis(100));
 }
 
 #[test]

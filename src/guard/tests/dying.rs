@@ -89,6 +89,28 @@ fn without_dlock_the_tree_dies() {
 }
 
 #[test]
+fn a_panic_of_dlock_is_its_end_and_the_trees() {
+    alone(|scratch| {
+        // SAFETY: the other thread of this process only waits for this one, as `alone` says.
+        let Some(dlock) = unsafe { spawn::fork() }.unwrap() else {
+            crate::log::on_panic(|| crate::exit::Exit::Failed.leave());
+            let _guard = scratch.start(
+                &format!(r#"trap "" TERM; echo $$ > "$DIR/pid"; {FAR} while :; do sleep 1; done"#),
+                HASTY,
+            );
+            scratch.pid("pid");
+            scratch.pid("far");
+            panic!("as a bug would");
+        };
+        let (command, far) = (scratch.pid("pid"), scratch.pid("far"));
+        eventually(|| !is_alive(command) && !is_alive(far));
+        let status = rustix::process::waitpid(Some(dlock), rustix::process::WaitOptions::empty());
+        let (_, status) = status.unwrap().unwrap();
+        assert_eq!(status.exit_status(), Some(125));
+    });
+}
+
+#[test]
 fn the_last_word_reaches_a_dlock_that_did_not_read() {
     alone(|scratch| {
         let mut guard = scratch.start("sleep 1000", PATIENT);

@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::sockopt::set_socket_linger;
 use rustix::net::{AddressFamily, SocketType, bind, getsockname, listen, socket};
 
@@ -65,11 +66,25 @@ struct State {
     listening: AtomicBool,
     over: AtomicBool,
     accepted: AtomicU64,
+    /// What opening a connection takes beside the way of its bytes: nothing, as the kernel takes it before the relay
+    /// knows, or what it would take over a link of this length.
+    handshake: Duration,
 }
 
 impl Link {
     /// A relay to the server that listens on this port of 127.0.0.1, passing everything on.
     pub(crate) fn to(server: u16) -> Self {
+        Self::with_handshake(server, Duration::ZERO)
+    }
+
+    /// The same for a server that is so far away: opening a connection takes the time of a way there and back too.
+    pub(crate) fn far(server: u16, one_way: Duration) -> Self {
+        let link = Self::with_handshake(server, one_way * 2);
+        link.both(Mode::Delay(one_way));
+        link
+    }
+
+    fn with_handshake(server: u16, handshake: Duration) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("127.0.0.1 has free ports");
         let port = listener.local_addr().expect("a bound socket").port();
         let state = Arc::new(State {
@@ -82,6 +97,7 @@ impl Link {
             listening: AtomicBool::new(true),
             over: AtomicBool::new(false),
             accepted: AtomicU64::new(0),
+            handshake,
         });
         let shared = Arc::clone(&state);
         thread::spawn(move || accept(port, listener, &shared));
@@ -198,7 +214,8 @@ fn join(client: TcpStream, state: &Arc<State>) {
         if state.server.port() == 0 {
             let sink = client.try_clone().expect("a socket");
             let state = Arc::clone(state);
-            thread::spawn(move || pump(client, sink, Direction::ToServer, age, &state));
+            let early = AtomicBool::new(false);
+            thread::spawn(move || pump(client, sink, Direction::ToServer, age, &early, &state));
         }
         return;
     };
@@ -209,21 +226,32 @@ fn join(client: TcpStream, state: &Arc<State>) {
         (Direction::ToServer, client.try_clone(), server.try_clone()),
         (Direction::ToClient, Ok(server), Ok(client)),
     ];
+    // The client believes that it is connected before it could be: until it hears from the server, all that it does
+    // is early by the handshake.
+    let early = Arc::new(AtomicBool::new(true));
     for (direction, from, to) in ends {
         let (from, to) = (from.expect("a socket"), to.expect("a socket"));
-        let state = Arc::clone(state);
-        thread::spawn(move || pump(from, to, direction, age, &state));
+        let (state, early) = (Arc::clone(state), Arc::clone(&early));
+        thread::spawn(move || pump(from, to, direction, age, &early, &state));
     }
 }
 
 /// Carries the bytes of one direction of one connection until either end or the test closes it.
-fn pump(mut from: TcpStream, mut to: TcpStream, direction: Direction, mut age: u64, state: &State) {
-    from.set_read_timeout(Some(PACE)).expect("a socket");
+fn pump(
+    mut from: TcpStream,
+    mut to: TcpStream,
+    direction: Direction,
+    mut age: u64,
+    early: &AtomicBool,
+    state: &State,
+) {
+    let opened_at = boot_clock();
     // Bytes and when they are due; `None` waits for the end of a hold.
     let mut waiting: VecDeque<(Option<Duration>, Vec<u8>)> = VecDeque::new();
     let mut buffer = vec![0; 64 * 1024];
     let mut open = true;
     let mut shut = false;
+    let mut last_due = Duration::ZERO;
     loop {
         if state.over.load(Ordering::SeqCst) {
             break;
@@ -247,22 +275,38 @@ fn pump(mut from: TcpStream, mut to: TcpStream, direction: Direction, mut age: u
                 }
             }
         }
-        let read = if open { from.read(&mut buffer) } else { Ok(0) };
+        let next = waiting.front().and_then(|(due, _)| *due);
+        let readable = wait(open.then_some(&from), next);
+        let read = match (open, readable) {
+            (true, false) => Err(ErrorKind::WouldBlock.into()),
+            (true, true) => from.read(&mut buffer),
+            (false, _) => Ok(0),
+        };
         let mode = *state.mode(direction);
         match read {
             Ok(0) => {
                 open = false;
-                if waiting.is_empty() && mode == Mode::Pass {
+                if waiting.is_empty() && matches!(mode, Mode::Pass | Mode::Delay(_)) {
                     break;
                 }
-                thread::sleep(PACE);
             }
             Ok(_) if shut => {}
             Ok(count) => match mode {
                 Mode::Pass => waiting.push_back((Some(Duration::ZERO), buffer[..count].to_vec())),
                 Mode::Hold => waiting.push_back((None, buffer[..count].to_vec())),
                 Mode::Delay(late) => {
-                    waiting.push_back((Some(boot_clock() + late), buffer[..count].to_vec()));
+                    let due = match direction {
+                        Direction::ToServer if early.load(Ordering::SeqCst) => {
+                            boot_clock() + state.handshake + late
+                        }
+                        Direction::ToServer => boot_clock() + late,
+                        Direction::ToClient => {
+                            // The server accepts one way after the handshake.
+                            (boot_clock() + late).max(opened_at + state.handshake * 2)
+                        }
+                    };
+                    last_due = last_due.max(due);
+                    waiting.push_back((Some(last_due), buffer[..count].to_vec()));
                 }
                 Mode::Drop => {}
             },
@@ -276,6 +320,9 @@ fn pump(mut from: TcpStream, mut to: TcpStream, direction: Direction, mut age: u
             let Some((_, bytes)) = waiting.pop_front() else {
                 break;
             };
+            if direction == Direction::ToClient {
+                early.store(false, Ordering::SeqCst);
+            }
             if mode != Mode::Drop && to.write_all(&bytes).is_err() {
                 open = false;
                 waiting.clear();
@@ -285,6 +332,18 @@ fn pump(mut from: TcpStream, mut to: TcpStream, direction: Direction, mut age: u
     }
     let _ = from.shutdown(Shutdown::Both);
     let _ = to.shutdown(Shutdown::Both);
+}
+
+/// Waits until there is something to read, the next bytes are due, or it is time to look for a new order. Says whether
+/// there is something to read.
+fn wait(from: Option<&TcpStream>, next_due: Option<Duration>) -> bool {
+    // Due but held back: the order has to change first.
+    let left = next_due
+        .map(|due| due.saturating_sub(boot_clock()))
+        .filter(|left| !left.is_zero());
+    let timeout = Timespec::try_from(left.unwrap_or(PACE).min(PACE)).expect("a few milliseconds");
+    let mut readable = from.map(|from| PollFd::new(from, PollFlags::IN));
+    poll(readable.as_mut_slice(), Some(&timeout)).is_ok_and(|ready| ready > 0)
 }
 
 /// An endpoint that swallows connection attempts: its queue of unaccepted connections is full, so the kernel drops

@@ -37,24 +37,40 @@ impl Process {
             .unwrap_or('X')
     }
 
-    /// How many threads it has, none when it is gone.
-    pub(crate) fn threads(self) -> usize {
-        fs::read_dir(format!("/proc/{}/task", self.0)).map_or(0, Iterator::count)
-    }
-
     /// How many descriptors are open in it.
     pub(crate) fn descriptors(self) -> usize {
         fs::read_dir(format!("/proc/{}/fd", self.0)).map_or(0, Iterator::count)
     }
 
+    /// A file of each of its threads.
+    fn of_threads(self, file: &str) -> Vec<String> {
+        let tasks = fs::read_dir(format!("/proc/{}/task", self.0));
+        let tasks = tasks.into_iter().flatten().flatten();
+        tasks
+            .filter_map(|task| fs::read_to_string(task.path().join(file)).ok())
+            .collect()
+    }
+
+    /// How many threads it has.
+    pub(crate) fn threads(self) -> usize {
+        self.of_threads("status").len()
+    }
+
+    /// How often it has gone to sleep by itself, and so has been awake.
+    pub(crate) fn wake_ups(self) -> u64 {
+        let of_one = |status: String| {
+            let mut lines = status.lines();
+            let count = lines.find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+            count.and_then(|count| count.trim().parse::<u64>().ok())
+        };
+        let threads = self.of_threads("status").into_iter();
+        threads.filter_map(of_one).sum()
+    }
+
     /// The direct children.
     pub(crate) fn children(self) -> Vec<Process> {
-        let Ok(tasks) = fs::read_dir(format!("/proc/{}/task", self.0)) else {
-            return Vec::new();
-        };
-        tasks
-            .flatten()
-            .filter_map(|task| fs::read_to_string(task.path().join("children")).ok())
+        self.of_threads("children")
+            .into_iter()
             .flat_map(|list| {
                 list.split_whitespace()
                     .filter_map(|pid| pid.parse().ok())

@@ -1,0 +1,78 @@
+//! How often a run waits for a far server to answer.
+//! It must not know what is asked.
+
+use std::process::Command;
+use std::time::Duration;
+
+use crate::floor;
+use crate::report::Table;
+use crate::sample::Sample;
+use crate::support::{Certificates, Etcd, Link, Scratch, boot_clock, since};
+use crate::tool::Tool;
+
+/// There and back.
+const ROUND_TRIP: Duration = Duration::from_millis(50);
+
+pub(crate) fn measure(runs: usize, peers: &mut Table, beside_floor: &mut Table) {
+    let runs = (runs / 10).max(5);
+    let etcd = Etcd::start();
+    let link = Link::far(etcd.port(), ROUND_TRIP / 2);
+    let at = link.endpoint();
+    let mut lines = [Tool::Dlock, Tool::Etcdctl]
+        .map(|tool| tool.line(&at, "", "far", "30"))
+        .to_vec();
+    lines.extend([false, true].map(|sequential| floor::line(&at, sequential)));
+    let samples: Vec<Option<Sample>> = alternate(runs, &lines).into_iter().map(Some).collect();
+    let [dlock, etcdctl, bare, plain] = &samples[..] else {
+        return;
+    };
+    let what = "`x true` over a link of 50 ms";
+    let beside = [dlock, etcdctl, &None, &None].map(Clone::clone);
+    peers.row(what, "round trips", beside, "3.2");
+    beside_floor.row(
+        what,
+        "round trips",
+        [dlock, bare, plain].map(Clone::clone),
+        "3.2",
+    );
+
+    let made = Certificates::new();
+    let etcd = Etcd::start_tls(&made);
+    let link = Link::far(etcd.port(), ROUND_TRIP / 2);
+    let at = link.endpoint().replace("http:", "https:");
+    let secured = [Tool::Dlock, Tool::Etcdctl].map(|tool| {
+        let mut words = tool.line(&at, "", "far", "30");
+        words.insert(1, format!("--cacert={}", made.file("ca.pem")));
+        words
+    });
+    let samples = alternate(runs, &secured).into_iter().map(Some);
+    peers.row(
+        "the same with TLS",
+        "round trips",
+        samples.chain([None, None]),
+        "4.2",
+    );
+}
+
+/// Runs all of them in turn; the time of each in round trips.
+fn alternate(runs: usize, lines: &[Vec<String>]) -> Vec<Sample> {
+    let mut spans = vec![Vec::new(); lines.len()];
+    let home = Scratch::new();
+    for _ in 0..runs {
+        for (line, spans) in lines.iter().zip(&mut spans) {
+            let began_at = boot_clock();
+            let output = Command::new(&line[0])
+                .args(&line[1..])
+                .arg("true")
+                .env_clear()
+                .env("PATH", std::env::var_os("PATH").unwrap_or_default())
+                .env("HOME", home.path())
+                .envs(Tool::VARIABLES)
+                .output()
+                .expect("the program starts");
+            spans.push(since(began_at).as_secs_f64() / ROUND_TRIP.as_secs_f64());
+            assert!(output.status.success(), "{line:?}: {output:?}");
+        }
+    }
+    spans.into_iter().map(Sample::new).collect()
+}

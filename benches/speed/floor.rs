@@ -1,0 +1,124 @@
+//! The least that a client can do: the requests of an uncontended lock, one fork and exec, and nothing else.
+//! It must not know dlock.
+
+use std::num::NonZeroU64;
+use std::process::{Command, ExitCode};
+use std::time::Duration;
+
+use etcd_client::{
+    Channel, Client, Compare, CompareOp, GetOptions, LeaseGrantOptions, PutOptions, Txn, TxnOp,
+    TxnResponse,
+};
+
+/// The word that makes this program play the bare client.
+pub(crate) const WORD: &str = "floor";
+
+/// One request after the other, as a plain client does it.
+pub(crate) const SEQUENTIAL: &str = "sequential";
+
+/// For how long the request that needs the lease waits for its grant: as in dlock.
+const LEAD: Duration = Duration::from_millis(2);
+
+/// The command line of the bare client, up to the command; or of one that waits for every answer.
+pub(crate) fn line(endpoint: &str, sequential: bool) -> Vec<String> {
+    let mut line = crate::myself(WORD);
+    let way = if sequential { SEQUENTIAL } else { "pipelined" };
+    line.extend([way, endpoint, "floor"].map(str::to_owned));
+    line
+}
+
+/// `floor WAY ENDPOINT NAME COMMAND [ARG...]`.
+pub(crate) fn run(words: &[String]) -> ExitCode {
+    let [way, endpoint, name, command @ ..] = words else {
+        return ExitCode::FAILURE;
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("an event loop");
+    runtime
+        .block_on(lock(way == SEQUENTIAL, endpoint, name, command))
+        .expect("etcd serves");
+    // What is left goes with the process.
+    std::mem::forget(runtime);
+    ExitCode::SUCCESS
+}
+
+async fn lock(
+    sequential: bool,
+    endpoint: &str,
+    name: &str,
+    command: &[String],
+) -> Result<(), Box<dyn std::error::Error>> {
+    let channel = tonic::transport::Endpoint::from_shared(endpoint.to_owned())?
+        .connect()
+        .await?;
+    let mut client = Client::from_channel(Channel::Tonic(channel), None).await?;
+    let lease = random_lease()?;
+    let key = format!("{name}/{lease:x}");
+    let mut granting = client.clone();
+    let grant = granting.lease_grant(30, Some(LeaseGrantOptions::new().with_id(lease)));
+    let mut grant = std::pin::pin!(grant);
+    let follow = || put(client.clone(), name, &key, lease);
+    let lead = if sequential { Duration::MAX } else { LEAD };
+    let placed = tokio::select! {
+        biased;
+        granted = &mut grant => {
+            granted?;
+            follow().await
+        }
+        () = tokio::time::sleep(lead) => {
+            let (granted, placed) = tokio::join!(grant, follow());
+            granted?;
+            placed
+        }
+    };
+    let placed = match placed {
+        Ok(placed) => placed,
+        // It overtook the grant.
+        Err(_) => follow().await?,
+    };
+    let revision = placed.header().ok_or("no header")?.revision();
+    Command::new(&command[0]).args(&command[1..]).status()?;
+    let ours = Compare::create_revision(key.as_str(), CompareOp::Equal, revision);
+    let release = Txn::new().when([ours]).and_then([TxnOp::delete(key, None)]);
+    client.txn(release).await?;
+    tokio::select! {
+        biased;
+        _ = client.lease_revoke(lease) => {}
+        () = sent(Duration::from_micros(150)) => {}
+    }
+    Ok(())
+}
+
+fn random_lease() -> rustix::io::Result<i64> {
+    let mut bytes = [0; 8];
+    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())?;
+    Ok((i64::from_ne_bytes(bytes) & i64::MAX).max(1))
+}
+
+/// Lets what was asked leave, and then a moment pass: as dlock does.
+async fn sent(moment: Duration) {
+    for _ in 0..16 {
+        tokio::task::yield_now().await;
+    }
+    let _ = rustix::thread::set_current_timer_slack(NonZeroU64::new(1));
+    std::thread::sleep(moment);
+}
+
+async fn put(
+    mut client: Client,
+    name: &str,
+    key: &str,
+    lease: i64,
+) -> Result<TxnResponse, etcd_client::Error> {
+    let all = GetOptions::new().with_prefix().with_count_only();
+    let record = PutOptions::new().with_lease(lease);
+    let txn = Txn::new()
+        .when([Compare::create_revision(key, CompareOp::Equal, 0)])
+        .and_then([
+            TxnOp::put(key, "", Some(record)),
+            TxnOp::get(format!("{name}/"), Some(all)),
+        ]);
+    client.txn(txn).await
+}

@@ -1,0 +1,68 @@
+//! What one holder costs while nothing happens: memory, threads, wake-ups, requests.
+//! It must not know why a tool wakes up.
+
+use std::time::Duration;
+
+use crate::crowd::Crowd;
+use crate::handover::count;
+use crate::report::Table;
+use crate::sample::Sample;
+use crate::server::Counters;
+use crate::support::{Etcd, Process, let_pass};
+use crate::tool::{Tool, installed};
+
+/// Five renewals of a default TTL.
+const WATCHED: Duration = Duration::from_secs(30);
+/// Holders of a lock each.
+const HOLDERS: usize = 20;
+
+pub(crate) fn measure(peers: &mut Table) {
+    let mut cells: [Vec<Option<Sample>>; 4] = Default::default();
+    for tool in Tool::ALL {
+        let held = installed(&tool.line("", "", "", "")[0]).then(|| watch(tool));
+        for (index, cells) in cells.iter_mut().enumerate() {
+            cells.push(held.map(|held| Sample::one(held[index])));
+        }
+    }
+    let what = [
+        (
+            "memory of one of 20 holders, all its processes (PSS)",
+            "MiB",
+            "1.0",
+        ),
+        ("threads of a holder beside the main ones", "threads", "0"),
+        ("wake-ups of an idle holder in 30 s", "wake-ups", ""),
+        ("requests of a held lock in 30 s", "requests", "10"),
+    ];
+    for ((what, unit, goal), cells) in what.into_iter().zip(cells) {
+        peers.row(what, unit, cells, goal);
+    }
+}
+
+fn watch(tool: Tool) -> [f64; 4] {
+    let etcd = Etcd::start();
+    let mut crowd = Crowd::new(tool, &etcd, "30");
+    for holder in 0..HOLDERS {
+        crowd.join(&format!("held-{holder}"), true);
+    }
+    crowd.await_begun(HOLDERS);
+    let_pass(Duration::from_secs(1));
+    let processes: Vec<Process> = crowd.processes().into_iter().flatten().collect();
+    let wake_ups = || {
+        processes
+            .iter()
+            .map(|process| process.wake_ups())
+            .sum::<u64>()
+    };
+    let threads: usize = processes.iter().map(|process| process.threads()).sum();
+    let (woken, before) = (wake_ups(), Counters::of(&etcd));
+    let_pass(WATCHED);
+    let (woken, work) = (wake_ups() - woken, Counters::of(&etcd).work_since(&before));
+    let memory = Sample::new(crowd.memory()).median();
+    crowd.let_go();
+    assert_eq!(crowd.finish().len(), HOLDERS);
+    let of_one = |all: f64| all / count(HOLDERS);
+    let woken = usize::try_from(woken).map_or(f64::INFINITY, count);
+    let beside = count(threads - processes.len());
+    [memory, of_one(beside), of_one(woken), of_one(work.requests)]
+}

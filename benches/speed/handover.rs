@@ -1,0 +1,135 @@
+//! How fast a lock goes from one to the next when many wait, and whom that wakes.
+//! It must not know how a tool learns that it is its turn.
+
+use crate::crowd::Crowd;
+use crate::report::Table;
+use crate::sample::Sample;
+use crate::server::Counters;
+use crate::stamp::Stamp;
+use crate::support::Etcd;
+use crate::tool::{Tool, installed};
+
+/// So that no renewal falls among what is counted.
+const TTL: &str = "600";
+/// Drains of each tool, in turn.
+const DRAINS: usize = 3;
+
+/// What was seen of one tool.
+#[derive(Default)]
+struct Seen {
+    rates: Vec<f64>,
+    latencies: Vec<f64>,
+    events: Vec<f64>,
+    reads: Vec<f64>,
+    memory: Vec<f64>,
+}
+
+pub(crate) fn measure(waiters: usize, peers: &mut Table) {
+    let mut seen = Tool::ALL.map(|_| Seen::default());
+    for _ in 0..DRAINS {
+        for (tool, seen) in Tool::ALL.into_iter().zip(&mut seen) {
+            if installed(&tool.line("", "", "", "")[0]) {
+                drain(tool, waiters, seen);
+            }
+        }
+    }
+    let mut row = |what: &str, unit, goal, of: &dyn Fn(&Seen) -> Vec<f64>| {
+        let cell = |seen: &Seen| Some(of(seen)).filter(|of| !of.is_empty()).map(Sample::new);
+        peers.row(what, unit, seen.iter().map(cell), goal);
+    };
+    let each = format!("{waiters} waiters drained");
+    row(&each, "per s", "1.5 of etcdctl", &|seen| seen.rates.clone());
+    row(
+        "from the end of a command to the next one's begin, p50",
+        "ms",
+        "",
+        &|seen| percentile(seen, 50),
+    );
+    row("the same, p99", "ms", "", &|seen| percentile(seen, 99));
+    row(
+        "watch events for each: its own key, and the one before it",
+        "events",
+        "2",
+        &|seen| seen.events.clone(),
+    );
+    row("reads and transactions for each", "requests", "", &|seen| {
+        seen.reads.clone()
+    });
+    row(
+        "memory of one waiter, all its processes (PSS)",
+        "MiB",
+        "1.0",
+        &|seen| seen.memory.clone(),
+    );
+}
+
+fn percentile(seen: &Seen, percent: usize) -> Vec<f64> {
+    let all = seen.latencies.clone();
+    if all.is_empty() {
+        return all;
+    }
+    vec![Sample::new(all).percentile(percent)]
+}
+
+fn drain(tool: Tool, waiters: usize, seen: &mut Seen) {
+    let etcd = Etcd::start();
+    let mut crowd = Crowd::new(tool, &etcd, TTL);
+    crowd.join("drained", true);
+    crowd.await_begun(1);
+    for _ in 0..waiters {
+        crowd.join("drained", false);
+    }
+    crowd.await_queued(&etcd, "drained", waiters + 1);
+    // Each of them has opened its watch.
+    crate::support::let_pass(std::time::Duration::from_secs(2));
+    let memory = crowd.memory();
+    let before = Counters::of(&etcd);
+    let released_at = crowd.let_go().as_secs_f64();
+    let stamps = crowd.finish();
+    let work = Counters::of(&etcd).work_since(&before);
+    assert_eq!(stamps.len(), waiters + 1, "{tool:?}: nobody is lost");
+    seen.latencies.extend(latencies(&stamps));
+    seen.rates.push(rate(&stamps, released_at));
+    let count = count(waiters);
+    if tool.keys("").is_some() {
+        seen.events.push(work.events / count);
+        seen.reads.push(work.reads / count);
+        seen.memory.extend(&memory[1..]);
+    }
+}
+
+/// Commands in a second, from the first one's release to the last one's end.
+pub(crate) fn rate(stamps: &[Stamp], released_at: f64) -> f64 {
+    let last = stamps
+        .iter()
+        .map(|stamp| stamp.ended_at)
+        .max()
+        .unwrap_or_default();
+    count(stamps.len() - 1) / (seconds(last) - released_at)
+}
+
+/// From the end of one to the beginning of the next, in ms; fails when they overlap.
+pub(crate) fn latencies(stamps: &[Stamp]) -> impl Iterator<Item = f64> {
+    stamps.windows(2).map(|pair| {
+        let (before, after) = (pair[0], pair[1]);
+        assert!(after.began_at >= before.ended_at, "two at once: {pair:?}");
+        seconds(after.began_at - before.ended_at) * 1000.0
+    })
+}
+
+/// Whether everybody had the lock in the order of the queue.
+pub(crate) fn in_order(stamps: &[Stamp]) -> bool {
+    stamps.is_sorted_by_key(|stamp| stamp.token)
+}
+
+#[expect(
+    clippy::cast_precision_loss,
+    reason = "less than a day in ns is exact enough"
+)]
+fn seconds(nanoseconds: u128) -> f64 {
+    nanoseconds as f64 / 1e9
+}
+
+pub(crate) fn count(of: usize) -> f64 {
+    u32::try_from(of).map_or(f64::INFINITY, f64::from)
+}

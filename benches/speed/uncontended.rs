@@ -1,0 +1,80 @@
+//! How long a run takes when nobody else wants the lock, by hyperfine.
+//! It must not know what the tools do in that time.
+
+use std::process::Command;
+
+use serde_json::Value;
+
+use crate::floor;
+use crate::report::Table;
+use crate::sample::Sample;
+use crate::support::{Etcd, Scratch};
+use crate::tool::{Tool, installed};
+
+/// Runs of one tool before it is the next one's turn: what happens to the machine meanwhile happens to all of them.
+const TURN: usize = 20;
+
+pub(crate) fn measure(runs: usize, peers: &mut Table, beside_floor: &mut Table) {
+    let etcd = Etcd::start();
+    let dir = Scratch::new();
+    let file = dir.write("lock", "");
+    let mut lines: Vec<Vec<String>> = Tool::ALL
+        .iter()
+        .map(|tool| tool.line(&etcd.endpoint(), &file, "uncontended", "30"))
+        .collect();
+    lines.extend([false, true].map(|sequential| floor::line(&etcd.endpoint(), sequential)));
+    let mut walls: Vec<Vec<f64>> = vec![Vec::new(); lines.len()];
+    for turn in 0..runs.div_ceil(TURN) {
+        for (line, walls) in lines.iter().zip(&mut walls) {
+            if installed(&line[0]) {
+                walls.extend(hyperfine(line, turn == 0, &dir));
+            }
+        }
+    }
+    let mut samples = walls
+        .into_iter()
+        .map(|walls| (!walls.is_empty()).then(|| Sample::new(walls)));
+    let tools: Vec<Option<Sample>> = samples.by_ref().take(Tool::ALL.len()).collect();
+    let floors: Vec<Option<Sample>> = [tools[0].clone()].into_iter().chain(samples).collect();
+    peers.row("`x true`, uncontended", "ms", tools, "0.30 of etcdctl");
+    beside_floor.row(
+        "`x true`, uncontended",
+        "ms",
+        floors,
+        "1.15 of the bare client",
+    );
+    let program = std::fs::metadata(env!("CARGO_BIN_EXE_dlock")).expect("it was built");
+    #[expect(clippy::cast_precision_loss, reason = "a few MiB")]
+    let size = program.len() as f64 / 1024.0 / 1024.0;
+    peers.row(
+        "the program",
+        "MiB",
+        [Some(Sample::one(size)), None, None, None],
+        "4",
+    );
+}
+
+/// The wall time of each run, in ms.
+fn hyperfine(line: &[String], warm_up: bool, dir: &Scratch) -> Vec<f64> {
+    let json = dir.file("hyperfine.json");
+    let command: Vec<&str> = line.iter().map(String::as_str).chain(["true"]).collect();
+    let output = Command::new("hyperfine")
+        .args(["--shell=none", "--style=none", "--export-json", &json])
+        .args(["--warmup", if warm_up { "5" } else { "1" }])
+        .args(["--runs", &TURN.to_string()])
+        .arg(command.join(" "))
+        .env_clear()
+        .env("PATH", std::env::var_os("PATH").unwrap_or_default())
+        .envs(Tool::VARIABLES)
+        .output()
+        .expect("hyperfine starts; install it with: apt-get install hyperfine, or run make bench");
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{command:?}: {errors}");
+    let text = std::fs::read(&json).expect("hyperfine wrote it");
+    let parsed: Value = serde_json::from_slice(&text).expect("hyperfine writes JSON");
+    let times = parsed["results"][0]["times"].as_array().expect("the times");
+    times
+        .iter()
+        .filter_map(|time| Some(time.as_f64()? * 1000.0))
+        .collect()
+}
