@@ -46,8 +46,8 @@ pub(super) struct Errand<'a> {
     pub(super) leftovers: Leftovers,
     /// What it gets beside the variables of the lock.
     pub(super) variables: Vec<(String, String)>,
-    /// Whether nobody wants the lock any more: looked at now and then while it is waited for.
-    pub(super) unwanted: &'a dyn Fn() -> bool,
+    /// Whether nobody wants the lock any more, if that may be: looked at now and then while it is waited for.
+    pub(super) unwanted: Option<&'a dyn Fn() -> bool>,
     /// Who waits in the foreground for the lock.
     pub(super) background: Option<Detached>,
 }
@@ -366,7 +366,10 @@ impl<'a, C: Contend> Runner<'a, C> {
 }
 
 /// Until the lock is not wanted any more.
-async fn unwanted(unwanted: &dyn Fn() -> bool) {
+async fn unwanted(unwanted: Option<&dyn Fn() -> bool>) {
+    let Some(unwanted) = unwanted else {
+        return std::future::pending().await;
+    };
     while !unwanted() {
         tokio::time::sleep(LOOK).await;
     }

@@ -78,7 +78,7 @@ fn keep(
         program: OsStr::new("dlock hold"),
         leftovers: Leftovers::Kill,
         variables: vec![("DLOCK_HOLD".to_owned(), hold.to_string())],
-        unwanted: &unwanted,
+        unwanted: (owner.is_some() || input.is_some()).then_some(&unwanted),
         background,
     };
     match lock::carry_out(errand, site, lingering(options, owner), ties, ledger)? {

@@ -36,7 +36,7 @@ fn carry_out(site: &Site, options: &Options, ledger: &mut Ledger) -> Result<Exit
         program: options.program(),
         leftovers: options.leftovers,
         variables: Vec::new(),
-        unwanted: &|| false,
+        unwanted: None,
         background: None,
     };
     lock::carry_out(errand, site, command, Ties::default(), ledger)

@@ -105,12 +105,15 @@ impl<S: Keep> Supervision<'_, S> {
                 self.name
             );
         }
+        let stops = standing != self.watchdog.standing() || cut != self.watchdog.cut();
+        // Those who are to be named may be dead a moment later. The telling waits until they are told.
+        let living = (stops && enabled!(Level::INFO)).then(|| self.post.guard.living());
         let mut end = None;
         for action in actions {
             end = end.or(self.act(&action));
         }
-        if standing != self.watchdog.standing() || cut != self.watchdog.cut() {
-            self.tell_stop();
+        if let Some(living) = living {
+            self.tell_stop(&living);
         }
         end
     }
@@ -274,11 +277,7 @@ impl<S: Keep> Supervision<'_, S> {
     }
 
     /// Who it is that has to end now.
-    fn tell_stop(&self) {
-        if !enabled!(Level::INFO) {
-            return;
-        }
-        let living = self.post.guard.living();
+    fn tell_stop(&self, living: &[Survivor]) {
         let processes: Vec<String> = living
             .iter()
             .map(|process| format!("{} ({})", process.pid, process.program))

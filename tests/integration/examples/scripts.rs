@@ -41,6 +41,7 @@ pub(super) const RUNNERS: &[Runner] = &[
         "caller (shell, cron, CI)",
         Picture("the tree of processes"),
     ),
+    ("dlock.1", "number=$(printf", By(one_of_several_clusters)),
     (
         "dlock-break.1",
         "dlock status deploy; dlock break",
@@ -139,7 +140,8 @@ pub(super) const RUNNERS: &[Runner] = &[
 /// Says what it is called with.
 const STAND_IN: &str = "#!/bin/sh\necho \"${0##*/} $* under token ${DLOCK_FENCING_TOKEN-none}\"\n";
 /// In the reader's folder.
-const OWN: [&str; 11] = [
+const OWN: [&str; 12] = [
+    "job",
     "backup.sh",
     "nightly",
     "migrate",
@@ -299,6 +301,17 @@ fn begun(block: &Block) {
     let outcome = script(Etcd::shared(), &text).finish().expect_code(0);
     let count = block.text.matches("./backup.sh").count();
     assert_eq!(outcome.stdout.matches("backup.sh").count(), count);
+}
+
+/// All who want a lock agree on its cluster; here it is always the same one.
+fn one_of_several_clusters(block: &Block) {
+    let text = block
+        .text
+        .replace("etcd$((number % 3)).example.com", "$DLOCK_ENDPOINTS");
+    let text = format!("name=nightly\n{text}echo $((number % 3))\n");
+    let outcome = script(Etcd::shared(), &text).finish().expect_code(0);
+    assert!(outcome.stdout.starts_with("job "), "{outcome:?}");
+    assert!(outcome.stdout.trim_end().ends_with(['0', '1', '2']));
 }
 
 /// The report has just the keys that the example shows.
