@@ -13,7 +13,7 @@ use super::places::Places;
 use super::trouble::Trouble;
 use crate::contest::Ahead;
 use crate::core::holder::Holder;
-use crate::core::lease::{FencingToken, LeaseId, Place};
+use crate::core::lease::{FencingToken, Header, LeaseId, Place};
 use crate::core::mode::Mode;
 use crate::core::queue::{Queue, hand_over};
 use crate::core::turn::{Scan, Standing, Turn, holders};
@@ -21,7 +21,7 @@ use crate::core::turn::{Scan, Standing, Turn, holders};
 /// Places that are read at once when more than the one before us matter. etcd allows 128 operations in
 /// a request; so many pieces of evidence are asked for at once, too.
 const PAGE: usize = 100;
-/// So many before us are counted for people.
+/// So many before us are counted.
 const COUNTED: usize = 1000;
 
 /// What one look at the queue has shown.
@@ -35,8 +35,8 @@ pub(super) struct Look {
     pub(super) ahead: Ahead,
     /// How the first in the queue has the lock, if that does not go together with what we ask for.
     pub(super) misfit: Option<Mode>,
-    /// How many keys there are in the queue: etcd counts without regard for revisions.
-    pub(super) count: i64,
+    /// How many keys stand before ours, as far as they are counted.
+    pub(super) count: usize,
 }
 
 impl Look {
@@ -52,6 +52,16 @@ impl Look {
             count: 0,
         }
     }
+}
+
+/// The read of the keys before a revision, as many as are counted. etcd's own count goes without regard for revisions.
+pub(super) fn counted(queue: &Queue, token: i64) -> TxnOp {
+    let options = GetOptions::new()
+        .with_range(queue.end())
+        .with_max_create_revision(token - 1)
+        .with_limit(i64::try_from(COUNTED).unwrap_or(i64::MAX))
+        .with_keys_only();
+    TxnOp::get(queue.prefix(), Some(options))
 }
 
 /// The place that `key` is, if it is one of this queue: other keys stand in nobody's way.
@@ -103,6 +113,9 @@ impl Places {
 
     /// A linearizable read of our key and of what matters of those before it. `before` is whom we have
     /// waited for until now.
+    ///
+    /// A filter by revision makes etcd go through the whole queue, so what is told of those before us is
+    /// read only if there are any: after most releases nobody is.
     pub(super) async fn look(
         &self,
         mut client: Client,
@@ -110,56 +123,68 @@ impl Places {
         before: &[Standing],
     ) -> Result<Look, Trouble> {
         let token = place.token.0;
-        let mut reads = vec![
-            TxnOp::get(self.queue.key(place.lease), None),
-            self.counted(token),
-            self.before(token, SortOrder::Ascend, 1),
-            self.before(token, SortOrder::Descend, 1),
-        ];
+        let newest = || self.before(token, SortOrder::Descend, 1);
         // The one that we have waited for is probably gone, or the nearest of them.
         let nearest = &before[..before.len().min(1)];
+        let mut reads = vec![TxnOp::get(self.queue.key(place.lease), None)];
         reads.extend(nearest.iter().map(|one| self.evidence(one)));
-        let answer = client.txn(Txn::new().and_then(reads)).await?;
-        let header = self.cluster.observe(answer.header())?;
-        let mut reads = answer.op_responses().into_iter().map(|read| match read {
-            TxnOpResponse::Get(mut read) => (read.count(), read.take_kvs()),
-            _ => (0, Vec::new()),
-        });
-        let mut next = || reads.next().unwrap_or_default();
-        let own = next()
-            .1
+        if !before.is_empty() {
+            reads.push(newest());
+        }
+        let (header, reads) = self.read(&mut client, reads).await?;
+        let mut reads = reads.into_iter();
+        let own = reads.next().unwrap_or_default();
+        let own = own
             .first()
             .is_some_and(|key| key.create_revision() == token && key.lease() == place.lease.0);
-        let (count, counted) = next();
-        let (oldest, newest, evidence) = (next().1, next().1, next().1);
-        let turn = self.scan(&mut client, newest).await?;
-        let released = nearest.iter().filter(|_| !evidence.is_empty());
-        let released = released.map(|one| one.token).collect();
-        let hand_over = self.vanished(&mut client, before, &turn, released).await?;
-        let oldest = oldest.first().and_then(|key| standing(&self.queue, key));
-        let mode = oldest
-            .as_ref()
-            .filter(|oldest| oldest.record.is_some())
-            .map(Standing::mode);
-        Ok(Look {
+        let evidence = nearest.iter().zip(reads.by_ref());
+        let released = evidence.filter(|(_, evidence)| !evidence.is_empty());
+        let released = released.map(|(one, _)| one.token).collect();
+        let alone = reads.next().is_some_and(|newest| newest.is_empty());
+        let mut look = Look {
             own,
-            revision: header.revision,
-            turn,
-            hand_over,
-            misfit: mode.filter(|mode| !mode.fits(self.mode)),
-            ahead: self.ahead_of(&counted, oldest),
-            count,
-        })
+            ..Look::alone(header.revision)
+        };
+        if !alone {
+            // All of it at once: whether somebody has moved since is told by the count that belongs to it.
+            let reads = [
+                counted(&self.queue, token),
+                self.before(token, SortOrder::Ascend, 1),
+                newest(),
+            ];
+            let (_, reads) = self.read(&mut client, reads.into()).await?;
+            let mut reads = reads.into_iter();
+            let mut next = || reads.next().unwrap_or_default();
+            let (counted, oldest, newest) = (next(), next(), next());
+            look.turn = self.scan(&mut client, newest).await?;
+            let oldest = oldest.first().and_then(|key| standing(&self.queue, key));
+            let mode = oldest
+                .as_ref()
+                .filter(|oldest| oldest.record.is_some())
+                .map(Standing::mode);
+            look.misfit = mode.filter(|mode| !mode.fits(self.mode));
+            look.count = counted.len();
+            look.ahead = self.ahead_of(&counted, oldest);
+        }
+        look.hand_over = self
+            .vanished(&mut client, before, &look.turn, released)
+            .await?;
+        Ok(look)
     }
 
-    /// The keys before a revision, as many as are counted.
-    fn counted(&self, token: i64) -> TxnOp {
-        let options = GetOptions::new()
-            .with_range(self.queue.end())
-            .with_max_create_revision(token - 1)
-            .with_limit(i64::try_from(COUNTED).unwrap_or(i64::MAX))
-            .with_keys_only();
-        TxnOp::get(self.queue.prefix(), Some(options))
+    /// Several reads at one revision.
+    async fn read(
+        &self,
+        client: &mut Client,
+        reads: Vec<TxnOp>,
+    ) -> Result<(Header, Vec<Vec<KeyValue>>), Trouble> {
+        let answer = client.txn(Txn::new().and_then(reads)).await?;
+        let header = self.cluster.observe(answer.header())?;
+        let reads = answer.op_responses().into_iter().map(|read| match read {
+            TxnOpResponse::Get(mut read) => read.take_kvs(),
+            _ => Vec::new(),
+        });
+        Ok((header, reads.collect()))
     }
 
     fn ahead_of(&self, counted: &[KeyValue], oldest: Option<Standing>) -> Ahead {
@@ -177,15 +202,11 @@ impl Places {
     pub(super) async fn ahead(&self, mut client: Client, place: Place) -> Result<Ahead, Trouble> {
         let token = place.token.0;
         let reads = [
-            self.counted(token),
+            counted(&self.queue, token),
             self.before(token, SortOrder::Ascend, 1),
         ];
-        let answer = client.txn(Txn::new().and_then(reads)).await?;
-        self.cluster.observe(answer.header())?;
-        let mut reads = answer.op_responses().into_iter().map(|read| match read {
-            TxnOpResponse::Get(mut read) => read.take_kvs(),
-            _ => Vec::new(),
-        });
+        let (_, reads) = self.read(&mut client, reads.into()).await?;
+        let mut reads = reads.into_iter();
         let (counted, oldest) = (reads.next().unwrap_or_default(), reads.next());
         let oldest = oldest.unwrap_or_default();
         let oldest = oldest.first().and_then(|key| standing(&self.queue, key));
@@ -206,17 +227,8 @@ impl Places {
                 return Ok(scan.turn());
             };
             let rest = self.before(last.create_revision(), SortOrder::Descend, PAGE);
-            let answer = client.txn(Txn::new().and_then([rest])).await?;
-            self.cluster.observe(answer.header())?;
-            page =
-                answer
-                    .op_responses()
-                    .into_iter()
-                    .next()
-                    .map_or_else(Vec::new, |read| match read {
-                        TxnOpResponse::Get(mut read) => read.take_kvs(),
-                        _ => Vec::new(),
-                    });
+            let (_, pages) = self.read(client, vec![rest]).await?;
+            page = pages.into_iter().next().unwrap_or_default();
             full = PAGE;
         }
     }
@@ -241,19 +253,11 @@ impl Places {
             .filter(|one| Some(*one) != before.first())
             .collect();
         for some in unknown.chunks(PAGE) {
-            let reads: Vec<TxnOp> = some.iter().map(|one| self.evidence(one)).collect();
-            let answer = client.txn(Txn::new().and_then(reads)).await?;
-            self.cluster.observe(answer.header())?;
-            let there = answer
-                .op_responses()
-                .into_iter()
-                .map(|read| matches!(read, TxnOpResponse::Get(read) if !read.kvs().is_empty()));
-            released.extend(
-                some.iter()
-                    .zip(there)
-                    .filter(|(_, there)| *there)
-                    .map(|(one, _)| one.token),
-            );
+            let reads = some.iter().map(|one| self.evidence(one)).collect();
+            let (_, evidence) = self.read(client, reads).await?;
+            let evidence = some.iter().zip(evidence);
+            let there = evidence.filter(|(_, evidence)| !evidence.is_empty());
+            released.extend(there.map(|(one, _)| one.token));
         }
         let delays = gone
             .iter()

@@ -15,11 +15,13 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
 use super::Cluster;
+use super::look::counted;
 use super::trouble::{Kind, Trouble};
 use crate::clock;
 use crate::contest::{Keep, News};
 use crate::core::holder::Holder;
 use crate::core::lease::{FencingToken, Header, LeaseId, Loss, Place, Renewal, Terms};
+use crate::core::queue::Queue;
 
 /// The pause before a broken watch is opened again.
 const PAUSE: Duration = Duration::from_millis(250);
@@ -36,11 +38,10 @@ pub(super) enum Awaited {
     One { key: String, changed: i64 },
     /// That any of these ends or is changed.
     Any {
-        /// The queue's first key, and the first one after it.
-        range: (String, String),
+        queue: Queue,
         keys: BTreeSet<String>,
-        /// How many stood before us, whoever they were.
-        count: i64,
+        /// How many stood before us, whoever they were, as far as they are counted.
+        count: usize,
     },
 }
 
@@ -168,7 +169,7 @@ impl Subject {
                 let latest = others.kvs().first().map(KeyValue::mod_revision);
                 latest != Some(*changed)
             }
-            Awaited::Any { count, .. } => others.count() != *count,
+            Awaited::Any { count, .. } => others.kvs().len() != *count,
         });
         if moved {
             self.tell(News::Moved);
@@ -188,13 +189,7 @@ impl Subject {
                 key.as_str(),
                 Some(GetOptions::new().with_keys_only()),
             )),
-            Awaited::Any { range, .. } => {
-                let before = GetOptions::new()
-                    .with_range(range.1.as_str())
-                    .with_max_create_revision(self.place.token.0 - 1)
-                    .with_count_only();
-                Some(TxnOp::get(range.0.as_str(), Some(before)))
-            }
+            Awaited::Any { queue, .. } => Some(counted(queue, self.place.token.0)),
         }
     }
 
@@ -407,9 +402,9 @@ async fn open_watch(
     match awaited {
         Awaited::Nobody => {}
         Awaited::One { key, .. } => stream.watch(key.as_str(), from()).await?,
-        Awaited::Any { range, .. } => {
-            let all = from().map(|from| from.with_range(range.1.as_str()));
-            stream.watch(range.0.as_str(), all).await?;
+        Awaited::Any { queue, .. } => {
+            let all = from().map(|from| from.with_range(queue.end()));
+            stream.watch(queue.prefix(), all).await?;
         }
     }
     Ok(stream)

@@ -237,7 +237,7 @@ fn awaited(contender: &Contender, look: &Look) -> Awaited {
             changed: one.changed,
         },
         several => Awaited::Any {
-            range: (queue.prefix().to_owned(), queue.end()),
+            queue: queue.clone(),
             keys: several.iter().map(|one| one.key.clone()).collect(),
             count: look.count,
         },
