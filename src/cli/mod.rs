@@ -20,7 +20,7 @@ use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
 
 use clap::error::ErrorKind;
-use clap::{Args, ColorChoice, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
 use self::connection::{Connection, Output};
 use crate::config::file::File;
@@ -32,7 +32,7 @@ use crate::log;
 
 /// Run a command under an etcd lock, and kill it before anybody else can get the lock
 #[derive(Parser, Debug)]
-#[command(name = "dlock", version, color = ColorChoice::Never, args_override_self = true)]
+#[command(name = "dlock", version, args_override_self = true)]
 #[command(
     disable_help_subcommand = true,
     arg_required_else_help = false,
