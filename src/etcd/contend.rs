@@ -262,7 +262,8 @@ impl Contender {
         self.ask_etcd(limit, async |connection: Connection| {
             let mut client = connection.client.clone();
             let before = ask::places(cluster, queue, &mut client, Some(token)).await?;
-            for (standing, holds) in before.iter().zip(holders(&before)) {
+            // The holder last: else a waiter that is to go would get the lock before it is asked.
+            for (standing, holds) in before.iter().zip(holders(&before)).rev() {
                 let to = match (holds, wish) {
                     (false, _) => AskTo::Yield,
                     (true, Supersede::Holder) => AskTo::Stop,
