@@ -163,7 +163,12 @@ impl<'a> Vigil<'a> {
                 }
                 Verdict::Lost(_) => self.look_again(tell).await,
             },
-            News::Asked(ask) => Ok(Step::Gone(Box::new(Outcome::Asked(ask)))),
+            News::Asked(ask) => {
+                // Who asked for it stands behind us, and may find the holder gone as well: our place
+                // would look like that of a command that runs.
+                self.contender.first.set(true);
+                Ok(Step::Gone(Box::new(Outcome::Asked(ask))))
+            }
             // Of locks that no time ends.
             News::Kept => Ok(Step::On),
             // One that is told again after it was seen to.
