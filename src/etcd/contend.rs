@@ -45,7 +45,7 @@ pub(crate) struct Contender {
     pub(super) hand_over_at: Cell<Option<Instant>>,
     /// Leases of attempts whose end we have not seen: each may hold a place that nobody uses.
     abandoned: RefCell<Vec<LeaseId>>,
-    /// It is our turn.
+    /// Our place may look like that of a command that runs: it is our turn, or somebody sends us away.
     pub(super) first: Cell<bool>,
     pub(super) slot: Cell<Option<u16>>,
     /// The lease that keeps the lock taken after the command.
