@@ -26,4 +26,5 @@ if [ ! -x "$dir/usr/bin/etcd" ] || [ ! -x "$dir/usr/bin/etcdctl" ]; then
         dpkg-deb --extract "$package" "$dir"
     done
 fi
-"$dir/usr/bin/etcd" --version | head -n 1
+# Not head(1): it would close the pipe while etcd still writes, and pipefail would make a failure of it.
+"$dir/usr/bin/etcd" --version | sed -n 1p
