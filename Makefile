@@ -128,7 +128,7 @@ tools-test:
 
 tools-deb:
 	$(call need,dpkg-shlibdeps=dpkg-dev)
-	@[ -x $(CARGO_DEB) ] || $(CARGO) install --locked --root $(CURDIR)/target/tools cargo-deb@3
+	@[ -x $(CARGO_DEB) ] || $(CARGO) install --locked --root $(CURDIR)/target/tools cargo-deb@^3
 
 tools-deb-test:
 	$(call need,$(ETCD) lintian=lintian dpkg=dpkg)
