@@ -38,7 +38,13 @@ fn read(path: &str) -> String {
 fn page(name: &str, notes: &str) -> String {
     let root = cli::command();
     let command = match name.split_once('-') {
-        Some((_, sub)) => root.find_subcommand(sub).cloned(),
+        // What all of them understand stands in dlock(1).
+        Some((_, sub)) => root.find_subcommand(sub).cloned().map(|sub| {
+            sub.mut_args(|arg| {
+                let hidden = arg.is_hide_set() || arg.is_global_set();
+                arg.hide(hidden)
+            })
+        }),
         None => Some(root),
     };
     with_recipes(notes)

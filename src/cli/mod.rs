@@ -47,7 +47,10 @@ struct Words {
     output: Output,
 }
 
+// Only the one that is asked for is defined in full: all of them take as long as a request to a near server (measured).
+// What stands in a doc comment above its words would be said of it instead of what stands here.
 #[derive(Subcommand, Debug)]
+#[command(defer = true)]
 enum Command {
     /// Run a command while holding a lock
     #[command(
@@ -134,7 +137,14 @@ pub fn command() -> clap::Command {
             })
             .mut_subcommands(with_variables)
     }
-    with_variables(Words::command())
+    with_variables(definitions())
+}
+
+/// All that the command line may say.
+fn definitions() -> clap::Command {
+    let mut command = Words::command();
+    command.build();
+    command
 }
 
 /// `-c` is the command itself; help and version are no settings, and what others than `run` are asked for is of one
@@ -171,7 +181,7 @@ pub fn settings() -> Vec<(String, String, Option<&'static str>)> {
             .for_each(|sub| collect(sub, longs));
     }
     let mut longs = Vec::new();
-    collect(&Words::command(), &mut longs);
+    collect(&definitions(), &mut longs);
     let mut seen = BTreeSet::new();
     longs.retain(|long| seen.insert(long.clone()));
     let setting = |long: String| {

@@ -904,3 +904,19 @@ fn a_setting_is_listed_once() {
         assert!(known.insert(variable), "--{long}");
     }
 }
+
+#[test]
+fn a_subcommand_is_described_where_it_is_listed() {
+    let described = |of: clap::Command| -> Vec<(String, String)> {
+        let subs = of.get_subcommands();
+        subs.map(|sub| {
+            let about = sub.get_about().expect("a description");
+            (sub.get_name().to_owned(), about.to_string())
+        })
+        .collect()
+    };
+    assert_eq!(
+        described(super::definitions()),
+        described(super::Words::command())
+    );
+}
