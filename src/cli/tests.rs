@@ -10,9 +10,11 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use clap::CommandFactory as _;
+
 use super::fence::Task;
 use super::run::Options;
-use super::{Request, Work, fence, layers, parse, settings};
+use super::{Request, Words, Work, definitions, fence, layers, parse, settings};
 use crate::config::Settings;
 use crate::config::site::Site;
 use crate::core::lease::{FencingToken, Terms};
@@ -915,8 +917,5 @@ fn a_subcommand_is_described_where_it_is_listed() {
         })
         .collect()
     };
-    assert_eq!(
-        described(super::definitions()),
-        described(super::Words::command())
-    );
+    assert_eq!(described(definitions()), described(Words::command()));
 }
