@@ -17,7 +17,6 @@ use crate::exit::Failure;
 /// How dlock talks decides nothing about a lock.
 const TALK: [&str; 3] = ["verbose", "quiet", "log-format"];
 
-// The words.
 #[derive(Args, Debug)]
 pub(crate) struct Words {
     /// The TTL to judge by, as dlock run has it; default 30s

@@ -13,7 +13,6 @@ use crate::core::lease::FencingToken;
 use crate::core::name::LockName;
 use crate::exit::{Failure, OrFail};
 
-// The words.
 #[derive(Args, Debug)]
 pub(crate) struct Words {
     /// File that holds the highest token seen of every lock; made when it is not there

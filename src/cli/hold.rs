@@ -12,7 +12,6 @@ use crate::config::site::Site;
 use crate::core::name::LockName;
 use crate::exit::{Failure, OrFail as _};
 
-// The words of `dlock hold`.
 #[derive(Args, Debug)]
 pub(crate) struct Words {
     /// Name of the lock, 1 to 255 bytes
@@ -47,7 +46,6 @@ pub(crate) struct Words {
     lock: lock::Words,
 }
 
-// The words of `dlock release`.
 #[derive(Args, Debug)]
 pub(crate) struct ReleaseWords {
     /// Which dlock hold; default `DLOCK_HOLD`

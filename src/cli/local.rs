@@ -13,7 +13,6 @@ use crate::config::layers::Found;
 use crate::config::site::{self, Site};
 use crate::exit::{Failure, OrFail as _};
 
-// The word.
 #[derive(Args, Debug)]
 #[group(skip)]
 pub(crate) struct Words {

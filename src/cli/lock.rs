@@ -21,7 +21,6 @@ const TTL: Duration = Duration::from_secs(30);
 const SHORTEST_TTL: Duration = Duration::from_secs(5);
 const LONGEST_TTL: Duration = Duration::from_hours(24);
 
-// The words.
 #[derive(Args, Debug)]
 #[group(skip)]
 pub(crate) struct Words {

@@ -15,7 +15,6 @@ use crate::exit::{Failure, OrFail as _};
 /// How long `break` waits for the owner to go, unless it is told otherwise.
 const WAIT: Duration = Duration::from_secs(30);
 
-// The words of `dlock ls`.
 #[derive(Args, Debug)]
 pub(crate) struct ListWords {
     /// Only locks whose names begin so
@@ -29,7 +28,6 @@ pub(crate) struct ListWords {
     form: Form,
 }
 
-// The words of `dlock status`.
 #[derive(Args, Debug)]
 pub(crate) struct StatusWords {
     /// Name of the lock
@@ -60,7 +58,6 @@ pub(crate) struct Form {
     pub(crate) watch: bool,
 }
 
-// The words of `dlock check`.
 #[derive(Args, Debug)]
 pub(crate) struct CheckWords {
     /// Name of the lock; default `DLOCK_NAME`
@@ -75,7 +72,6 @@ pub(crate) struct CheckWords {
     local: local::Words,
 }
 
-// The words of `dlock break`.
 #[derive(Args, Debug)]
 pub(crate) struct BreakWords {
     /// Name of the lock

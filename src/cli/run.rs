@@ -13,7 +13,6 @@ use crate::core::leftovers::Leftovers;
 use crate::core::name::LockName;
 use crate::exit::{Failure, OrFail};
 
-// The words.
 #[derive(Args, Debug)]
 pub(crate) struct Words {
     /// Name of the lock, 1 to 255 bytes
