@@ -123,53 +123,58 @@ impl Places {
         before: &[Standing],
     ) -> Result<Look, Trouble> {
         let token = place.token.0;
-        let newest = || self.before(token, SortOrder::Descend, 1);
         // The one that we have waited for is probably gone, or the nearest of them.
         let nearest = &before[..before.len().min(1)];
-        let mut reads = vec![TxnOp::get(self.queue.key(place.lease), None)];
-        reads.extend(nearest.iter().map(|one| self.evidence(one)));
-        if !before.is_empty() {
-            reads.push(newest());
-        }
-        let (header, reads) = self.read(&mut client, reads).await?;
-        let mut reads = reads.into_iter();
-        let own = reads.next().unwrap_or_default();
-        let own = own
-            .first()
-            .is_some_and(|key| key.create_revision() == token && key.lease() == place.lease.0);
-        let evidence = nearest.iter().zip(reads.by_ref());
-        let released = evidence.filter(|(_, evidence)| !evidence.is_empty());
-        let released = released.map(|(one, _)| one.token).collect();
-        let alone = reads.next().is_some_and(|newest| newest.is_empty());
-        let mut look = Look {
-            own,
-            ..Look::alone(header.revision)
-        };
-        if !alone {
-            // All of it at once: whether somebody has moved since is told by the count that belongs to it.
-            let reads = [
-                counted(&self.queue, token),
-                self.before(token, SortOrder::Ascend, 1),
-                newest(),
+        let decisive = || {
+            let mut reads = vec![
+                TxnOp::get(self.queue.key(place.lease), None),
+                self.before(token, SortOrder::Descend, 1),
             ];
-            let (_, reads) = self.read(&mut client, reads.into()).await?;
-            let mut reads = reads.into_iter();
-            let mut next = || reads.next().unwrap_or_default();
-            let (counted, oldest, newest) = (next(), next(), next());
-            look.turn = self.scan(&mut client, newest).await?;
-            let oldest = oldest.first().and_then(|key| standing(&self.queue, key));
-            let mode = oldest
-                .as_ref()
-                .filter(|oldest| oldest.record.is_some())
-                .map(Standing::mode);
-            look.misfit = mode.filter(|mode| !mode.fits(self.mode));
-            look.count = counted.len();
-            look.ahead = self.ahead_of(&counted, oldest);
-        }
-        look.hand_over = self
-            .vanished(&mut client, before, &look.turn, released)
-            .await?;
-        Ok(look)
+            reads.extend(nearest.iter().map(|one| self.evidence(one)));
+            reads
+        };
+        let everything = || {
+            let mut reads = decisive();
+            reads.push(counted(&self.queue, token));
+            reads.push(self.before(token, SortOrder::Ascend, 1));
+            reads
+        };
+        let (header, reads) = if before.is_empty() {
+            self.read(&mut client, everything()).await?
+        } else {
+            let (header, reads) = self.read(&mut client, decisive()).await?;
+            let alone = reads.get(1).is_some_and(Vec::is_empty);
+            if alone {
+                (header, reads)
+            } else {
+                // All of it again, so that it belongs together: somebody may have left in between.
+                self.read(&mut client, everything()).await?
+            }
+        };
+        let mut reads = reads.into_iter();
+        let mut next = || reads.next().unwrap_or_default();
+        let (own, newest) = (next(), next());
+        let released = nearest.iter().filter(|_| !next().is_empty());
+        let released = released.map(|one| one.token).collect();
+        let (counted, oldest) = (next(), next());
+        let turn = self.scan(&mut client, newest).await?;
+        let hand_over = self.vanished(&mut client, before, &turn, released).await?;
+        let oldest = oldest.first().and_then(|key| standing(&self.queue, key));
+        let mode = oldest
+            .as_ref()
+            .filter(|oldest| oldest.record.is_some())
+            .map(Standing::mode);
+        Ok(Look {
+            own: own
+                .first()
+                .is_some_and(|key| key.create_revision() == token && key.lease() == place.lease.0),
+            revision: header.revision,
+            turn,
+            hand_over,
+            misfit: mode.filter(|mode| !mode.fits(self.mode)),
+            count: counted.len(),
+            ahead: self.ahead_of(&counted, oldest),
+        })
     }
 
     /// Several reads at one revision.
