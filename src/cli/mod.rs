@@ -39,16 +39,14 @@ use crate::log;
     max_term_width = 100
 )]
 struct Words {
-    #[command(subcommand)]
-    command: Command,
     #[command(flatten)]
     connection: Connection,
     #[command(flatten)]
     output: Output,
 }
 
-// Only the one that is asked for is defined in full: the others cost a third of the instructions of reading the command
-// line (callgrind). A doc comment above the words of one would be said of it instead of what stands here.
+// Only the one that is asked for is defined in full. A doc comment above the words of one would be said of it instead of
+// what stands here.
 #[derive(Subcommand, Debug)]
 #[command(defer = true)]
 enum Command {
@@ -142,9 +140,32 @@ pub fn command() -> clap::Command {
 
 /// All that the command line may say.
 fn definitions() -> clap::Command {
-    let mut command = Words::command();
+    let mut command = with_subcommands(|_| true);
     command.build();
     command
+}
+
+/// What the command line may say of the sub-commands that are `wanted`.
+fn with_subcommands(wanted: impl Fn(&str) -> bool) -> clap::Command {
+    let all = Command::augment_subcommands(clap::Command::new(""));
+    let wanted = all.get_subcommands().filter(|sub| wanted(sub.get_name()));
+    Words::command()
+        .subcommand_required(true)
+        .subcommands(wanted.cloned())
+}
+
+/// What the words say. Each sub-command has all the options that stand before it, too, and to define them for those
+/// that no word names is half of the instructions of reading a command line (callgrind). Only an error speaks of all.
+fn read(argv: &[OsString]) -> Result<(Words, Command), clap::Error> {
+    let read = |command: clap::Command| {
+        let matches = command.try_get_matches_from(argv)?;
+        Ok((
+            Words::from_arg_matches(&matches)?,
+            Command::from_arg_matches(&matches)?,
+        ))
+    };
+    let named = |name: &str| argv.iter().any(|word| word == name);
+    read(with_subcommands(named)).or_else(|_| read(with_subcommands(|_| true)))
 }
 
 /// `-c` is the command itself; help and version are no settings, and what others than `run` are asked for is of one
@@ -199,10 +220,7 @@ pub(crate) fn parse(
     if argv.len() < 2 {
         return Ok(Request::Welcome(include_str!("welcome.txt")));
     }
-    let words = Words::command()
-        .try_get_matches_from(&argv)
-        .and_then(|matches| Words::from_arg_matches(&matches));
-    let words = match words {
+    let (words, command) = match read(&argv) {
         Ok(words) => words,
         Err(error) => match error.kind() {
             ErrorKind::DisplayVersion => return Ok(Request::Print(error.render().to_string())),
@@ -214,11 +232,7 @@ pub(crate) fn parse(
             _ => return Err(usage::failure(&error)),
         },
     };
-    let Words {
-        command,
-        connection,
-        output,
-    } = words;
+    let Words { connection, output } = words;
     let form = Form {
         connection,
         output,

@@ -3,17 +3,17 @@
 
 use std::ffi::OsString;
 
-use clap::{CommandFactory as _, FromArgMatches as _};
+use clap::FromArgMatches as _;
 
 use super::connection::Connection;
-use super::{Words, settings};
+use super::{settings, with_subcommands};
 use crate::config::file::File;
 use crate::config::layers::Layers;
 use crate::config::{self, Settings};
 use crate::exit::Failure;
 
 fn matches(words: &[OsString]) -> Option<clap::ArgMatches> {
-    let lenient = Words::command().ignore_errors(true);
+    let lenient = with_subcommands(|_| true).ignore_errors(true);
     lenient.try_get_matches_from(words).ok()
 }
 
