@@ -2,11 +2,11 @@
 //! It must not know when or why somebody is signalled.
 
 use std::collections::VecDeque;
-use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 
 use rustix::fs::{CWD, Dir, Mode, OFlags, openat};
+use rustix::io::Errno;
 use rustix::process::getpid;
 
 use super::{Survivor, signals};
@@ -68,13 +68,12 @@ impl Tree {
             .map_err(|error| unusable(error.into()))?;
         let mut tree = Self {
             proc,
-            root: 0,
+            root: own_pid(),
             lists: true,
             strangers: Vec::new(),
             adopted: None,
             exempt: Vec::new(),
-        }
-        .rooted_here();
+        };
         let itself = rustix::fs::readlinkat(&tree.proc, "self", Vec::new())
             .map_err(|error| unusable(error.into()))?;
         if itself.to_bytes() != tree.root.to_string().as_bytes() {
@@ -82,27 +81,36 @@ impl Tree {
         }
         let root = tree.find(tree.root)?;
         root.signal(0)?;
-        tree.lists = root.children().is_ok();
-        let mut strangers = Vec::new();
-        tree.walk_below(&root, &[], &mut |process| {
-            strangers.push(process.identity);
-        });
-        tree.strangers = strangers;
+        let children = root.children();
+        tree.lists = children.is_ok();
+        // Most have none, and every look into /proc costs more than ten other system calls.
+        if children.map_or(true, |children| !children.is_empty()) {
+            let mut strangers = Vec::new();
+            tree.walk_below(&root, &[], &mut |process| {
+                strangers.push(process.identity);
+            });
+            tree.strangers = strangers;
+        }
         Ok(tree)
     }
 
     /// The same for a process that has just been forked and so has no descendants yet.
     pub(super) fn rooted_here(self) -> Self {
-        let root = getpid().as_raw_nonzero().get();
-        let mut tree = Self {
-            root,
+        let tree = Self {
+            root: own_pid(),
             strangers: Vec::new(),
             ..self
         };
-        // dlock first, then its guard.
-        tree.exempt
-            .extend(tree.find(root).map(|process| process.identity));
-        tree
+        tree.exempting_root()
+    }
+
+    /// With others counted in, this process might find itself among their descendants: dlock first, then its guard.
+    fn exempting_root(mut self) -> Self {
+        if self.adopted.is_some() {
+            let root = self.find(self.root).map(|process| process.identity);
+            self.exempt.extend(root);
+        }
+        self
     }
 
     /// The process that has this pid now.
@@ -111,8 +119,12 @@ impl Tree {
     }
 
     /// Counts another process and its descendants in.
-    pub(super) fn adopt(&mut self, adopted: Identity) {
-        self.adopted = Some(adopted);
+    pub(super) fn adopting(self, adopted: Identity) -> Self {
+        let tree = Self {
+            adopted: Some(adopted),
+            ..self
+        };
+        tree.exempting_root()
     }
 
     /// Whether anybody lives of the tree that was adopted.
@@ -342,8 +354,20 @@ fn parse<T: std::str::FromStr>(digits: &[u8]) -> Option<T> {
 
 fn read(directory: &OwnedFd, name: &str) -> io::Result<Vec<u8>> {
     let mut content = Vec::with_capacity(512);
-    File::from(openat(directory, name, FILE, Mode::empty())?).read_to_end(&mut content)?;
-    Ok(content)
+    let file = openat(directory, name, FILE, Mode::empty())?;
+    // Not `read_to_end`, which asks /proc in vain how long the file is.
+    loop {
+        content.reserve(256);
+        match rustix::io::read(&file, rustix::buffer::spare_capacity(&mut content)) {
+            Ok(0) => return Ok(content),
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+fn own_pid() -> i32 {
+    getpid().as_raw_nonzero().get()
 }
 
 /// The entries of a directory whose names are numbers: processes or threads.
