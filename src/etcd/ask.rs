@@ -3,9 +3,7 @@
 
 use std::time::Duration;
 
-use etcd_client::{
-    Client, Compare, CompareOp, GetOptions, PutOptions, SortOrder, SortTarget, Txn, TxnOp,
-};
+use etcd_client::{Compare, CompareOp, GetOptions, PutOptions, SortOrder, SortTarget, Txn, TxnOp};
 
 use super::Cluster;
 use super::connection::Connection;
@@ -23,7 +21,7 @@ const PAGE: i64 = 500;
 pub(crate) async fn places(
     cluster: &Cluster,
     queue: &Queue,
-    client: &mut Client,
+    etcd: &Connection,
     before: Option<FencingToken>,
 ) -> Result<Vec<Standing>, Trouble> {
     let (mut places, mut from) = (Vec::new(), 0);
@@ -36,7 +34,7 @@ pub(crate) async fn places(
         if let Some(before) = before {
             options = options.with_max_create_revision(before.0 - 1);
         }
-        let answer = client.get(queue.prefix(), Some(options)).await?;
+        let answer = etcd.kv().get(queue.prefix(), Some(options)).await?;
         cluster.observe(answer.header())?;
         places.extend(answer.kvs().iter().filter_map(|key| standing(queue, key)));
         match answer.kvs().last().filter(|_| answer.more()) {
@@ -69,7 +67,7 @@ pub(super) async fn ask_one(
             Compare::mod_revision(key, CompareOp::Equal, standing.changed),
         ])
         .and_then([TxnOp::put(key, record.to_json(), Some(keep))]);
-    let answer = connection.client.clone().txn(txn).await?;
+    let answer = connection.kv().txn(txn).await?;
     cluster.observe(answer.header())?;
     Ok(answer.succeeded())
 }
@@ -80,9 +78,7 @@ pub(crate) async fn everybody(
     queue: &Queue,
     limit: Duration,
 ) -> Result<Vec<Standing>, Trouble> {
-    let read = async |Connection { mut client }: Connection| {
-        places(cluster, queue, &mut client, None).await
-    };
+    let read = async |etcd: Connection| places(cluster, queue, &etcd, None).await;
     cluster.call(limit, read).await
 }
 
@@ -104,10 +100,11 @@ pub(crate) async fn evict(
     standing: &Standing,
     limit: Duration,
 ) -> Result<(), Trouble> {
-    let evicting = async |Connection { mut client }: Connection| {
+    let evicting = async |etcd: Connection| {
         if standing.lease.0 != 0 {
-            return match client
-                .lease_revoke(standing.lease.0)
+            return match etcd
+                .leases()
+                .revoke(standing.lease.0)
                 .await
                 .map_err(Trouble::from)
             {
@@ -121,7 +118,7 @@ pub(crate) async fn evict(
         let txn = Txn::new()
             .when([there])
             .and_then([TxnOp::delete(key, None)]);
-        client.txn(txn).await?;
+        etcd.kv().txn(txn).await?;
         Ok(())
     };
     cluster.call(limit, evicting).await

@@ -2,11 +2,15 @@
 //! It must not know the other endpoints, nor what is asked over it.
 
 use std::net::SocketAddr;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use etcd_client::{Certificate, Channel, Client, ConnectOptions, Error, Identity, TlsOptions};
+use etcd_client::{
+    Certificate, Channel, Client, ConnectOptions, Error, Identity, KvClient, LeaseClient,
+    TlsOptions, WatchClient,
+};
 use futures_util::FutureExt as _;
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
@@ -20,9 +24,31 @@ use crate::core::text::span;
 
 /// A connection that is never made anew behind our back: when it breaks, everything on it fails, so
 /// all that it answered came from one server.
+///
+/// The whole client is some KiB large. Who asks takes a copy of the part that it needs.
 #[derive(Clone)]
 pub(crate) struct Connection {
-    pub(crate) client: Client,
+    client: Rc<Client>,
+}
+
+impl Connection {
+    /// For keys and transactions.
+    pub(crate) fn kv(&self) -> KvClient {
+        self.client.kv_client()
+    }
+
+    pub(crate) fn leases(&self) -> LeaseClient {
+        self.client.lease_client()
+    }
+
+    pub(crate) fn watches(&self) -> WatchClient {
+        self.client.watch_client()
+    }
+
+    /// For what only a doctor asks.
+    pub(crate) fn client(&self) -> &Client {
+        &self.client
+    }
 }
 
 /// Connects and, with credentials, authenticates, within `limit`.
@@ -52,7 +78,7 @@ async fn contact(
     tls: &Tls,
     credentials: Option<&Credentials>,
     limit: Duration,
-) -> Result<Client, Trouble> {
+) -> Result<Rc<Client>, Trouble> {
     let mut target = tonic::transport::Endpoint::from_shared(endpoint.to_string())
         .map_err(|error| Trouble::refused(error.to_string(), None))?;
     if endpoint.https {
@@ -86,7 +112,7 @@ async fn contact(
 async fn authenticate(
     channel: tonic::transport::Channel,
     credentials: Option<&Credentials>,
-) -> Result<Client, Trouble> {
+) -> Result<Rc<Client>, Trouble> {
     // A member without a leader fails at once instead of after the server's 7 s.
     let options = ConnectOptions::new()
         .with_require_leader(true)
@@ -94,7 +120,7 @@ async fn authenticate(
     if let Some(Credentials { user, password, .. }) = credentials {
         let with_user = options.clone().with_user(user, password);
         match Client::from_channel(Channel::Tonic(channel.clone()), Some(with_user)).await {
-            Ok(client) => return Ok(client),
+            Ok(client) => return Ok(Rc::new(client)),
             // As etcd's own client does (client/v3/client.go getToken): without authentication
             // on the server a user is not wrong, only not needed.
             Err(Error::GRpcStatus(status))
@@ -102,7 +128,8 @@ async fn authenticate(
             Err(error) => return Err(credentials_trouble(user, error)),
         }
     }
-    Ok(Client::from_channel(Channel::Tonic(channel), Some(options)).await?)
+    let client = Client::from_channel(Channel::Tonic(channel), Some(options));
+    Ok(Rc::new(client.await?))
 }
 
 fn credentials_trouble(user: &str, error: Error) -> Trouble {

@@ -99,7 +99,7 @@ impl Contend for Contender {
 
     async fn ahead(&self) -> Option<Ahead> {
         let place = self.place.get()?;
-        let asked = async |etcd: Connection| self.places.ahead(etcd.client, place).await;
+        let asked = async |etcd: Connection| self.places.ahead(&etcd, place).await;
         let ahead = self.ask_etcd(LEAVE, asked).await.ok()?;
         (ahead.count > 0).then_some(ahead)
     }
@@ -260,8 +260,7 @@ impl Contender {
         let token = entry.claim.place.token;
         let by = record.sentence();
         self.ask_etcd(limit, async |connection: Connection| {
-            let mut client = connection.client.clone();
-            let before = ask::places(cluster, queue, &mut client, Some(token)).await?;
+            let before = ask::places(cluster, queue, &connection, Some(token)).await?;
             // The holder last: else a waiter that is to go would get the lock before it is asked.
             for (standing, holds) in before.iter().zip(holders(&before)).rev() {
                 let to = match (holds, wish) {
@@ -290,7 +289,7 @@ impl Contender {
                 // An id of its own for every attempt: what became of an unanswered one is not known.
                 let lease = random_lease()?;
                 self.abandoned.borrow_mut().push(lease);
-                let entry = self.places.take(connection, lease).await;
+                let entry = self.places.take(&connection, lease).await;
                 if matches!(&entry, Err(trouble) if trouble.kind == Kind::LeaseExists) {
                     // Somebody else's. Never adopt it, never revoke it.
                     self.abandoned.borrow_mut().retain(|id| *id != lease);
@@ -356,12 +355,12 @@ impl Contender {
         tell: &mut impl FnMut(Waiting),
     ) -> Result<Look, Trouble> {
         loop {
-            let look =
-                self.places
-                    .cluster
-                    .call(terms.attempt() * 2, async |connection: Connection| {
-                        self.places.look(connection.client, place, before).await
-                    });
+            let look = self
+                .places
+                .cluster
+                .call(terms.attempt() * 2, async |connection: Connection| {
+                    self.places.look(&connection, place, before).await
+                });
             let look = look.await;
             match look {
                 Err(trouble) if trouble.kind == Kind::Elsewhere => tell(Waiting::Trouble(trouble)),
@@ -380,7 +379,7 @@ impl Contender {
             .cluster
             .call(limit, async |connection: Connection| {
                 attempts.set(attempts.get() + 1);
-                self.places.give_up(connection, place, held.as_ref()).await
+                self.places.give_up(&connection, place, held.as_ref()).await
             });
         let unclear = || Release::Unconfirmed(Trouble::elsewhere("an answer of etcd was lost"));
         match giving_up.await {

@@ -7,10 +7,10 @@ mod visit;
 
 use std::time::Duration;
 
-use etcd_client::{Client, Error, ResponseHeader, StatusResponse};
+use etcd_client::{Error, ResponseHeader, StatusResponse};
 use tokio::time::timeout;
 
-use super::connection::connect;
+use super::connection::{Connection, connect};
 use super::trouble::{Kind, Trouble, connect_hint};
 use crate::clock;
 use crate::config::Settings;
@@ -56,18 +56,16 @@ async fn ask(endpoint: &Endpoint, settings: &Settings, terms: Terms) -> Result<A
     let limit = settings.connect_timeout;
     let credentials = settings.credentials.as_ref();
     let asked_at = clock::now();
-    let mut client = connect(endpoint, &settings.tls, credentials, limit)
-        .await?
-        .client;
+    let etcd = connect(endpoint, &settings.tls, credentials, limit).await?;
     let left = limit.saturating_sub(clock::now().since(asked_at));
-    let status = match timeout(left, client.status()).await {
+    let status = match timeout(left, etcd.client().maintenance_client().status()).await {
         Ok(status) => told(status)?,
         Err(_) => return Err(Trouble::silence(limit)),
     };
     let took = clock::now().since(asked_at);
-    let users = users(&client, credentials).await;
-    let members = members(&mut client).await;
-    let (trial, granted_by) = trial::run(client, &settings.prefix, terms).await;
+    let users = users(&etcd, credentials).await;
+    let members = members(&etcd).await;
+    let (trial, granted_by) = trial::run(&etcd, &settings.prefix, terms).await;
     let header = status.as_ref().and_then(|status| header(status.header()));
     Ok(Answer {
         took,
@@ -101,9 +99,9 @@ fn state(status: &StatusResponse) -> Status {
 }
 
 /// Whether etcd knows users, which only somebody who has credentials can ask.
-async fn users(client: &Client, credentials: Option<&Credentials>) -> Option<bool> {
+async fn users(etcd: &Connection, credentials: Option<&Credentials>) -> Option<bool> {
     let Credentials { user, password, .. } = credentials?;
-    let mut auth = client.auth_client();
+    let mut auth = etcd.client().auth_client();
     let login = auth.authenticate(user.clone(), password.clone());
     // Who could not log in has no connection, so that only one refusal is left.
     match within(STEP, login).await {
@@ -113,9 +111,9 @@ async fn users(client: &Client, credentials: Option<&Credentials>) -> Option<boo
     }
 }
 
-async fn members(client: &mut Client) -> Vec<Member> {
+async fn members(etcd: &Connection) -> Vec<Member> {
     // Who may not ask does without.
-    let Ok(list) = within(STEP, client.member_list()).await else {
+    let Ok(list) = within(STEP, etcd.client().cluster_client().member_list()).await else {
         return Vec::new();
     };
     let member = |member: &etcd_client::Member| Member {

@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use etcd_client::{Client, GetOptions, KeyValue, SortOrder, SortTarget, Txn, TxnOp, TxnOpResponse};
+use etcd_client::{GetOptions, KeyValue, SortOrder, SortTarget, Txn, TxnOp, TxnOpResponse};
 
 use super::Cluster;
 use super::ask::places;
@@ -91,7 +91,7 @@ pub(crate) async fn holds(
     let answer = cluster
         .call(limit, async |connection: Connection| {
             let until = Some(FencingToken(token.0 + 1));
-            places(cluster, queue, &mut connection.client.clone(), until).await
+            places(cluster, queue, &connection, until).await
         })
         .await?;
     let holders = answer.iter().zip(holders(&answer));
@@ -118,7 +118,7 @@ impl Places {
     /// read only if there are any: after most releases nobody is.
     pub(super) async fn look(
         &self,
-        mut client: Client,
+        etcd: &Connection,
         place: Place,
         before: &[Standing],
     ) -> Result<Look, Trouble> {
@@ -140,15 +140,15 @@ impl Places {
             reads
         };
         let (header, reads) = if before.is_empty() {
-            self.read(&mut client, everything()).await?
+            self.read(etcd, everything()).await?
         } else {
-            let (header, reads) = self.read(&mut client, decisive()).await?;
+            let (header, reads) = self.read(etcd, decisive()).await?;
             let alone = reads.get(1).is_some_and(Vec::is_empty);
             if alone {
                 (header, reads)
             } else {
                 // All of it again, so that it belongs together: somebody may have left in between.
-                self.read(&mut client, everything()).await?
+                self.read(etcd, everything()).await?
             }
         };
         let mut reads = reads.into_iter();
@@ -157,8 +157,8 @@ impl Places {
         let released = nearest.iter().filter(|_| !next().is_empty());
         let released = released.map(|one| one.token).collect();
         let (counted, oldest) = (next(), next());
-        let turn = self.scan(&mut client, newest).await?;
-        let hand_over = self.vanished(&mut client, before, &turn, released).await?;
+        let turn = self.scan(etcd, newest).await?;
+        let hand_over = self.vanished(etcd, before, &turn, released).await?;
         let oldest = oldest.first().and_then(|key| standing(&self.queue, key));
         let mode = oldest
             .as_ref()
@@ -180,10 +180,10 @@ impl Places {
     /// Several reads at one revision.
     async fn read(
         &self,
-        client: &mut Client,
+        etcd: &Connection,
         reads: Vec<TxnOp>,
     ) -> Result<(Header, Vec<Vec<KeyValue>>), Trouble> {
-        let answer = client.txn(Txn::new().and_then(reads)).await?;
+        let answer = etcd.kv().txn(Txn::new().and_then(reads)).await?;
         let header = self.cluster.observe(answer.header())?;
         let reads = answer.op_responses().into_iter().map(|read| match read {
             TxnOpResponse::Get(mut read) => read.take_kvs(),
@@ -204,13 +204,13 @@ impl Places {
     }
 
     /// Who is before `place` now, for people: nothing is decided by it.
-    pub(super) async fn ahead(&self, mut client: Client, place: Place) -> Result<Ahead, Trouble> {
+    pub(super) async fn ahead(&self, etcd: &Connection, place: Place) -> Result<Ahead, Trouble> {
         let token = place.token.0;
         let reads = [
             counted(&self.queue, token),
             self.before(token, SortOrder::Ascend, 1),
         ];
-        let (_, reads) = self.read(&mut client, reads.into()).await?;
+        let (_, reads) = self.read(etcd, reads.into()).await?;
         let mut reads = reads.into_iter();
         let (counted, oldest) = (reads.next().unwrap_or_default(), reads.next());
         let oldest = oldest.unwrap_or_default();
@@ -219,7 +219,7 @@ impl Places {
     }
 
     /// Reads on from the nearest place for as long as it matters.
-    async fn scan(&self, client: &mut Client, nearest: Vec<KeyValue>) -> Result<Turn, Trouble> {
+    async fn scan(&self, etcd: &Connection, nearest: Vec<KeyValue>) -> Result<Turn, Trouble> {
         let mut scan = Scan::new(self.mode);
         let (mut page, mut full) = (nearest, 1);
         loop {
@@ -232,7 +232,7 @@ impl Places {
                 return Ok(scan.turn());
             };
             let rest = self.before(last.create_revision(), SortOrder::Descend, PAGE);
-            let (_, pages) = self.read(client, vec![rest]).await?;
+            let (_, pages) = self.read(etcd, vec![rest]).await?;
             page = pages.into_iter().next().unwrap_or_default();
             full = PAGE;
         }
@@ -242,7 +242,7 @@ impl Places {
     /// without having `released` the lock themselves.
     async fn vanished(
         &self,
-        client: &mut Client,
+        etcd: &Connection,
         before: &[Standing],
         turn: &Turn,
         mut released: BTreeSet<FencingToken>,
@@ -259,7 +259,7 @@ impl Places {
             .collect();
         for some in unknown.chunks(PAGE) {
             let reads = some.iter().map(|one| self.evidence(one)).collect();
-            let (_, evidence) = self.read(client, reads).await?;
+            let (_, evidence) = self.read(etcd, reads).await?;
             let evidence = some.iter().zip(evidence);
             let there = evidence.filter(|(_, evidence)| !evidence.is_empty());
             released.extend(there.map(|(one, _)| one.token));

@@ -4,8 +4,7 @@
 use std::time::Duration;
 
 use etcd_client::{
-    Client, Compare, CompareOp, GetOptions, LeaseGrantOptions, PutOptions, Txn, TxnOp,
-    TxnOpResponse,
+    Compare, CompareOp, GetOptions, LeaseGrantOptions, PutOptions, Txn, TxnOp, TxnOpResponse,
 };
 
 use super::connection::Connection;
@@ -20,37 +19,26 @@ pub(super) type There = Option<Holder>;
 
 impl Places {
     /// A lease that ends by itself after `ttl`, in whole seconds and never earlier.
-    pub(super) async fn lease(
-        &self,
-        connection: Connection,
-        ttl: Duration,
-    ) -> Result<LeaseId, Trouble> {
-        let Connection { mut client } = connection;
+    pub(super) async fn lease(&self, etcd: Connection, ttl: Duration) -> Result<LeaseId, Trouble> {
         let lease = random_lease()?;
         let seconds = ttl.as_secs() + u64::from(ttl.subsec_nanos() > 0);
         let seconds = i64::try_from(seconds).unwrap_or(i64::MAX);
         let options = LeaseGrantOptions::new().with_id(lease.0);
-        let granted = client.lease_grant(seconds, Some(options)).await?;
+        let granted = etcd.leases().grant(seconds, Some(options)).await?;
         self.cluster.observe(granted.header())?;
         Ok(lease)
     }
 
     /// How long a lease that nobody renews has still to live, by the server's count.
-    pub(super) async fn left(
-        &self,
-        connection: Connection,
-        lease: LeaseId,
-    ) -> Result<Duration, Trouble> {
-        let Connection { mut client } = connection;
-        let answer = client.lease_time_to_live(lease.0, None).await?;
+    pub(super) async fn left(&self, etcd: Connection, lease: LeaseId) -> Result<Duration, Trouble> {
+        let answer = etcd.leases().time_to_live(lease.0, None).await?;
         self.cluster.observe(answer.header())?;
         Ok(Duration::from_secs(answer.ttl().try_into().unwrap_or(0)))
     }
 
     /// Who has run last, as long as that keeps others from running.
-    pub(super) async fn ran(&self, connection: Connection) -> Result<Option<There>, Trouble> {
-        let Connection { mut client } = connection;
-        let answer = client.get(self.queue.once(), None).await?;
+    pub(super) async fn ran(&self, etcd: Connection) -> Result<Option<There>, Trouble> {
+        let answer = etcd.kv().get(self.queue.once(), None).await?;
         self.cluster.observe(answer.header())?;
         let key = answer.kvs().first();
         Ok(key.map(|key| Holder::parse(key.value())))
@@ -59,11 +47,10 @@ impl Places {
     /// Says that our run starts now, until `lease` ends; answers whose run stands against it.
     pub(super) async fn mark(
         &self,
-        connection: Connection,
+        etcd: Connection,
         place: Place,
         lease: LeaseId,
     ) -> Result<Marked, Trouble> {
-        let Connection { mut client } = connection;
         let key = self.queue.once();
         let under = PutOptions::new().with_lease(lease.0);
         let free = Compare::create_revision(key.as_str(), CompareOp::Equal, 0);
@@ -80,7 +67,7 @@ impl Places {
                 Some(under),
             )])
             .or_else([TxnOp::get(key, None)]);
-        let answer = client.txn(txn).await?;
+        let answer = etcd.kv().txn(txn).await?;
         self.cluster.observe(answer.header())?;
         if answer.succeeded() {
             return Ok(Marked::Ours);
@@ -103,11 +90,10 @@ impl Places {
     /// Adds to our mark how the run ended, if it is still there.
     pub(super) async fn mark_result(
         &self,
-        connection: Connection,
+        etcd: Connection,
         lease: LeaseId,
         result: &str,
     ) -> Result<(), Trouble> {
-        let Connection { mut client } = connection;
         let key = self.queue.once();
         let record = Holder {
             result: Some(result.to_owned()),
@@ -117,7 +103,7 @@ impl Places {
         let txn = Txn::new()
             .when([Compare::lease(key.as_str(), CompareOp::Equal, lease.0)])
             .and_then([TxnOp::put(key, record.to_json(), Some(under))]);
-        match client.txn(txn).await.map_err(Trouble::from) {
+        match etcd.kv().txn(txn).await.map_err(Trouble::from) {
             Err(trouble) if trouble.kind != Kind::LeaseNotFound => Err(trouble),
             _ => Ok(()),
         }
@@ -126,13 +112,12 @@ impl Places {
     /// Takes one of the slots, a free one by what is known in `taken`.
     pub(super) async fn claim(
         &self,
-        connection: Connection,
+        etcd: Connection,
         place: Place,
         slots: u16,
     ) -> Result<Claimed, Trouble> {
-        let Connection { mut client } = connection;
         loop {
-            let taken = self.taken(&mut client).await?;
+            let taken = self.taken(&etcd).await?;
             if let Some((slot, _)) = taken.iter().find(|(_, lease)| *lease == place.lease) {
                 return Ok(Claimed::Slot(*slot));
             }
@@ -163,7 +148,7 @@ impl Places {
                     self.queue.key(place.lease),
                     Some(GetOptions::new().with_count_only()),
                 )]);
-            let answer = client.txn(txn).await?;
+            let answer = etcd.kv().txn(txn).await?;
             self.cluster.observe(answer.header())?;
             if answer.succeeded() {
                 return Ok(Claimed::Slot(slot));
@@ -179,11 +164,11 @@ impl Places {
     }
 
     /// The slots that are taken, and by which leases.
-    async fn taken(&self, client: &mut Client) -> Result<Vec<(u16, LeaseId)>, Trouble> {
+    async fn taken(&self, etcd: &Connection) -> Result<Vec<(u16, LeaseId)>, Trouble> {
         let all = GetOptions::new()
             .with_range(self.queue.slots_end())
             .with_keys_only();
-        let answer = client.get(self.queue.slots(), Some(all)).await?;
+        let answer = etcd.kv().get(self.queue.slots(), Some(all)).await?;
         self.cluster.observe(answer.header())?;
         let slots = answer.kvs().iter();
         let slots = slots.filter_map(|key| {

@@ -6,8 +6,8 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use etcd_client::{
-    Client, Compare, CompareOp, GetOptions, LeaseGrantOptions, PutOptions, Txn, TxnOp,
-    TxnOpResponse, TxnResponse,
+    Compare, CompareOp, GetOptions, LeaseGrantOptions, PutOptions, Txn, TxnOp, TxnOpResponse,
+    TxnResponse,
 };
 use futures_util::FutureExt as _;
 use rustix::thread::set_current_timer_slack;
@@ -99,23 +99,18 @@ impl Places {
 
     /// Grants the lease `lease` and takes a place with it. Each request is boxed: together they would be 28 KiB, moved
     /// about on a stack that nobody else needs as deep.
-    pub(super) async fn take(
-        &self,
-        connection: Connection,
-        lease: LeaseId,
-    ) -> Result<Entry, Trouble> {
-        let Connection { client } = connection;
-        let mut granting = client.clone();
+    pub(super) async fn take(&self, etcd: &Connection, lease: LeaseId) -> Result<Entry, Trouble> {
+        let mut leases = etcd.leases();
         let seconds = i64::try_from(self.terms.ttl().as_secs()).unwrap_or(i64::MAX);
         let options = Some(LeaseGrantOptions::new().with_id(lease.0));
         let sent_at = clock::now();
-        let mut grant = granting.lease_grant(seconds, options).boxed_local();
+        let mut grant = leases.grant(seconds, options).boxed_local();
         // Over a slow link the txn does not wait for the grant's answer, but follows close behind.
         let (granted, placed) = tokio::select! {
             biased;
             granted = &mut grant => (granted, None),
             () = sleep(LEAD) => {
-                let (granted, placed) = tokio::join!(grant, self.put(client.clone(), lease).boxed_local());
+                let (granted, placed) = tokio::join!(grant, self.put(etcd, lease).boxed_local());
                 (granted, Some(placed))
             }
         };
@@ -132,7 +127,7 @@ impl Places {
             let txn = Txn::new()
                 .when(self.ours(place))
                 .and_then(self.removal(place, None));
-            client.clone().txn(txn).boxed_local().await?;
+            etcd.kv().txn(txn).await?;
         }
         let ttl = Duration::from_secs(granted?.ttl().try_into().unwrap_or(0));
         let placed = match placed {
@@ -146,14 +141,14 @@ impl Places {
         };
         let placed = match placed {
             Some(placed) => placed,
-            None => self.put(client.clone(), lease).boxed_local().await?,
+            None => self.put(etcd, lease).boxed_local().await?,
         };
-        self.entry(&placed, lease, self.terms.granted(ttl), sent_at, client)
+        self.entry(&placed, lease, self.terms.granted(ttl), sent_at, etcd)
             .await
     }
 
     /// Puts our key, and counts.
-    async fn put(&self, mut client: Client, lease: LeaseId) -> Result<TxnResponse, Trouble> {
+    async fn put(&self, etcd: &Connection, lease: LeaseId) -> Result<TxnResponse, Trouble> {
         let key = self.queue.key(lease);
         let all = GetOptions::new()
             .with_range(self.queue.end())
@@ -165,7 +160,7 @@ impl Places {
                 TxnOp::put(key, self.record.to_json(), Some(record)),
                 TxnOp::get(self.queue.prefix(), Some(all)),
             ]);
-        Ok(client.txn(txn).await?)
+        Ok(etcd.kv().txn(txn).await?)
     }
 
     async fn entry(
@@ -174,7 +169,7 @@ impl Places {
         lease: LeaseId,
         terms: Terms,
         sent_at: Instant,
-        client: Client,
+        etcd: &Connection,
     ) -> Result<Entry, Trouble> {
         let header = self.cluster.observe(placed.header())?;
         if !placed.succeeded() {
@@ -192,7 +187,7 @@ impl Places {
         let look = if alone {
             Look::alone(header.revision)
         } else {
-            self.look(client, place, &[]).boxed_local().await?
+            self.look(etcd, place, &[]).boxed_local().await?
         };
         Ok(Entry {
             claim: Claim {
@@ -212,16 +207,15 @@ impl Places {
     /// runs any more, under its own lease, and in the same request.
     pub(super) async fn give_up(
         &self,
-        connection: Connection,
+        etcd: &Connection,
         place: Place,
         held: Option<&Held>,
     ) -> Result<Given, Trouble> {
-        let Connection { mut client } = connection;
         let Some(held) = held else {
-            return self.delete(&mut client, place, None).await;
+            return self.delete(etcd, place, None).await;
         };
         if let Some(cooldown) = &held.cooldown {
-            match self.cool(&mut client, place, held.slot, cooldown).await {
+            match self.cool(etcd, place, held.slot, cooldown).await {
                 // It has lasted long enough, by etcd's count.
                 Err(trouble) if trouble.kind == Kind::LeaseNotFound => {}
                 cooled => return cooled,
@@ -236,12 +230,12 @@ impl Places {
         parting.push(TxnOp::put(evidence, place.token.to_string(), Some(lease)));
         parting.push(TxnOp::get(self.queue.prefix(), Some(waiting)));
         let txn = Txn::new().when(self.ours(place)).and_then(parting);
-        let answer = match client.txn(txn).await.map_err(Trouble::from) {
+        let answer = match etcd.kv().txn(txn).await.map_err(Trouble::from) {
             // Without the evidence, then, and the next one will have to wait: etcd is out of space, or
             // our role is narrower than it should be. The first request that does not fit is refused
             // and carried out all the same (server/etcdserver/apply/quota.go).
             Err(trouble) if trouble.kind == Kind::Refused => {
-                return Ok(match self.delete(&mut client, place, held.slot).await? {
+                return Ok(match self.delete(etcd, place, held.slot).await? {
                     Given::NotOurs => Given::Unclear,
                     given => given,
                 });
@@ -255,7 +249,7 @@ impl Places {
         let is_next = |read| matches!(read, TxnOpResponse::Get(read) if read.count() > 0);
         if !answer.op_responses().into_iter().any(is_next) {
             // Nobody needs the evidence.
-            self.end(&mut client, place.lease).await;
+            self.end(etcd, place.lease).await;
         }
         Ok(Given::Deleted)
     }
@@ -263,7 +257,7 @@ impl Places {
     /// Leaves our place, and our slot, to another lease, which nobody renews.
     async fn cool(
         &self,
-        client: &mut Client,
+        etcd: &Connection,
         place: Place,
         slot: Option<u16>,
         cooldown: &Cooldown,
@@ -281,28 +275,28 @@ impl Places {
             slot.map(|slot| TxnOp::put(self.queue.slot(slot), place.token.to_string(), under())),
         );
         let txn = Txn::new().when(self.ours(place)).and_then(puts);
-        let answer = client.txn(txn).await?;
+        let answer = etcd.kv().txn(txn).await?;
         self.cluster.observe(answer.header())?;
         if !answer.succeeded() {
             return Ok(Given::NotOurs);
         }
-        self.end(client, place.lease).await;
+        self.end(etcd, place.lease).await;
         Ok(Given::Deleted)
     }
 
     /// Deletes without a put.
     async fn delete(
         &self,
-        client: &mut Client,
+        etcd: &Connection,
         place: Place,
         slot: Option<u16>,
     ) -> Result<Given, Trouble> {
         let txn = Txn::new()
             .when(self.ours(place))
             .and_then(self.removal(place, slot));
-        let answer = client.txn(txn).await?;
+        let answer = etcd.kv().txn(txn).await?;
         self.cluster.observe(answer.header())?;
-        self.end(client, place.lease).await;
+        self.end(etcd, place.lease).await;
         Ok(if answer.succeeded() {
             Given::Deleted
         } else {
@@ -331,10 +325,11 @@ impl Places {
     /// Revokes a lease whose places are gone. Nobody waits for the answer: the lock is free, and a
     /// lease without keys ends by itself. But a near server, whose acknowledgements then meet a closed
     /// socket, would forget the request without the time to take it on.
-    async fn end(&self, client: &mut Client, lease: LeaseId) {
+    async fn end(&self, etcd: &Connection, lease: LeaseId) {
+        let mut leases = etcd.leases();
         tokio::select! {
             biased;
-            _ = client.lease_revoke(lease.0) => {}
+            _ = leases.revoke(lease.0) => {}
             () = sent(LINGER) => {}
         }
     }
@@ -343,9 +338,9 @@ impl Places {
     pub(super) async fn revoke(&self, leases: &[LeaseId], limit: Duration) {
         let revoking = async {
             let index = self.cluster.current();
-            let Connection { mut client } = self.cluster.connection(index, limit).await?;
+            let etcd = self.cluster.connection(index, limit).await?;
             for lease in leases {
-                let _ = client.lease_revoke(lease.0).await;
+                let _ = etcd.leases().revoke(lease.0).await;
             }
             Ok::<(), Trouble>(())
         };

@@ -6,7 +6,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use etcd_client::{
-    Client, GetOptions, KeyValue, LeaseKeepAliveStream, LeaseKeeper, Txn, TxnOp, TxnOpResponse,
+    GetOptions, KeyValue, LeaseKeepAliveStream, LeaseKeeper, Txn, TxnOp, TxnOpResponse,
     WatchOptions, WatchStream,
 };
 use futures_util::FutureExt as _;
@@ -15,6 +15,7 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
 use super::Cluster;
+use super::connection::Connection;
 use super::look::counted;
 use super::trouble::{Kind, Trouble};
 use crate::clock;
@@ -143,13 +144,13 @@ impl Subject {
     /// One linearizable read of our key and, while waiting, of those who are awaited.
     async fn read(
         &self,
-        client: &mut Client,
+        etcd: &Connection,
         awaited: &Awaited,
     ) -> Result<(Header, Option<Place>), Trouble> {
         let mut reads = vec![TxnOp::get(self.key.as_str(), None)];
         reads.extend(self.others(awaited));
         // A transaction that only reads is linearizable (server/etcdserver/v3_server.go Txn).
-        let answer = client.txn(Txn::new().and_then(reads)).await?;
+        let answer = etcd.kv().txn(Txn::new().and_then(reads)).await?;
         let header = self.cluster.observe(answer.header())?;
         let mut reads = answer.op_responses().into_iter().map(|read| match read {
             TxnOpResponse::Get(read) => Some(read),
@@ -206,7 +207,7 @@ impl Subject {
 /// number, so a second question would make them ambiguous (measured: after a stall all come at once).
 struct Keeping {
     index: usize,
-    client: Client,
+    etcd: Connection,
     keeper: LeaseKeeper,
     answers: LeaseKeepAliveStream,
 }
@@ -244,20 +245,19 @@ async fn attempt(
     awaited: &Awaited,
 ) -> Result<Renewal, Trouble> {
     let limit = subject.terms.attempt();
-    let connection = subject.cluster.connection(index, limit).await?;
+    let etcd = subject.cluster.connection(index, limit).await?;
     if keeping
         .as_ref()
         .is_some_and(|keeping| keeping.index != index)
     {
         *keeping = None;
     }
-    let mut client = connection.client;
     if keeping.is_none() {
-        let opened = within(limit, open(subject.place.lease, index, client.clone())).await?;
+        let opened = within(limit, open(subject.place.lease, index, &etcd)).await?;
         let Some(opened) = opened else {
             // Suspicion, not loss: a lagging or deposed leader says so too. The read decides.
             let sent_at = clock::now();
-            let read = within(limit, subject.read(&mut client, awaited)).await?;
+            let read = within(limit, subject.read(&etcd, awaited)).await?;
             return Ok(Renewal {
                 sent_at,
                 keepalive: None,
@@ -284,16 +284,12 @@ async fn within<T>(
 
 /// Opens a keepalive stream; `None` when the server does not know the lease. The client library keeps
 /// the first answer of a new stream to itself.
-async fn open(
-    lease: LeaseId,
-    index: usize,
-    mut client: Client,
-) -> Result<Option<Keeping>, Trouble> {
-    let opened = client.lease_keep_alive(lease.0).await;
+async fn open(lease: LeaseId, index: usize, etcd: &Connection) -> Result<Option<Keeping>, Trouble> {
+    let opened = etcd.leases().keep_alive(lease.0).await;
     match opened.map_err(Trouble::from) {
         Ok((keeper, answers)) => Ok(Some(Keeping {
             index,
-            client,
+            etcd: etcd.clone(),
             keeper,
             answers,
         })),
@@ -313,7 +309,7 @@ async fn ask(subject: &Subject, kept: &mut Keeping, awaited: &Awaited) -> Result
     }
     let header = subject.cluster.observe(answer.header())?;
     let left = Duration::from_secs(answer.ttl().try_into().unwrap_or(0));
-    let read = subject.read(&mut kept.client, awaited).await?;
+    let read = subject.read(&kept.etcd, awaited).await?;
     Ok(Renewal {
         sent_at,
         keepalive: Some((header, left)),
@@ -352,8 +348,8 @@ async fn others_awaited(awaited: &mut watch::Receiver<Awaited>) {
 async fn watch_once(subject: &Subject, awaited: &Awaited) -> Result<(), Trouble> {
     let index = subject.cluster.current();
     let limit = subject.terms.attempt();
-    let connection = subject.cluster.connection(index, limit).await?;
-    let opening = open_watch(subject, connection.client, awaited);
+    let etcd = subject.cluster.connection(index, limit).await?;
+    let opening = open_watch(subject, &etcd, awaited);
     let mut stream = within(limit, opening).await?;
     // Unbounded on purpose: silence is what a watch says while nothing happens. The renewals
     // find out when the endpoint is dead, and read the same keys.
@@ -386,10 +382,10 @@ async fn watch_once(subject: &Subject, awaited: &Awaited) -> Result<(), Trouble>
 /// has not reached says nothing for ever (etcd issue 20221).
 async fn open_watch(
     subject: &Subject,
-    mut client: Client,
+    etcd: &Connection,
     awaited: &Awaited,
 ) -> Result<WatchStream, Trouble> {
-    let (header, own) = subject.read(&mut client, awaited).await?;
+    let (header, own) = subject.read(etcd, awaited).await?;
     if header.revision >= subject.place.token.0 {
         match own {
             None => subject.tell(News::Lost(Loss::KeyGone)),
@@ -398,7 +394,7 @@ async fn open_watch(
         }
     }
     let from = || Some(WatchOptions::new().with_start_revision(header.revision + 1));
-    let mut stream = client.watch(subject.key.as_str(), from()).await?;
+    let mut stream = etcd.watches().watch(subject.key.as_str(), from()).await?;
     match awaited {
         Awaited::Nobody => {}
         Awaited::One { key, .. } => stream.watch(key.as_str(), from()).await?,

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use etcd_client::{Client, Error, GetOptions, GetResponse, WatchOptions};
+use etcd_client::{Error, GetOptions, GetResponse, WatchOptions};
 use futures_util::stream::{self, StreamExt as _};
 
 use super::Cluster;
@@ -65,11 +65,11 @@ pub(crate) async fn read(
     limit: Duration,
     mut take: impl FnMut(Lock),
 ) -> Result<i64, Trouble> {
-    let first = cluster.call(limit, async |Connection { client }: Connection| {
-        let first = page(client.clone(), range, range.from.clone(), 0).await?;
-        Ok((client, first))
+    let first = cluster.call(limit, async |etcd: Connection| {
+        let first = page(&etcd, range, range.from.clone(), 0).await?;
+        Ok((etcd, first))
     });
-    let (client, mut read) = first.await?;
+    let (etcd, mut read) = first.await?;
     let revision = cluster.observe(read.header())?.revision;
     let mut open: Option<(String, Vec<Standing>)> = None;
     loop {
@@ -91,10 +91,10 @@ pub(crate) async fn read(
         let locks = locks
             .into_iter()
             .map(|(name, places)| Lock::new(&name, places));
-        let locks = time_left(&client, locks.collect()).await;
+        let locks = time_left(&etcd, locks.collect()).await;
         locks.into_iter().for_each(&mut take);
         match next {
-            Some(next) => read = page(client.clone(), range, next, revision).await?,
+            Some(next) => read = page(&etcd, range, next, revision).await?,
             None => return Ok(revision),
         }
     }
@@ -102,7 +102,7 @@ pub(crate) async fn read(
 
 /// Reads as many keys as an answer may be long.
 async fn page(
-    mut client: Client,
+    etcd: &Connection,
     range: &Range,
     from: Vec<u8>,
     revision: i64,
@@ -113,7 +113,7 @@ async fn page(
             .with_range(range.to.clone())
             .with_revision(revision)
             .with_limit(keys);
-        match client.get(from.clone(), Some(options)).await {
+        match etcd.kv().get(from.clone(), Some(options)).await {
             Err(Error::GRpcStatus(status)) if keys > 1 && status.message().contains(TOO_LONG) => {
                 keys /= 4;
                 keys = keys.max(1);
@@ -130,13 +130,12 @@ pub(crate) async fn names(
     most: i64,
     limit: Duration,
 ) -> Result<Vec<String>, Trouble> {
-    let read = cluster.call(limit, async |mut connection: Connection| {
+    let read = cluster.call(limit, async |etcd: Connection| {
         let options = GetOptions::new()
             .with_range(range.to.clone())
             .with_limit(most)
             .with_keys_only();
-        let asked = connection.client.get(range.from.clone(), Some(options));
-        Ok::<_, Trouble>(asked.await?)
+        Ok::<_, Trouble>(etcd.kv().get(range.from.clone(), Some(options)).await?)
     });
     let read = read.await?;
     let names = read.kvs().iter();
@@ -147,17 +146,16 @@ pub(crate) async fn names(
 }
 
 /// Asks for the rest of the holders' leases.
-async fn time_left(client: &Client, mut locks: Vec<Lock>) -> Vec<Lock> {
+async fn time_left(etcd: &Connection, mut locks: Vec<Lock>) -> Vec<Lock> {
     let places = locks
         .iter_mut()
         .flat_map(|lock| &mut lock.places)
         .filter(|place| place.holds);
     let asking = places.map(|place| {
-        let mut client = client.clone();
         async move {
             let LeaseId(lease) = place.standing.lease;
             // Not everybody may ask (etcd 3.5.28 on), and a lease may have ended: then nothing is said.
-            if let Ok(answer) = client.lease_time_to_live(lease, None).await {
+            if let Ok(answer) = etcd.leases().time_to_live(lease, None).await {
                 place.left = u64::try_from(answer.ttl()).ok().map(Duration::from_secs);
             }
         }
@@ -176,12 +174,14 @@ pub(crate) async fn change(
     limit: Duration,
 ) -> Result<(), Trouble> {
     let mut stream = cluster
-        .call(limit, async |connection: Connection| {
+        .call(limit, async |etcd: Connection| {
             let options = WatchOptions::new()
                 .with_range(range.to.clone())
                 .with_start_revision(revision + 1);
-            let mut client = connection.client.clone();
-            Ok(client.watch(range.from.clone(), Some(options)).await?)
+            Ok(etcd
+                .watches()
+                .watch(range.from.clone(), Some(options))
+                .await?)
         })
         .await?;
     while let Some(answer) = stream.message().await? {

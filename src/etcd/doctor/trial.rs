@@ -4,11 +4,12 @@
 use std::time::Duration;
 
 use etcd_client::{
-    Client, Compare, CompareOp, Error, GetOptions, LeaseGrantOptions, LeaseKeepAliveStream,
-    LeaseKeeper, PutOptions, Txn, TxnOp, TxnOpResponse,
+    Compare, CompareOp, Error, GetOptions, KvClient, LeaseClient, LeaseGrantOptions,
+    LeaseKeepAliveStream, LeaseKeeper, PutOptions, Txn, TxnOp, TxnOpResponse,
 };
 use tokio::time::timeout;
 
+use super::super::connection::Connection;
 use super::{STEP, complaint, header, within};
 use crate::clock;
 use crate::core::doctor::endpoints::Trial;
@@ -28,10 +29,11 @@ const PROOFS: usize = 5;
 const SILENCES: usize = 2;
 
 /// Tries everything, and takes away what it has put. Tells who granted the lease as well.
-pub(super) async fn run(mut client: Client, prefix: &str, terms: Terms) -> (Trial, Option<Header>) {
+pub(super) async fn run(etcd: &Connection, prefix: &str, terms: Terms) -> (Trial, Option<Header>) {
     let ttl = terms.ttl().min(LONGEST);
     let seconds = i64::try_from(ttl.as_secs()).unwrap_or(i64::MAX);
-    let grant = client.lease_grant(seconds, None::<LeaseGrantOptions>);
+    let mut leases = etcd.leases();
+    let grant = leases.grant(seconds, None::<LeaseGrantOptions>);
     let granted = match within(STEP, grant).await {
         Ok(granted) => granted,
         Err(trouble) => {
@@ -45,7 +47,8 @@ pub(super) async fn run(mut client: Client, prefix: &str, terms: Terms) -> (Tria
         }
     };
     let mut subject = Subject {
-        client,
+        kv: etcd.kv(),
+        leases,
         // Nobody else has the lease's number, so nobody else has the key.
         key: format!("{prefix}doctor/{:x}", granted.id()),
         lease: LeaseId(granted.id()),
@@ -53,7 +56,7 @@ pub(super) async fn run(mut client: Client, prefix: &str, terms: Terms) -> (Tria
     };
     let locks = subject.rehearse(prefix).await;
     let (key, proofs) = subject.try_key().await;
-    let revoke = subject.client.lease_revoke(subject.lease.0);
+    let revoke = subject.leases.revoke(subject.lease.0);
     let revoked = within(STEP, revoke).await;
     let trial = Trial {
         locks: locks.map_err(complaint),
@@ -65,7 +68,8 @@ pub(super) async fn run(mut client: Client, prefix: &str, terms: Terms) -> (Tria
 
 /// The key that is tried with.
 struct Subject {
-    client: Client,
+    kv: KvClient,
+    leases: LeaseClient,
     key: String,
     lease: LeaseId,
     terms: Terms,
@@ -87,7 +91,7 @@ impl Subject {
             TxnOp::put(queue.released(self.lease), "", None),
             TxnOp::get(queue.prefix(), Some(all)),
         ]);
-        let answer = within(STEP, self.client.txn(txn)).await?;
+        let answer = within(STEP, self.kv.txn(txn)).await?;
         if answer.succeeded() {
             return Err(Trouble::elsewhere(
                 "a transaction was done that never may be",
@@ -100,7 +104,7 @@ impl Subject {
     async fn try_key(&mut self) -> (Result<(), Trouble>, Vec<Proof>) {
         let record = PutOptions::new().with_lease(self.lease.0);
         let put = TxnOp::put(self.key.as_str(), "", Some(record));
-        let put = within(STEP, self.client.txn(Txn::new().and_then([put]))).await;
+        let put = within(STEP, self.kv.txn(Txn::new().and_then([put]))).await;
         let put = put.and_then(|put| {
             header(put.header()).ok_or_else(|| Trouble::elsewhere("an answer without a header"))
         });
@@ -121,7 +125,7 @@ impl Subject {
         let ours = Compare::create_revision(self.key.as_str(), CompareOp::Equal, place.token.0);
         let delete = TxnOp::delete(self.key.as_str(), None);
         let txn = Txn::new().when([ours]).and_then([delete]);
-        let deleted = within(STEP, self.client.txn(txn)).await;
+        let deleted = within(STEP, self.kv.txn(txn)).await;
         (deleted.map(drop), proofs)
     }
 
@@ -133,7 +137,7 @@ impl Subject {
         while proofs.len() < PROOFS {
             let opened = match keeping.take() {
                 Some(opened) => Ok(opened),
-                None => within(STEP, self.client.lease_keep_alive(self.lease.0)).await,
+                None => within(STEP, self.leases.keep_alive(self.lease.0)).await,
             };
             let mut opened = match opened {
                 Ok(opened) => opened,
@@ -171,7 +175,7 @@ impl Subject {
         keeper.keep_alive().await?;
         let kept = answers.message().await?;
         let read = Txn::new().and_then([TxnOp::get(self.key.as_str(), None)]);
-        let read = self.client.txn(read).await?;
+        let read = self.kv.txn(read).await?;
         let missing = || Error::LeaseKeepAliveError("an answer without a header".to_owned());
         let key = read.op_responses().into_iter().find_map(|read| match read {
             TxnOpResponse::Get(read) => read.kvs().first().map(|key| Place {
