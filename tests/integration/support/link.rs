@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -202,7 +202,7 @@ fn accept(port: u16, listener: TcpListener, state: &Arc<State>) {
                 join(client, state);
             }
         }
-        thread::sleep(PACE);
+        wait(listener.as_ref(), None);
     }
 }
 
@@ -334,9 +334,9 @@ fn pump(
     let _ = to.shutdown(Shutdown::Both);
 }
 
-/// Waits until there is something to read, the next bytes are due, or it is time to look for a new order. Says whether
-/// there is something to read.
-fn wait(from: Option<&TcpStream>, next_due: Option<Duration>) -> bool {
+/// Waits until there is something to read or to accept, the next bytes are due, or it is time to look for a new order. Says whether
+/// there is something.
+fn wait(from: Option<&impl AsFd>, next_due: Option<Duration>) -> bool {
     // Due but held back: the order has to change first.
     let left = next_due
         .map(|due| due.saturating_sub(boot_clock()))
