@@ -15,43 +15,36 @@ const ROUND_TRIP: Duration = Duration::from_millis(50);
 
 pub(crate) fn measure(runs: usize, peers: &mut Table, beside_floor: &mut Table) {
     let runs = (runs / 10).max(5);
+    let mut row = |what: &str, goal, at: &str, cacert: &str| {
+        let mut lines = [Tool::Dlock, Tool::Etcdctl]
+            .map(|tool| tool.line(at, "", "far", "30"))
+            .to_vec();
+        if !cacert.is_empty() {
+            for line in &mut lines {
+                line.insert(1, format!("--cacert={cacert}"));
+            }
+        }
+        lines.extend([false, true].map(|sequential| floor::line(at, cacert, sequential)));
+        let samples = alternate(runs, &lines).into_iter().map(Some);
+        let samples: Vec<Option<Sample>> = samples.collect();
+        let [dlock, etcdctl, bare, plain] = &samples[..] else {
+            return;
+        };
+        let beside = [dlock, etcdctl, &None, &None].map(Clone::clone);
+        peers.row(what, "round trips", beside, goal);
+        let beside = [dlock, bare, plain].map(Clone::clone);
+        beside_floor.row(what, "round trips", beside, goal);
+    };
+
     let etcd = Etcd::start();
     let link = Link::far(etcd.port(), ROUND_TRIP / 2);
-    let at = link.endpoint();
-    let mut lines = [Tool::Dlock, Tool::Etcdctl]
-        .map(|tool| tool.line(&at, "", "far", "30"))
-        .to_vec();
-    lines.extend([false, true].map(|sequential| floor::line(&at, sequential)));
-    let samples: Vec<Option<Sample>> = alternate(runs, &lines).into_iter().map(Some).collect();
-    let [dlock, etcdctl, bare, plain] = &samples[..] else {
-        return;
-    };
-    let what = "`x true` over a link of 50 ms";
-    let beside = [dlock, etcdctl, &None, &None].map(Clone::clone);
-    peers.row(what, "round trips", beside, "3.2");
-    beside_floor.row(
-        what,
-        "round trips",
-        [dlock, bare, plain].map(Clone::clone),
-        "3.2",
-    );
+    row("`x true` over a link of 50 ms", "3.2", &link.endpoint(), "");
 
     let made = Certificates::new();
     let etcd = Etcd::start_tls(&made);
     let link = Link::far(etcd.port(), ROUND_TRIP / 2);
     let at = link.endpoint().replace("http:", "https:");
-    let secured = [Tool::Dlock, Tool::Etcdctl].map(|tool| {
-        let mut words = tool.line(&at, "", "far", "30");
-        words.insert(1, format!("--cacert={}", made.file("ca.pem")));
-        words
-    });
-    let samples = alternate(runs, &secured).into_iter().map(Some);
-    peers.row(
-        "the same with TLS",
-        "round trips",
-        samples.chain([None, None]),
-        "4.2",
-    );
+    row("the same with TLS", "4.2", &at, &made.file("ca.pem"));
 }
 
 /// Runs all of them in turn; the time of each in round trips.

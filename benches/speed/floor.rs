@@ -9,6 +9,7 @@ use etcd_client::{
     Channel, Client, Compare, CompareOp, GetOptions, LeaseGrantOptions, PutOptions, Txn, TxnOp,
     TxnResponse,
 };
+use tonic::transport::{Certificate, Channel as Tonic, ClientTlsConfig, Endpoint};
 
 /// The word that makes this program play the bare client.
 pub(crate) const WORD: &str = "floor";
@@ -17,19 +18,20 @@ pub(crate) const WORD: &str = "floor";
 pub(crate) const SEQUENTIAL: &str = "sequential";
 
 /// For how long the request that needs the lease waits for its grant: as in dlock.
-const LEAD: Duration = Duration::from_millis(2);
+const LEAD: Duration = Duration::from_millis(1);
 
-/// The command line of the bare client, up to the command; or of one that waits for every answer.
-pub(crate) fn line(endpoint: &str, sequential: bool) -> Vec<String> {
+/// The command line of the bare client, up to the command; or of one that waits for every answer. `cacert` is a file, or
+/// empty for a server without TLS.
+pub(crate) fn line(endpoint: &str, cacert: &str, sequential: bool) -> Vec<String> {
     let mut line = crate::myself(WORD);
     let way = if sequential { SEQUENTIAL } else { "pipelined" };
-    line.extend([way, endpoint, "floor"].map(str::to_owned));
+    line.extend([way, endpoint, cacert, "floor"].map(str::to_owned));
     line
 }
 
-/// `floor WAY ENDPOINT NAME COMMAND [ARG...]`.
+/// `floor WAY ENDPOINT CACERT NAME COMMAND [ARG...]`.
 pub(crate) fn run(words: &[String]) -> ExitCode {
-    let [way, endpoint, name, command @ ..] = words else {
+    let [way, endpoint, cacert, name, command @ ..] = words else {
         return ExitCode::FAILURE;
     };
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -37,22 +39,31 @@ pub(crate) fn run(words: &[String]) -> ExitCode {
         .build()
         .expect("an event loop");
     runtime
-        .block_on(lock(way == SEQUENTIAL, endpoint, name, command))
+        .block_on(async {
+            let channel = connect(endpoint, cacert).await?;
+            lock(way == SEQUENTIAL, channel, name, command).await
+        })
         .expect("etcd serves");
     // What is left goes with the process.
     std::mem::forget(runtime);
     ExitCode::SUCCESS
 }
 
+async fn connect(endpoint: &str, cacert: &str) -> Result<Tonic, Box<dyn std::error::Error>> {
+    let mut endpoint = Endpoint::from_shared(endpoint.to_owned())?;
+    if !cacert.is_empty() {
+        let authority = Certificate::from_pem(std::fs::read(cacert)?);
+        endpoint = endpoint.tls_config(ClientTlsConfig::new().ca_certificate(authority))?;
+    }
+    Ok(endpoint.connect().await?)
+}
+
 async fn lock(
     sequential: bool,
-    endpoint: &str,
+    channel: Tonic,
     name: &str,
     command: &[String],
 ) -> Result<(), Box<dyn std::error::Error>> {
-    let channel = tonic::transport::Endpoint::from_shared(endpoint.to_owned())?
-        .connect()
-        .await?;
     let mut client = Client::from_channel(Channel::Tonic(channel), None).await?;
     let lease = random_lease()?;
     let key = format!("{name}/{lease:x}");
