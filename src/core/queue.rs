@@ -55,8 +55,8 @@ impl Queue {
         format!("{}{lease}", self.prefix)
     }
 
-    /// The key under which a holder that gives the lock back itself leaves its token, for no longer
-    /// than its lease lives.
+    /// The key under which a holder that gives the lock back itself leaves evidence of that, for no longer than its
+    /// lease lives: its token if nobody had the lock with it, else nothing.
     pub fn released(&self, lease: LeaseId) -> String {
         format!("{}released/{}/{lease}", self.namespace, self.name)
     }

@@ -18,7 +18,7 @@ use crate::clock;
 use crate::contest::{self, Ahead, Contend, Parting, Release, Waiting};
 use crate::core::holder::{Ask, AskTo, Holder};
 use crate::core::lease::{Instant, LeaseId, Place, Terms};
-use crate::core::mode::{Patience, Supersede, Wish};
+use crate::core::mode::{Mode, Patience, Supersede, Wish};
 use crate::core::queue::Queue;
 use crate::core::text::span;
 use crate::core::turn::{Standing, holders};
@@ -121,6 +121,7 @@ impl Contend for Contender {
         if !handing_over {
             // The first one's place may look like that of a command that runs.
             let held = self.first.get().then(|| Held {
+                alone: false,
                 slot: self.slot.get(),
                 cooldown: None,
             });
@@ -151,6 +152,7 @@ impl Contend for Contender {
             Parting::AtOnce(_) | Parting::Unused => None,
         };
         let held = Held {
+            alone: self.wish.mode == Mode::Exclusive,
             slot: self.slot.get(),
             cooldown,
         };

@@ -81,6 +81,13 @@ pub(super) fn seen(key: &KeyValue) -> Standing {
     }
 }
 
+/// Whether our key is there as we put it.
+fn is_own(read: &[KeyValue], place: Place) -> bool {
+    let is_own =
+        |key: &KeyValue| key.create_revision() == place.token.0 && key.lease() == place.lease.0;
+    read.first().is_some_and(is_own)
+}
+
 /// Whether `token` is that of a place which has the lock now, by a linearizable read.
 pub(crate) async fn holds(
     cluster: &Cluster,
@@ -115,7 +122,7 @@ impl Places {
     /// waited for until now.
     ///
     /// A filter by revision makes etcd go through the whole queue, so what is told of those before us is
-    /// read only if there are any: after most releases nobody is.
+    /// read only if there may be any: after most releases nobody is.
     pub(super) async fn look(
         &self,
         etcd: &Connection,
@@ -123,6 +130,11 @@ impl Places {
         before: &[Standing],
     ) -> Result<Look, Trouble> {
         let token = place.token.0;
+        if let ([one], Mode::Exclusive) = (before, self.mode)
+            && let Some(look) = self.inherit(etcd, place, one).await?
+        {
+            return Ok(look);
+        }
         // The one that we have waited for is probably gone, or the nearest of them.
         let nearest = &before[..before.len().min(1)];
         let decisive = || {
@@ -165,9 +177,7 @@ impl Places {
             .filter(|oldest| oldest.record.is_some())
             .map(Standing::mode);
         Ok(Look {
-            own: own
-                .first()
-                .is_some_and(|key| key.create_revision() == token && key.lease() == place.lease.0),
+            own: is_own(&own, place),
             revision: header.revision,
             turn,
             hand_over,
@@ -175,6 +185,29 @@ impl Places {
             count: counted.len(),
             ahead: self.ahead_of(&counted, oldest),
         })
+    }
+
+    /// The look of one that follows on a holder which had the lock alone and gave it back itself. Nobody was before that
+    /// one, so nobody is before us, who had nobody in between: a place never comes to stand before an older one. That takes
+    /// two keys, however long the queue is; otherwise there is no such look.
+    async fn inherit(
+        &self,
+        etcd: &Connection,
+        place: Place,
+        one: &Standing,
+    ) -> Result<Option<Look>, Trouble> {
+        let evidence = self.queue.released(self.lease_of(one));
+        let reads = [self.queue.key(place.lease), evidence];
+        let reads = reads.map(|key| TxnOp::get(key, None)).into();
+        let (header, reads) = self.read(etcd, reads).await?;
+        let alone = reads.get(1).is_some_and(|evidence| {
+            let token = one.token.to_string();
+            evidence.iter().any(|key| key.value() == token.as_bytes())
+        });
+        Ok(alone.then(|| Look {
+            own: is_own(&reads[0], place),
+            ..Look::alone(header.revision)
+        }))
     }
 
     /// Several reads at one revision.
@@ -272,9 +305,13 @@ impl Places {
 
     /// The read that shows whether somebody released the lock itself.
     fn evidence(&self, standing: &Standing) -> TxnOp {
-        // The place may have gone to another lease since, its name has not.
-        let lease = self.queue.place(standing.key.as_bytes());
-        let key = self.queue.released(lease.unwrap_or(standing.lease));
+        let key = self.queue.released(self.lease_of(standing));
         TxnOp::get(key, Some(GetOptions::new().with_keys_only()))
+    }
+
+    /// The lease that a place is named after. It may have gone to another one since.
+    fn lease_of(&self, standing: &Standing) -> LeaseId {
+        let named = self.queue.place(standing.key.as_bytes());
+        named.unwrap_or(standing.lease)
     }
 }

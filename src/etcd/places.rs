@@ -54,6 +54,8 @@ pub(super) enum Given {
 
 /// How the lock was held that is given up.
 pub(super) struct Held {
+    /// Nobody else had it, and nobody stood before us.
+    pub(super) alone: bool,
     pub(super) slot: Option<u16>,
     /// The place is to stay taken for as long as this lease lives.
     pub(super) cooldown: Option<Cooldown>,
@@ -203,8 +205,8 @@ impl Places {
 
     /// Deletes our key if it is still the one that we took.
     ///
-    /// Who `held` the lock leaves its token for the next one as evidence that nothing of its command
-    /// runs any more, under its own lease, and in the same request.
+    /// Who `held` the lock leaves evidence for the next one that nothing of its command runs any more, under its own
+    /// lease, and in the same request: its token, if it had the lock alone.
     pub(super) async fn give_up(
         &self,
         etcd: &Connection,
@@ -227,7 +229,8 @@ impl Places {
             .with_count_only();
         let evidence = self.queue.released(place.lease);
         let mut parting = self.removal(place, held.slot);
-        parting.push(TxnOp::put(evidence, place.token.to_string(), Some(lease)));
+        let token = held.alone.then(|| place.token.to_string());
+        parting.push(TxnOp::put(evidence, token.unwrap_or_default(), Some(lease)));
         parting.push(TxnOp::get(self.queue.prefix(), Some(waiting)));
         let txn = Txn::new().when(self.ours(place)).and_then(parting);
         let answer = match etcd.kv().txn(txn).await.map_err(Trouble::from) {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use rustix::process::Signal;
 
 use crate::support::{
-    Dlock, Etcd, LIMIT, Oracle, Running, eventually, hold, holder_and_waiter, unique,
+    Dlock, Etcd, LIMIT, Oracle, Running, eventually, hold, hold_open, holder_and_waiter, unique,
 };
 
 /// A holder, and a waiter that says why it waits.
@@ -97,6 +97,38 @@ fn a_release_hands_over_at_once_and_leaves_nothing_for_long() {
     eventually(LIMIT, "no key and no lease is left", || {
         etcd.entries("").is_empty() && etcd.leases().is_empty()
     });
+}
+
+/// A waiter "queues again" when its place is lost, also if it learns of that together with the end of the one before it.
+#[test]
+fn a_turn_is_nothing_without_a_place() {
+    let (etcd, oracle, name) = (Etcd::shared(), Oracle::new(), unique("no-place"));
+    let mut holder = hold_open(Dlock::on(etcd), &[], &name);
+    let mut waiter = Dlock::on(etcd)
+        .args(["-v"])
+        .run(["-k0", &name, "--"])
+        .args(oracle.guest("waiter"))
+        .start();
+    let place = etcd.queue_of(&name, 2).remove(1);
+    let mut next = Dlock::on(etcd)
+        .run([&name, "--"])
+        .args(oracle.guest("next"))
+        .start();
+    etcd.queue_of(&name, 3);
+    waiter.signal(Signal::STOP);
+    etcd.ctl(&["del", &place.key]);
+    holder.let_go().expect_code(0);
+    oracle.entered(1);
+    waiter.signal(Signal::CONT);
+    eventually(LIMIT, "the waiter queues again", || {
+        waiter.stderr().contains("queueing again")
+    });
+    for (guest, running) in [("next", &mut next), ("waiter", &mut waiter)] {
+        oracle.leave(guest);
+        running.wait().expect_code(0);
+    }
+    oracle.assert_no_overlap();
+    assert_eq!(oracle.guests(), ["next", "waiter"]);
 }
 
 /// "Holders that are not dlock are not waited for": they do not say how long their command may run.
