@@ -275,13 +275,8 @@ impl Form<'_> {
         resolve: impl FnOnce(&mut Asked) -> Result<Work, Failure>,
     ) -> Result<Request, Failure> {
         let chosen = config::chosen_file(&self.connection, self.variables);
-        // The file's own place cannot stand in the file.
-        let keys = || {
-            let longs = settings().into_iter().map(|(long, ..)| long);
-            longs.filter(|long| long != "config").collect()
-        };
         let mut asked = Asked {
-            layers: Layers::new(self.variables, File::load(chosen, self.variables, keys)?),
+            layers: Layers::new(self.variables, File::load(chosen, self.variables)?),
             connection: &self.connection,
             warnings: Vec::new(),
         };

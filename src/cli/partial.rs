@@ -6,7 +6,7 @@ use std::ffi::OsString;
 use clap::FromArgMatches as _;
 
 use super::connection::Connection;
-use super::{settings, with_subcommands};
+use super::with_subcommands;
 use crate::config::file::File;
 use crate::config::layers::Layers;
 use crate::config::{self, Settings};
@@ -26,8 +26,7 @@ pub(crate) fn connection_of(words: &[OsString]) -> Result<Settings, Failure> {
     });
     let flags = flags.unwrap_or_default();
     let variables = |name: &str| std::env::var_os(name);
-    let keys = || settings().into_iter().map(|(long, ..)| long).collect();
-    let file = File::load(config::chosen_file(&flags, &variables), &variables, keys)?;
+    let file = File::load(config::chosen_file(&flags, &variables), &variables)?;
     config::resolve(&Layers::new(&variables, file), &flags, &mut Vec::new())
 }
 

@@ -13,8 +13,8 @@ use std::time::Duration;
 use super::fence::Task;
 use super::run::Options;
 use super::{Request, Work, definitions, fence, layers, parse, settings, with_subcommands};
-use crate::config::Settings;
 use crate::config::site::Site;
+use crate::config::{Settings, file};
 use crate::core::lease::{FencingToken, Terms};
 use crate::core::leftovers::Leftovers;
 use crate::core::mode::{Mode, Patience, Supersede};
@@ -895,6 +895,14 @@ fn the_doctor_judges_by_the_settings_of_a_run() {
     assert_eq!(origin("prefix"), Some(("dlock/", "default")));
     assert_eq!(origin("note"), None);
     assert!(refused(&["doctor", "--ttl=1s"], &[]).contains("--ttl '1s'"));
+}
+
+/// "Its keys are the long options without the dashes": of all that have a variable, but for the one that names the file.
+#[test]
+fn every_setting_may_stand_in_the_file() {
+    let longs = settings().into_iter().map(|(long, ..)| long);
+    let longs: Vec<String> = longs.filter(|long| long != "config").collect();
+    assert_eq!(longs, file::KEYS);
 }
 
 #[test]

@@ -15,6 +15,40 @@ use crate::exit::{Failure, OrFail};
 /// Far more than all keys can fill; keeps a wrong path such as `/dev/zero` from filling the memory.
 const LONGEST: u64 = 64 * 1024;
 
+/// What may stand in the file: the long options that have a variable, but for the one that names the file. They stand here
+/// a second time, as to define every sub-command for their names' sake would take a twentieth of a short run.
+pub(crate) const KEYS: &[&str] = &[
+    "endpoints",
+    "cacert",
+    "cert",
+    "key",
+    "user",
+    "password-file",
+    "prefix",
+    "connect-timeout",
+    "verbose",
+    "quiet",
+    "log-format",
+    "local",
+    "no-wait",
+    "wait",
+    "conflict-exit-code",
+    "ttl",
+    "kill-after",
+    "signal",
+    "shared",
+    "slots",
+    "min-hold",
+    "max-hold",
+    "once-per",
+    "supersede",
+    "note",
+    "report",
+    "metrics",
+    "leftovers",
+    "reentrant",
+];
+
 /// What the file says; empty when there is none.
 #[derive(Debug, Default)]
 pub(crate) struct File {
@@ -32,11 +66,10 @@ pub(crate) struct Entry {
 }
 
 impl File {
-    /// The file that `chosen` names, else the first of the usual ones that exists. `keys` may stand there.
+    /// The file that `chosen` names, else the first of the usual ones that exists.
     pub(crate) fn load(
         chosen: Option<PathBuf>,
         variables: &dyn Fn(&str) -> Option<OsString>,
-        keys: impl Fn() -> Vec<String>,
     ) -> Result<Self, Failure> {
         // One that cannot be looked at (another user's home) counts as missing.
         let usual = || {
@@ -49,10 +82,10 @@ impl File {
         };
         let text = read(&path)
             .with_context(|| format!("cannot read the configuration file '{}'", path.display()))?;
-        Self::parse(path, &text, &keys())
+        Self::parse(path, &text)
     }
 
-    fn parse(path: PathBuf, text: &str, keys: &[String]) -> Result<Self, Failure> {
+    fn parse(path: PathBuf, text: &str) -> Result<Self, Failure> {
         let complain = |offset: usize, what: String| {
             let line = line_of(text, offset);
             anyhow!("cannot use '{}', line {line}: {what}", path.display())
@@ -65,11 +98,11 @@ impl File {
         for (key, value) in table.into_inner() {
             let offset = key.span().start;
             let key = key.into_inner().into_owned();
-            if !keys.contains(&key) {
+            if !KEYS.contains(&&*key) {
                 let error = Err(complain(offset, format!("unknown key '{key}'")));
-                return match nearest(&key, keys) {
+                return match nearest(&key) {
                     Some(near) => error.or_hint(format!("did you mean '{near}'?")),
-                    None => error.or_hint(format!("the keys are {}", keys.join(", "))),
+                    None => error.or_hint(format!("the keys are {}", KEYS.join(", "))),
                 };
             }
             let text_of = text_of(value.get_ref()).ok_or_else(|| {
@@ -144,11 +177,11 @@ fn text_of(value: &DeValue<'_>) -> Option<String> {
 }
 
 /// The known key that differs by the fewest letters, if by few enough to be a slip.
-fn nearest<'a>(key: &str, keys: &'a [String]) -> Option<&'a String> {
+fn nearest(key: &str) -> Option<&'static str> {
     let key = key.to_lowercase().replace('_', "-");
-    let near = keys
+    let near = KEYS
         .iter()
-        .map(|known| (distance(&key, known), known))
+        .map(|known| (distance(&key, known), *known))
         .min()?;
     (near.0 <= 1 + near.1.len() / 4).then_some(near.1)
 }
@@ -175,14 +208,8 @@ mod tests {
 
     use super::*;
 
-    fn keys() -> Vec<String> {
-        ["endpoints", "ttl", "no-wait", "connect-timeout"]
-            .map(str::to_owned)
-            .to_vec()
-    }
-
     fn parse(text: &str) -> Result<File, Failure> {
-        File::parse("/x/config.toml".into(), text, &keys())
+        File::parse("/x/config.toml".into(), text)
     }
 
     #[test]
@@ -278,13 +305,13 @@ mod tests {
 
     #[test]
     fn a_chosen_file_must_exist() {
-        let failure = File::load(Some("/nowhere/at/all".into()), &|_| None, keys).unwrap_err();
+        let failure = File::load(Some("/nowhere/at/all".into()), &|_| None).unwrap_err();
         let error = format!("{:#}", failure.error);
         assert!(
             error.starts_with("cannot read the configuration file '/nowhere/at/all': "),
             "{error}"
         );
-        assert!(File::load(Some("/dev/zero".into()), &|_| None, keys).is_err());
+        assert!(File::load(Some("/dev/zero".into()), &|_| None).is_err());
     }
 
     proptest! {
