@@ -17,11 +17,14 @@ pub(crate) const WORD: &str = "floor";
 /// One request after the other, as a plain client does it.
 pub(crate) const SEQUENTIAL: &str = "sequential";
 
+/// In place of an authority, for a server without TLS.
+pub(crate) const PLAIN: &str = "-";
+
 /// For how long the request that needs the lease waits for its grant: as in dlock.
 const LEAD: Duration = Duration::from_millis(1);
 
 /// The command line of the bare client, up to the command; or of one that waits for every answer. `cacert` is a file, or
-/// empty for a server without TLS.
+/// [`PLAIN`].
 pub(crate) fn line(endpoint: &str, cacert: &str, sequential: bool) -> Vec<String> {
     let mut line = crate::myself(WORD);
     let way = if sequential { SEQUENTIAL } else { "pipelined" };
@@ -51,7 +54,7 @@ pub(crate) fn run(words: &[String]) -> ExitCode {
 
 async fn connect(endpoint: &str, cacert: &str) -> Result<Tonic, Box<dyn std::error::Error>> {
     let mut endpoint = Endpoint::from_shared(endpoint.to_owned())?;
-    if !cacert.is_empty() {
+    if cacert != PLAIN {
         let authority = Certificate::from_pem(std::fs::read(cacert)?);
         endpoint = endpoint.tls_config(ClientTlsConfig::new().ca_certificate(authority))?;
     }

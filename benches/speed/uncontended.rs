@@ -22,7 +22,9 @@ pub(crate) fn measure(runs: usize, peers: &mut Table, beside_floor: &mut Table) 
         .iter()
         .map(|tool| tool.line(&etcd.endpoint(), &file, "uncontended", "30"))
         .collect();
-    lines.extend([false, true].map(|sequential| floor::line(&etcd.endpoint(), "", sequential)));
+    lines.extend(
+        [false, true].map(|sequential| floor::line(&etcd.endpoint(), floor::PLAIN, sequential)),
+    );
     let mut walls: Vec<Vec<f64>> = vec![Vec::new(); lines.len()];
     for turn in 0..runs.div_ceil(TURN) {
         for (line, walls) in lines.iter().zip(&mut walls) {
