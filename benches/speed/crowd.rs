@@ -11,13 +11,39 @@ use rustix::fs::{CWD, FileType, Mode, mknodat};
 use crate::stamp::{self, Stamp};
 use crate::support::{Etcd, Process, Scratch, boot_clock, eventually, let_pass};
 use crate::tool::Tool;
-use crate::{myself, server};
+use crate::{floor, myself, server};
 
 /// For anything that takes moments on an idle machine, and a thousand times that here.
 const PATIENCE: Duration = Duration::from_mins(4);
 
+/// Of whom a crowd is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Tool(Tool),
+    /// The bare client.
+    Bare,
+}
+
+impl Kind {
+    /// The command line up to the command. `file` stands for the lock where no server does.
+    fn line(self, endpoint: &str, file: &str, name: &str, ttl: &str) -> Vec<String> {
+        match self {
+            Self::Tool(tool) => tool.line(endpoint, file, name, ttl),
+            Self::Bare => floor::line(floor::QUEUED, endpoint, floor::PLAIN, name),
+        }
+    }
+
+    /// What every key of the lock begins with, where etcd has it.
+    pub(crate) fn keys(self, name: &str) -> Option<String> {
+        match self {
+            Self::Tool(tool) => tool.keys(name),
+            Self::Bare => Some(format!("{name}/")),
+        }
+    }
+}
+
 pub(crate) struct Crowd {
-    tool: Tool,
+    kind: Kind,
     ttl: &'static str,
     at: String,
     children: Vec<Child>,
@@ -28,12 +54,12 @@ pub(crate) struct Crowd {
 }
 
 impl Crowd {
-    pub(crate) fn new(tool: Tool, etcd: &Etcd, ttl: &'static str) -> Self {
+    pub(crate) fn new(kind: Kind, etcd: &Etcd, ttl: &'static str) -> Self {
         let dir = Scratch::new();
         let fifo = dir.file("fifo");
         mknodat(CWD, &*fifo, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).expect("a new file");
         Self {
-            tool,
+            kind,
             ttl,
             at: etcd.endpoint(),
             children: Vec::new(),
@@ -46,7 +72,7 @@ impl Crowd {
     /// One more that wants the lock `name`; its command stays until the crowd is let go, or ends at once.
     pub(crate) fn join(&mut self, name: &str, stays: bool) {
         let file = self.dir.file(&format!("lock-{name}"));
-        let mut line = self.tool.line(&self.at, &file, name, self.ttl);
+        let mut line = self.kind.line(&self.at, &file, name, self.ttl);
         line.extend(myself(stamp::WORD));
         line.push(self.stamps.clone());
         line.extend(stays.then(|| self.fifo.clone()));
@@ -82,7 +108,7 @@ impl Crowd {
 
     /// Waits until so many stand in the queue, the holder among them.
     pub(crate) fn await_queued(&self, etcd: &Etcd, name: &str, count: usize) {
-        let Some(keys) = self.tool.keys(name) else {
+        let Some(keys) = self.kind.keys(name) else {
             // They say nothing; a crowd on two cores is there by then.
             return let_pass(Duration::from_secs(2));
         };

@@ -24,7 +24,9 @@ pub(crate) fn measure(runs: usize, peers: &mut Table, beside_floor: &mut Table) 
                 line.insert(1, format!("--cacert={cacert}"));
             }
         }
-        lines.extend([false, true].map(|sequential| floor::line(at, cacert, sequential)));
+        lines.extend(
+            [floor::PIPELINED, floor::SEQUENTIAL].map(|way| floor::line(way, at, cacert, "floor")),
+        );
         let samples = alternate(runs, &lines).into_iter().map(Some);
         let samples: Vec<Option<Sample>> = samples.collect();
         let [dlock, etcdctl, bare, plain] = &samples[..] else {

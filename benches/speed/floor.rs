@@ -6,16 +6,20 @@ use std::process::{Command, ExitCode};
 use std::time::Duration;
 
 use etcd_client::{
-    Channel, Client, Compare, CompareOp, GetOptions, LeaseGrantOptions, PutOptions, Txn, TxnOp,
-    TxnResponse,
+    Channel, Client, Compare, CompareOp, GetOptions, LeaseGrantOptions, PutOptions, SortOrder,
+    SortTarget, Txn, TxnOp, TxnResponse, WatchOptions,
 };
 use tonic::transport::{Certificate, Channel as Tonic, ClientTlsConfig, Endpoint};
 
 /// The word that makes this program play the bare client.
 pub(crate) const WORD: &str = "floor";
 
+/// As dlock does it: the request that needs the lease does not wait for its grant.
+pub(crate) const PIPELINED: &str = "pipelined";
 /// One request after the other, as a plain client does it.
 pub(crate) const SEQUENTIAL: &str = "sequential";
+/// Pipelined, and waits for the one before it, without a look at who is before that one, and without a renewal.
+pub(crate) const QUEUED: &str = "queued";
 
 /// In place of an authority, for a server without TLS.
 pub(crate) const PLAIN: &str = "-";
@@ -23,12 +27,10 @@ pub(crate) const PLAIN: &str = "-";
 /// For how long the request that needs the lease waits for its grant: as in dlock.
 const LEAD: Duration = Duration::from_millis(1);
 
-/// The command line of the bare client, up to the command; or of one that waits for every answer. `cacert` is a file, or
-/// [`PLAIN`].
-pub(crate) fn line(endpoint: &str, cacert: &str, sequential: bool) -> Vec<String> {
+/// The command line of the client that goes this way about it, up to the command. `cacert` is a file, or [`PLAIN`].
+pub(crate) fn line(way: &str, endpoint: &str, cacert: &str, name: &str) -> Vec<String> {
     let mut line = crate::myself(WORD);
-    let way = if sequential { SEQUENTIAL } else { "pipelined" };
-    line.extend([way, endpoint, cacert, "floor"].map(str::to_owned));
+    line.extend([way, endpoint, cacert, name].map(str::to_owned));
     line
 }
 
@@ -44,7 +46,7 @@ pub(crate) fn run(words: &[String]) -> ExitCode {
     runtime
         .block_on(async {
             let channel = connect(endpoint, cacert).await?;
-            lock(way == SEQUENTIAL, channel, name, command).await
+            lock(way, channel, name, command).await
         })
         .expect("etcd serves");
     // What is left goes with the process.
@@ -62,7 +64,7 @@ async fn connect(endpoint: &str, cacert: &str) -> Result<Tonic, Box<dyn std::err
 }
 
 async fn lock(
-    sequential: bool,
+    way: &str,
     channel: Tonic,
     name: &str,
     command: &[String],
@@ -71,10 +73,15 @@ async fn lock(
     let lease = random_lease()?;
     let key = format!("{name}/{lease:x}");
     let mut granting = client.clone();
-    let grant = granting.lease_grant(30, Some(LeaseGrantOptions::new().with_id(lease)));
+    let ttl = if way == QUEUED { 600 } else { 30 };
+    let grant = granting.lease_grant(ttl, Some(LeaseGrantOptions::new().with_id(lease)));
     let mut grant = std::pin::pin!(grant);
     let follow = || put(client.clone(), name, &key, lease);
-    let lead = if sequential { Duration::MAX } else { LEAD };
+    let lead = if way == SEQUENTIAL {
+        Duration::MAX
+    } else {
+        LEAD
+    };
     let placed = tokio::select! {
         biased;
         granted = &mut grant => {
@@ -93,6 +100,9 @@ async fn lock(
         Err(_) => follow().await?,
     };
     let revision = placed.header().ok_or("no header")?.revision();
+    if way == QUEUED {
+        wait(&mut client, name, revision).await?;
+    }
     Command::new(&command[0]).args(&command[1..]).status()?;
     let ours = Compare::create_revision(key.as_str(), CompareOp::Equal, revision);
     let release = Txn::new().when([ours]).and_then([TxnOp::delete(key, None)]);
@@ -101,6 +111,27 @@ async fn lock(
         biased;
         _ = client.lease_revoke(lease) => {}
         () = sent(Duration::from_micros(150)) => {}
+    }
+    Ok(())
+}
+
+/// Until the one before the place of this revision is gone.
+async fn wait(client: &mut Client, name: &str, revision: i64) -> Result<(), etcd_client::Error> {
+    let before = GetOptions::new()
+        .with_prefix()
+        .with_max_create_revision(revision - 1)
+        .with_sort(SortTarget::Create, SortOrder::Descend)
+        .with_limit(1);
+    let read = client.get(format!("{name}/"), Some(before)).await?;
+    let (Some(before), Some(header)) = (read.kvs().first(), read.header()) else {
+        return Ok(());
+    };
+    let from = WatchOptions::new().with_start_revision(header.revision() + 1);
+    let mut events = client.watch(before.key(), Some(from)).await?;
+    while let Some(answer) = events.message().await? {
+        if !answer.events().is_empty() {
+            break;
+        }
     }
     Ok(())
 }

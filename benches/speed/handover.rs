@@ -1,7 +1,7 @@
 //! How fast a lock goes from one to the next when many wait, and whom that wakes.
 //! It must not know how a tool learns that it is its turn.
 
-use crate::crowd::Crowd;
+use crate::crowd::{Crowd, Kind};
 use crate::report::Table;
 use crate::sample::Sample;
 use crate::server::Counters;
@@ -24,28 +24,38 @@ struct Seen {
     memory: Vec<f64>,
 }
 
-pub(crate) fn measure(waiters: usize, peers: &mut Table) {
-    let mut seen = Tool::ALL.map(|_| Seen::default());
+pub(crate) fn measure(waiters: usize, peers: &mut Table, beside_floor: &mut Table) {
+    let kinds = Tool::ALL.map(Kind::Tool).into_iter().chain([Kind::Bare]);
+    let kinds: Vec<Kind> = kinds.collect();
+    let mut seen: Vec<Seen> = kinds.iter().map(|_| Seen::default()).collect();
     for _ in 0..DRAINS {
-        for (tool, seen) in Tool::ALL.into_iter().zip(&mut seen) {
-            if installed(&tool.line("", "", "", "")[0]) {
-                drain(tool, waiters, seen);
+        for (kind, seen) in kinds.iter().zip(&mut seen) {
+            let missing =
+                matches!(kind, Kind::Tool(tool) if !installed(&tool.line("", "", "", "")[0]));
+            if !missing {
+                drain(*kind, waiters, seen);
             }
         }
     }
-    let mut row = |what: &str, unit, goal, of: &dyn Fn(&Seen) -> Vec<f64>| {
-        let cell = |seen: &Seen| Some(of(seen)).filter(|of| !of.is_empty()).map(Sample::new);
-        peers.row(what, unit, seen.iter().map(cell), goal);
+    let (tools, bare) = seen.split_at(Tool::ALL.len());
+    let cell = |seen: &Seen, of: &dyn Fn(&Seen) -> Vec<f64>| {
+        Some(of(seen)).filter(|of| !of.is_empty()).map(Sample::new)
+    };
+    let mut row = |what: &str, unit, goals: [&'static str; 2], of: &dyn Fn(&Seen) -> Vec<f64>| {
+        let cells = tools.iter().map(|seen| cell(seen, of));
+        peers.row(what, unit, cells, goals[0]);
+        let cells = [cell(&tools[0], of), cell(&bare[0], of), None];
+        beside_floor.row(what, unit, cells, goals[1]);
     };
     let each = format!("{waiters} waiters drained");
-    row(&each, "per s", "1.5 of etcdctl", &|seen| seen.rates.clone());
-    row(
-        "from the end of a command to the next one's begin, p50",
-        "ms",
-        "",
-        &|seen| percentile(seen, 50),
-    );
-    row("the same, p99", "ms", "", &|seen| percentile(seen, 99));
+    let goals = ["1.5 of etcdctl", ""];
+    row(&each, "per s", goals, &|seen| seen.rates.clone());
+    let from_end = "from the end of a command to the next one's begin, p50";
+    row(from_end, "ms", [""; 2], &|seen| percentile(seen, 50));
+    row("the same, p99", "ms", [""; 2], &|seen| percentile(seen, 99));
+    let mut row = |what: &str, unit, goal, of: &dyn Fn(&Seen) -> Vec<f64>| {
+        peers.row(what, unit, tools.iter().map(|seen| cell(seen, of)), goal);
+    };
     row(
         "watch events for each: its own key, and the one before it",
         "events",
@@ -71,9 +81,9 @@ fn percentile(seen: &Seen, percent: usize) -> Vec<f64> {
     vec![Sample::new(all).percentile(percent)]
 }
 
-fn drain(tool: Tool, waiters: usize, seen: &mut Seen) {
+fn drain(kind: Kind, waiters: usize, seen: &mut Seen) {
     let etcd = Etcd::start();
-    let mut crowd = Crowd::new(tool, &etcd, TTL);
+    let mut crowd = Crowd::new(kind, &etcd, TTL);
     crowd.join("drained", true);
     crowd.await_begun(1);
     for _ in 0..waiters {
@@ -87,11 +97,11 @@ fn drain(tool: Tool, waiters: usize, seen: &mut Seen) {
     let released_at = crowd.let_go().as_secs_f64();
     let stamps = crowd.finish();
     let work = Counters::of(&etcd).work_since(&before);
-    assert_eq!(stamps.len(), waiters + 1, "{tool:?}: nobody is lost");
+    assert_eq!(stamps.len(), waiters + 1, "{kind:?}: nobody is lost");
     seen.latencies.extend(latencies(&stamps));
     seen.rates.push(rate(&stamps, released_at));
     let count = count(waiters);
-    if tool.keys("").is_some() {
+    if kind.keys("").is_some() {
         seen.events.push(work.events / count);
         seen.reads.push(work.reads / count);
         seen.memory.extend(&memory[1..]);

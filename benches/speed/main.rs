@@ -86,7 +86,7 @@ fn main() -> ExitCode {
         distance::measure(arguments.runs, &mut peers, &mut floor);
     }
     if wanted("hand-over") {
-        handover::measure(arguments.waiters, &mut peers);
+        handover::measure(arguments.waiters, &mut peers, &mut floor);
     }
     if wanted("footprint") {
         footprint::measure(&mut peers);

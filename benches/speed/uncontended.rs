@@ -23,7 +23,8 @@ pub(crate) fn measure(runs: usize, peers: &mut Table, beside_floor: &mut Table) 
         .map(|tool| tool.line(&etcd.endpoint(), &file, "uncontended", "30"))
         .collect();
     lines.extend(
-        [false, true].map(|sequential| floor::line(&etcd.endpoint(), floor::PLAIN, sequential)),
+        [floor::PIPELINED, floor::SEQUENTIAL]
+            .map(|way| floor::line(way, &etcd.endpoint(), floor::PLAIN, "floor")),
     );
     let mut walls: Vec<Vec<f64>> = vec![Vec::new(); lines.len()];
     for turn in 0..runs.div_ceil(TURN) {
