@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use super::lease::LeaseId;
+use super::lease::{FencingToken, LeaseId};
 use super::name::{LockName, encode};
 
 /// What a holder's tree may need beyond its grace when its key was taken from it: a second until the
@@ -55,8 +55,8 @@ impl Queue {
         format!("{}{lease}", self.prefix)
     }
 
-    /// The key under which a holder that gives the lock back itself leaves evidence of that, for no longer than its
-    /// lease lives: its token if nobody had the lock with it, else nothing.
+    /// The key under which one that gives its place back itself leaves evidence that no command of its own runs, for no
+    /// longer than its lease lives. What stands there is [`had_alone`], or nothing.
     pub fn released(&self, lease: LeaseId) -> String {
         format!("{}released/{}/{lease}", self.namespace, self.name)
     }
@@ -91,6 +91,11 @@ impl Queue {
     pub fn place(&self, key: &[u8]) -> Option<LeaseId> {
         lease(key.strip_prefix(self.prefix.as_bytes())?)
     }
+}
+
+/// What the evidence of a holder says that had the lock exclusively, and so was the first of all when it got it.
+pub fn had_alone(token: FencingToken) -> String {
+    format!("alone {token}")
 }
 
 /// What the keys of all locks begin with whose names begin with `prefix`.

@@ -152,7 +152,7 @@ impl Contend for Contender {
             Parting::AtOnce(_) | Parting::Unused => None,
         };
         let held = Held {
-            alone: self.wish.mode == Mode::Exclusive,
+            alone: self.first.get() && self.wish.mode == Mode::Exclusive,
             slot: self.slot.get(),
             cooldown,
         };

@@ -15,7 +15,7 @@ use crate::contest::Ahead;
 use crate::core::holder::Holder;
 use crate::core::lease::{FencingToken, Header, LeaseId, Place};
 use crate::core::mode::Mode;
-use crate::core::queue::{Queue, hand_over};
+use crate::core::queue::{Queue, had_alone, hand_over};
 use crate::core::turn::{Scan, Standing, Turn, holders};
 
 /// Places that are read at once when more than the one before us matter. etcd allows 128 operations in
@@ -121,8 +121,8 @@ impl Places {
     /// A linearizable read of our key and of what matters of those before it. `before` is whom we have
     /// waited for until now.
     ///
-    /// A filter by revision makes etcd go through the whole queue, so what is told of those before us is
-    /// read only if there may be any: after most releases nobody is.
+    /// A filter by revision makes etcd go through the whole queue. So an exclusive request first asks what [`Self::inherit`]
+    /// needs, which is enough after most releases; and what is told of those before us is read only if there may be any.
     pub(super) async fn look(
         &self,
         etcd: &Connection,
@@ -130,7 +130,11 @@ impl Places {
         before: &[Standing],
     ) -> Result<Look, Trouble> {
         let token = place.token.0;
-        if let ([one], Mode::Exclusive) = (before, self.mode)
+        let heir = match before {
+            [one] if self.mode == Mode::Exclusive => Some(one),
+            _ => None,
+        };
+        if let Some(one) = heir
             && let Some(look) = self.inherit(etcd, place, one).await?
         {
             return Ok(look);
@@ -151,7 +155,7 @@ impl Places {
             reads.push(self.before(token, SortOrder::Ascend, 1));
             reads
         };
-        let (header, reads) = if before.is_empty() {
+        let (header, reads) = if before.is_empty() || heir.is_some() {
             self.read(etcd, everything()).await?
         } else {
             let (header, reads) = self.read(etcd, decisive()).await?;
@@ -200,10 +204,10 @@ impl Places {
         let reads = [self.queue.key(place.lease), evidence];
         let reads = reads.map(|key| TxnOp::get(key, None)).into();
         let (header, reads) = self.read(etcd, reads).await?;
-        let alone = reads.get(1).is_some_and(|evidence| {
-            let token = one.token.to_string();
-            evidence.iter().any(|key| key.value() == token.as_bytes())
-        });
+        let told = had_alone(one.token);
+        let alone = reads
+            .get(1)
+            .is_some_and(|evidence| evidence.iter().any(|key| key.value() == told.as_bytes()));
         Ok(alone.then(|| Look {
             own: is_own(&reads[0], place),
             ..Look::alone(header.revision)

@@ -21,7 +21,7 @@ use crate::clock;
 use crate::core::holder::Holder;
 use crate::core::lease::{Claim, FencingToken, Instant, LeaseId, Place, Terms};
 use crate::core::mode::Mode;
-use crate::core::queue::Queue;
+use crate::core::queue::{Queue, had_alone};
 use crate::whoami;
 
 /// The lead of the grant over the txn that needs it, up to twice as long, as tokio counts in whole milliseconds. A near
@@ -54,7 +54,7 @@ pub(super) enum Given {
 
 /// How the lock was held that is given up.
 pub(super) struct Held {
-    /// Nobody else had it, and nobody stood before us.
+    /// Exclusively, for certain.
     pub(super) alone: bool,
     pub(super) slot: Option<u16>,
     /// The place is to stay taken for as long as this lease lives.
@@ -206,7 +206,7 @@ impl Places {
     /// Deletes our key if it is still the one that we took.
     ///
     /// Who `held` the lock leaves evidence for the next one that nothing of its command runs any more, under its own
-    /// lease, and in the same request: its token, if it had the lock alone.
+    /// lease, and in the same request.
     pub(super) async fn give_up(
         &self,
         etcd: &Connection,
@@ -229,8 +229,8 @@ impl Places {
             .with_count_only();
         let evidence = self.queue.released(place.lease);
         let mut parting = self.removal(place, held.slot);
-        let token = held.alone.then(|| place.token.to_string());
-        parting.push(TxnOp::put(evidence, token.unwrap_or_default(), Some(lease)));
+        let how = held.alone.then(|| had_alone(place.token));
+        parting.push(TxnOp::put(evidence, how.unwrap_or_default(), Some(lease)));
         parting.push(TxnOp::get(self.queue.prefix(), Some(waiting)));
         let txn = Txn::new().when(self.ours(place)).and_then(parting);
         let answer = match etcd.kv().txn(txn).await.map_err(Trouble::from) {

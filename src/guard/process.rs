@@ -156,7 +156,7 @@ impl Process {
         }
     }
 
-    /// Sends on what is owed to a dlock that does not read, for as long as it lives, and lets it go first.
+    /// Sends on what is owed to a dlock that does not read, for as long as it lives, and mostly lets it go first.
     fn take_leave(mut self) {
         while let Some(link) = &mut self.link
             && link.flush().is_ok()
