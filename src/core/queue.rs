@@ -56,7 +56,7 @@ impl Queue {
     }
 
     /// The key under which one that gives its place back itself leaves evidence that no command of its own runs, for no
-    /// longer than its lease lives. What stands there is [`had_alone`], or nothing.
+    /// longer than its lease lives. Its value is [`had_alone`], or empty.
     pub fn released(&self, lease: LeaseId) -> String {
         format!("{}released/{}/{lease}", self.namespace, self.name)
     }

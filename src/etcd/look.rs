@@ -200,16 +200,18 @@ impl Places {
         place: Place,
         one: &Standing,
     ) -> Result<Option<Look>, Trouble> {
-        let evidence = self.queue.released(self.lease_of(one));
-        let reads = [self.queue.key(place.lease), evidence];
-        let reads = reads.map(|key| TxnOp::get(key, None)).into();
+        let reads = vec![
+            TxnOp::get(self.queue.key(place.lease), None),
+            self.evidence(one),
+        ];
         let (header, reads) = self.read(etcd, reads).await?;
+        let [own, evidence] = &reads[..] else {
+            return Ok(None);
+        };
         let told = had_alone(one.token);
-        let alone = reads
-            .get(1)
-            .is_some_and(|evidence| evidence.iter().any(|key| key.value() == told.as_bytes()));
+        let alone = evidence.iter().any(|key| key.value() == told.as_bytes());
         Ok(alone.then(|| Look {
-            own: is_own(&reads[0], place),
+            own: is_own(own, place),
             ..Look::alone(header.revision)
         }))
     }
@@ -309,13 +311,9 @@ impl Places {
 
     /// The read that shows whether somebody released the lock itself.
     fn evidence(&self, standing: &Standing) -> TxnOp {
-        let key = self.queue.released(self.lease_of(standing));
-        TxnOp::get(key, Some(GetOptions::new().with_keys_only()))
-    }
-
-    /// The lease that a place is named after. It may have gone to another one since.
-    fn lease_of(&self, standing: &Standing) -> LeaseId {
-        let named = self.queue.place(standing.key.as_bytes());
-        named.unwrap_or(standing.lease)
+        // The place may have gone to another lease since, its name has not.
+        let lease = self.queue.place(standing.key.as_bytes());
+        let key = self.queue.released(lease.unwrap_or(standing.lease));
+        TxnOp::get(key, None)
     }
 }
