@@ -126,7 +126,7 @@ fn fork_guard(command: Command, policy: Policy, ties: &Ties) -> io::Result<Guard
     let (ours, theirs) = Link::pair()?;
     let mut tree = Tree::open()?;
     if let Some(other) = ties.adopted {
-        tree = tree.adopting(other.name().0);
+        tree.adopt(other.name().0);
     }
     let deaths = signals::descriptor(libc::SIGCHLD)?;
     let timer = timerfd_create(

@@ -2,11 +2,11 @@
 //! It must not know when or why somebody is signalled.
 
 use std::collections::VecDeque;
-use std::io;
+use std::fs::File;
+use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 
 use rustix::fs::{CWD, Dir, Mode, OFlags, openat};
-use rustix::io::Errno;
 use rustix::process::getpid;
 
 use super::{Survivor, signals};
@@ -81,10 +81,11 @@ impl Tree {
         }
         let root = tree.find(tree.root)?;
         root.signal(0)?;
+        tree.exempt.push(root.identity);
         let children = root.children();
         tree.lists = children.is_ok();
         // Most have none, and every look into /proc costs more than ten other system calls.
-        if children.map_or(true, |children| !children.is_empty()) {
+        if !children.is_ok_and(|children| children.is_empty()) {
             let mut strangers = Vec::new();
             tree.walk_below(&root, &[], &mut |process| {
                 strangers.push(process.identity);
@@ -96,21 +97,17 @@ impl Tree {
 
     /// The same for a process that has just been forked and so has no descendants yet.
     pub(super) fn rooted_here(self) -> Self {
-        let tree = Self {
+        let mut tree = Self {
             root: own_pid(),
             strangers: Vec::new(),
             ..self
         };
-        tree.exempting_root()
-    }
-
-    /// With others counted in, this process might find itself among their descendants: dlock first, then its guard.
-    fn exempting_root(mut self) -> Self {
-        if self.adopted.is_some() {
-            let root = self.find(self.root).map(|process| process.identity);
-            self.exempt.extend(root);
+        // dlock itself was first. Only among those of an adopted process could we find ourselves.
+        if tree.adopted.is_some() {
+            let root = tree.find(tree.root).map(|process| process.identity);
+            tree.exempt.extend(root);
         }
-        self
+        tree
     }
 
     /// The process that has this pid now.
@@ -119,12 +116,8 @@ impl Tree {
     }
 
     /// Counts another process and its descendants in.
-    pub(super) fn adopting(self, adopted: Identity) -> Self {
-        let tree = Self {
-            adopted: Some(adopted),
-            ..self
-        };
-        tree.exempting_root()
+    pub(super) fn adopt(&mut self, adopted: Identity) {
+        self.adopted = Some(adopted);
     }
 
     /// Whether anybody lives of the tree that was adopted.
@@ -354,16 +347,8 @@ fn parse<T: std::str::FromStr>(digits: &[u8]) -> Option<T> {
 
 fn read(directory: &OwnedFd, name: &str) -> io::Result<Vec<u8>> {
     let mut content = Vec::with_capacity(512);
-    let file = openat(directory, name, FILE, Mode::empty())?;
-    // Not `read_to_end`, which asks /proc in vain how long the file is.
-    loop {
-        content.reserve(256);
-        match rustix::io::read(&file, rustix::buffer::spare_capacity(&mut content)) {
-            Ok(0) => return Ok(content),
-            Ok(_) | Err(Errno::INTR) => {}
-            Err(error) => return Err(error.into()),
-        }
-    }
+    File::from(openat(directory, name, FILE, Mode::empty())?).read_to_end(&mut content)?;
+    Ok(content)
 }
 
 fn own_pid() -> i32 {
