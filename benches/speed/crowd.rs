@@ -26,7 +26,7 @@ pub(crate) enum Kind {
 
 impl Kind {
     /// The command line up to the command. `file` stands for the lock where no server does.
-    fn line(self, endpoint: &str, file: &str, name: &str, ttl: &str) -> Vec<String> {
+    pub(crate) fn line(self, endpoint: &str, file: &str, name: &str, ttl: &str) -> Vec<String> {
         match self {
             Self::Tool(tool) => tool.line(endpoint, file, name, ttl),
             Self::Bare => floor::line(floor::QUEUED, endpoint, floor::PLAIN, name),

@@ -151,13 +151,11 @@ async fn time_left(etcd: &Connection, mut locks: Vec<Lock>) -> Vec<Lock> {
         .iter_mut()
         .flat_map(|lock| &mut lock.places)
         .filter(|place| place.holds);
-    let asking = places.map(|place| {
-        async move {
-            let LeaseId(lease) = place.standing.lease;
-            // Not everybody may ask (etcd 3.5.28 on), and a lease may have ended: then nothing is said.
-            if let Ok(answer) = etcd.leases().time_to_live(lease, None).await {
-                place.left = u64::try_from(answer.ttl()).ok().map(Duration::from_secs);
-            }
+    let asking = places.map(|place| async move {
+        let LeaseId(lease) = place.standing.lease;
+        // Not everybody may ask (etcd 3.5.28 on), and a lease may have ended: then nothing is said.
+        if let Ok(answer) = etcd.leases().time_to_live(lease, None).await {
+            place.left = u64::try_from(answer.ttl()).ok().map(Duration::from_secs);
         }
     });
     stream::iter(asking)

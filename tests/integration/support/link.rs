@@ -334,8 +334,8 @@ fn pump(
     let _ = to.shutdown(Shutdown::Both);
 }
 
-/// Waits until there is something to read or to accept, the next bytes are due, or it is time to look for a new order. Says whether
-/// there is something.
+/// Waits until there is something to read or to accept, the next bytes are due, or it is time to look for a new order.
+/// Says whether there is something.
 fn wait(from: Option<&impl AsFd>, next_due: Option<Duration>) -> bool {
     // Due but held back: the order has to change first.
     let left = next_due
