@@ -99,12 +99,21 @@ fn one() -> u16 {
 impl Holder {
     /// A record of this version that says no more than how long stopping may take.
     pub fn new(mode: Mode, grace: Duration) -> Self {
-        Self {
+        let record = Self {
             v: VERSION,
             mode: mode.word().to_owned(),
             slots: mode.slots(),
-            grace_ms: grace.as_millis().try_into().unwrap_or(u64::MAX),
             ..Self::default()
+        };
+        record.announcing(grace)
+    }
+
+    /// The same with another grace: whoever finds its place gone waits for that.
+    #[must_use]
+    pub fn announcing(self, grace: Duration) -> Self {
+        Self {
+            grace_ms: grace.as_millis().try_into().unwrap_or(u64::MAX),
+            ..self
         }
     }
 

@@ -4,6 +4,8 @@
 use std::ops::{Add, Sub};
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 /// A moment on `CLOCK_BOOTTIME` (`clock_gettime(2)`), which goes on counting while the machine sleeps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Instant(Duration);
@@ -130,7 +132,7 @@ impl Terms {
 }
 
 /// An etcd lease's id.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LeaseId(pub i64);
 
 impl LeaseId {
@@ -139,7 +141,7 @@ impl LeaseId {
 }
 
 /// The create revision of our key: it grows with every holder of the lock.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct FencingToken(pub i64);
 
 impl std::fmt::Display for LeaseId {

@@ -2,6 +2,7 @@
 //! Nothing in here knows a clock, input or output, tokio, etcd or a process id.
 
 pub mod doctor;
+pub mod evidence;
 pub mod fence;
 pub mod heartbeat;
 pub mod holder;

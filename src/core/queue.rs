@@ -1,14 +1,8 @@
-//! Where a lock's queue lives among etcd's keys, and whose turn it is.
+//! Where a lock's queue lives among etcd's keys.
 //! It must not know how keys are read or written.
 
-use std::time::Duration;
-
-use super::lease::{FencingToken, LeaseId};
+use super::lease::LeaseId;
 use super::name::{LockName, encode};
-
-/// What a holder's tree may need beyond its grace when its key was taken from it: a second until the
-/// news has reached it, and half a second for the kernel to kill.
-const MARGIN: Duration = Duration::from_secs(2);
 
 /// The keys of one lock: `<namespace>lock/<name>/<lease id in hex>`, one per holder or waiter, the
 /// oldest holds. It is the layout of etcd's own concurrency package (`client/v3/concurrency/mutex.go`),
@@ -55,8 +49,8 @@ impl Queue {
         format!("{}{lease}", self.prefix)
     }
 
-    /// The key under which one that gives its place back itself leaves evidence that no command of its own runs, for no
-    /// longer than its lease lives. Its value is [`had_alone`], or empty.
+    /// The key under which one that gives its place back itself leaves its [`Evidence`](super::evidence::Evidence), for no
+    /// longer than its lease lives.
     pub fn released(&self, lease: LeaseId) -> String {
         format!("{}released/{}/{lease}", self.namespace, self.name)
     }
@@ -93,11 +87,6 @@ impl Queue {
     }
 }
 
-/// What the evidence of a holder says that had the lock exclusively, and so was the first of all when it got it.
-pub fn had_alone(token: FencingToken) -> String {
-    format!("alone {token}")
-}
-
 /// What the keys of all locks begin with whose names begin with `prefix`.
 pub fn locks(namespace: &str, prefix: &str) -> String {
     format!("{namespace}lock/{}", encode(prefix))
@@ -122,23 +111,6 @@ fn lease(digits: &[u8]) -> Option<LeaseId> {
     // Ids are signed in the protocol and printed as unsigned (Go's %x of an int64 id).
     let id = u64::from_str_radix(digits, 16).ok()?;
     Some(LeaseId(id.cast_signed()))
-}
-
-/// How long the command of a holder that has vanished may still run, before its successor may start.
-///
-/// Not at all when it `released` the lock itself, which it does after the last of its processes is
-/// dead. Else somebody revoked its lease or deleted its key, or its lease expired, and it may be
-/// stopping its command this moment. `grace` is what it has announced; those that are not dlock announce
-/// none and are not waited for.
-///
-/// The grace is counted by two clocks whose rates may both be 10 % off, hence a quarter more
-/// (1.1 / 0.9 < 1.25, shown by `tests/model`). Who does not hear of its loss, being cut off or
-/// stopped, is not covered: it ends at its own deadline.
-pub fn hand_over(released: bool, grace: Option<Duration>) -> Duration {
-    match grace {
-        Some(grace) if !released => grace + grace / 4 + MARGIN,
-        Some(_) | None => Duration::ZERO,
-    }
 }
 
 /// The first key that does not begin with `prefix`, which ends with a slash.
@@ -205,14 +177,6 @@ mod tests {
         let (short, long) = (queue("job"), queue("job/nightly"));
         let key = long.key(LeaseId(1));
         assert!(!(short.prefix()..short.end().as_str()).contains(&key.as_str()));
-    }
-
-    #[test]
-    fn only_an_unclean_end_of_a_dlock_delays_the_next() {
-        let grace = Some(Duration::from_secs(5));
-        assert_eq!(hand_over(true, grace), Duration::ZERO);
-        assert_eq!(hand_over(false, None), Duration::ZERO);
-        assert_eq!(hand_over(false, grace), Duration::from_millis(8250));
     }
 
     #[test]

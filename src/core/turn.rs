@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use super::evidence::Predecessor;
 use super::holder::Holder;
 use super::lease::{FencingToken, LeaseId};
 use super::mode::Mode;
@@ -38,6 +39,12 @@ impl Standing {
         let record = self.record.as_ref()?;
         (!record.cooling).then(|| record.grace())
     }
+
+    /// As what it concerns those behind it, if its command counts at all.
+    pub fn predecessor(&self) -> Option<Predecessor> {
+        let grace = self.grace()?;
+        Some(Predecessor::new(self.lease, self.token, grace))
+    }
 }
 
 /// What a contender has learnt of those before it.
@@ -50,9 +57,28 @@ pub struct Turn {
 }
 
 impl Turn {
+    /// Those for whom we wait, as far as their commands count.
+    pub fn predecessors(&self) -> Vec<Predecessor> {
+        let blockers = self.blockers.iter();
+        blockers.filter_map(Standing::predecessor).collect()
+    }
+
+    /// Whether it is there still.
+    pub fn shows(&self, token: FencingToken) -> bool {
+        self.present.iter().any(|(one, _)| *one == token)
+    }
+
+    /// Those of whom we have waited for, `before`, who are gone and may have had the lock.
+    pub fn gone(&self, before: &[Standing]) -> Vec<Predecessor> {
+        let gone = before
+            .iter()
+            .filter(|one| !self.shows(one.token) && self.may_have_held(one));
+        gone.filter_map(Standing::predecessor).collect()
+    }
+
     /// Whether one that is gone now may have had the lock: with somebody there whom it had to wait for,
     /// it was a waiter that gave up.
-    pub fn may_have_held(&self, gone: &Standing) -> bool {
+    fn may_have_held(&self, gone: &Standing) -> bool {
         let mut before = self.present.iter().filter(|(token, _)| *token < gone.token);
         match gone.mode() {
             Mode::Exclusive => before.next().is_none(),

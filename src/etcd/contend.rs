@@ -9,16 +9,17 @@ use tokio::time::sleep;
 
 use super::connection::Connection;
 use super::look::Look;
-use super::places::{Cooldown, Entry, Given, Held, Places};
+use super::places::{Cooldown, Entry, Given, Leaving, Places};
 use super::session::Session;
 use super::trouble::{Kind, Trouble};
 use super::vigil::{AGAIN, Vigil};
 use super::{Cluster, ask, random_lease};
 use crate::clock;
 use crate::contest::{self, Ahead, Contend, Parting, Release, Waiting};
+use crate::core::evidence::Predecessors;
 use crate::core::holder::{Ask, AskTo, Holder};
 use crate::core::lease::{Instant, LeaseId, Place, Terms};
-use crate::core::mode::{Mode, Patience, Supersede, Wish};
+use crate::core::mode::{Patience, Supersede, Wish};
 use crate::core::queue::Queue;
 use crate::core::text::span;
 use crate::core::turn::{Standing, holders};
@@ -41,12 +42,9 @@ pub(crate) struct Contender {
     limit: Duration,
     /// Our place, from the moment that we know of it until it is given up.
     place: Cell<Option<Place>>,
-    /// Until when the command of a vanished holder may run, once we are the first in its place.
-    pub(super) hand_over_at: Cell<Option<Instant>>,
+    predecessors: RefCell<Predecessors>,
     /// Leases of attempts whose end we have not seen: each may hold a place that nobody uses.
     abandoned: RefCell<Vec<LeaseId>>,
-    /// Our place may look like that of a command that runs: it is our turn, or somebody sends us away.
-    pub(super) first: Cell<bool>,
     pub(super) slot: Cell<Option<u16>>,
     /// The lease that keeps the lock taken after the command.
     pub(super) cooldown: Cell<Option<LeaseId>>,
@@ -115,18 +113,7 @@ impl Contend for Contender {
 
     /// Removes our place and whatever unfinished attempts may have left.
     async fn leave(&self) {
-        // Who comes after us knows nothing of the command that may still run: our place keeps him
-        // waiting until our lease ends.
-        let handing_over = self.hand_over_at.get().is_some_and(|at| clock::now() < at);
-        if !handing_over {
-            // The first one's place may look like that of a command that runs.
-            let held = self.first.get().then(|| Held {
-                alone: false,
-                slot: self.slot.get(),
-                cooldown: None,
-            });
-            let _ = self.give_up(LEAVE, held).await;
-        }
+        let _ = self.give_up(LEAVE, None).await;
         self.undo().await;
         self.clear_up().await;
     }
@@ -151,12 +138,7 @@ impl Contend for Contender {
             }),
             Parting::AtOnce(_) | Parting::Unused => None,
         };
-        let held = Held {
-            alone: self.first.get() && self.wish.mode == Mode::Exclusive,
-            slot: self.slot.get(),
-            cooldown,
-        };
-        let release = self.give_up(limit, Some(held)).await;
+        let release = self.give_up(limit, cooldown).await;
         self.undo().await;
         release
     }
@@ -192,9 +174,8 @@ impl Contender {
             wish,
             limit,
             place: Cell::new(None),
-            hand_over_at: Cell::new(None),
+            predecessors: RefCell::default(),
             abandoned: RefCell::default(),
-            first: Cell::new(false),
             slot: Cell::new(None),
             cooldown: Cell::new(None),
             mark: Cell::new(None),
@@ -317,6 +298,8 @@ impl Contender {
                 .look_again(place, entry.terms, &[], &mut |_| {})
                 .await?;
         }
+        self.note(&entry.look);
+        self.announce(place, entry.terms).await;
         self.check(&entry.look)?;
         Ok(entry)
     }
@@ -371,9 +354,40 @@ impl Contender {
         }
     }
 
-    async fn give_up(&self, limit: Duration, held: Option<Held>) -> Release {
+    /// Takes note of whom a look has shown before us; answers how long the commands of those who vanished may run.
+    pub(super) fn note(&self, look: &Look) -> Duration {
+        let awaited = look.turn.predecessors();
+        let mut predecessors = self.predecessors.borrow_mut();
+        predecessors.see(clock::now(), awaited, &look.vanished)
+    }
+
+    /// The end of that time.
+    pub(super) fn handed_over_at(&self) -> Option<Instant> {
+        self.predecessors.borrow().free_at()
+    }
+
+    /// Lets others know how long it may be, in case that we vanish as well.
+    pub(super) async fn announce(&self, place: Place, terms: Terms) {
+        let longest = self.predecessors.borrow().longest_grace(clock::now());
+        let Some(grace) = longest.filter(|grace| terms.grace() < *grace) else {
+            return;
+        };
+        let announcing = async |etcd| self.places.announce(etcd, place, grace).await;
+        if let Err(trouble) = self.ask_etcd(terms.attempt() * 2, announcing).await {
+            tracing::debug!("the grace of the one before us cannot be announced: {trouble}");
+        }
+    }
+
+    async fn give_up(&self, limit: Duration, cooldown: Option<Cooldown>) -> Release {
         let Some(place) = self.place.take() else {
             return Release::Confirmed;
+        };
+        let now = clock::now();
+        let leaving = Leaving {
+            behind: self.predecessors.borrow().all(now),
+            handing_over: self.predecessors.borrow().is_handing_over(now),
+            slot: self.slot.get(),
+            cooldown,
         };
         let attempts = Cell::new(0_u32);
         let giving_up = self
@@ -381,7 +395,7 @@ impl Contender {
             .cluster
             .call(limit, async |connection: Connection| {
                 attempts.set(attempts.get() + 1);
-                self.places.give_up(&connection, place, held.as_ref()).await
+                self.places.give_up(&connection, place, &leaving).await
             });
         let unclear = || Release::Unconfirmed(Trouble::elsewhere("an answer of etcd was lost"));
         match giving_up.await {

@@ -1,7 +1,6 @@
 //! One look at a queue: who stands before us, who has left and how, which slots are taken.
 //! It must not know when to look, nor what is done about it.
 
-use std::collections::BTreeSet;
 use std::time::Duration;
 
 use etcd_client::{GetOptions, KeyValue, SortOrder, SortTarget, Txn, TxnOp, TxnOpResponse};
@@ -12,10 +11,11 @@ use super::connection::Connection;
 use super::places::Places;
 use super::trouble::Trouble;
 use crate::contest::Ahead;
+use crate::core::evidence::{Evidence, Inquiry, Predecessor};
 use crate::core::holder::Holder;
 use crate::core::lease::{FencingToken, Header, LeaseId, Place};
 use crate::core::mode::Mode;
-use crate::core::queue::{Queue, had_alone, hand_over};
+use crate::core::queue::Queue;
 use crate::core::turn::{Scan, Standing, Turn, holders};
 
 /// Places that are read at once when more than the one before us matter. etcd allows 128 operations in
@@ -30,8 +30,8 @@ pub(super) struct Look {
     pub(super) own: bool,
     pub(super) revision: i64,
     pub(super) turn: Turn,
-    /// How long the commands of those who have vanished since the last look may still run.
-    pub(super) hand_over: Duration,
+    /// Those who have vanished since the last look, whose commands may still run.
+    pub(super) vanished: Vec<Predecessor>,
     pub(super) ahead: Ahead,
     /// How the first in the queue has the lock, if that does not go together with what we ask for.
     pub(super) misfit: Option<Mode>,
@@ -46,7 +46,7 @@ impl Look {
             own: true,
             revision,
             turn: Turn::default(),
-            hand_over: Duration::ZERO,
+            vanished: Vec::new(),
             ahead: Ahead::default(),
             misfit: None,
             count: 0,
@@ -86,6 +86,11 @@ fn is_own(read: &[KeyValue], place: Place) -> bool {
     let is_own =
         |key: &KeyValue| key.create_revision() == place.token.0 && key.lease() == place.lease.0;
     read.first().is_some_and(is_own)
+}
+
+/// The evidence that was `read`, if there is any.
+fn told(read: &[KeyValue]) -> Option<Evidence> {
+    Evidence::parse(read.first()?.value())
 }
 
 /// Whether `token` is that of a place which has the lock now, by a linearizable read.
@@ -146,7 +151,7 @@ impl Places {
                 TxnOp::get(self.queue.key(place.lease), None),
                 self.before(token, SortOrder::Descend, 1),
             ];
-            reads.extend(nearest.iter().map(|one| self.evidence(one)));
+            reads.extend(nearest.iter().map(|one| self.evidence(one.lease)));
             reads
         };
         let everything = || {
@@ -170,11 +175,10 @@ impl Places {
         let mut reads = reads.into_iter();
         let mut next = || reads.next().unwrap_or_default();
         let (own, newest) = (next(), next());
-        let released = nearest.iter().filter(|_| !next().is_empty());
-        let released = released.map(|one| one.token).collect();
+        let evidence = nearest.first().and_then(|_| told(&next()));
         let (counted, oldest) = (next(), next());
         let turn = self.scan(etcd, newest).await?;
-        let hand_over = self.vanished(etcd, before, &turn, released).await?;
+        let vanished = self.vanished(etcd, before, &turn, evidence).await?;
         let oldest = oldest.first().and_then(|key| standing(&self.queue, key));
         let mode = oldest
             .as_ref()
@@ -184,7 +188,7 @@ impl Places {
             own: is_own(&own, place),
             revision: header.revision,
             turn,
-            hand_over,
+            vanished,
             misfit: mode.filter(|mode| !mode.fits(self.mode)),
             count: counted.len(),
             ahead: self.ahead_of(&counted, oldest),
@@ -202,14 +206,13 @@ impl Places {
     ) -> Result<Option<Look>, Trouble> {
         let reads = vec![
             TxnOp::get(self.queue.key(place.lease), None),
-            self.evidence(one),
+            self.evidence(one.lease),
         ];
         let (header, reads) = self.read(etcd, reads).await?;
         let [own, evidence] = &reads[..] else {
             return Ok(None);
         };
-        let told = had_alone(one.token);
-        let alone = evidence.iter().any(|key| key.value() == told.as_bytes());
+        let alone = told(evidence) == Some(Evidence::Alone(one.token));
         Ok(alone.then(|| Look {
             own: is_own(own, place),
             ..Look::alone(header.revision)
@@ -277,43 +280,40 @@ impl Places {
         }
     }
 
-    /// The longest that the commands may still run of those who were there `before` and are gone
-    /// without having `released` the lock themselves.
+    /// Those who were there `before` and are gone without having given their places back themselves, or who vanished
+    /// before one that did. `evidence` is what the first has left: it was asked for together with the look.
     async fn vanished(
         &self,
         etcd: &Connection,
         before: &[Standing],
         turn: &Turn,
-        mut released: BTreeSet<FencingToken>,
-    ) -> Result<Duration, Trouble> {
-        let there = |one: &Standing| turn.present.iter().any(|(token, _)| *token == one.token);
-        let gone =
-            |one: &&Standing| one.grace().is_some() && !there(one) && turn.may_have_held(one);
-        let gone: Vec<&Standing> = before.iter().filter(gone).collect();
-        // The first was asked for together with the look.
-        let unknown: Vec<&Standing> = gone
-            .iter()
-            .copied()
-            .filter(|one| Some(*one) != before.first())
-            .collect();
-        for some in unknown.chunks(PAGE) {
-            let reads = some.iter().map(|one| self.evidence(one)).collect();
-            let (_, evidence) = self.read(etcd, reads).await?;
-            let evidence = some.iter().zip(evidence);
-            let there = evidence.filter(|(_, evidence)| !evidence.is_empty());
-            released.extend(there.map(|(one, _)| one.token));
+        mut evidence: Option<Evidence>,
+    ) -> Result<Vec<Predecessor>, Trouble> {
+        let is_first = |one: &Predecessor| before.first().is_some_and(|it| it.token == one.token);
+        let is_there = |token| turn.shows(token);
+        let mut inquiry = Inquiry::new(turn.gone(before));
+        loop {
+            let some = inquiry.next(PAGE);
+            if some.is_empty() {
+                return Ok(inquiry.running());
+            }
+            let (first, others): (Vec<_>, Vec<_>) = some.into_iter().partition(is_first);
+            for one in first {
+                inquiry.hear(one, evidence.take(), is_there);
+            }
+            if others.is_empty() {
+                continue;
+            }
+            let reads = others.iter().map(|one| self.evidence(one.lease)).collect();
+            let (_, left) = self.read(etcd, reads).await?;
+            for (one, left) in others.into_iter().zip(left) {
+                inquiry.hear(one, told(&left), is_there);
+            }
         }
-        let delays = gone
-            .iter()
-            .map(|one| hand_over(released.contains(&one.token), one.grace()));
-        Ok(delays.max().unwrap_or_default())
     }
 
-    /// The read that shows whether somebody released the lock itself.
-    fn evidence(&self, standing: &Standing) -> TxnOp {
-        // The place may have gone to another lease since, its name has not.
-        let lease = self.queue.place(standing.key.as_bytes());
-        let key = self.queue.released(lease.unwrap_or(standing.lease));
-        TxnOp::get(key, None)
+    /// The read that shows whether the owner of a place gave it back itself.
+    fn evidence(&self, lease: LeaseId) -> TxnOp {
+        TxnOp::get(self.queue.released(lease), None)
     }
 }

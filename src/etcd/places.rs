@@ -18,10 +18,11 @@ use super::connection::Connection;
 use super::look::Look;
 use super::trouble::{Kind, Trouble};
 use crate::clock;
+use crate::core::evidence::{Evidence, Predecessor};
 use crate::core::holder::Holder;
 use crate::core::lease::{Claim, FencingToken, Instant, LeaseId, Place, Terms};
 use crate::core::mode::Mode;
-use crate::core::queue::{Queue, had_alone};
+use crate::core::queue::Queue;
 use crate::whoami;
 
 /// The lead of the grant over the txn that needs it, up to twice as long, as tokio counts in whole milliseconds. A near
@@ -52,10 +53,12 @@ pub(super) enum Given {
     Unclear,
 }
 
-/// How the lock was held that is given up.
-pub(super) struct Held {
-    /// Exclusively, for certain.
-    pub(super) alone: bool,
+/// How a place is given up.
+pub(super) struct Leaving {
+    /// Whose commands may still run, by what we know: before our turn those for whom we wait.
+    pub(super) behind: Vec<Predecessor>,
+    /// One of these has vanished. Whoever comes after us must hear of it.
+    pub(super) handing_over: bool,
     pub(super) slot: Option<u16>,
     /// The place is to stay taken for as long as this lease lives.
     pub(super) cooldown: Option<Cooldown>,
@@ -205,40 +208,49 @@ impl Places {
 
     /// Deletes our key if it is still the one that we took.
     ///
-    /// Who `held` the lock leaves evidence for the next one that nothing of its command runs any more, under its own
-    /// lease, and in the same request.
+    /// It leaves evidence for the next one that nothing of our command runs any more, and of whose end that one has to see
+    /// to in our stead: under our lease, and in the same request.
     pub(super) async fn give_up(
         &self,
         etcd: &Connection,
         place: Place,
-        held: Option<&Held>,
+        leaving: &Leaving,
     ) -> Result<Given, Trouble> {
-        let Some(held) = held else {
-            return self.delete(etcd, place, None).await;
-        };
-        if let Some(cooldown) = &held.cooldown {
-            match self.cool(etcd, place, held.slot, cooldown).await {
+        let &Leaving {
+            handing_over, slot, ..
+        } = leaving;
+        if let Some(cooldown) = &leaving.cooldown {
+            match self.cool(etcd, place, slot, cooldown).await {
                 // It has lasted long enough, by etcd's count.
                 Err(trouble) if trouble.kind == Kind::LeaseNotFound => {}
                 cooled => return cooled,
             }
         }
         let lease = PutOptions::new().with_lease(place.lease.0);
-        let waiting = GetOptions::new()
+        let mut waiting = GetOptions::new()
             .with_range(self.queue.end())
-            .with_count_only();
-        let evidence = self.queue.released(place.lease);
-        let mut parting = self.removal(place, held.slot);
-        let how = held.alone.then(|| had_alone(place.token));
-        parting.push(TxnOp::put(evidence, how.unwrap_or_default(), Some(lease)));
+            .with_keys_only()
+            .with_limit(1);
+        let evidence = if !leaving.behind.is_empty() {
+            // Those before us do not need it.
+            waiting = waiting.with_min_create_revision(place.token.0 + 1);
+            Evidence::Behind(leaving.behind.clone())
+        } else if self.mode == Mode::Exclusive {
+            Evidence::Alone(place.token)
+        } else {
+            Evidence::Free
+        };
+        let mut parting = self.removal(place, slot);
+        let key = self.queue.released(place.lease);
+        parting.push(TxnOp::put(key, evidence.to_json(), Some(lease)));
         parting.push(TxnOp::get(self.queue.prefix(), Some(waiting)));
         let txn = Txn::new().when(self.ours(place)).and_then(parting);
         let answer = match etcd.kv().txn(txn).await.map_err(Trouble::from) {
             // Without the evidence, then, and the next one will have to wait: etcd is out of space, or
             // our role is narrower than it should be. The first request that does not fit is refused
             // and carried out all the same (server/etcdserver/apply/quota.go).
-            Err(trouble) if trouble.kind == Kind::Refused => {
-                return Ok(match self.delete(etcd, place, held.slot).await? {
+            Err(trouble) if trouble.kind == Kind::Refused && !handing_over => {
+                return Ok(match self.delete(etcd, place, slot).await? {
                     Given::NotOurs => Given::Unclear,
                     given => given,
                 });
@@ -249,12 +261,28 @@ impl Places {
         if !answer.succeeded() {
             return Ok(Given::NotOurs);
         }
-        let is_next = |read| matches!(read, TxnOpResponse::Get(read) if read.count() > 0);
+        let is_next = |read| matches!(read, TxnOpResponse::Get(read) if !read.kvs().is_empty());
         if !answer.op_responses().into_iter().any(is_next) {
             // Nobody needs the evidence.
             self.end(etcd, place.lease).await;
         }
         Ok(Given::Deleted)
+    }
+
+    /// Announces another grace in our record.
+    pub(super) async fn announce(
+        &self,
+        etcd: Connection,
+        place: Place,
+        grace: Duration,
+    ) -> Result<(), Trouble> {
+        let record = self.record.clone().announcing(grace);
+        let keep = PutOptions::new().with_lease(place.lease.0);
+        let put = TxnOp::put(self.queue.key(place.lease), record.to_json(), Some(keep));
+        let txn = Txn::new().when(self.ours(place)).and_then([put]);
+        let answer = etcd.kv().txn(txn).await?;
+        self.cluster.observe(answer.header())?;
+        Ok(())
     }
 
     /// Leaves our place, and our slot, to another lease, which nobody renews.

@@ -79,7 +79,6 @@ impl<'a> Vigil<'a> {
         mut self,
         tell: &mut impl FnMut(Waiting),
     ) -> Result<Option<Outcome>, Trouble> {
-        self.contender.first.set(false);
         self.see(self.proven_at);
         if self.free_at.is_none() {
             tell(Waiting::Behind(self.look.ahead.clone()));
@@ -137,9 +136,7 @@ impl<'a> Vigil<'a> {
     /// Draws the conclusion from a look of this moment.
     fn see(&mut self, now: Instant) {
         if self.look.turn.blockers.is_empty() {
-            let handed_over_at = self.contender.hand_over_at.get();
-            self.free_at = handed_over_at.max(Some(now));
-            self.contender.first.set(true);
+            self.free_at = self.contender.handed_over_at().max(Some(now));
         }
     }
 
@@ -163,12 +160,7 @@ impl<'a> Vigil<'a> {
                 }
                 Verdict::Lost(_) => self.look_again(tell).await,
             },
-            News::Asked(ask) => {
-                // Who asked for it stands behind us, and may find the holder gone as well: our place
-                // would look like that of a command that runs.
-                self.contender.first.set(true);
-                Ok(Step::Gone(Box::new(Outcome::Asked(ask))))
-            }
+            News::Asked(ask) => Ok(Step::Gone(Box::new(Outcome::Asked(ask)))),
             // Of locks that no time ends.
             News::Kept => Ok(Step::On),
             // One that is told again after it was seen to.
@@ -187,21 +179,19 @@ impl<'a> Vigil<'a> {
         let before = std::mem::replace(&mut self.look, look);
         let Look {
             own,
-            hand_over,
             revision,
             ahead,
             ..
         } = &self.look;
+        let hand_over = contender.note(&self.look);
         if !hand_over.is_zero() {
-            let at = contender
-                .hand_over_at
-                .get()
-                .max(Some(clock::now() + *hand_over));
-            contender.hand_over_at.set(at);
-            tell(Waiting::HandOver(*hand_over));
+            tell(Waiting::HandOver(hand_over));
         }
         if !own {
             return Ok(Step::PlaceLost);
+        }
+        if !hand_over.is_zero() {
+            contender.announce(place, self.terms).await;
         }
         contender.check(&self.look)?;
         self.claim.highest_revision = self.claim.highest_revision.max(*revision);

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use super::steps::{Experiment, Watched};
+use super::steps::Experiment;
 use super::world::{End, Kept, Key, Letter, Member, Message, World};
 
 impl Experiment {
@@ -20,39 +20,14 @@ impl Experiment {
     }
 
     /// The key goes, whoever's hand it is.
-    pub(crate) fn vanish(&self, world: &mut World, gone: usize, end: End) {
-        let Key::Present { token: went, .. } = world.keys[gone] else {
+    pub(crate) fn vanish(world: &mut World, gone: usize, end: End) {
+        if !world.is_there(gone) {
             return;
-        };
+        }
         world.revision += 1;
         world.keys[gone] = Key::Gone(end);
-        if end != End::Released && world.clients[gone].watches() {
+        if matches!(end, End::Expired | End::Revoked) && world.clients[gone].watches() {
             world.send(gone, Letter::Gone, Duration::ZERO);
-        }
-        let mut later: Vec<_> = world
-            .keys
-            .iter_mut()
-            .filter_map(|key| match key {
-                Key::Present {
-                    token,
-                    after_unclean,
-                    ..
-                } if went < *token => Some((*token, after_unclean)),
-                _ => None,
-            })
-            .collect();
-        later.sort_by_key(|(token, _)| *token);
-        match self.watched {
-            Watched::Predecessor => {
-                if let Some((_, after_unclean)) = later.first_mut() {
-                    **after_unclean = end != End::Released;
-                }
-            }
-            Watched::Everyone => {
-                for (_, after_unclean) in later {
-                    *after_unclean |= end != End::Released;
-                }
-            }
         }
         world.tidy(gone);
     }
@@ -71,7 +46,6 @@ impl Experiment {
                 world.keys[client] = Key::Present {
                     left: self.terms.ttl(),
                     token,
-                    after_unclean: false,
                 };
                 world.send(client, Letter::Entered { token }, age);
             }

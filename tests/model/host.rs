@@ -7,8 +7,8 @@ use dlock::core::lease::{
     Claim, Deadlines, FencingToken, Header, LeaseId, Place, Renewal, Verdict,
 };
 
-use super::steps::{Experiment, Rule};
-use super::world::{Client, Key, Letter, Message, NOW, Role, Tree, World};
+use super::steps::{Experiment, Rule, Word};
+use super::world::{Client, End, Key, Letter, Message, NOW, Role, Tree, World};
 
 const CLUSTER: u64 = 7;
 
@@ -163,18 +163,45 @@ impl Experiment {
         }
     }
 
+    /// What a waiter sees of those before it, with the product's rules.
+    pub(crate) fn look(&self, world: &World, number: usize) -> Outlook {
+        // Who follows on one that had the lock alone looks at nobody else.
+        let mut before = world.clients[number].before;
+        if let Some(one) = before
+            && world.keys[one] == Key::Gone(End::Released)
+        {
+            return Outlook::Free;
+        }
+        if let Some(nearest) = world.nearest(number) {
+            return Outlook::Behind(nearest);
+        }
+        while let Some(one) = before {
+            before = match world.keys[one] {
+                Key::Gone(End::Left(told)) => told,
+                Key::Gone(End::Expired | End::Revoked) if !self.delay.is_zero() => {
+                    return Outlook::Vanished(one);
+                }
+                Key::Absent | Key::Present { .. } | Key::Gone(_) => None,
+            };
+        }
+        Outlook::Free
+    }
+
     pub(crate) fn turn(&self, world: &mut World, number: usize) {
-        let Key::Present { after_unclean, .. } = world.keys[number] else {
+        if !world.is_there(number) {
             return;
-        };
+        }
+        let outlook = self.look(world, number);
         let client = &mut world.clients[number];
-        match client.role {
-            Role::Waiting if after_unclean && !self.delay.is_zero() => {
+        match (client.role, outlook) {
+            (Role::Waiting, Outlook::Behind(one)) => client.before = Some(one),
+            (Role::Waiting, Outlook::Vanished(one)) => {
+                client.before = Some(one);
                 client.role = Role::Delaying {
                     since: Duration::ZERO,
                 };
             }
-            Role::Delaying { since } if since < self.delay => {}
+            (Role::Delaying { since }, _) if since < self.delay => {}
             // The command starts only with a young proof (DESIGN 3).
             _ if client.proof_age <= self.terms.heartbeat() => {
                 client.role = Role::Holding;
@@ -183,4 +210,26 @@ impl Experiment {
             _ => {}
         }
     }
+
+    /// A waiter goes, and leaves word.
+    pub(crate) fn leave(&self, world: &mut World, number: usize) {
+        let client = &mut world.clients[number];
+        let told = match (self.word, client.role) {
+            (Word::None, _) => None,
+            (Word::Names, Role::Delaying { since }) if since >= self.delay => None,
+            (Word::Names, _) => client.before,
+        };
+        client.finish(Role::Over);
+        Self::vanish(world, number, End::Left(told));
+        world.tidy(number);
+    }
+}
+
+/// What a waiter sees of those before it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Outlook {
+    Behind(usize),
+    /// Nobody is there, but this one went without a release of its own.
+    Vanished(usize),
+    Free,
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use dlock::core::lease::Terms;
 use stateright::{Model, Property};
 
+use super::host::Outlook;
 use super::world::{
     Asked, Client, End, Key, Letter, Member, Message, Rate, Role, TICK, Tree, World,
 };
@@ -34,13 +35,13 @@ pub(crate) enum Notice {
     Unsure,
 }
 
-/// Whose ends a waiter takes into account.
+/// What a waiter that leaves says to the one behind it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Watched {
-    /// The one directly before it, as it goes.
-    Predecessor,
-    /// Everyone before it in the queue.
-    Everyone,
+pub(crate) enum Word {
+    /// That nothing of its own command runs.
+    None,
+    /// And whom it has waited for.
+    Names,
 }
 
 /// The rules and the bounds of one experiment.
@@ -51,7 +52,7 @@ pub(crate) struct Experiment {
     /// How long a waiter waits after an unclean end before it; on its own clock.
     pub(crate) delay: Duration,
     pub(crate) notice: Notice,
-    pub(crate) watched: Watched,
+    pub(crate) word: Word,
     /// The clocks that each client may have.
     pub(crate) rates: &'static [Rate],
     pub(crate) clients: usize,
@@ -83,7 +84,7 @@ pub(crate) enum Step {
     /// A keepalive is sent to a member.
     Renew(usize, Member),
     Deliver(Message),
-    /// A waiter finds itself first: it starts its command, or begins to wait out the hand-over.
+    /// A waiter looks whom it waits for: if nobody, it starts its command, or begins to wait out the hand-over.
     Turn(usize),
     Leave(usize),
     /// dlock is stopped, its guard and its command are not.
@@ -141,12 +142,8 @@ impl Experiment {
     /// Whether it is not this client's turn yet. Its renewals until then are left out, and its lease
     /// does not age: a waiter that loses its lease starts nothing, so there is nothing to see.
     fn is_waiting(&self, world: &World, number: usize) -> bool {
-        let after_unclean = match world.keys[number] {
-            Key::Present { after_unclean, .. } => after_unclean,
-            Key::Absent | Key::Gone(_) => false,
-        };
         match world.clients[number].role {
-            Role::Waiting => !world.is_first(number) || (after_unclean && !self.delay.is_zero()),
+            Role::Waiting => self.look(world, number) != Outlook::Free,
             Role::Delaying { since } => since < self.delay,
             _ => false,
         }
@@ -199,7 +196,8 @@ impl Experiment {
             );
         }
         if matches!(client.role, Role::Waiting | Role::Delaying { .. }) {
-            if world.is_first(number) {
+            // The end of the one that it waits for wakes it.
+            if client.before.is_none_or(|one| !world.is_there(one)) {
                 steps.push(Step::Turn(number));
             }
             if self.leaving {
@@ -236,15 +234,15 @@ impl Model for Experiment {
                 let mut keys = vec![Key::Absent; self.clients];
                 let mut revision = 0;
                 if self.queued {
-                    for (client, key) in clients.iter_mut().zip(&mut keys) {
+                    for (number, (client, key)) in clients.iter_mut().zip(&mut keys).enumerate() {
                         revision += 1;
+                        client.before = number.checked_sub(1);
                         client.role = Role::Waiting;
                         client.token = revision;
                         client.highest_revision = revision;
                         *key = Key::Present {
                             left: self.terms.ttl(),
                             token: revision,
-                            after_unclean: false,
                         };
                     }
                     clients[0].role = Role::Holding;
@@ -289,10 +287,10 @@ impl Model for Experiment {
             Step::Tick => self.tick(world),
             Step::Elect => self.elect(world),
             Step::Learn(member) => world.applied[member.0] = world.term,
-            Step::Expire(client) => self.vanish(world, client, End::Expired),
+            Step::Expire(client) => Self::vanish(world, client, End::Expired),
             Step::Revoke(client) => {
                 world.revocations += 1;
-                self.vanish(world, client, End::Revoked);
+                Self::vanish(world, client, End::Revoked);
             }
             Step::Enter(client) => {
                 world.clients[client].role = Role::Entering;
@@ -314,11 +312,7 @@ impl Model for Experiment {
                 _ => self.hear(world, message),
             },
             Step::Turn(client) => self.turn(world, client),
-            Step::Leave(client) => {
-                world.clients[client].finish(Role::Over);
-                self.vanish(world, client, End::Released);
-                world.tidy(client);
-            }
+            Step::Leave(client) => self.leave(world, client),
             Step::Pause(client) => {
                 world.pauses += 1;
                 world.clients[client].paused = true;
@@ -330,7 +324,7 @@ impl Model for Experiment {
                 world.tidy(client);
             }
             // The token is compared, so a repeated release hits nobody else's key.
-            Step::Release(client) => self.vanish(world, client, End::Released),
+            Step::Release(client) => Self::vanish(world, client, End::Released),
         }
         (next != *last).then_some(next)
     }

@@ -48,8 +48,10 @@ impl Member {
 /// How a key went.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum End {
-    /// By its owner's own transaction.
+    /// By its owner's own transaction, when nobody was before it any more.
     Released,
+    /// By its owner's own transaction, before its turn; who has been told by it to see to this one's end.
+    Left(Option<usize>),
     /// The true leader saw its lease run out.
     Expired,
     /// By the operator's hand.
@@ -65,8 +67,6 @@ pub(crate) enum Key {
         left: Duration,
         /// Its create revision: its place in the queue.
         token: i64,
-        /// One before it in the queue went without a release of its own, as far as the owner can see.
-        after_unclean: bool,
     },
     Gone(End),
 }
@@ -132,6 +132,8 @@ pub(crate) struct Client {
     pub(crate) asked: Option<Asked>,
     pub(crate) token: i64,
     pub(crate) highest_revision: i64,
+    /// Whom it waits for: the one right before it at its last look; while it delays, the one that went uncleanly.
+    pub(crate) before: Option<usize>,
 }
 
 impl Client {
@@ -145,6 +147,7 @@ impl Client {
             asked: None,
             token: 0,
             highest_revision: 0,
+            before: None,
         }
     }
 
@@ -244,13 +247,29 @@ impl World {
         });
     }
 
+    /// The one right before this client in the queue.
+    pub(crate) fn nearest(&self, client: usize) -> Option<usize> {
+        let own = self.token(client)?;
+        let before = (0..self.keys.len()).filter_map(|other| Some((self.token(other)?, other)));
+        let nearest = before.filter(|(token, _)| *token < own).max();
+        nearest.map(|(_, other)| other)
+    }
+
     /// Whether nobody stands before this client in the queue.
     pub(crate) fn is_first(&self, client: usize) -> bool {
-        let Key::Present { token: own, .. } = self.keys[client] else {
-            return false;
-        };
-        let before = |key: &Key| matches!(key, Key::Present { token, .. } if *token < own);
-        !self.keys.iter().any(before)
+        self.is_there(client) && self.nearest(client).is_none()
+    }
+
+    /// Whether this client's key is there.
+    pub(crate) fn is_there(&self, client: usize) -> bool {
+        self.token(client).is_some()
+    }
+
+    fn token(&self, client: usize) -> Option<i64> {
+        match self.keys[client] {
+            Key::Present { token, .. } => Some(token),
+            Key::Absent | Key::Gone(_) => None,
+        }
     }
 
     /// The numbers of those whose command, or a part of it, is alive.
