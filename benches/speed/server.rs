@@ -2,14 +2,12 @@
 //! It must not know who asked the server for what.
 
 use std::fs;
-use std::io::{Read, Write};
-use std::net::TcpStream;
 
-use crate::support::{Etcd, boot_clock};
+use crate::support::{Etcd, Metrics, boot_clock};
 
 /// The counters of an etcd at one moment.
 pub(crate) struct Counters {
-    text: String,
+    metrics: Metrics,
     cpu: f64,
     at: f64,
 }
@@ -30,7 +28,7 @@ pub(crate) struct Work {
 impl Counters {
     pub(crate) fn of(etcd: &Etcd) -> Self {
         Self {
-            text: metrics(etcd.port()),
+            metrics: Metrics::of(etcd),
             cpu: cpu_seconds(etcd.process().0),
             at: boot_clock().as_secs_f64(),
         }
@@ -38,7 +36,7 @@ impl Counters {
 
     pub(crate) fn work_since(&self, earlier: &Self) -> Work {
         let grown =
-            |name: &str, labels: &[&str]| self.sum(name, labels) - earlier.sum(name, labels);
+            |name: &str, labels: &[&str]| self.metrics.grown(&earlier.metrics, name, labels);
         let seconds = self.at - earlier.at;
         let handled = |method: &str| grown("grpc_server_handled_total", &[method]);
         Work {
@@ -49,25 +47,6 @@ impl Counters {
             cpu_percent: (self.cpu - earlier.cpu) / seconds * 100.0,
         }
     }
-
-    fn sum(&self, name: &str, labels: &[&str]) -> f64 {
-        let lines = self.text.lines().filter_map(|line| line.strip_prefix(name));
-        let lines = lines.filter(|rest| rest.starts_with(['{', ' ']));
-        lines
-            .filter(|rest| labels.iter().all(|label| rest.contains(label)))
-            .filter_map(|rest| rest.rsplit(' ').next()?.parse::<f64>().ok())
-            .sum()
-    }
-}
-
-fn metrics(port: u16) -> String {
-    let mut stream = TcpStream::connect(("127.0.0.1", port)).expect("etcd listens");
-    stream
-        .write_all(b"GET /metrics HTTP/1.0\r\n\r\n")
-        .expect("etcd reads");
-    let mut text = String::new();
-    stream.read_to_string(&mut text).expect("etcd answers");
-    text
 }
 
 /// Seconds of processor time that a process has used.

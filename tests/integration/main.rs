@@ -16,6 +16,7 @@ mod handover;
 mod harness;
 mod idle;
 mod listing;
+mod load;
 mod local;
 mod loss;
 mod newcomer;

@@ -1,0 +1,111 @@
+//! What dlock asks of etcd, as etcd counts it: the figures that "Capacity" reckons with.
+//! It must not know what the requests are for.
+
+use std::process::Stdio;
+
+use crate::support::{Dlock, Etcd, LIMIT, Metrics, Running, eventually, hold_open};
+
+/// No renewal is due while a test looks: they are two minutes apart.
+const TTL: &str = "--ttl=600";
+
+const ANSWERED: &str = "grpc_server_handled_total";
+/// Not the place that is refused now and then for its lease is not there yet, on a busy server.
+const UNARY: &[&str] = &["grpc_type=\"unary\"", "grpc_code=\"OK\""];
+const TRANSACTIONS: &[&str] = &["grpc_method=\"Txn\"", "grpc_code=\"OK\""];
+const READS: &str = "etcd_mvcc_range_total";
+
+/// What an etcd of its own has counted since some moment.
+struct Load<'a> {
+    etcd: &'a Etcd,
+    before: Metrics,
+}
+
+impl<'a> Load<'a> {
+    fn from_now_on(etcd: &'a Etcd) -> Self {
+        Self {
+            etcd,
+            before: Metrics::of(etcd),
+        }
+    }
+
+    fn of(&self, counter: &str, labels: &[&str]) -> u64 {
+        let grown = Metrics::of(self.etcd).grown(&self.before, counter, labels);
+        format!("{grown:.0}").parse().expect("a counter only grows")
+    }
+
+    /// Waits until so many have come, and fails if there are more.
+    #[track_caller]
+    fn becomes(&self, count: u64, counter: &str, labels: &[&str]) {
+        eventually(LIMIT, &format!("{count} of {counter}"), || {
+            self.of(counter, labels) >= count
+        });
+        assert_eq!(self.of(counter, labels), count, "{counter} {labels:?}");
+    }
+
+    /// That was all, but for the last, which ends the lease: nobody waits for its answer, and it may get lost.
+    #[track_caller]
+    fn ends_with(&self, count: u64) {
+        let answered = self.of(ANSWERED, UNARY);
+        assert!((count - 1..=count).contains(&answered), "{answered}");
+    }
+}
+
+/// Holds the lock once it has it, until it is let go.
+fn next(etcd: &Etcd, name: &str) -> Running {
+    let waiter = Dlock::on(etcd).run([TTL, name, "--", "sh", "-c", "echo on; exec cat"]);
+    waiter.stdin(Stdio::piped()).start()
+}
+
+/// "Taking a lock and giving it back costs five more, once."
+#[test]
+fn a_run_costs_five_requests() {
+    let etcd = Etcd::start();
+    let load = Load::from_now_on(&etcd);
+    let mut holder = hold_open(Dlock::on(&etcd), &[TTL], "five");
+    // The grant, the place, and the read with which the watch begins.
+    load.becomes(3, ANSWERED, UNARY);
+    holder.let_go().expect_code(0);
+    load.ends_with(5);
+}
+
+/// "And two more where it has to be waited for": a look at those before, and one when they have gone.
+#[test]
+fn a_wait_costs_two_looks() {
+    let (etcd, name) = (Etcd::start(), "seven");
+    let load = Load::from_now_on(&etcd);
+    let mut holder = hold_open(Dlock::on(&etcd), &[TTL], name);
+    load.becomes(3, ANSWERED, UNARY);
+    let load = Load::from_now_on(&etcd);
+    let mut waiter = next(&etcd, name);
+    load.becomes(4, ANSWERED, UNARY);
+    holder.let_go().expect_code(0);
+    waiter.says("on\n");
+    // The holder's release is among them; what it leaves for the waiter ends with its lease.
+    load.becomes(4 + 1 + 1, ANSWERED, UNARY);
+    waiter.let_go().expect_code(0);
+    load.ends_with(4 + 1 + 3);
+}
+
+/// "A release wakes up one waiter, however many wait", and "who follows on an exclusive holder that released the lock reads
+/// two keys, however many wait".
+#[test]
+fn a_hand_over_costs_one_look_at_two_keys() {
+    let (etcd, name) = (Etcd::start(), "two");
+    let load = Load::from_now_on(&etcd);
+    let mut holder = hold_open(Dlock::on(&etcd), &[TTL], name);
+    load.becomes(2, ANSWERED, TRANSACTIONS);
+    let mut waiters: Vec<Running> = Vec::new();
+    for waiting in 1..=4 {
+        waiters.push(next(&etcd, name));
+        load.becomes(2 + 3 * waiting, ANSWERED, TRANSACTIONS);
+    }
+    let load = Load::from_now_on(&etcd);
+    holder.let_go().expect_code(0);
+    waiters[0].says("on\n");
+    load.becomes(2, ANSWERED, TRANSACTIONS);
+    // The release compares twice, and looks whether anybody waits.
+    load.becomes(3 + 2, READS, &[]);
+    for mut waiter in waiters {
+        waiter.let_go().expect_code(0);
+    }
+}
