@@ -7,6 +7,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::lease::{FencingToken, Instant, LeaseId};
+use super::mode::Mode;
 
 /// What a holder's tree may need beyond its grace when its key was taken from it: a second until the
 /// news has reached it, and half a second for the kernel to kill.
@@ -47,67 +48,22 @@ impl Predecessor {
     }
 }
 
-/// Those before one that waits, by all that it has seen.
-#[derive(Debug, Default)]
-pub struct Predecessors {
-    awaited: Vec<Predecessor>,
-    vanished: Vec<Predecessor>,
-    free_at: Option<Instant>,
-}
-
-impl Predecessors {
-    /// Takes what a look at `now` has shown: for whom we wait, and who has vanished since the last one. Answers how long
-    /// the commands of the latter may still run.
-    pub fn see(
-        &mut self,
-        now: Instant,
-        awaited: Vec<Predecessor>,
-        vanished: &[Predecessor],
-    ) -> Duration {
-        self.awaited = awaited;
-        if !self.is_handing_over(now) {
-            self.vanished.clear();
-        }
-        self.vanished.extend(vanished);
-        let longest = vanished.iter().map(|one| hand_over(one.grace())).max();
-        self.free_at = self.free_at.max(longest.map(|longest| now + longest));
-        longest.unwrap_or_default()
-    }
-
-    /// The end of the time that the commands of all who have vanished have.
-    pub fn free_at(&self) -> Option<Instant> {
-        self.free_at
-    }
-
-    /// Whether one of these commands may still run.
-    pub fn is_handing_over(&self, now: Instant) -> bool {
-        self.free_at.is_some_and(|at| now < at)
-    }
-
-    /// The longest grace of those whose commands may still run although they have vanished.
-    pub fn longest_grace(&self, now: Instant) -> Option<Duration> {
-        let vanished = self.vanished.iter().filter(|_| self.is_handing_over(now));
-        vanished.map(Predecessor::grace).max()
-    }
-
-    /// All whose ends are to be seen to, by whoever follows us if we leave.
-    pub fn all(&self, now: Instant) -> Vec<Predecessor> {
-        let vanished = self.vanished.iter().filter(|_| self.is_handing_over(now));
-        self.awaited.iter().chain(vanished).copied().collect()
-    }
-}
-
 /// Left in the same transaction that deletes a place: of the command of the one that was there, nothing runs any more.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Evidence {
-    /// It wanted the lock for itself and was the first, so there is nobody before those behind it. Its token is told, for
-    /// a lease may have had an earlier place.
+    /// It wanted the lock for itself and nobody was before it, so nobody is before the one behind it. The token is its own.
     Alone(FencingToken),
-    /// It was its turn; others may have had the lock as well.
+    /// It was its turn; others may have the lock as well.
     Free,
-    /// It was not its turn yet: one of these may have vanished before.
-    Behind(Vec<Predecessor>),
+    /// It was not its turn yet.
+    Behind {
+        /// It has waited for these, of whom one may have vanished in the meantime; not named are those whose commands
+        /// nobody waits for.
+        awaited: Vec<Predecessor>,
+        /// For so long the commands of those may still run who had vanished before it.
+        left_ms: u64,
+    },
 }
 
 impl Evidence {
@@ -123,13 +79,66 @@ impl Evidence {
     }
 }
 
-/// Finds out whose commands may still run, of some that are gone and of those that these have waited for.
+/// Those before one that waits, by all that it has seen.
+#[derive(Debug, Default)]
+pub struct Predecessors {
+    awaited: Vec<Predecessor>,
+    /// There was nobody at the last look.
+    none: bool,
+    free_at: Option<Instant>,
+}
+
+impl Predecessors {
+    /// Takes what a look at `now` has shown: those for whom we wait, as far as their commands count, whether there was
+    /// nobody, and for how long the commands of those may run who have vanished since the last look.
+    pub fn see(
+        &mut self,
+        now: Instant,
+        awaited: Vec<Predecessor>,
+        none: bool,
+        hand_over: Duration,
+    ) {
+        self.awaited = awaited;
+        self.none = none;
+        if !hand_over.is_zero() {
+            self.free_at = self.free_at.max(Some(now + hand_over));
+        }
+    }
+
+    /// The end of the time that the commands of all who have vanished have.
+    pub fn free_at(&self) -> Option<Instant> {
+        self.free_at
+    }
+
+    /// What is left of that time. Two clocks that count parts of it are off by no more than one that counts it all.
+    pub fn left(&self, now: Instant) -> Duration {
+        self.free_at.map_or(Duration::ZERO, |at| at.since(now))
+    }
+
+    /// What we leave when we give our place with this `token` back.
+    pub fn evidence(&self, now: Instant, mode: Mode, token: FencingToken) -> Evidence {
+        let left = self.left(now);
+        if !self.none || !left.is_zero() {
+            return Evidence::Behind {
+                awaited: self.awaited.clone(),
+                left_ms: millis(left),
+            };
+        }
+        match mode {
+            Mode::Exclusive => Evidence::Alone(token),
+            Mode::Shared | Mode::Slots(_) => Evidence::Free,
+        }
+    }
+}
+
+/// Finds out for how long commands may still run: of some that are gone, and of those that these have waited for.
 #[derive(Debug, Default)]
 pub struct Inquiry {
     /// Whose evidence is still to be read.
     open: Vec<Predecessor>,
     known: BTreeSet<FencingToken>,
-    running: Vec<Predecessor>,
+    silent: Vec<Predecessor>,
+    left: Duration,
 }
 
 impl Inquiry {
@@ -138,7 +147,7 @@ impl Inquiry {
         Self {
             known: gone.iter().map(|one| one.token).collect(),
             open: gone,
-            running: Vec::new(),
+            ..Self::default()
         }
     }
 
@@ -155,10 +164,11 @@ impl Inquiry {
         is_there: impl Fn(FencingToken) -> bool,
     ) {
         match evidence {
-            None => self.running.push(one),
+            None => self.silent.push(one),
             Some(Evidence::Alone(_) | Evidence::Free) => {}
-            Some(Evidence::Behind(more)) => {
-                for other in more {
+            Some(Evidence::Behind { awaited, left_ms }) => {
+                self.left = self.left.max(Duration::from_millis(left_ms));
+                for other in awaited {
                     // Nobody waits for a later one: so this ends, whatever stands there.
                     let before = other.token < one.token && !is_there(other.token);
                     if before && self.known.insert(other.token) {
@@ -169,10 +179,18 @@ impl Inquiry {
         }
     }
 
-    /// Those that have left no evidence.
-    pub fn running(self) -> Vec<Predecessor> {
-        self.running
+    /// How long that is, if only those count among the silent who `may_have_held` the lock.
+    pub fn hand_over(&self, may_have_held: impl Fn(FencingToken) -> bool) -> Duration {
+        let silent = self.silent.iter().filter(|one| may_have_held(one.token));
+        let longest = silent.map(|one| hand_over(one.grace())).max();
+        self.left.max(longest.unwrap_or_default())
     }
+}
+
+/// Whole milliseconds, and no fewer.
+fn millis(duration: Duration) -> u64 {
+    let millis = duration.as_nanos().div_ceil(1_000_000);
+    millis.try_into().unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]
@@ -184,22 +202,19 @@ mod tests {
     use super::*;
 
     fn one(token: i64) -> Predecessor {
-        Predecessor::new(
-            LeaseId(token + 100),
-            FencingToken(token),
-            Duration::from_secs(5),
-        )
+        let grace = Duration::from_secs(token.unsigned_abs());
+        Predecessor::new(LeaseId(token + 100), FencingToken(token), grace)
     }
 
-    /// The tokens of those who may run by `left`, when `gone` are gone and `there` are not.
-    fn running(gone: &[i64], left: &[(i64, Evidence)], there: &[i64]) -> Vec<i64> {
+    /// How long commands may run by what was `left`, when `gone` are gone and `there` are not. The grace of each is as many
+    /// seconds as its token says.
+    fn delay(gone: &[i64], left: &[(i64, Evidence)], there: &[i64]) -> Duration {
         let left: BTreeMap<i64, Evidence> = left.iter().cloned().collect();
         let mut inquiry = Inquiry::new(gone.iter().map(|token| one(*token)).collect());
         loop {
             let some = inquiry.next(2);
             if some.is_empty() {
-                let running = inquiry.running();
-                return running.iter().map(|one| one.token.0).collect();
+                return inquiry.hand_over(|token| token.0 < 100);
             }
             for one in some {
                 let evidence = left.get(&one.token.0).cloned();
@@ -208,8 +223,16 @@ mod tests {
         }
     }
 
+    /// That of one with this token.
+    fn grace(token: i64) -> Duration {
+        hand_over(one(token).grace())
+    }
+
     fn behind(tokens: &[i64]) -> Evidence {
-        Evidence::Behind(tokens.iter().map(|token| one(*token)).collect())
+        Evidence::Behind {
+            awaited: tokens.iter().map(|token| one(*token)).collect(),
+            left_ms: 0,
+        }
     }
 
     #[test]
@@ -218,27 +241,43 @@ mod tests {
         assert_eq!(hand_over(grace), Duration::from_millis(8250));
     }
 
+    const TOKEN: FencingToken = FencingToken(9);
+
     #[test]
-    fn who_leaves_tells_of_those_before_it_and_of_the_vanished_while_their_time_runs() {
+    fn who_leaves_tells_of_those_before_it_and_of_the_time_that_is_left() {
         let at = |seconds| Instant::from_boot(Duration::from_secs(seconds));
+        let told = |awaited: &[i64], left_ms| Evidence::Behind {
+            awaited: awaited.iter().map(|token| one(*token)).collect(),
+            left_ms,
+        };
         let mut before = Predecessors::default();
-        assert_eq!(before.see(at(10), vec![one(2)], &[]), Duration::ZERO);
-        assert_eq!(before.all(at(10)), [one(2)]);
-        assert_eq!(
-            before.see(at(11), vec![one(1)], &[one(2)]),
-            Duration::from_millis(8250)
-        );
-        assert_eq!(before.all(at(12)), [one(1), one(2)]);
+        // Who has not looked does not know whether it is the first.
+        let evidence = before.evidence(at(9), Mode::Exclusive, TOKEN);
+        assert_eq!(evidence, told(&[], 0));
+        before.see(at(10), vec![one(2)], false, Duration::ZERO);
+        let evidence = before.evidence(at(10), Mode::Exclusive, TOKEN);
+        assert_eq!(evidence, told(&[2], 0));
+        before.see(at(11), vec![one(1)], false, Duration::from_secs(8));
+        let evidence = before.evidence(at(12), Mode::Exclusive, TOKEN);
+        assert_eq!(evidence, told(&[1], 7000));
         // Another look, which shows nothing new, forgets nobody.
-        assert_eq!(before.see(at(12), Vec::new(), &[]), Duration::ZERO);
-        assert_eq!(before.all(at(12)), [one(2)]);
-        assert_eq!(before.longest_grace(at(12)), Some(Duration::from_secs(5)));
-        assert!(before.is_handing_over(at(19)) && !before.is_handing_over(at(20)));
-        assert_eq!(before.longest_grace(at(20)), None);
-        assert!(before.all(at(20)).is_empty());
-        // One that vanishes later has its own time.
-        before.see(at(30), Vec::new(), &[one(3)]);
-        assert_eq!(before.all(at(31)), [one(3)]);
+        before.see(at(13), Vec::new(), true, Duration::ZERO);
+        let evidence = before.evidence(at(13), Mode::Exclusive, TOKEN);
+        assert_eq!(evidence, told(&[], 6000));
+        let evidence = before.evidence(at(19), Mode::Exclusive, TOKEN);
+        assert_eq!(evidence, Evidence::Alone(TOKEN));
+        let evidence = before.evidence(at(19), Mode::Shared, TOKEN);
+        assert_eq!(evidence, Evidence::Free);
+    }
+
+    /// `etcdctl lock`, or one that cools down: nobody waits for its command, but it is there.
+    #[test]
+    fn who_waits_for_one_that_is_not_counted_is_not_the_first() {
+        let mut before = Predecessors::default();
+        let now = Instant::from_boot(Duration::ZERO);
+        before.see(now, Vec::new(), false, Duration::ZERO);
+        let evidence = before.evidence(now, Mode::Exclusive, TOKEN);
+        assert_eq!(evidence, behind(&[]));
     }
 
     #[test]
@@ -248,7 +287,7 @@ mod tests {
             (Evidence::Free, r#""free""#),
             (
                 behind(&[3]),
-                r#"{"behind":[{"lease":103,"token":3,"grace_ms":5000}]}"#,
+                r#"{"behind":{"awaited":[{"lease":103,"token":3,"grace_ms":3000}],"left_ms":0}}"#,
             ),
         ] {
             assert_eq!(evidence.to_json(), text);
@@ -261,37 +300,40 @@ mod tests {
 
     #[test]
     fn whoever_leaves_no_evidence_may_run() {
-        assert_eq!(running(&[3], &[], &[]), [3]);
-        assert!(running(&[3], &[(3, Evidence::Free)], &[]).is_empty());
+        assert_eq!(delay(&[3], &[], &[]), grace(3));
+        assert!(delay(&[3], &[(3, Evidence::Free)], &[]).is_zero());
         let alone = Evidence::Alone(FencingToken(3));
-        assert_eq!(running(&[4, 3], &[(3, alone)], &[]), [4]);
+        assert_eq!(delay(&[4, 3], &[(3, alone)], &[]), grace(4));
+        assert!(delay(&[100], &[], &[]).is_zero(), "it never had the lock");
     }
 
     #[test]
     fn a_waiter_that_left_tells_whose_end_matters() {
-        assert_eq!(running(&[3], &[(3, behind(&[2]))], &[]), [2]);
-        assert!(running(&[3], &[(3, behind(&[2]))], &[2]).is_empty());
+        assert_eq!(delay(&[3], &[(3, behind(&[2]))], &[]), grace(2));
+        assert!(delay(&[3], &[(3, behind(&[2]))], &[2]).is_zero());
         let left = [(3, behind(&[2])), (2, behind(&[1]))];
-        assert_eq!(running(&[3], &left, &[]), [1]);
+        assert_eq!(delay(&[3], &left, &[]), grace(1));
         let left = [(3, behind(&[2])), (2, Evidence::Free)];
-        assert!(running(&[3], &left, &[]).is_empty());
+        assert!(delay(&[3], &left, &[]).is_zero());
         let left = [(5, behind(&[2, 1])), (4, behind(&[2])), (1, Evidence::Free)];
-        assert_eq!(running(&[5, 4], &left, &[]), [2]);
+        assert_eq!(delay(&[5, 4], &left, &[]), grace(2));
+        let during = Evidence::Behind {
+            awaited: vec![one(2)],
+            left_ms: 700,
+        };
+        let left = [(3, during), (2, Evidence::Free)];
+        assert_eq!(delay(&[3], &left, &[]), Duration::from_millis(700));
     }
 
     proptest! {
         #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
-        /// Whatever stands in the evidence, the inquiry comes to an end and names nobody twice.
+        /// Whatever stands in the evidence, the inquiry comes to an end, and waits for nobody who is there.
         #[test]
         fn it_ends(left in proptest::collection::vec((0..9_i64, proptest::collection::vec(0..9_i64, 0..4)), 0..9)) {
             let left: Vec<_> = left.into_iter().map(|(token, more)| (token, behind(&more))).collect();
-            let mut found = running(&[8, 7], &left, &[5]);
-            let count = found.len();
-            found.sort_unstable();
-            found.dedup();
-            prop_assert_eq!(found.len(), count);
-            prop_assert!(!found.contains(&5));
+            prop_assert!(delay(&[4], &left, &[]) <= grace(4));
+            prop_assert!(delay(&[4], &left, &[0, 1, 2, 3]) <= grace(4));
         }
     }
 }

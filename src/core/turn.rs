@@ -68,17 +68,15 @@ impl Turn {
         self.present.iter().any(|(one, _)| *one == token)
     }
 
-    /// Those of whom we have waited for, `before`, who are gone and may have had the lock.
+    /// Those of whom we have waited for, `before`, who are gone.
     pub fn gone(&self, before: &[Standing]) -> Vec<Predecessor> {
-        let gone = before
-            .iter()
-            .filter(|one| !self.shows(one.token) && self.may_have_held(one));
+        let gone = before.iter().filter(|one| !self.shows(one.token));
         gone.filter_map(Standing::predecessor).collect()
     }
 
     /// Whether one that is gone now may have had the lock: with somebody there whom it had to wait for,
     /// it was a waiter that gave up.
-    fn may_have_held(&self, gone: &Standing) -> bool {
+    pub fn may_have_held(&self, gone: &Standing) -> bool {
         let mut before = self.present.iter().filter(|(token, _)| *token < gone.token);
         match gone.mode() {
             Mode::Exclusive => before.next().is_none(),

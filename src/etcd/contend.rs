@@ -16,7 +16,7 @@ use super::vigil::{AGAIN, Vigil};
 use super::{Cluster, ask, random_lease};
 use crate::clock;
 use crate::contest::{self, Ahead, Contend, Parting, Release, Waiting};
-use crate::core::evidence::Predecessors;
+use crate::core::evidence::{Predecessors, hand_over};
 use crate::core::holder::{Ask, AskTo, Holder};
 use crate::core::lease::{Instant, LeaseId, Place, Terms};
 use crate::core::mode::{Patience, Supersede, Wish};
@@ -292,13 +292,14 @@ impl Contender {
         let place = entry.claim.place;
         self.abandoned.borrow_mut().retain(|id| *id != place.lease);
         self.place.set(Some(place));
+        self.note(&entry.look);
         // What looked like somebody before us may have been an attempt of our own.
         if self.clear_up().await && !entry.look.turn.blockers.is_empty() {
             entry.look = self
                 .look_again(place, entry.terms, &[], &mut |_| {})
                 .await?;
+            self.note(&entry.look);
         }
-        self.note(&entry.look);
         self.announce(place, entry.terms).await;
         self.check(&entry.look)?;
         Ok(entry)
@@ -354,27 +355,38 @@ impl Contender {
         }
     }
 
-    /// Takes note of whom a look has shown before us; answers how long the commands of those who vanished may run.
-    pub(super) fn note(&self, look: &Look) -> Duration {
-        let awaited = look.turn.predecessors();
+    /// Takes note of whom a look has shown before us. To be called before anything is awaited, for we may have to leave.
+    pub(super) fn note(&self, look: &Look) {
         let mut predecessors = self.predecessors.borrow_mut();
-        predecessors.see(clock::now(), awaited, &look.vanished)
+        let awaited = look.turn.predecessors();
+        let none = look.turn.blockers.is_empty();
+        predecessors.see(clock::now(), awaited, none, look.hand_over);
     }
 
-    /// The end of that time.
+    /// When the commands of those who have vanished before us have had their time.
     pub(super) fn handed_over_at(&self) -> Option<Instant> {
         self.predecessors.borrow().free_at()
     }
 
-    /// Lets others know how long it may be, in case that we vanish as well.
+    /// Lets others know how long that is, in case that we vanish as well.
     pub(super) async fn announce(&self, place: Place, terms: Terms) {
-        let longest = self.predecessors.borrow().longest_grace(clock::now());
-        let Some(grace) = longest.filter(|grace| terms.grace() < *grace) else {
+        let left = self.predecessors.borrow().left(clock::now());
+        if left <= hand_over(terms.grace()) {
             return;
-        };
-        let announcing = async |etcd| self.places.announce(etcd, place, grace).await;
+        }
+        let announcing = async |etcd| self.places.announce(etcd, place, left).await;
         if let Err(trouble) = self.ask_etcd(terms.attempt() * 2, announcing).await {
-            tracing::debug!("the grace of the one before us cannot be announced: {trouble}");
+            tracing::debug!("what is left of the hand-over cannot be announced: {trouble}");
+        }
+    }
+
+    fn leaving(&self, place: Place, cooldown: Option<Cooldown>) -> Leaving {
+        let (now, predecessors) = (clock::now(), self.predecessors.borrow());
+        Leaving {
+            evidence: predecessors.evidence(now, self.wish.mode, place.token),
+            handing_over: !predecessors.left(now).is_zero(),
+            slot: self.slot.get(),
+            cooldown,
         }
     }
 
@@ -382,13 +394,7 @@ impl Contender {
         let Some(place) = self.place.take() else {
             return Release::Confirmed;
         };
-        let now = clock::now();
-        let leaving = Leaving {
-            behind: self.predecessors.borrow().all(now),
-            handing_over: self.predecessors.borrow().is_handing_over(now),
-            slot: self.slot.get(),
-            cooldown,
-        };
+        let leaving = self.leaving(place, cooldown);
         let attempts = Cell::new(0_u32);
         let giving_up = self
             .places

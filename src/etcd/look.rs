@@ -30,8 +30,8 @@ pub(super) struct Look {
     pub(super) own: bool,
     pub(super) revision: i64,
     pub(super) turn: Turn,
-    /// Those who have vanished since the last look, whose commands may still run.
-    pub(super) vanished: Vec<Predecessor>,
+    /// How long the commands of those who have vanished since the last look may still run.
+    pub(super) hand_over: Duration,
     pub(super) ahead: Ahead,
     /// How the first in the queue has the lock, if that does not go together with what we ask for.
     pub(super) misfit: Option<Mode>,
@@ -46,7 +46,7 @@ impl Look {
             own: true,
             revision,
             turn: Turn::default(),
-            vanished: Vec::new(),
+            hand_over: Duration::ZERO,
             ahead: Ahead::default(),
             misfit: None,
             count: 0,
@@ -178,7 +178,7 @@ impl Places {
         let evidence = nearest.first().and_then(|_| told(&next()));
         let (counted, oldest) = (next(), next());
         let turn = self.scan(etcd, newest).await?;
-        let vanished = self.vanished(etcd, before, &turn, evidence).await?;
+        let hand_over = self.hand_over(etcd, before, &turn, evidence).await?;
         let oldest = oldest.first().and_then(|key| standing(&self.queue, key));
         let mode = oldest
             .as_ref()
@@ -188,7 +188,7 @@ impl Places {
             own: is_own(&own, place),
             revision: header.revision,
             turn,
-            vanished,
+            hand_over,
             misfit: mode.filter(|mode| !mode.fits(self.mode)),
             count: counted.len(),
             ahead: self.ahead_of(&counted, oldest),
@@ -280,22 +280,27 @@ impl Places {
         }
     }
 
-    /// Those who were there `before` and are gone without having given their places back themselves, or who vanished
-    /// before one that did. `evidence` is what the first has left: it was asked for together with the look.
-    async fn vanished(
+    /// How long commands may still run of those who were there `before` and are gone without having given their places back
+    /// themselves, or who vanished before one that did. `evidence` is what the first has left: it was asked for together with
+    /// the look.
+    async fn hand_over(
         &self,
         etcd: &Connection,
         before: &[Standing],
         turn: &Turn,
         mut evidence: Option<Evidence>,
-    ) -> Result<Vec<Predecessor>, Trouble> {
+    ) -> Result<Duration, Trouble> {
         let is_first = |one: &Predecessor| before.first().is_some_and(|it| it.token == one.token);
         let is_there = |token| turn.shows(token);
+        let may_have_held = |token| {
+            let one = before.iter().find(|one| one.token == token);
+            one.is_none_or(|one| turn.may_have_held(one))
+        };
         let mut inquiry = Inquiry::new(turn.gone(before));
         loop {
             let some = inquiry.next(PAGE);
             if some.is_empty() {
-                return Ok(inquiry.running());
+                return Ok(inquiry.hand_over(may_have_held));
             }
             let (first, others): (Vec<_>, Vec<_>) = some.into_iter().partition(is_first);
             for one in first {

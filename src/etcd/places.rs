@@ -18,7 +18,7 @@ use super::connection::Connection;
 use super::look::Look;
 use super::trouble::{Kind, Trouble};
 use crate::clock;
-use crate::core::evidence::{Evidence, Predecessor};
+use crate::core::evidence::Evidence;
 use crate::core::holder::Holder;
 use crate::core::lease::{Claim, FencingToken, Instant, LeaseId, Place, Terms};
 use crate::core::mode::Mode;
@@ -55,9 +55,9 @@ pub(super) enum Given {
 
 /// How a place is given up.
 pub(super) struct Leaving {
-    /// Whose commands may still run, by what we know: before our turn those for whom we wait.
-    pub(super) behind: Vec<Predecessor>,
-    /// One of these has vanished. Whoever comes after us must hear of it.
+    /// For whoever comes after us.
+    pub(super) evidence: Evidence,
+    /// Somebody has vanished before us: without the evidence, our place has to keep the next one waiting.
     pub(super) handing_over: bool,
     pub(super) slot: Option<u16>,
     /// The place is to stay taken for as long as this lease lives.
@@ -208,8 +208,7 @@ impl Places {
 
     /// Deletes our key if it is still the one that we took.
     ///
-    /// It leaves evidence for the next one that nothing of our command runs any more, and of whose end that one has to see
-    /// to in our stead: under our lease, and in the same request.
+    /// The evidence goes under our lease, and in the same request.
     pub(super) async fn give_up(
         &self,
         etcd: &Connection,
@@ -231,18 +230,13 @@ impl Places {
             .with_range(self.queue.end())
             .with_keys_only()
             .with_limit(1);
-        let evidence = if !leaving.behind.is_empty() {
+        if let Evidence::Behind { .. } = leaving.evidence {
             // Those before us do not need it.
             waiting = waiting.with_min_create_revision(place.token.0 + 1);
-            Evidence::Behind(leaving.behind.clone())
-        } else if self.mode == Mode::Exclusive {
-            Evidence::Alone(place.token)
-        } else {
-            Evidence::Free
-        };
+        }
         let mut parting = self.removal(place, slot);
         let key = self.queue.released(place.lease);
-        parting.push(TxnOp::put(key, evidence.to_json(), Some(lease)));
+        parting.push(TxnOp::put(key, leaving.evidence.to_json(), Some(lease)));
         parting.push(TxnOp::get(self.queue.prefix(), Some(waiting)));
         let txn = Txn::new().when(self.ours(place)).and_then(parting);
         let answer = match etcd.kv().txn(txn).await.map_err(Trouble::from) {

@@ -179,13 +179,14 @@ impl<'a> Vigil<'a> {
         let before = std::mem::replace(&mut self.look, look);
         let Look {
             own,
+            hand_over,
             revision,
             ahead,
             ..
         } = &self.look;
-        let hand_over = contender.note(&self.look);
+        contender.note(&self.look);
         if !hand_over.is_zero() {
-            tell(Waiting::HandOver(hand_over));
+            tell(Waiting::HandOver(*hand_over));
         }
         if !own {
             return Ok(Step::PlaceLost);

@@ -188,7 +188,7 @@ fn one_who_is_killed_while_it_waits_for_a_vanished_holder_lets_nobody_in_early()
     etcd.revoke(&etcd.queue(&name)[0].lease_hex());
     eventually(LIMIT, "the waiter announces it", || {
         let queue = etcd.queue(&name);
-        queue.len() == 2 && queue[0].value.contains(r#""grace_ms":9000"#)
+        queue.len() == 2 && !queue[0].value.contains(r#""grace_ms":0"#)
     });
     waiter.signal(Signal::KILL);
     waiter.wait().expect_signal(Signal::KILL);
@@ -212,6 +212,113 @@ fn one_who_gives_up_hides_no_vanished_holder() {
     last.wait_within(LIMIT * 2)
         .expect_code(0)
         .expect_stderr(&["vanished without releasing it"]);
+    oracle.assert_no_overlap();
+}
+
+/// Who gives up behind a holder that is not dlock says nothing of that one's end: the next one waits for it.
+#[test]
+fn one_who_gives_up_behind_etcdctl_lets_nobody_in() {
+    let (etcd, oracle, name) = (Etcd::shared(), Oracle::new(), unique("behind-etcdctl"));
+    let mut other = Dlock::etcdctl(etcd)
+        .args(["lock", &format!("dlock/lock/{name}"), "--"])
+        .args(oracle.guest("other"))
+        .start();
+    oracle.entered(1);
+    is_kept_out(etcd, &oracle, &name);
+    oracle.leave("other");
+    other.wait().expect_code(0);
+}
+
+/// "Keep the lock at least for so long", whoever gives up behind it.
+#[test]
+fn one_who_gives_up_behind_a_lock_that_cools_down_lets_nobody_in() {
+    let (etcd, oracle, name) = (Etcd::shared(), Oracle::new(), unique("behind-cooling"));
+    let line = ["--min-hold=1h", &name, "true"];
+    Dlock::on(etcd).run(line).finish().expect_code(0);
+    is_kept_out(etcd, &oracle, &name);
+}
+
+/// The second behind whoever has the lock does not get it when the first gives up.
+#[track_caller]
+fn is_kept_out(etcd: &Etcd, oracle: &Oracle, name: &str) {
+    let mut waiter = Dlock::on(etcd).run([name, "true"]).start();
+    let place = etcd.queue_of(name, 2).remove(1);
+    let mut next = Dlock::on(etcd)
+        .args(["-v"])
+        .run([name, "--"])
+        .args(oracle.command(&["true"]))
+        .start();
+    etcd.queue_of(name, 3);
+    eventually(LIMIT, "the last one waits", || {
+        next.stderr().contains("2 ahead")
+    });
+    waiter.signal(Signal::INT);
+    waiter.wait().expect_signal(Signal::INT);
+    let left = etcd.entries(&place.key.replace("/lock/", "/released/"));
+    assert!(left[0].value.contains("behind"), "{}", left[0].value);
+    eventually(LIMIT, "it knows", || next.stderr().contains("1 ahead"));
+    next.signal(Signal::INT);
+    next.wait().expect_signal(Signal::INT);
+    oracle.assert_no_overlap();
+}
+
+/// The same with readers: one of them vanishes, a writer leaves, and the next writer has heard of neither.
+#[test]
+fn a_reader_that_vanished_is_waited_for_behind_one_who_gave_up() {
+    let (etcd, oracle, name) = (Etcd::shared(), Oracle::new(), unique("reader"));
+    let stubborn = "trap '' TERM; echo on; sleep 600; sleep 600";
+    let mut vanished = Dlock::on(etcd)
+        .run(["-s", "--ttl=20", "-k9", &name, "--"])
+        .args(oracle.command(&["sh", "-c", stubborn]))
+        .start();
+    vanished.says("on\n");
+    let mut reader = hold_open(Dlock::on(etcd), &["-s"], &name);
+    let mut waiter = Dlock::on(etcd).run(["-k0", &name, "true"]).start();
+    etcd.queue_of(&name, 3);
+    let mut last = Dlock::on(etcd)
+        .args(["-v"])
+        .run([&name, "--"])
+        .args(oracle.command(&["true"]))
+        .start();
+    etcd.queue_of(&name, 4);
+    etcd.revoke(&etcd.queue(&name)[0].lease_hex());
+    eventually(LIMIT, "the waiter knows of it", || {
+        etcd.queue(&name)
+            .get(1)
+            .is_some_and(|waiter| !waiter.value.contains(r#""grace_ms":0"#))
+    });
+    waiter.signal(Signal::INT);
+    waiter.wait().expect_signal(Signal::INT);
+    reader.let_go().expect_code(0);
+    vanished.wait_within(LIMIT * 2).expect_code(121);
+    last.wait_within(LIMIT * 2).expect_code(0);
+    oracle.assert_no_overlap();
+}
+
+/// Whoever gives up meanwhile does not make the time begin anew: else a lock could stay free for ever.
+#[test]
+fn a_hand_over_ends_however_many_give_up_meanwhile() {
+    let (etcd, oracle, name) = (Etcd::shared(), Oracle::new(), unique("many"));
+    let (mut holder, mut waiter) = pair(etcd, &oracle, &name);
+    let mut last = last(etcd, &oracle, &name);
+    etcd.revoke(&etcd.queue(&name)[0].lease_hex());
+    holder.wait().expect_code(121);
+    eventually(LIMIT, "the waiter knows of it", || {
+        waiter.stderr().contains("vanished")
+    });
+    waiter.signal(Signal::INT);
+    waiter.wait().expect_signal(Signal::INT);
+    eventually(LIMIT, "the last one knows of it", || {
+        last.stderr().contains("vanished")
+    });
+    let waits = |running: &Running| {
+        let said = running.stderr();
+        let (said, _) = said.split_once(" for its command").expect("it waits");
+        let (_, time) = said.rsplit_once("waiting ").expect("it says how long");
+        time.to_owned()
+    };
+    assert_ne!(waits(&waiter), waits(&last));
+    last.wait_within(LIMIT * 2).expect_code(0);
     oracle.assert_no_overlap();
 }
 

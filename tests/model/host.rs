@@ -163,7 +163,7 @@ impl Experiment {
         }
     }
 
-    /// What a waiter sees of those before it, with the product's rules.
+    /// What a waiter sees of those before it, as `etcd/look.rs` does.
     pub(crate) fn look(&self, world: &World, number: usize) -> Outlook {
         // Who follows on one that had the lock alone looks at nobody else.
         let mut before = world.clients[number].before;
@@ -175,16 +175,25 @@ impl Experiment {
         if let Some(nearest) = world.nearest(number) {
             return Outlook::Behind(nearest);
         }
+        let mut delay = Duration::ZERO;
         while let Some(one) = before {
             before = match world.keys[one] {
-                Key::Gone(End::Left(told)) => told,
-                Key::Gone(End::Expired | End::Revoked) if !self.delay.is_zero() => {
-                    return Outlook::Vanished(one);
+                Key::Gone(End::Left { awaited, left }) => {
+                    delay = delay.max(left);
+                    awaited
                 }
-                Key::Absent | Key::Present { .. } | Key::Gone(_) => None,
+                Key::Gone(End::Expired | End::Revoked) => {
+                    delay = delay.max(self.delay);
+                    None
+                }
+                Key::Absent | Key::Present { .. } | Key::Gone(End::Released) => None,
             };
         }
-        Outlook::Free
+        if delay.is_zero() {
+            Outlook::Free
+        } else {
+            Outlook::Delay(delay)
+        }
     }
 
     pub(crate) fn turn(&self, world: &mut World, number: usize) {
@@ -195,13 +204,8 @@ impl Experiment {
         let client = &mut world.clients[number];
         match (client.role, outlook) {
             (Role::Waiting, Outlook::Behind(one)) => client.before = Some(one),
-            (Role::Waiting, Outlook::Vanished(one)) => {
-                client.before = Some(one);
-                client.role = Role::Delaying {
-                    since: Duration::ZERO,
-                };
-            }
-            (Role::Delaying { since }, _) if since < self.delay => {}
+            (Role::Waiting, Outlook::Delay(left)) => client.role = Role::Delaying { left },
+            (Role::Delaying { left }, _) if !left.is_zero() => {}
             // The command starts only with a young proof (DESIGN 3).
             _ if client.proof_age <= self.terms.heartbeat() => {
                 client.role = Role::Holding;
@@ -214,13 +218,26 @@ impl Experiment {
     /// A waiter goes, and leaves word.
     pub(crate) fn leave(&self, world: &mut World, number: usize) {
         let client = &mut world.clients[number];
-        let told = match (self.word, client.role) {
-            (Word::None, _) => None,
-            (Word::Names, Role::Delaying { since }) if since >= self.delay => None,
-            (Word::Names, _) => client.before,
+        let left = match client.role {
+            Role::Delaying { left } => left,
+            _ => Duration::ZERO,
+        };
+        let end = match (self.word, client.role) {
+            (Word::Names, Role::Waiting) => End::Left {
+                awaited: client.before,
+                left,
+            },
+            (Word::Names | Word::None, _) => End::Left {
+                awaited: None,
+                left: if self.word == Word::Names {
+                    left
+                } else {
+                    Duration::ZERO
+                },
+            },
         };
         client.finish(Role::Over);
-        Self::vanish(world, number, End::Left(told));
+        Self::vanish(world, number, end);
         world.tidy(number);
     }
 }
@@ -229,7 +246,7 @@ impl Experiment {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Outlook {
     Behind(usize),
-    /// Nobody is there, but this one went without a release of its own.
-    Vanished(usize),
+    /// Nobody is there, but a tree may live for so long.
+    Delay(Duration),
     Free,
 }

@@ -105,8 +105,8 @@ impl Experiment {
             if let Some(asked) = &mut client.asked {
                 asked.age += passed;
             }
-            if let Role::Delaying { since } = &mut client.role {
-                *since = (*since + passed).min(self.delay);
+            if let Role::Delaying { left } = &mut client.role {
+                *left = left.saturating_sub(passed);
             }
             if let Tree::Stopping { since } = &mut client.tree {
                 *since += passed;
@@ -144,7 +144,7 @@ impl Experiment {
     fn is_waiting(&self, world: &World, number: usize) -> bool {
         match world.clients[number].role {
             Role::Waiting => self.look(world, number) != Outlook::Free,
-            Role::Delaying { since } => since < self.delay,
+            Role::Delaying { left } => !left.is_zero(),
             _ => false,
         }
     }

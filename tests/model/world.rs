@@ -50,8 +50,13 @@ impl Member {
 pub(crate) enum End {
     /// By its owner's own transaction, when nobody was before it any more.
     Released,
-    /// By its owner's own transaction, before its turn; who has been told by it to see to this one's end.
-    Left(Option<usize>),
+    /// By its owner's own transaction, before its turn.
+    Left {
+        /// For whom it has waited, if it says so.
+        awaited: Option<usize>,
+        /// What is left of the time that it has waited for one that went uncleanly; on its own clock.
+        left: Duration,
+    },
     /// The true leader saw its lease run out.
     Expired,
     /// By the operator's hand.
@@ -89,9 +94,9 @@ pub(crate) enum Role {
     /// Its grant and its key are on their way.
     Entering,
     Waiting,
-    /// First in the queue, but the one before went uncleanly: it gives that one's tree time to die.
+    /// First in the queue, but one before went uncleanly: it gives that one's tree time to die, so much yet.
     Delaying {
-        since: Duration,
+        left: Duration,
     },
     Holding,
     /// It has given up the lock; the tree may still be stopping.
@@ -132,7 +137,7 @@ pub(crate) struct Client {
     pub(crate) asked: Option<Asked>,
     pub(crate) token: i64,
     pub(crate) highest_revision: i64,
-    /// Whom it waits for: the one right before it at its last look; while it delays, the one that went uncleanly.
+    /// Whom it waits for: the one right before it at its last look.
     pub(crate) before: Option<usize>,
 }
 
