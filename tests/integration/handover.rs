@@ -15,10 +15,10 @@ fn pair(etcd: &Etcd, oracle: &Oracle, name: &str) -> (Running, Running) {
     holder_and_waiter(etcd, oracle, name, Dlock::on(etcd).run(line), waiter)
 }
 
-/// A holder whose command needs nine seconds to end, and a waiter with `options` whose own would get none.
+/// A holder whose command needs 14 seconds to end, and a waiter with `options` whose own would get none.
 #[track_caller]
 fn patient_pair(etcd: &Etcd, oracle: &Oracle, name: &str, options: &[&str]) -> (Running, Running) {
-    let holder = Dlock::on(etcd).run(["--ttl=20", "-k9", name, "--"]);
+    let holder = Dlock::on(etcd).run(["--ttl=30", "-k14", name, "--"]);
     let waiter = Dlock::on(etcd).args(["-v"]).run(options);
     holder_and_waiter(etcd, oracle, name, holder, waiter.args(["-k0", name, "--"]))
 }
