@@ -32,10 +32,10 @@ const SIGNALS: [&str; 9] = [
 /// the command's first word, which the shell is to complete as if dlock were not there, or `files`, which it is to offer
 /// itself. Nothing is said about errors: a shell that asks is not to be
 /// disturbed.
-pub(crate) fn answer(position: &OsStr, words: &[OsString]) -> String {
-    let Some(position) = position.to_str().and_then(|text| text.parse().ok()) else {
+pub(crate) fn answer(position: usize, words: &[OsString]) -> String {
+    if position > words.len() {
         return String::new();
-    };
+    }
     let mut words = words.to_vec();
     // A shell leaves out the word that has not begun.
     words.resize(words.len().max(position + 1), OsString::new());
@@ -209,8 +209,7 @@ mod tests {
 
     fn offered(words: &[&str]) -> Vec<String> {
         let words: Vec<OsString> = words.iter().map(OsString::from).collect();
-        let position = (words.len() - 1).to_string();
-        let lines = answer(position.as_ref(), &words);
+        let lines = answer(words.len() - 1, &words);
         let values = lines.lines().map(|line| line.split('\t').next().unwrap());
         values.map(str::to_owned).collect()
     }
@@ -267,7 +266,7 @@ mod tests {
     fn behind_the_command_the_shell_completes() {
         let answer = |words: &[&str]| {
             let words: Vec<OsString> = words.iter().map(OsString::from).collect();
-            answer((words.len() - 1).to_string().as_ref(), &words)
+            answer(words.len() - 1, &words)
         };
         assert_eq!(
             answer(&["dlock", "run", "job", "git", "--ver"]),
@@ -283,7 +282,7 @@ mod tests {
     fn what_only_the_shell_understands_is_left_to_it() {
         let answer = |word: &str| {
             let words = ["dlock", "--cacert", word].map(OsString::from);
-            answer(OsStr::new("2"), &words)
+            answer(2, &words)
         };
         for word in ["~/ca", "$HOME/ca", "\"my ca"] {
             assert_eq!(answer(word), "\tfiles\n", "{word}");
@@ -303,14 +302,10 @@ mod tests {
 
     #[test]
     fn nonsense_is_answered_with_nothing() {
-        assert_eq!(answer(OsStr::new("x"), &[]), "");
-        assert_eq!(answer(OsStr::new("-1"), &[]), "");
-        let _ = answer(OsStr::new("0"), &[]);
-        let _ = answer(OsStr::new("3"), &["dlock".into()]);
+        assert_eq!(answer(usize::MAX, &[]), "");
+        let _ = answer(0, &[]);
+        let _ = answer(3, &["dlock".into()]);
         let broken = std::os::unix::ffi::OsStrExt::from_bytes(b"\xff");
-        let _ = answer(
-            OsStr::new("2"),
-            &["dlock".into(), "run".into(), OsStr::to_owned(broken)],
-        );
+        let _ = answer(2, &["dlock".into(), "run".into(), OsStr::to_owned(broken)]);
     }
 }

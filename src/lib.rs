@@ -65,8 +65,8 @@ pub fn main() -> ! {
 }
 
 fn end(exit: Exit) -> ! {
-    if exit.code() != 0 && cli::is_evaluated(std::env::args_os()) {
-        // A shell that evaluates nothing goes on without the lock.
+    if exit != Exit::Done && cli::is_evaluated(std::env::args_os()) {
+        // A shell that evaluates nothing goes on without the lock, whatever the status of a busy one is to be.
         let _ = writeln!(std::io::stdout(), "exit {}", exit.code());
     }
     exit.leave()
@@ -79,8 +79,10 @@ fn run() -> Result<Exit, Failure> {
     {
         return hold::linger(words);
     }
-    if let Some(position) = std::env::var_os(complete::VARIABLE) {
-        let answer = complete::answer(&position, &argv);
+    // Anything else in that variable is none of a shell's, and must not keep a command from running.
+    let position = std::env::var(complete::VARIABLE).ok();
+    if let Some(position) = position.and_then(|text| text.parse().ok()) {
+        let answer = complete::answer(position, &argv);
         let _ = std::io::stdout().write_all(answer.as_bytes());
         return Ok(Exit::Done);
     }

@@ -300,9 +300,13 @@ impl Asked<'_> {
 /// Whether a shell evaluates what is printed: `eval "$(dlock hold --background ...)"`, whatever may be wrong with the
 /// rest of the words.
 pub(crate) fn is_evaluated(argv: impl Iterator<Item = OsString>) -> bool {
-    let words: Vec<OsString> = argv.skip(1).collect();
-    let has = |word: &str| words.iter().any(|other| other == word);
-    has("hold") && has("--background") && !has("run")
+    let words: Vec<OsString> = argv.skip(1).take_while(|word| word != "--").collect();
+    let first = |one: &str| words.iter().position(|word| word == one);
+    match (first("hold"), first("--background")) {
+        // A command may be of dlock's own.
+        (Some(hold), Some(_)) => first("run").is_none_or(|run| hold < run),
+        _ => false,
+    }
 }
 
 /// The help that was asked for, from the definitions that name the variables.

@@ -62,15 +62,21 @@ fn keep(
         .until_eof
         .then(|| io::stdin().as_fd().try_clone_to_owned());
     let input = input.transpose().context("cannot keep standard input")?;
+    // Whoever waits for our word may have been killed.
+    let foreground = background
+        .as_ref()
+        .map(|background| background.descriptor().try_clone_to_owned());
+    let foreground = foreground.transpose().context("cannot watch ourselves")?;
     let ties = Ties {
         adopted: owner,
-        kept: input.iter().map(AsFd::as_fd).collect(),
+        kept: input.iter().chain(&foreground).map(AsFd::as_fd).collect(),
         ..Ties::default()
     };
     let hold = guard::Name::own().context("cannot find our own process")?;
     let unwanted = || {
-        let ended = owner.is_some_and(Other::has_ended);
-        ended || input.as_ref().is_some_and(guard::is_hung_up)
+        owner.is_some_and(Other::has_ended)
+            || input.as_ref().is_some_and(guard::is_hung_up)
+            || foreground.as_ref().is_some_and(guard::is_unread)
     };
     let errand = Errand {
         name: &options.name,
@@ -78,7 +84,7 @@ fn keep(
         program: OsStr::new("dlock hold"),
         leftovers: Leftovers::Kill,
         variables: vec![("DLOCK_HOLD".to_owned(), hold.to_string())],
-        unwanted: (owner.is_some() || input.is_some()).then_some(&unwanted),
+        unwanted: (owner.is_some() || input.is_some() || foreground.is_some()).then_some(&unwanted),
         background,
     };
     match lock::carry_out(errand, site, lingering(options, owner), ties, ledger)? {

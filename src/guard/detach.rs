@@ -2,14 +2,20 @@
 //! It must not know what is done in the background.
 #![expect(unsafe_code, reason = "forks")]
 
-use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::{io, thread};
 
 use rustix::pipe::{PipeFlags, pipe_with};
-use rustix::process::{WaitOptions, setsid, waitpid};
+use rustix::process::{
+    Pid, PidfdFlags, Signal, WaitOptions, pidfd_open, pidfd_send_signal, setsid, waitpid,
+};
 use rustix::stdio::dup2_stdin;
+use signal_hook::iterator::Signals;
 
 use super::{Status, descriptors, spawn};
+
+/// What ends a process that waits in a shell.
+const ENDING: [Signal; 4] = [Signal::HUP, Signal::INT, Signal::QUIT, Signal::TERM];
 
 /// In the background; whoever waits in the foreground hears of our end, or that we are ready.
 pub(crate) struct Detached(OwnedFd);
@@ -47,9 +53,30 @@ pub(crate) fn detach() -> io::Result<Side> {
         return Ok(Side::Background(Detached(ready)));
     };
     drop(ready);
+    hand_on(background)?;
     if rustix::io::retry_on_intr(|| rustix::io::read(&word, &mut [0; 1]))? > 0 {
         return Ok(Side::Foreground(None));
     }
     let ended = rustix::io::retry_on_intr(|| waitpid(Some(background), WaitOptions::empty()))?;
     Ok(Side::Foreground(ended.map(|(_, status)| status.into())))
+}
+
+/// Whoever ends the foreground, as timeout(1) or Ctrl-C do, means the background, which says how it ended. To be called
+/// before the background has been waited for.
+fn hand_on(background: Pid) -> io::Result<()> {
+    let background = pidfd_open(background, PidfdFlags::empty())?;
+    let wanted = ENDING
+        .into_iter()
+        .filter(|signal| !super::ignored_at_start(signal.as_raw()));
+    let mut signals = Signals::new(wanted.map(Signal::as_raw))?;
+    let forward = move || {
+        for number in signals.forever() {
+            if let Some(signal) = ENDING.into_iter().find(|one| one.as_raw() == number) {
+                // It may have ended by itself.
+                let _ = pidfd_send_signal(&background, signal);
+            }
+        }
+    };
+    thread::Builder::new().spawn(forward)?;
+    Ok(())
 }

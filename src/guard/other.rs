@@ -110,13 +110,21 @@ pub(crate) fn is_hung_up(input: &impl AsFd) -> bool {
     is_now(input, PollFlags::HUP)
 }
 
+/// Whether nobody reads what is written into a pipe any more.
+pub(crate) fn is_unread(output: &impl AsFd) -> bool {
+    is_now(output, PollFlags::ERR)
+}
+
 fn is_now(descriptor: &impl AsFd, event: PollFlags) -> bool {
     let at_once = Timespec {
         tv_sec: 0,
         tv_nsec: 0,
     };
     // That somebody has hung up is told unasked.
-    let mut polled = [PollFd::new(descriptor, event - PollFlags::HUP)];
+    let mut polled = [PollFd::new(
+        descriptor,
+        event - PollFlags::HUP - PollFlags::ERR,
+    )];
     poll(&mut polled, Some(&at_once)).is_ok() && polled[0].revents().intersects(event)
 }
 

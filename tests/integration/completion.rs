@@ -207,3 +207,16 @@ fn a_name_with_blanks_is_quoted() {
         .finish()
         .expect_stdout(&name);
 }
+
+/// "A variable that is empty counts as not set": and one that no shell has set keeps no command from running.
+#[test]
+fn what_is_no_question_of_a_shell_is_not_answered() {
+    for position in ["", "bash", "-1"] {
+        Dlock::on(Etcd::shared())
+            .env("DLOCK_COMPLETE", position)
+            .run([&unique("complete"), "echo", "ran"])
+            .finish()
+            .expect_code(0)
+            .expect_stdout("ran\n");
+    }
+}
