@@ -11,6 +11,7 @@ use crate::config::site::Site;
 use crate::core::lease::FencingToken;
 use crate::core::name::LockName;
 use crate::core::queue::Queue;
+use crate::etcd::contend::variables;
 use crate::etcd::{self, Cluster};
 use crate::exit::{Exit, Failure, OrFail as _};
 use crate::{local, whoami};
@@ -20,7 +21,7 @@ pub(super) fn check(site: &Site, check: &Check) -> Result<Exit, Failure> {
     let Check { name, token } = check;
     let tried = format!("cannot tell whether token {token} still has the lock '{name}'");
     ask_the_right_ones(site, check, &tried)?;
-    if holds(site, name, *token, tried)? {
+    if held(site, name, *token, tried)?.is_some() {
         return Ok(Exit::Done);
     }
     Err(anyhow!("token {token} does not hold the lock '{name}'")).or_exit(Exit::Lost)
@@ -48,22 +49,25 @@ fn ask_the_right_ones(site: &Site, check: &Check, tried: &str) -> Result<(), Fai
     Err(anyhow!("{tried}: it was given out {from}")).or_hint(hint)
 }
 
-/// Whether `token` is that of a place which has the lock now.
-pub(super) fn holds(
+/// What a command gets of the lock that `token` has now, beside name and token; nothing if it has not got it.
+pub(super) fn held(
     site: &Site,
     name: &LockName,
     token: FencingToken,
     tried: impl Display,
-) -> Result<bool, Failure> {
+) -> Result<Option<Vec<(&'static str, String)>>, Failure> {
     match site {
         Site::Etcd(settings) => block_on(async {
             let queue = Queue::new(&settings.prefix, name);
             let cluster = Cluster::new(settings);
-            let holds = etcd::look::holds(&cluster, &queue, token, settings.connect_timeout);
-            holds.await.map_err(|trouble| failed(tried, trouble))
+            let holder = etcd::look::holder(&cluster, &queue, token, settings.connect_timeout);
+            let holder = holder.await.map_err(|trouble| failed(tried, trouble))?;
+            Ok(holder.map(|place| variables(&queue, place)))
         }),
         Site::Local(folder) => {
-            local::holds(folder, name, token).map_err(|failure| failed(tried, failure.into()))
+            let holds = local::holds(folder, name, token);
+            let holds = holds.map_err(|failure| failed(tried, failure.into()))?;
+            Ok(holds.then(Vec::new))
         }
     }
 }

@@ -127,6 +127,14 @@ impl Eviction<'_> {
                 ))
                 .or_hint("--now takes the lock away, and leaves its command running");
             }
+            if standing.cools_down() {
+                return Err(anyhow!(
+                    "cannot ask the owner of token {} at '{}': its command has ended, and the lock cools down",
+                    standing.token,
+                    self.order.name
+                ))
+                .or_hint("--now frees the lock at once");
+            }
             let asked = ask::ask(&self.cluster, &standing, &words, self.limit).await;
             if asked.map_err(|trouble| self.failed(trouble))? {
                 return Ok(());

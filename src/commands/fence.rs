@@ -74,7 +74,7 @@ fn enter(
     .map(|(variable, value)| (variable.to_owned(), value));
     let program = command.argv[0].clone();
     // As the same process, so that there is nothing to forward, and nothing of ours whose death would free the lock.
-    let error = guard::become_command(command, &variables);
+    let error = guard::become_command(command, &variables, &[]);
     Err(not_started(&program, &error))
 }
 

@@ -11,11 +11,20 @@ use crate::core::lease::Terms;
 use crate::core::ledger::Ledger;
 use crate::core::queue::Queue;
 use crate::etcd::Cluster;
-use crate::etcd::contend::{Contender, VARIABLES};
+use crate::etcd::contend::Contender;
 use crate::exit::{Exit, Failure};
 use crate::guard::{self, Detached, Guard, Policy, Ties};
 use crate::local;
 use crate::whoami;
+
+/// What a command does not get of every lock: that of a lock around this one would belie it.
+pub(super) const NOT_OF_ALL: [&str; 5] = [
+    "DLOCK_SLOT",
+    "DLOCK_KEY",
+    "DLOCK_LEASE",
+    "ETCD_LOCK_KEY",
+    "ETCD_LOCK_REV",
+];
 
 /// Has a guard run `command` under the lock and tells how it ended. To be called before any thread exists: see
 /// guard/mod.rs.
@@ -40,6 +49,7 @@ pub(super) fn carry_out(
     );
     // For what does not live as long as the caller's.
     let mut ties: Ties = ties;
+    ties.cleared = &NOT_OF_ALL;
     let background = errand.background.as_ref();
     ties.kept.extend(background.map(Detached::descriptor));
     let launch = |ties: &Ties| -> Result<Guard, Failure> {
@@ -63,8 +73,6 @@ pub(super) fn carry_out(
             let contender = local::Contender::come(folder, name, record, lock.wish)?;
             ties.kept.push(contender.used());
             ties.shared = Some(contender.held());
-            // Those of a lock in etcd around this one would belie it.
-            ties.cleared = &VARIABLES;
             let guard = launch(&ties)?;
             drop(ties);
             errand::carry_out(errand, contender, guard, ledger)

@@ -3,9 +3,9 @@
 
 use anyhow::anyhow;
 
-use super::check::holds;
+use super::check::held;
 use super::errand::Errand;
-use super::lock;
+use super::lock::{self, NOT_OF_ALL};
 use super::program::{find, not_started};
 use super::report::Books;
 use crate::cli::run::Options;
@@ -61,14 +61,22 @@ fn within(
         .or_hint("only a lock that is held exclusively can be taken again");
     }
     let tried = format_args!("cannot see whether '{name}' is still held");
-    if !holds(site, name, FencingToken(token), tried)? {
-        return Err(anyhow!(
-            "the lock '{name}' is not held any more by the command around us (token {token})"
-        ))
-        .or_exit(Exit::Lost);
-    }
+    let variables = held(site, name, FencingToken(token), tried)?;
+    let variables = variables.ok_or_else(|| {
+        anyhow!("the lock '{name}' is not held any more by the command around us (token {token})")
+    });
+    // Those in the environment may be of another lock, between that one and us.
+    let variables: Vec<(String, String)> = variables
+        .or_exit(Exit::Lost)?
+        .into_iter()
+        .chain([
+            ("DLOCK_FENCING_TOKEN", token.to_string()),
+            ("DLOCK_NAME", name.to_string()),
+        ])
+        .map(|(name, value)| (name.to_owned(), value))
+        .collect();
     // The guard around us guards this command too.
-    let error = guard::become_command(command, &[]);
+    let error = guard::become_command(command, &variables, &NOT_OF_ALL);
     Err(not_started(options.program(), &error))
 }
 

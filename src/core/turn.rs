@@ -40,6 +40,11 @@ impl Standing {
         (!record.cooling).then(|| record.grace())
     }
 
+    /// Whether its command has ended, and the lock stays taken for a while.
+    pub fn cools_down(&self) -> bool {
+        self.record.as_ref().is_some_and(|record| record.cooling)
+    }
+
     /// As what it concerns those behind it, if its command counts at all.
     pub fn predecessor(&self) -> Option<Predecessor> {
         let grace = self.grace()?;

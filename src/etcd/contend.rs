@@ -24,9 +24,16 @@ use crate::core::queue::Queue;
 use crate::core::text::span;
 use crate::core::turn::{Standing, holders};
 
-/// What only the command of a lock in etcd gets: the key, the lease, the key and the token.
-pub(crate) const VARIABLES: [&str; 4] =
-    ["DLOCK_KEY", "DLOCK_LEASE", "ETCD_LOCK_KEY", "ETCD_LOCK_REV"];
+/// What only the command of a lock in etcd gets: the key, the lease, the key and the token; `etcdctl lock` sets the last two.
+pub(crate) fn variables(queue: &Queue, place: Place) -> Vec<(&'static str, String)> {
+    let (key, lease) = (queue.key(place.lease), place.lease.to_string());
+    vec![
+        ("DLOCK_KEY", key.clone()),
+        ("DLOCK_LEASE", lease),
+        ("ETCD_LOCK_KEY", key),
+        ("ETCD_LOCK_REV", place.token.to_string()),
+    ]
+}
 
 /// How asking for the lock went.
 pub(super) type Outcome = contest::Outcome<Session>;
@@ -185,16 +192,6 @@ impl Contender {
     /// The key of our place.
     pub(super) fn key(&self, lease: LeaseId) -> String {
         self.places.queue.key(lease)
-    }
-
-    /// What the command gets of a lock in etcd; `etcdctl lock` sets two of them.
-    pub(super) fn variables(&self, place: Place) -> Vec<(&'static str, String)> {
-        let key = self.key(place.lease);
-        let (lease, token) = (place.lease.to_string(), place.token.to_string());
-        VARIABLES
-            .into_iter()
-            .zip([key.clone(), lease, key, token])
-            .collect()
     }
 
     /// Takes a place, unless it is clear that no command of ours is to run now.

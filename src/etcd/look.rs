@@ -93,23 +93,25 @@ fn told(read: &[KeyValue]) -> Option<Evidence> {
     Evidence::parse(read.first()?.value())
 }
 
-/// Whether `token` is that of a place which has the lock now, by a linearizable read.
-pub(crate) async fn holds(
+/// The place that has `token`, if it has the lock now and its command has not ended, by a linearizable read.
+pub(crate) async fn holder(
     cluster: &Cluster,
     queue: &Queue,
     token: FencingToken,
     limit: Duration,
-) -> Result<bool, Trouble> {
+) -> Result<Option<Place>, Trouble> {
     let answer = cluster
         .call(limit, async |connection: Connection| {
             let until = Some(FencingToken(token.0 + 1));
             places(cluster, queue, &connection, until).await
         })
         .await?;
-    let holders = answer.iter().zip(holders(&answer));
-    Ok(holders
-        .into_iter()
-        .any(|(one, holds)| holds && one.token == token))
+    let mut holders = answer.iter().zip(holders(&answer));
+    let found = holders.find(|(one, holds)| *holds && one.token == token && !one.cools_down());
+    Ok(found.map(|(one, _)| Place {
+        token,
+        lease: one.lease,
+    }))
 }
 
 impl Places {

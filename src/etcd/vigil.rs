@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use super::contend::{Contender, Outcome};
+use super::contend::{Contender, Outcome, variables};
 use super::look::Look;
 use super::marks::{Claimed, Marked};
 use super::places::Entry;
@@ -129,7 +129,7 @@ impl<'a> Vigil<'a> {
             watchdog: Watchdog::new(self.terms, self.claim, self.proven_at, seed),
             session: self.session,
             slot: self.contender.slot.get(),
-            variables: self.contender.variables(place),
+            variables: variables(&self.contender.places.queue, place),
         }))
     }
 

@@ -158,6 +158,16 @@ fn a_lock_cools_down_by_the_count_of_etcd() {
     let busy = Dlock::on(etcd).run(["-n", &name, "true"]).finish();
     let busy = busy.expect_code(75);
     assert!(busy.stderr.contains("is cooling down"), "{busy:?}");
+    // "A lock that cools down is not held": nobody is there to be asked.
+    let token = etcd.queue(&name)[0].create_revision.to_string();
+    let on = |words: &[&str]| {
+        let line = [words, &["--token", &token]].concat();
+        Dlock::on(etcd).args(line).finish()
+    };
+    on(&["check", "--name", &name]).expect_code(121);
+    on(&["break", &name, "--yes"])
+        .expect_code(125)
+        .expect_stderr(&["its command has ended", "hint: --now"]);
     let next = Dlock::on(etcd).args(["-v"]).run([&name, "true"]).finish();
     let next = next.expect_code(0);
     assert!(since(began_at) >= Duration::from_secs(4));
@@ -258,6 +268,21 @@ fn a_lock_that_is_held_around_counts_when_asked() {
     let outcome = outcome.expect_code(0).expect_silent();
     let tokens: Vec<&str> = outcome.stdout.lines().collect();
     assert_eq!((tokens.len(), tokens[0]), (2, tokens[1]));
+    // Another lock in between has a higher token, of which this one's resource must not hear.
+    let (other, third) = (unique("between"), unique("between"));
+    let inside =
+        "printenv DLOCK_NAME DLOCK_FENCING_TOKEN DLOCK_KEY ETCD_LOCK_REV; printenv DLOCK_SLOT";
+    let nested = format!(
+        "{inside}; {dlock} run --slots=2 {other} {dlock} run {third} {dlock} run --reentrant {name} sh -c '{inside}'"
+    );
+    let outcome = Dlock::on(etcd).run([&name, "-c", &nested]).finish();
+    let outcome = outcome.expect_code(1);
+    let (outer, within) = outcome.stdout.split_at(outcome.stdout.len() / 2);
+    assert_eq!(outer, within);
+    assert!(outer.starts_with(&format!("{name}\n")), "{outer}");
+    let line = format!("{dlock} run {third} printenv DLOCK_SLOT; echo $DLOCK_SLOT");
+    let slot = Dlock::on(etcd).run(["--slots=2", &other, "-c", &line]);
+    slot.finish().expect_code(0).expect_stdout("0\n");
     let shared = Dlock::on(etcd).run(["-s", &name, "-c", &inner]).finish();
     shared.expect_code(125).expect_stdout("");
     let lost = format!(
@@ -334,6 +359,38 @@ fn a_script_holds_a_lock_for_the_rest_of_its_life() {
     background.signal(Signal::KILL);
     holder.wait().expect_signal(Signal::TERM);
     assert!(!alive(shell));
+}
+
+/// "When there is no lock to be had, it prints `exit` and its status", whatever the status is, or whatever ends the wait.
+#[test]
+fn a_script_without_the_lock_ends() {
+    let etcd = Etcd::shared();
+    let name = unique("without");
+    let _holder = hold(Dlock::on(etcd), &[], &name);
+    for words in [&["-n", "-E0"][..], &["-n", "-E0", "--note=run"]] {
+        let line = [&["hold", "--background"], words, &[&name]].concat();
+        let busy = Dlock::on(etcd).args(line).finish();
+        busy.expect_code(0).expect_stdout("exit 0\n");
+    }
+    let mut wrong = Dlock::on(etcd).args(["hold", "-n", "run", "--background", "--bogus"]);
+    wrong = wrong.env("LATE", "1");
+    wrong.finish().expect_code(125).expect_stdout("exit 125\n");
+    let waiting = || {
+        let waiter = Dlock::on(etcd)
+            .args(["hold", "--background", &name])
+            .start();
+        etcd.queue_of(&name, 2);
+        waiter
+    };
+    let mut ended = waiting();
+    ended.signal(Signal::TERM);
+    let ended = ended.wait().expect_signal(Signal::TERM);
+    ended.expect_stdout("exit 143\n");
+    etcd.queue_of(&name, 1);
+    let mut killed = waiting();
+    killed.signal(Signal::KILL);
+    killed.wait().expect_signal(Signal::KILL);
+    etcd.queue_of(&name, 1);
 }
 
 /// "prints one line when acquired, holds until TERM/INT or stdin closes".
