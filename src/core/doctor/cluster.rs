@@ -82,6 +82,13 @@ fn membership(id: &str, named: usize, ones: &[&Named], members: &[Member]) -> Fi
         (voters.len() - 1) / 2,
         counted(named, "endpoint is", "endpoints are")
     );
+    if ones.len() > members.len() {
+        // Two that were started with etcd's defaults give themselves the same ids.
+        let says = format!("{says}: two are one member, or members know nothing of each other");
+        return Finding::warning(CHECK, id, &says).hinting(
+            "name each member once; if there are more, each may be a cluster of its own, and two commands could run under one lock",
+        );
+    }
     if voters.len() == 2 {
         return Finding::warning(CHECK, id, &says)
             .hinting("two members fail more often than one: add a third");

@@ -219,6 +219,19 @@ fn members_who_follow_different_leaders_are_electing() {
     only(&asked, &asking(), "cluster", Level::Warning, &words);
 }
 
+/// Started with etcd's defaults, each is a cluster of one, with the ids of the other.
+#[test]
+fn servers_that_know_nothing_of_each_other_are_a_warning() {
+    let mut asked = [healthy(1), healthy(1)].concat();
+    asked[1].endpoint = "http://b:2379".to_owned();
+    let words = [
+        "1 voting member",
+        "2 endpoints",
+        "know nothing of each other",
+    ];
+    only(&asked, &asking(), "cluster", Level::Warning, &words);
+}
+
 #[test]
 fn clusters_that_survive_too_little_are_a_warning() {
     let words = ["2 voting members, 0 may fail", "add a third"];
