@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, anyhow};
 use futures_util::FutureExt as _;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use super::failed;
 use super::post::Post;
@@ -344,8 +344,8 @@ impl<'a, C: Contend> Runner<'a, C> {
         } in survivors
         {
             let line = format!("cannot kill process {pid} ('{program}', state {state}, uid {uid})");
-            self.ledger.because(&line);
-            warn!(
+            self.ledger.insist(&line);
+            error!(
                 event = events::SURVIVOR,
                 pid,
                 program,
@@ -355,7 +355,7 @@ impl<'a, C: Contend> Runner<'a, C> {
             );
         }
         let fate = self.contender.unreleased(standing != Standing::Unguarded);
-        warn!(
+        error!(
             event = events::UNKILLABLE,
             lock = %self.errand.name,
             "the lock '{}' is not released: {fate}",

@@ -111,7 +111,7 @@ pub struct Account {
     pub exit_code: u8,
     /// The signal that ended the command, or dlock while it waited.
     pub signal: Option<i32>,
-    /// Why it did not end as it should, in the words of the message about it.
+    /// Why it did not end as it should, in a few words.
     pub reason: Option<String>,
     /// None if the lock was never ours.
     pub token: Option<i64>,
@@ -182,6 +182,11 @@ impl Ledger {
     /// Why it ends; the first reason is the one.
     pub fn because(&mut self, why: &str) {
         self.reason.get_or_insert_with(|| why.to_owned());
+    }
+
+    /// Why it ends, whatever else has been said: for a state that somebody has to do something about.
+    pub fn insist(&mut self, why: &str) {
+        self.reason = Some(why.to_owned());
     }
 
     /// Whether the command was stopped because somebody asked for it.

@@ -22,7 +22,7 @@ fn dlock_without_reach(etcd: &Etcd) -> Option<Dlock> {
 }
 
 /// "A process that dlock cannot kill is named on standard error, and the status is 122. dlock then does not release the
-/// lock: it frees itself when the lease ends, though that process may run on."
+/// lock: it frees itself when the lease ends, though that process may run on." It is an error, so `-q` does not hide it.
 #[test]
 fn what_cannot_be_killed_is_named_and_keeps_the_lock_for_the_lease() {
     let (etcd, name) = (Etcd::shared(), unique("survivor"));
@@ -31,6 +31,7 @@ fn what_cannot_be_killed_is_named_and_keeps_the_lock_for_the_lease() {
     };
     let script = format!("{AS_ANOTHER} sleep 600 & echo $!; read -r _; exit 3");
     let mut holder = dlock
+        .args(["-q"])
         .run(["--ttl=10", "-k1", &name, "sh", "-c", &script])
         .stdin(Stdio::piped())
         .start();
