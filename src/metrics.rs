@@ -70,7 +70,7 @@ const FAMILIES: [Family; 8] = [
     },
     Family {
         name: "dlock_smallest_slack_seconds",
-        help: "Smallest time left until the command would have been told to stop, of the last run that renewed the lock",
+        help: "Smallest time left until the command would have been told to stop, of the last run that renewed the lock or failed to",
         counts: false,
     },
     Family {

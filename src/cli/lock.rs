@@ -48,7 +48,7 @@ pub(crate) struct Words {
     /// How long the command may take to end when it is told to, before it is killed
     ///
     /// Default: 5s, or a fifth of the TTL if that is less. At most half of the TTL less half a second, so that
-    /// two renewals may fail before the command has to be told; with --local as long as it takes.
+    /// a second renewal can be tried before the command has to be told; with --local as long as it takes.
     #[arg(short, long, value_name = "DURATION", value_hint = ValueHint::Other, allow_negative_numbers = true)]
     kill_after: Option<OsString>,
 
@@ -71,7 +71,8 @@ pub(crate) struct Words {
 
     /// Keep the lock at least for so long, counted by etcd from the moment that it was taken
     ///
-    /// Also when the command has ended before, and dlock with it: then the lock cools down. Whole seconds; with --local
+    /// Also when the command has ended before, and dlock with it: then the lock cools down, unless it was lost or
+    /// somebody asked for it, or dlock was killed. Whole seconds; with --local
     /// this machine counts, and any time will do.
     #[arg(long, value_name = "DURATION", value_hint = ValueHint::Other, allow_negative_numbers = true)]
     min_hold: Option<OsString>,

@@ -16,6 +16,7 @@ use crate::cli::hold::Options;
 use crate::config::site::Site;
 use crate::core::ledger::Ledger;
 use crate::core::leftovers::Leftovers;
+use crate::core::text::span;
 use crate::exit::{Exit, Failure, OrFail as _};
 use crate::guard::{self, Detached, Other, Side, Status, Ties};
 
@@ -179,7 +180,7 @@ pub(super) fn release(hold: &str) -> Result<Exit, Failure> {
     }
     Err(anyhow!(
         "process '{hold}' has not released its lock within {}",
-        RELEASE.as_secs()
+        span(RELEASE)
     )
     .into())
 }

@@ -279,7 +279,7 @@ fn service(block: &Block) {
     if unit.contains("SuccessExitStatus") {
         let busy: i32 = value(&unit, "SuccessExitStatus").parse().expect("a status");
         let outcome = script(&etcd, start).finish().expect_code(busy);
-        assert!(outcome.stderr.contains("cooling down"), "{outcome:?}");
+        assert!(outcome.stderr.contains("ran already"), "{outcome:?}");
     }
 }
 
