@@ -211,13 +211,17 @@ impl<S: Keep> Supervision<'_, S> {
 
     fn read(&mut self, report: Report) -> Option<End> {
         match report {
-            Report::Started => {
-                match self.background.take() {
-                    Some(background) => background.ready(),
-                    None => notify::ready(&format!("holding the lock '{}'", self.name)),
+            Report::Started => match self.background.take() {
+                Some(background) if background.ready() => None,
+                Some(_) => {
+                    self.ledger.because("nobody wanted the lock any more");
+                    self.step(&Event::GiveUp)
                 }
-                None
-            }
+                None => {
+                    notify::ready(&format!("holding the lock '{}'", self.name));
+                    None
+                }
+            },
             Report::Beat(beat) => self.step(&Event::Beat(beat)),
             Report::Leftovers { status, count } => {
                 let (policy, what) = match self.policy {

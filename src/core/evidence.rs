@@ -56,14 +56,9 @@ pub enum Evidence {
     Alone(FencingToken),
     /// It was its turn; others may have the lock as well.
     Free,
-    /// It was not its turn yet.
-    Behind {
-        /// It has waited for these, of whom one may have vanished in the meantime; not named are those whose commands
-        /// nobody waits for.
-        awaited: Vec<Predecessor>,
-        /// For so long the commands of those may still run who had vanished before it.
-        left_ms: u64,
-    },
+    /// It was not its turn yet: it has waited for these, of whom one may have vanished in the meantime. Not named are
+    /// those whose commands nobody waits for.
+    Behind(Vec<Predecessor>),
 }
 
 impl Evidence {
@@ -110,21 +105,15 @@ impl Predecessors {
         self.free_at
     }
 
-    /// What is left of that time. Two clocks that count parts of it are off by no more than one that counts it all.
+    /// What is left of that time. Clocks that count parts of it are off by no more than one that counts it all.
     pub fn left(&self, now: Instant) -> Duration {
         self.free_at.map_or(Duration::ZERO, |at| at.since(now))
     }
 
-    /// What we leave when we give our place with this `token` back.
-    pub fn evidence(&self, now: Instant, mode: Mode, token: FencingToken) -> Evidence {
-        let left = self.left(now);
-        if !self.none || !left.is_zero() {
-            return Evidence::Behind {
-                awaited: self.awaited.clone(),
-                left_ms: millis(left),
-            };
-        }
+    /// What we leave when we give our place with this `token` back, when none of that time is left.
+    pub fn evidence(&self, mode: Mode, token: FencingToken) -> Evidence {
         match mode {
+            _ if !self.none => Evidence::Behind(self.awaited.clone()),
             Mode::Exclusive => Evidence::Alone(token),
             Mode::Shared | Mode::Slots(_) => Evidence::Free,
         }
@@ -138,7 +127,6 @@ pub struct Inquiry {
     open: Vec<Predecessor>,
     known: BTreeSet<FencingToken>,
     silent: Vec<Predecessor>,
-    left: Duration,
 }
 
 impl Inquiry {
@@ -166,8 +154,7 @@ impl Inquiry {
         match evidence {
             None => self.silent.push(one),
             Some(Evidence::Alone(_) | Evidence::Free) => {}
-            Some(Evidence::Behind { awaited, left_ms }) => {
-                self.left = self.left.max(Duration::from_millis(left_ms));
+            Some(Evidence::Behind(awaited)) => {
                 for other in awaited {
                     // Nobody waits for a later one: so this ends, whatever stands there.
                     let before = other.token < one.token && !is_there(other.token);
@@ -183,14 +170,8 @@ impl Inquiry {
     pub fn hand_over(&self, may_have_held: impl Fn(FencingToken) -> bool) -> Duration {
         let silent = self.silent.iter().filter(|one| may_have_held(one.token));
         let longest = silent.map(|one| hand_over(one.grace())).max();
-        self.left.max(longest.unwrap_or_default())
+        longest.unwrap_or_default()
     }
-}
-
-/// Whole milliseconds, and no fewer.
-fn millis(duration: Duration) -> u64 {
-    let millis = duration.as_nanos().div_ceil(1_000_000);
-    millis.try_into().unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]
@@ -229,10 +210,7 @@ mod tests {
     }
 
     fn behind(tokens: &[i64]) -> Evidence {
-        Evidence::Behind {
-            awaited: tokens.iter().map(|token| one(*token)).collect(),
-            left_ms: 0,
-        }
+        Evidence::Behind(tokens.iter().map(|token| one(*token)).collect())
     }
 
     #[test]
@@ -244,30 +222,23 @@ mod tests {
     const TOKEN: FencingToken = FencingToken(9);
 
     #[test]
-    fn who_leaves_tells_of_those_before_it_and_of_the_time_that_is_left() {
+    fn who_leaves_tells_of_those_before_it_and_forgets_no_hand_over() {
         let at = |seconds| Instant::from_boot(Duration::from_secs(seconds));
-        let told = |awaited: &[i64], left_ms| Evidence::Behind {
-            awaited: awaited.iter().map(|token| one(*token)).collect(),
-            left_ms,
-        };
         let mut before = Predecessors::default();
         // Who has not looked does not know whether it is the first.
-        let evidence = before.evidence(at(9), Mode::Exclusive, TOKEN);
-        assert_eq!(evidence, told(&[], 0));
+        assert_eq!(before.evidence(Mode::Exclusive, TOKEN), behind(&[]));
         before.see(at(10), vec![one(2)], false, Duration::ZERO);
-        let evidence = before.evidence(at(10), Mode::Exclusive, TOKEN);
-        assert_eq!(evidence, told(&[2], 0));
+        assert_eq!(before.evidence(Mode::Exclusive, TOKEN), behind(&[2]));
         before.see(at(11), vec![one(1)], false, Duration::from_secs(8));
-        let evidence = before.evidence(at(12), Mode::Exclusive, TOKEN);
-        assert_eq!(evidence, told(&[1], 7000));
-        // Another look, which shows nothing new, forgets nobody.
+        assert_eq!(before.evidence(Mode::Exclusive, TOKEN), behind(&[1]));
+        assert_eq!(before.left(at(12)), Duration::from_secs(7));
+        // Another look, which shows nothing new.
         before.see(at(13), Vec::new(), true, Duration::ZERO);
-        let evidence = before.evidence(at(13), Mode::Exclusive, TOKEN);
-        assert_eq!(evidence, told(&[], 6000));
-        let evidence = before.evidence(at(19), Mode::Exclusive, TOKEN);
-        assert_eq!(evidence, Evidence::Alone(TOKEN));
-        let evidence = before.evidence(at(19), Mode::Shared, TOKEN);
-        assert_eq!(evidence, Evidence::Free);
+        assert_eq!(before.left(at(13)), Duration::from_secs(6));
+        assert!(before.left(at(19)).is_zero());
+        let alone = Evidence::Alone(TOKEN);
+        assert_eq!(before.evidence(Mode::Exclusive, TOKEN), alone);
+        assert_eq!(before.evidence(Mode::Shared, TOKEN), Evidence::Free);
     }
 
     /// `etcdctl lock`, or one that cools down: nobody waits for its command, but it is there.
@@ -276,8 +247,7 @@ mod tests {
         let mut before = Predecessors::default();
         let now = Instant::from_boot(Duration::ZERO);
         before.see(now, Vec::new(), false, Duration::ZERO);
-        let evidence = before.evidence(now, Mode::Exclusive, TOKEN);
-        assert_eq!(evidence, behind(&[]));
+        assert_eq!(before.evidence(Mode::Exclusive, TOKEN), behind(&[]));
     }
 
     #[test]
@@ -287,7 +257,7 @@ mod tests {
             (Evidence::Free, r#""free""#),
             (
                 behind(&[3]),
-                r#"{"behind":{"awaited":[{"lease":103,"token":3,"grace_ms":3000}],"left_ms":0}}"#,
+                r#"{"behind":[{"lease":103,"token":3,"grace_ms":3000}]}"#,
             ),
         ] {
             assert_eq!(evidence.to_json(), text);
@@ -317,12 +287,6 @@ mod tests {
         assert!(delay(&[3], &left, &[]).is_zero());
         let left = [(5, behind(&[2, 1])), (4, behind(&[2])), (1, Evidence::Free)];
         assert_eq!(delay(&[5, 4], &left, &[]), grace(2));
-        let during = Evidence::Behind {
-            awaited: vec![one(2)],
-            left_ms: 700,
-        };
-        let left = [(3, during), (2, Evidence::Free)];
-        assert_eq!(delay(&[3], &left, &[]), Duration::from_millis(700));
     }
 
     proptest! {

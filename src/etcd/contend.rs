@@ -19,7 +19,7 @@ use crate::contest::{self, Ahead, Contend, Parting, Release, Waiting};
 use crate::core::evidence::{Predecessors, hand_over};
 use crate::core::holder::{Ask, AskTo, Holder};
 use crate::core::lease::{Instant, LeaseId, Place, Terms};
-use crate::core::mode::{Patience, Supersede, Wish};
+use crate::core::mode::{Mode, Patience, Supersede, Wish};
 use crate::core::queue::Queue;
 use crate::core::text::span;
 use crate::core::turn::{Standing, holders};
@@ -120,7 +120,18 @@ impl Contend for Contender {
 
     /// Removes our place and whatever unfinished attempts may have left.
     async fn leave(&self) {
-        let _ = self.give_up(LEAVE, None).await;
+        let left = self.predecessors.borrow().left(clock::now());
+        if left.is_zero() || self.place.get().is_none() {
+            let _ = self.give_up(LEAVE, None).await;
+        } else {
+            // Nobody else may come in while the command of one that vanished may run. Without that lease, our own keeps
+            // the place, and those behind us wait for a grace once more.
+            let lease = self.ask_etcd(LEAVE, async |etcd| self.places.lease(etcd, left).await);
+            if let Ok(lease) = lease.await {
+                let result = None;
+                let _ = self.give_up(LEAVE, Some(Cooldown { lease, result })).await;
+            }
+        }
         self.undo().await;
         self.clear_up().await;
     }
@@ -368,7 +379,8 @@ impl Contender {
     /// Lets others know how long that is, in case that we vanish as well.
     pub(super) async fn announce(&self, place: Place, terms: Terms) {
         let left = self.predecessors.borrow().left(clock::now());
-        if left <= hand_over(terms.grace()) {
+        // Who waits for a slot takes each change of the one before it for the taking of one.
+        if left <= hand_over(terms.grace()) || matches!(self.wish.mode, Mode::Slots(_)) {
             return;
         }
         let announcing = async |etcd| self.places.announce(etcd, place, left).await;
@@ -377,21 +389,16 @@ impl Contender {
         }
     }
 
-    fn leaving(&self, place: Place, cooldown: Option<Cooldown>) -> Leaving {
-        let (now, predecessors) = (clock::now(), self.predecessors.borrow());
-        Leaving {
-            evidence: predecessors.evidence(now, self.wish.mode, place.token),
-            handing_over: !predecessors.left(now).is_zero(),
-            slot: self.slot.get(),
-            cooldown,
-        }
-    }
-
     async fn give_up(&self, limit: Duration, cooldown: Option<Cooldown>) -> Release {
         let Some(place) = self.place.take() else {
             return Release::Confirmed;
         };
-        let leaving = self.leaving(place, cooldown);
+        let evidence = (self.predecessors.borrow()).evidence(self.wish.mode, place.token);
+        let leaving = Leaving {
+            evidence,
+            slot: self.slot.get(),
+            cooldown,
+        };
         let attempts = Cell::new(0_u32);
         let giving_up = self
             .places

@@ -57,8 +57,6 @@ pub(super) enum Given {
 pub(super) struct Leaving {
     /// For whoever comes after us.
     pub(super) evidence: Evidence,
-    /// Somebody has vanished before us: without the evidence, our place has to keep the next one waiting.
-    pub(super) handing_over: bool,
     pub(super) slot: Option<u16>,
     /// The place is to stay taken for as long as this lease lives.
     pub(super) cooldown: Option<Cooldown>,
@@ -215,9 +213,7 @@ impl Places {
         place: Place,
         leaving: &Leaving,
     ) -> Result<Given, Trouble> {
-        let &Leaving {
-            handing_over, slot, ..
-        } = leaving;
+        let slot = leaving.slot;
         if let Some(cooldown) = &leaving.cooldown {
             match self.cool(etcd, place, slot, cooldown).await {
                 // It has lasted long enough, by etcd's count.
@@ -230,7 +226,7 @@ impl Places {
             .with_range(self.queue.end())
             .with_keys_only()
             .with_limit(1);
-        if let Evidence::Behind { .. } = leaving.evidence {
+        if let Evidence::Behind(_) = leaving.evidence {
             // Those before us do not need it.
             waiting = waiting.with_min_create_revision(place.token.0 + 1);
         }
@@ -243,7 +239,7 @@ impl Places {
             // Without the evidence, then, and the next one will have to wait: etcd is out of space, or
             // our role is narrower than it should be. The first request that does not fit is refused
             // and carried out all the same (server/etcdserver/apply/quota.go).
-            Err(trouble) if trouble.kind == Kind::Refused && !handing_over => {
+            Err(trouble) if trouble.kind == Kind::Refused => {
                 return Ok(match self.delete(etcd, place, slot).await? {
                     Given::NotOurs => Given::Unclear,
                     given => given,
@@ -263,7 +259,7 @@ impl Places {
         Ok(Given::Deleted)
     }
 
-    /// Announces another grace in our record.
+    /// Announces another grace in our record, unless it has changed since we took the place: then somebody asks us to go.
     pub(super) async fn announce(
         &self,
         etcd: Connection,
@@ -272,8 +268,10 @@ impl Places {
     ) -> Result<(), Trouble> {
         let record = self.record.clone().announcing(grace);
         let keep = PutOptions::new().with_lease(place.lease.0);
-        let put = TxnOp::put(self.queue.key(place.lease), record.to_json(), Some(keep));
-        let txn = Txn::new().when(self.ours(place)).and_then([put]);
+        let key = self.queue.key(place.lease);
+        let unchanged = Compare::mod_revision(key.as_str(), CompareOp::Equal, place.token.0);
+        let put = TxnOp::put(key, record.to_json(), Some(keep));
+        let txn = Txn::new().when([unchanged]).and_then([put]);
         let answer = etcd.kv().txn(txn).await?;
         self.cluster.observe(answer.header())?;
         Ok(())

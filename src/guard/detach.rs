@@ -3,6 +3,8 @@
 #![expect(unsafe_code, reason = "forks")]
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI32, Ordering};
 use std::{io, thread};
 
 use rustix::pipe::{PipeFlags, pipe_with};
@@ -12,7 +14,7 @@ use rustix::process::{
 use rustix::stdio::dup2_stdin;
 use signal_hook::iterator::Signals;
 
-use super::{Status, descriptors, spawn};
+use super::{Status, descriptors, signals, spawn};
 
 /// What ends a process that waits in a shell.
 const ENDING: [Signal; 4] = [Signal::HUP, Signal::INT, Signal::QUIT, Signal::TERM];
@@ -21,10 +23,9 @@ const ENDING: [Signal; 4] = [Signal::HUP, Signal::INT, Signal::QUIT, Signal::TER
 pub(crate) struct Detached(OwnedFd);
 
 impl Detached {
-    /// Lets the foreground go.
-    pub(crate) fn ready(self) {
-        // When it is not there any more, nobody waits.
-        let _ = rustix::io::write(&self.0, &[0]);
+    /// Lets the foreground go; answers whether it was there to hear of it.
+    pub(crate) fn ready(&self) -> bool {
+        rustix::io::write(&self.0, &[0]).is_ok()
     }
 
     /// What must stay open for it.
@@ -45,6 +46,8 @@ pub(crate) enum Side {
 pub(crate) fn detach() -> io::Result<Side> {
     let null = descriptors::null()?;
     let (word, ready) = pipe_with(PipeFlags::CLOEXEC)?;
+    // Else the kernel would keep from us how the background ended.
+    signals::set_ignored(libc::SIGCHLD, false);
     // SAFETY: dlock has one thread.
     let Some(background) = (unsafe { spawn::fork() })? else {
         drop(word);
@@ -53,24 +56,33 @@ pub(crate) fn detach() -> io::Result<Side> {
         return Ok(Side::Background(Detached(ready)));
     };
     drop(ready);
-    hand_on(background)?;
-    if rustix::io::retry_on_intr(|| rustix::io::read(&word, &mut [0; 1]))? > 0 {
-        return Ok(Side::Foreground(None));
-    }
-    let ended = rustix::io::retry_on_intr(|| waitpid(Some(background), WaitOptions::empty()))?;
-    Ok(Side::Foreground(ended.map(|(_, status)| status.into())))
+    let handed_on = hand_on(background)?;
+    let ready = rustix::io::retry_on_intr(|| rustix::io::read(&word, &mut [0; 1]))? > 0;
+    let ended = if ready {
+        None
+    } else {
+        rustix::io::retry_on_intr(|| waitpid(Some(background), WaitOptions::empty()))?
+    };
+    // Whatever became of the lock: it ends, or has ended.
+    Ok(Side::Foreground(match handed_on.load(Ordering::SeqCst) {
+        0 => ended.map(|(_, status)| status.into()),
+        signal => Some(Status::Signalled(signal)),
+    }))
 }
 
-/// Whoever ends the foreground, as timeout(1) or Ctrl-C do, means the background, which says how it ended. To be called
-/// before the background has been waited for.
-fn hand_on(background: Pid) -> io::Result<()> {
+/// Whoever ends the foreground, as timeout(1) or Ctrl-C do, means the background as well. Answers with the signal that was
+/// handed on, 0 for none. To be called before the background has been waited for.
+fn hand_on(background: Pid) -> io::Result<Arc<AtomicI32>> {
     let background = pidfd_open(background, PidfdFlags::empty())?;
     let wanted = ENDING
         .into_iter()
         .filter(|signal| !super::ignored_at_start(signal.as_raw()));
     let mut signals = Signals::new(wanted.map(Signal::as_raw))?;
+    let handed_on = Arc::new(AtomicI32::new(0));
+    let noted = Arc::clone(&handed_on);
     let forward = move || {
         for number in signals.forever() {
+            noted.store(number, Ordering::SeqCst);
             if let Some(signal) = ENDING.into_iter().find(|one| one.as_raw() == number) {
                 // It may have ended by itself.
                 let _ = pidfd_send_signal(&background, signal);
@@ -78,5 +90,5 @@ fn hand_on(background: Pid) -> io::Result<()> {
         }
     };
     thread::Builder::new().spawn(forward)?;
-    Ok(())
+    Ok(handed_on)
 }

@@ -175,25 +175,16 @@ impl Experiment {
         if let Some(nearest) = world.nearest(number) {
             return Outlook::Behind(nearest);
         }
-        let mut delay = Duration::ZERO;
         while let Some(one) = before {
             before = match world.keys[one] {
-                Key::Gone(End::Left { awaited, left }) => {
-                    delay = delay.max(left);
-                    awaited
+                Key::Gone(End::Left(awaited)) => awaited,
+                Key::Gone(End::Expired | End::Revoked) if !self.delay.is_zero() => {
+                    return Outlook::Vanished;
                 }
-                Key::Gone(End::Expired | End::Revoked) => {
-                    delay = delay.max(self.delay);
-                    None
-                }
-                Key::Absent | Key::Present { .. } | Key::Gone(End::Released) => None,
+                Key::Absent | Key::Present { .. } | Key::Gone(_) => None,
             };
         }
-        if delay.is_zero() {
-            Outlook::Free
-        } else {
-            Outlook::Delay(delay)
-        }
+        Outlook::Free
     }
 
     pub(crate) fn turn(&self, world: &mut World, number: usize) {
@@ -204,7 +195,9 @@ impl Experiment {
         let client = &mut world.clients[number];
         match (client.role, outlook) {
             (Role::Waiting, Outlook::Behind(one)) => client.before = Some(one),
-            (Role::Waiting, Outlook::Delay(left)) => client.role = Role::Delaying { left },
+            (Role::Waiting, Outlook::Vanished) => {
+                client.role = Role::Delaying { left: self.delay };
+            }
             (Role::Delaying { left }, _) if !left.is_zero() => {}
             // The command starts only with a young proof (DESIGN 3).
             _ if client.proof_age <= self.terms.heartbeat() => {
@@ -218,26 +211,18 @@ impl Experiment {
     /// A waiter goes, and leaves word.
     pub(crate) fn leave(&self, world: &mut World, number: usize) {
         let client = &mut world.clients[number];
-        let left = match client.role {
-            Role::Delaying { left } => left,
-            _ => Duration::ZERO,
-        };
-        let end = match (self.word, client.role) {
-            (Word::Names, Role::Waiting) => End::Left {
-                awaited: client.before,
-                left,
-            },
-            (Word::Names | Word::None, _) => End::Left {
-                awaited: None,
-                left: if self.word == Word::Names {
-                    left
-                } else {
-                    Duration::ZERO
-                },
-            },
+        if let (Word::Names, Role::Delaying { left }) = (self.word, client.role)
+            && !left.is_zero()
+        {
+            client.finish(Role::Cooling { left });
+            return;
+        }
+        let told = match (self.word, client.role) {
+            (Word::Names, Role::Waiting) => client.before,
+            (Word::Names | Word::None, _) => None,
         };
         client.finish(Role::Over);
-        Self::vanish(world, number, end);
+        Self::vanish(world, number, End::Left(told));
         world.tidy(number);
     }
 }
@@ -246,7 +231,7 @@ impl Experiment {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Outlook {
     Behind(usize),
-    /// Nobody is there, but a tree may live for so long.
-    Delay(Duration),
+    /// Nobody is there, but one went without a release of its own.
+    Vanished,
     Free,
 }

@@ -128,6 +128,13 @@ impl Experiment {
             {
                 *left = left.saturating_sub(TICK);
             }
+            if let Role::Cooling { left } = &mut world.clients[number].role {
+                *left = left.saturating_sub(TICK);
+                if left.is_zero() {
+                    world.clients[number].finish(Role::Over);
+                    Self::vanish(world, number, End::Left(None));
+                }
+            }
         }
         let aged = world.network.iter().map(|message| Message {
             age: message.age + world.clients[message.client].clock.counts(TICK),
@@ -145,6 +152,7 @@ impl Experiment {
         match world.clients[number].role {
             Role::Waiting => self.look(world, number) != Outlook::Free,
             Role::Delaying { left } => !left.is_zero(),
+            Role::Cooling { .. } => true,
             _ => false,
         }
     }

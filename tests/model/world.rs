@@ -50,13 +50,8 @@ impl Member {
 pub(crate) enum End {
     /// By its owner's own transaction, when nobody was before it any more.
     Released,
-    /// By its owner's own transaction, before its turn.
-    Left {
-        /// For whom it has waited, if it says so.
-        awaited: Option<usize>,
-        /// What is left of the time that it has waited for one that went uncleanly; on its own clock.
-        left: Duration,
-    },
+    /// By its owner's own transaction, before its turn; for whom it has waited, if it says so.
+    Left(Option<usize>),
     /// The true leader saw its lease run out.
     Expired,
     /// By the operator's hand.
@@ -96,6 +91,10 @@ pub(crate) enum Role {
     Waiting,
     /// First in the queue, but one before went uncleanly: it gives that one's tree time to die, so much yet.
     Delaying {
+        left: Duration,
+    },
+    /// It has given up while it delayed: its place stays for the rest of that time, on the leader's clock.
+    Cooling {
         left: Duration,
     },
     Holding,
