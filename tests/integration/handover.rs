@@ -270,7 +270,7 @@ fn is_kept_out(etcd: &Etcd, oracle: &Oracle, name: &str) {
     oracle.assert_no_overlap();
 }
 
-/// The same with readers: one of them vanishes, a writer leaves, and the next writer has heard of neither.
+/// The same with readers: a writer leaves, one of the readers vanishes, and the next writer finds both gone and a reader there.
 #[test]
 fn a_reader_that_vanished_is_waited_for_behind_one_who_gave_up() {
     let (etcd, oracle, name) = (Etcd::shared(), Oracle::new(), unique("reader"));
@@ -292,12 +292,14 @@ fn a_reader_that_vanished_is_waited_for_behind_one_who_gave_up() {
     eventually(LIMIT, "it knows for whom it waits", || {
         last.stderr().contains("3 ahead")
     });
-    etcd.revoke(&etcd.queue(&name)[0].lease_hex());
-    eventually(LIMIT, "the waiter knows of it", || {
-        waiter.stderr().contains("vanished")
-    });
+    last.signal(Signal::STOP);
     waiter.signal(Signal::INT);
     waiter.wait().expect_signal(Signal::INT);
+    etcd.revoke(&etcd.queue(&name)[0].lease_hex());
+    last.signal(Signal::CONT);
+    eventually(LIMIT, "the last one knows of it", || {
+        last.stderr().contains("vanished")
+    });
     reader.let_go().expect_code(0);
     vanished.wait_within(LIMIT * 2).expect_code(121);
     last.wait_within(LIMIT * 2).expect_code(0);
