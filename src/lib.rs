@@ -7,7 +7,8 @@
 //! | when is the command stopped or killed? | `core/watchdog.rs` |
 //! | what proves that the lock is ours, and for how long? | `core/lease.rs` |
 //! | when is the next renewal? | `core/heartbeat.rs` |
-//! | which keys, whose turn? | `core/name.rs`, `core/queue.rs` |
+//! | which keys, whose turn? | `core/name.rs`, `core/queue.rs`, `core/turn.rs` |
+//! | whose command may still run when it is our turn? | `core/evidence.rs` |
 //! | what do others see of the holder? | `core/holder.rs`, `whoami.rs` |
 //! | what is every kind of lock to the one who wants it? | `contest.rs` |
 //! | what is said to etcd? | `etcd/` |

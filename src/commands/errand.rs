@@ -49,12 +49,12 @@ pub(super) struct Errand<'a> {
     /// Whether nobody wants the lock any more, if that may be: looked at now and then while it is waited for.
     pub(super) unwanted: Option<&'a dyn Fn() -> bool>,
     /// Who waits in the foreground for the lock.
-    pub(super) background: Option<Detached>,
+    pub(super) background: Option<&'a Detached>,
 }
 
 /// Has the guard do it under the lock and tells how it ended.
 pub(super) fn carry_out(
-    mut errand: Errand,
+    errand: &Errand,
     contender: impl Contend,
     guard: Guard,
     ledger: &mut Ledger,
@@ -62,10 +62,9 @@ pub(super) fn carry_out(
     super::block_on(async {
         let post = Post::open(guard).context("cannot listen to the guard process")?;
         let signals = Signals::listen().context("cannot listen to signals")?;
-        let background = errand.background.take();
-        let mut runner = Runner::new(&errand, contender, ledger, post, signals);
-        runner.background = background;
-        runner.run().await
+        Runner::new(errand, contender, ledger, post, signals)
+            .run()
+            .await
     })
 }
 
@@ -81,7 +80,6 @@ struct Runner<'a, C> {
     post: Post,
     signals: Signals,
     began_at: Instant,
-    background: Option<Detached>,
     ledger: &'a mut Ledger,
 }
 
@@ -99,7 +97,6 @@ impl<'a, C: Contend> Runner<'a, C> {
             post,
             signals,
             began_at: clock::now(),
-            background: None,
             ledger,
         }
     }
@@ -226,7 +223,7 @@ impl<'a, C: Contend> Runner<'a, C> {
             signals: &mut self.signals,
             policy: errand.leftovers,
             leftovers: None,
-            background: self.background.take(),
+            background: errand.background,
         };
         let end = supervision.run().await;
         let watchdog = supervision.watchdog;

@@ -37,7 +37,7 @@ pub(super) fn hold(site: &Site, options: &Options) -> Result<Exit, Failure> {
         return keep(None);
     }
     match guard::detach().context("cannot go to the background")? {
-        Side::Background(background) => keep(Some(background)),
+        Side::Background(background) => keep(Some(&background)),
         Side::Foreground(None) => Ok(Exit::Done),
         Side::Foreground(Some(status)) => Ok(match status {
             Status::Exited(code) => Exit::Command(code),
@@ -55,7 +55,7 @@ fn keep(
     site: &Site,
     options: &Options,
     owner: Option<&Other>,
-    background: Option<Detached>,
+    background: Option<&Detached>,
     ledger: &mut Ledger,
 ) -> Result<Exit, Failure> {
     // dlock's own stdin goes to the guard. In the background there is none to wait for.
@@ -63,21 +63,17 @@ fn keep(
         .until_eof
         .then(|| io::stdin().as_fd().try_clone_to_owned());
     let input = input.transpose().context("cannot keep standard input")?;
-    // Whoever waits for our word may have been killed.
-    let foreground = background
-        .as_ref()
-        .map(|background| background.descriptor().try_clone_to_owned());
-    let foreground = foreground.transpose().context("cannot watch ourselves")?;
     let ties = Ties {
         adopted: owner,
-        kept: input.iter().chain(&foreground).map(AsFd::as_fd).collect(),
+        kept: input.iter().map(AsFd::as_fd).collect(),
         ..Ties::default()
     };
     let hold = guard::Name::own().context("cannot find our own process")?;
     let unwanted = || {
         owner.is_some_and(Other::has_ended)
             || input.as_ref().is_some_and(guard::is_hung_up)
-            || foreground.as_ref().is_some_and(guard::is_unread)
+            // Whoever waits for our word may have been killed.
+            || background.is_some_and(Detached::is_forsaken)
     };
     let errand = Errand {
         name: &options.name,
@@ -85,10 +81,10 @@ fn keep(
         program: OsStr::new("dlock hold"),
         leftovers: Leftovers::Kill,
         variables: vec![("DLOCK_HOLD".to_owned(), hold.to_string())],
-        unwanted: (owner.is_some() || input.is_some() || foreground.is_some()).then_some(&unwanted),
+        unwanted: (owner.is_some() || input.is_some() || background.is_some()).then_some(&unwanted),
         background,
     };
-    match lock::carry_out(errand, site, lingering(options, owner), ties, ledger)? {
+    match lock::carry_out(&errand, site, lingering(options, owner), ties, ledger)? {
         // However the waiting for its end ended, or whoever ended it: that is what it was for.
         Exit::Command(_) | Exit::Signalled(_) if ledger.was_held() => Ok(Exit::Done),
         exit => Ok(exit),

@@ -29,7 +29,7 @@ pub(super) const NOT_OF_ALL: [&str; 5] = [
 /// Has a guard run `command` under the lock and tells how it ended. To be called before any thread exists: see
 /// guard/mod.rs.
 pub(super) fn carry_out(
-    errand: Errand,
+    errand: &Errand,
     site: &Site,
     command: guard::Command,
     ties: Ties,
@@ -50,8 +50,8 @@ pub(super) fn carry_out(
     // For what does not live as long as the caller's.
     let mut ties: Ties = ties;
     ties.cleared = &NOT_OF_ALL;
-    let background = errand.background.as_ref();
-    ties.kept.extend(background.map(Detached::descriptor));
+    ties.kept
+        .extend(errand.background.map(Detached::descriptor));
     let launch = |ties: &Ties| -> Result<Guard, Failure> {
         let guard = guard::launch(command, policy, ties);
         Ok(guard.context("cannot start the guard process")?)

@@ -39,7 +39,7 @@ fn carry_out(site: &Site, options: &Options, ledger: &mut Ledger) -> Result<Exit
         unwanted: None,
         background: None,
     };
-    lock::carry_out(errand, site, command, Ties::default(), ledger)
+    lock::carry_out(&errand, site, command, Ties::default(), ledger)
 }
 
 /// Runs the command under the lock that is held around us, or says why not.

@@ -50,7 +50,7 @@ pub(crate) struct Supervision<'a, S> {
     /// The command itself has ended and left others behind.
     pub(crate) leftovers: Option<Status>,
     /// Who waits in the foreground until the command runs.
-    pub(crate) background: Option<Detached>,
+    pub(crate) background: Option<&'a Detached>,
 }
 
 /// What can happen while the lock is held.

@@ -37,7 +37,7 @@ impl Standing {
     /// where no command runs any more.
     pub fn grace(&self) -> Option<Duration> {
         let record = self.record.as_ref()?;
-        (!record.cooling).then(|| record.grace())
+        (!self.cools_down()).then(|| record.grace())
     }
 
     /// Whether its command has ended, and the lock stays taken for a while.

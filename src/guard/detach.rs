@@ -14,6 +14,7 @@ use rustix::process::{
 use rustix::stdio::dup2_stdin;
 use signal_hook::iterator::Signals;
 
+use super::other::is_unread;
 use super::{Status, descriptors, signals, spawn};
 
 /// What ends a process that waits in a shell.
@@ -26,6 +27,11 @@ impl Detached {
     /// Lets the foreground go; answers whether it was there to hear of it.
     pub(crate) fn ready(&self) -> bool {
         rustix::io::write(&self.0, &[0]).is_ok()
+    }
+
+    /// Whether the foreground is not there any more.
+    pub(crate) fn is_forsaken(&self) -> bool {
+        is_unread(&self.0)
     }
 
     /// What must stay open for it.

@@ -46,7 +46,7 @@ pub(crate) use self::inherited::ignored_at_start;
 use self::link::Link;
 use self::message::Order;
 pub(crate) use self::message::{Cause, Report, Status, Survivor};
-pub(crate) use self::other::{Name, Other, is_hung_up, is_unread, linger};
+pub(crate) use self::other::{Name, Other, is_hung_up, linger};
 use self::process::Equipment;
 pub(crate) use self::signals::die_of;
 use self::spawn::Program;

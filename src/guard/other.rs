@@ -111,7 +111,7 @@ pub(crate) fn is_hung_up(input: &impl AsFd) -> bool {
 }
 
 /// Whether nobody reads what is written into a pipe any more.
-pub(crate) fn is_unread(output: &impl AsFd) -> bool {
+pub(super) fn is_unread(output: &impl AsFd) -> bool {
     is_now(output, PollFlags::ERR)
 }
 

@@ -136,14 +136,15 @@ impl Program {
 }
 
 /// Turns this process into the command, as the caller had it, with these variables on top and without those that are
-/// `cleared`; comes back only to say why not. Whatever descriptor is open and not close-on-exec becomes the command's. To be called in a process with one thread.
+/// `cleared`; comes back only to say why not. Whatever descriptor is open and not close-on-exec becomes the command's. To be
+/// called in a process with one thread.
 pub(crate) fn become_command(
     command: Command,
     variables: &[(String, String)],
     cleared: &[&'static str],
 ) -> io::Error {
     let prepared = Program::new(command, cleared).and_then(|program| {
-        let environment = environment(variables, cleared)?;
+        let environment = environment(variables, &program.cleared)?;
         Ok((program, environment))
     });
     match prepared {

@@ -223,7 +223,6 @@ impl Experiment {
         };
         client.finish(Role::Over);
         Self::vanish(world, number, End::Left(told));
-        world.tidy(number);
     }
 }
 

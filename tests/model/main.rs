@@ -42,7 +42,7 @@
 //! | clients | two (three where it says so), each takes the lock once |
 //! | etcd | two members that lead in turn and one election; or no election and one revocation |
 //! | dlock | stopped once, for any time (not among newcomers, not among three) |
-//! | states | 3,000 to 82,000 up to a counterexample, 39,000 to 290,000 where there is none, and 1,010,000 for three clients: all of them |
+//! | states | 3,000 to 82,000 up to a counterexample, 39,000 to 290,000 where there is none, and 950,000 for three clients: all of them |
 //!
 //! Time itself has no bound: states hold ages, so a run may go on for ever. Left out: the renewals of
 //! a client whose turn it is not (without a lease it starts nothing); keepalives that overlap another
