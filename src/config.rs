@@ -21,6 +21,7 @@ use self::endpoint::Endpoint;
 use self::layers::{Found, Layers};
 use crate::cli::connection::Connection;
 use crate::cli::duration;
+use crate::core::cluster_id::ClusterId;
 use crate::exit::{Failure, OrFail};
 
 const ENDPOINTS: &str = "127.0.0.1:2379";
@@ -36,6 +37,8 @@ pub(crate) struct Settings {
     pub(crate) credentials: Option<Credentials>,
     /// Ends in a slash.
     pub(crate) prefix: String,
+    /// The only cluster whose answers count, if it is said.
+    pub(crate) cluster_id: Option<ClusterId>,
     pub(crate) connect_timeout: Duration,
 }
 
@@ -68,6 +71,10 @@ pub(crate) fn resolve(
     let prefix = layers
         .find(flags.prefix.as_deref(), "prefix")
         .map_or_else(|| Ok(PREFIX.to_owned()), |found| found.parse(whole_prefix))?;
+    let cluster_id = layers
+        .find(flags.cluster_id.as_deref(), "cluster-id")
+        .map(|found| found.parse(str::parse))
+        .transpose()?;
     let connect_timeout = layers
         .find(flags.connect_timeout.as_deref(), "connect-timeout")
         .map_or(Ok(CONNECT_TIMEOUT), |found| found.parse(patience))?;
@@ -76,6 +83,7 @@ pub(crate) fn resolve(
         tls,
         credentials: credentials::resolve(layers, flags, warnings)?,
         prefix,
+        cluster_id,
         connect_timeout,
     })
 }

@@ -59,6 +59,8 @@ events! {
         "the lock is lost: the command is stopped and killed, or had ended by then";
     MAX_HOLD = "max-hold" [lock]
         "the command has run for as long as --max-hold allows: it is stopped";
+    OTHER_CLUSTER = "other-cluster" [cluster wanted]
+        "an endpoint belongs to another cluster than the one in use, and is not used";
     PLACE_LOST = "place-lost" [lock]
         "the place in the queue is lost, another one is taken at its end";
     RAN = "ran" [lock]

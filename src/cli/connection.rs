@@ -46,6 +46,14 @@ pub(crate) struct Connection {
     #[arg(long, global = true, value_name = "PREFIX", value_hint = ValueHint::Other)]
     pub(crate) prefix: Option<OsString>,
 
+    /// Use no endpoint of another etcd cluster than this one
+    ///
+    /// The id as dlock doctor prints it, which is hexadecimal, or as etcdctl prints it: 17 to 20 digits are
+    /// decimal. Without it, the cluster that answers first is the one: an endpoint of another cluster in the
+    /// list can put two commands under one lock.
+    #[arg(long, global = true, value_name = "ID", value_hint = ValueHint::Other)]
+    pub(crate) cluster_id: Option<OsString>,
+
     /// How long to try to reach etcd before giving up; default 10s
     #[arg(long, global = true, value_name = "DURATION", value_hint = ValueHint::Other, allow_negative_numbers = true)]
     pub(crate) connect_timeout: Option<OsString>,

@@ -101,6 +101,7 @@ fn shown(option: &str, file: &Path, resolved: &Settings, terms: Terms) -> Option
         // Its text may hold the password.
         "user" => Some(resolved.credentials.as_ref()?.user.clone()),
         "prefix" => Some(resolved.prefix.clone()),
+        "cluster-id" => resolved.cluster_id.map(|id| id.to_string()),
         "connect-timeout" => Some(span(resolved.connect_timeout).to_string()),
         "ttl" => Some(span(terms.ttl()).to_string()),
         "kill-after" => Some(span(terms.grace()).to_string()),
@@ -120,6 +121,7 @@ fn flag(connection: &Connection, option: &str) -> Option<OsString> {
         "user" => connection.user.clone(),
         "password-file" => connection.password_file.clone(),
         "prefix" => connection.prefix.clone(),
+        "cluster-id" => connection.cluster_id.clone(),
         "connect-timeout" => connection.connect_timeout.clone(),
         "config" => connection.config.clone(),
         _ => None,

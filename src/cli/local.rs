@@ -69,6 +69,7 @@ fn no_connection(local: &Found, flags: &Connection) -> Result<(), Failure> {
         ("user", flags.user.is_some()),
         ("password-file", flags.password_file.is_some()),
         ("prefix", flags.prefix.is_some()),
+        ("cluster-id", flags.cluster_id.is_some()),
         ("connect-timeout", flags.connect_timeout.is_some()),
     ];
     match given.iter().find(|(_, given)| *given) {

@@ -254,6 +254,7 @@ fn defaults() {
     assert_eq!(options.lock.note, None);
     assert_eq!(endpoints(&run), "http://127.0.0.1:2379");
     assert_eq!(run.settings.prefix, "dlock/");
+    assert_eq!(run.settings.cluster_id, None);
     assert_eq!(run.settings.connect_timeout, Duration::from_secs(10));
     assert!(run.settings.credentials.is_none() && run.warnings.is_empty());
     assert!(!run.output.json && run.output.level == Level::WARN);
@@ -346,6 +347,10 @@ fn nonsense_is_refused() {
             "control characters",
         ),
         (&["run", "--connect-timeout", "0", "x", "y"], "more than 0"),
+        (
+            &["run", "--cluster-id", "main", "x", "y"],
+            "as dlock doctor prints it",
+        ),
         (&["run", "--cacert", "/nowhere/x", "x", "y"], "'/nowhere/x'"),
         (&["run", "--cert", "/nowhere/x", "x", "y"], "without --key"),
         (&["run", "--key", "/nowhere/x", "x", "y"], "without --cert"),

@@ -85,6 +85,7 @@ fn judge(
         user: settings.credentials.as_ref().map(|it| it.user.as_str()),
         prefix: &settings.prefix,
         terms: options.terms,
+        cluster_id: settings.cluster_id,
         exposed: settings
             .endpoints
             .iter()

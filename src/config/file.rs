@@ -25,6 +25,7 @@ pub(crate) const KEYS: &[&str] = &[
     "user",
     "password-file",
     "prefix",
+    "cluster-id",
     "connect-timeout",
     "verbose",
     "quiet",

@@ -102,23 +102,30 @@ pub(crate) async fn evict(
 ) -> Result<(), Trouble> {
     let evicting = async |etcd: Connection| {
         if standing.lease.0 != 0 {
-            return match etcd
+            match etcd
                 .leases()
                 .revoke(standing.lease.0)
                 .await
                 .map_err(Trouble::from)
             {
-                Err(trouble) if trouble.kind != Kind::LeaseNotFound => Err(trouble),
-                // It has ended by itself.
-                _ => Ok(()),
-            };
+                Err(trouble) if trouble.kind == Kind::LeaseNotFound => {
+                    // It has ended by itself, unless a member of another cluster says so; only an answer tells which
+                    // cluster it comes from.
+                    let count = Some(GetOptions::new().with_count_only());
+                    let answer = etcd.kv().get(standing.key.as_str(), count).await?;
+                    cluster.observe(answer.header())?;
+                }
+                revoked => drop(cluster.observe(revoked?.header())?),
+            }
+            return Ok(());
         }
         let key = standing.key.as_str();
         let there = Compare::create_revision(key, CompareOp::Equal, standing.token.0);
         let txn = Txn::new()
             .when([there])
             .and_then([TxnOp::delete(key, None)]);
-        etcd.kv().txn(txn).await?;
+        let answer = etcd.kv().txn(txn).await?;
+        cluster.observe(answer.header())?;
         Ok(())
     };
     cluster.call(limit, evicting).await

@@ -9,13 +9,14 @@ use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt as _, StreamExt as _};
 use tokio::sync::Mutex;
 use tokio::time::{sleep, timeout};
-use tracing::info;
+use tracing::{info, warn};
 
 use super::connection::{Connection, connect};
 use super::trouble::{Kind, Trouble, connect_hint};
 use crate::config::credentials::Credentials;
 use crate::config::endpoint::Endpoint;
 use crate::config::{Settings, Tls};
+use crate::core::cluster_id::ClusterId;
 use crate::core::lease::Header;
 use crate::core::text::span;
 use crate::events;
@@ -37,8 +38,14 @@ pub(crate) struct Cluster {
     connect_limit: Duration,
     connections: Vec<Mutex<Option<Connection>>>,
     current: Cell<usize>,
-    /// The cluster that answered first; members of others are refused.
-    id: OnceCell<u64>,
+    /// The cluster of the settings, else the one that answered first; members of others are refused.
+    id: OnceCell<ClusterId>,
+    /// Whether the id stands in the settings.
+    id_is_given: bool,
+    /// Whether a member of that cluster has ever answered.
+    answered: Cell<bool>,
+    /// Whether it was said that a member of another cluster has answered.
+    warned: Cell<bool>,
     /// What each endpoint failed with last, for the final message.
     troubles: RefCell<Vec<Option<Trouble>>>,
 }
@@ -53,7 +60,12 @@ impl Cluster {
             connect_limit: settings.connect_timeout,
             connections: (0..count).map(|_| Mutex::new(None)).collect(),
             current: Cell::new(0),
-            id: OnceCell::new(),
+            id: settings
+                .cluster_id
+                .map_or_else(OnceCell::new, OnceCell::from),
+            id_is_given: settings.cluster_id.is_some(),
+            answered: Cell::new(false),
+            warned: Cell::new(false),
             troubles: RefCell::new(vec![None; count]),
         }
     }
@@ -128,22 +140,56 @@ impl Cluster {
         self.troubles.borrow_mut()[index] = Some(trouble.clone());
     }
 
-    /// Reads an answer's header, and refuses a member of another cluster than the first that answered.
+    /// Reads an answer's header, and refuses a member of another cluster than that of the settings, or, where they name
+    /// none, than the first that answered.
     pub(crate) fn observe(&self, header: Option<&ResponseHeader>) -> Result<Header, Trouble> {
         let header = header.ok_or_else(|| Trouble::elsewhere("an answer without a header"))?;
-        let id = *self.id.get_or_init(|| header.cluster_id());
-        if header.cluster_id() != id {
-            return Err(Trouble::elsewhere(format!(
-                "belongs to another cluster ({:x}, not {id:x})",
-                header.cluster_id()
-            )));
+        let theirs = ClusterId(header.cluster_id());
+        let id = *self.id.get_or_init(|| theirs);
+        if theirs != id {
+            self.warn_of(theirs, id);
+            return Err(self.foreign(theirs, id));
         }
+        self.answered.set(true);
         Ok(Header {
             cluster: header.cluster_id(),
             member: header.member_id(),
             term: header.raft_term(),
             revision: header.revision(),
         })
+    }
+
+    fn foreign(&self, theirs: ClusterId, id: ClusterId) -> Trouble {
+        let (origin, hint) = if self.id_is_given {
+            (
+                " of cluster-id",
+                "dlock doctor shows which cluster each endpoint belongs to",
+            )
+        } else {
+            ("", "name the members of one cluster only")
+        };
+        Trouble::elsewhere(format!(
+            "belongs to another cluster ({theirs}, not {id}{origin})"
+        ))
+        .hinting(Some(hint))
+    }
+
+    /// Without the setting it is a matter of chance which of the clusters a lock is taken in.
+    fn warn_of(&self, theirs: ClusterId, id: ClusterId) {
+        if self.warned.replace(true) {
+            return;
+        }
+        let what_of_it = if self.id_is_given {
+            "it is not used"
+        } else {
+            "two commands could run under one lock"
+        };
+        warn!(
+            event = events::OTHER_CLUSTER,
+            cluster = %theirs,
+            wanted = %id,
+            "one of the endpoints belongs to another cluster ({theirs}, not {id}): {what_of_it}; dlock doctor shows which one it is"
+        );
     }
 
     /// Asks until an endpoint answers, for `limit` at most: the current one first, the next one
@@ -241,7 +287,7 @@ impl Cluster {
 
     /// What each endpoint says, as long as none has ever answered.
     pub(super) fn unanswered(&self) -> Option<String> {
-        self.id.get().is_none().then(|| self.causes())
+        (!self.answered.get()).then(|| self.causes())
     }
 
     fn causes(&self) -> String {

@@ -104,8 +104,8 @@ impl Places {
             .when([Compare::lease(key.as_str(), CompareOp::Equal, lease.0)])
             .and_then([TxnOp::put(key, record.to_json(), Some(under))]);
         match etcd.kv().txn(txn).await.map_err(Trouble::from) {
-            Err(trouble) if trouble.kind != Kind::LeaseNotFound => Err(trouble),
-            _ => Ok(()),
+            Err(trouble) if trouble.kind == Kind::LeaseNotFound => Ok(()),
+            answer => self.cluster.observe(answer?.header()).map(drop),
         }
     }
 

@@ -132,7 +132,13 @@ impl Places {
                 .and_then(self.removal(place, None));
             etcd.kv().txn(txn).await?;
         }
-        let ttl = Duration::from_secs(granted?.ttl().try_into().unwrap_or(0));
+        let granted = granted?;
+        if let Err(trouble) = self.cluster.observe(granted.header()) {
+            // Another cluster: nothing of ours is to stay there.
+            self.end(etcd, lease).await;
+            return Err(trouble);
+        }
+        let ttl = Duration::from_secs(granted.ttl().try_into().unwrap_or(0));
         let placed = match placed {
             // The txn overtook the grant after all, and has done nothing.
             Some(Err(trouble)) if trouble.kind == Kind::LeaseNotFound => {

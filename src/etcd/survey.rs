@@ -67,10 +67,10 @@ pub(crate) async fn read(
 ) -> Result<i64, Trouble> {
     let first = cluster.call(limit, async |etcd: Connection| {
         let first = page(&etcd, range, range.from.clone(), 0).await?;
-        Ok((etcd, first))
+        let revision = cluster.observe(first.header())?.revision;
+        Ok((etcd, first, revision))
     });
-    let (etcd, mut read) = first.await?;
-    let revision = cluster.observe(read.header())?.revision;
+    let (etcd, mut read, revision) = first.await?;
     let mut open: Option<(String, Vec<Standing>)> = None;
     loop {
         let mut locks = Vec::new();
@@ -135,7 +135,9 @@ pub(crate) async fn names(
             .with_range(range.to.clone())
             .with_limit(most)
             .with_keys_only();
-        Ok::<_, Trouble>(etcd.kv().get(range.from.clone(), Some(options)).await?)
+        let read = etcd.kv().get(range.from.clone(), Some(options)).await?;
+        cluster.observe(read.header())?;
+        Ok::<_, Trouble>(read)
     });
     let read = read.await?;
     let names = read.kvs().iter();
@@ -183,6 +185,7 @@ pub(crate) async fn change(
         })
         .await?;
     while let Some(answer) = stream.message().await? {
+        cluster.observe(answer.header())?;
         if answer.canceled() {
             // Compacted meanwhile: something has changed, surely.
             return Ok(());

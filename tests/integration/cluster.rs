@@ -4,8 +4,8 @@
 use std::time::Duration;
 
 use crate::support::{
-    BlackHole, Cluster, Dlock, Etcd, LIMIT, Link, Mode, Oracle, Running, boot_clock, eventually,
-    hold_open, let_pass, since, unique,
+    BlackHole, Cluster, Dlock, Etcd, LIMIT, Link, Mode, Oracle, Running, Scratch, boot_clock,
+    eventually, hold_open, let_pass, since, unique,
 };
 
 /// "several members": the leader dies, the command lives.
@@ -184,7 +184,9 @@ fn a_member_of_another_cluster_is_refused() {
         (&mine, &stranger)
     };
     used.stop();
-    holder.wait().expect_code(121);
+    let outcome = holder.wait().expect_code(121);
+    let warning = "dlock: one of the endpoints belongs to another cluster (";
+    assert_eq!(outcome.stderr.matches(warning).count(), 1, "{outcome:?}");
     holder.assert_tree_dead();
     assert!(
         other.entries("").is_empty(),
@@ -211,4 +213,81 @@ fn contenders_on_three_members_run_one_at_a_time() {
     }
     assert_eq!(oracle.tokens().len(), 6);
     assert!(cluster.members()[0].queue("crowd").is_empty());
+}
+
+/// "Use no endpoint of another etcd cluster than this one": however long the right one is silent, nothing is locked, or left, in
+/// another one, and the lock is waited for where its holder has it.
+#[test]
+fn only_the_cluster_of_the_settings_is_used() {
+    let (mine, stranger, oracle) = (
+        Etcd::start_with(&["--initial-cluster-token=mine"]),
+        Etcd::start(),
+        Oracle::new(),
+    );
+    let holder = Dlock::on(&mine).run(["pinned", "--"]);
+    let mut holder = holder.args(oracle.guest("holder")).start();
+    oracle.entered(1);
+    let link = Link::to(mine.port());
+    link.both(Mode::Hold);
+    let endpoints = [link.endpoint(), stranger.endpoint()].join(",");
+    let home = Scratch::new();
+    // As etcdctl prints it.
+    let file = home.write(
+        "dlock.toml",
+        &format!("cluster-id = {}\n", cluster_id(&mine)),
+    );
+    let mut waiter = Dlock::at(&endpoints)
+        .run(["--config", &file, "--connect-timeout=20s", "pinned", "--"])
+        .args(oracle.guest("waiter"))
+        .start();
+    eventually(LIMIT, "the other cluster has answered", || {
+        waiter.stderr().contains("it is not used")
+    });
+    assert!(stranger.entries("").is_empty());
+    link.both(Mode::Pass);
+    mine.queue_of("pinned", 2);
+    assert_eq!(oracle.guests(), ["holder"]);
+    oracle.leave("holder");
+    oracle.leave("waiter");
+    holder.wait().expect_code(0).expect_silent();
+    let outcome = waiter.wait().expect_code(0);
+    let warning = "belongs to another cluster";
+    assert_eq!(outcome.stderr.matches(warning).count(), 1, "{outcome:?}");
+    assert!(stranger.entries("").is_empty());
+    assert!(stranger.leases().is_empty());
+}
+
+/// The id of an endpoint's cluster that is not the one of the settings is named, with the one that was expected.
+#[test]
+fn both_ids_are_named_when_no_endpoint_is_of_the_right_cluster() {
+    let etcd = Etcd::shared();
+    let id: u64 = cluster_id(etcd).parse().expect("a decimal id");
+    let dlock = |words: &[&str]| Dlock::on(etcd).env("DLOCK_CLUSTER_ID", "abc").args(words);
+    let both = format!("belongs to another cluster ({id:x}, not abc of cluster-id)");
+    let words = ["--connect-timeout=1s", "run", "job", "echo", "never"];
+    dlock(&words)
+        .finish()
+        .expect_code(125)
+        .expect_stdout("")
+        .expect_stderr(&[&both, "hint: "]);
+    for words in [
+        &["ls"][..],
+        &["status", "job"],
+        &["check", "--name=job", "--token=1"],
+    ] {
+        let words = [&["--connect-timeout=1s"], words].concat();
+        let outcome = dlock(&words).finish();
+        outcome
+            .expect_code(125)
+            .expect_stdout("")
+            .expect_stderr(&[&both]);
+    }
+}
+
+/// As etcdctl prints it, in decimal digits.
+fn cluster_id(etcd: &Etcd) -> String {
+    let status = eventually(LIMIT, "etcd tells its state", || etcd.status());
+    let mut lines = status.lines();
+    let id = lines.find_map(|line| line.strip_prefix("\"ClusterID\" : "));
+    id.expect("an id").to_owned()
 }

@@ -8,7 +8,8 @@ use std::time::Duration;
 use serde_json::Value;
 
 use crate::support::{
-    BlackHole, Certificates, Cluster, Direction, Dlock, Etcd, Link, Mode, boot_clock, since,
+    BlackHole, Certificates, Cluster, Direction, Dlock, Etcd, Link, Mode, Scratch, boot_clock,
+    since,
 };
 
 /// What one doctor has found.
@@ -203,6 +204,43 @@ fn a_cluster_of_which_one_member_is_named_is_a_warning() {
     let words = ["3 voting members", "--endpoints http://127.0.0.1:"];
     found.says("cluster", id.as_str().unwrap(), "warning", &words);
     found.is_fine(&["endpoint", "permission", "latency"]);
+}
+
+/// "and says the line for it": the configuration that is printed refuses every other cluster, and its own not.
+#[test]
+fn the_cluster_is_printed_for_the_configuration() {
+    let (mine, other) = (
+        Etcd::start_with(&["--initial-cluster-token=mine"]),
+        Etcd::start(),
+    );
+    let found = Diagnosis::of(Dlock::on(&mine), &[]);
+    found.is_fine(&ETCD);
+    let hint = found.findings("cluster")[0]["hint"]
+        .as_str()
+        .expect("a hint");
+    let line = hint
+        .split(": ")
+        .nth(1)
+        .expect("a line of the configuration");
+    let home = Scratch::new();
+    let file = home.write("dlock.toml", line);
+    let words = ["--config", &*file];
+    let found = Diagnosis::of(Dlock::on(&mine), &words);
+    found.is_fine(&ETCD);
+    assert_eq!(found.findings("cluster")[0]["hint"], Value::Null);
+    assert!(found.setting("cluster-id").is_some());
+    let both = format!("{},{}", mine.endpoint(), other.endpoint());
+    let found = Diagnosis::of(Dlock::at(&both), &words);
+    found.says(
+        "cluster",
+        &other.endpoint(),
+        "warning",
+        &["another cluster"],
+    );
+    let found = Diagnosis::of(Dlock::on(&other), &words);
+    found.is_unusable();
+    let words = ["another cluster", "dlock does not use it", "cluster-id = "];
+    found.says("cluster", &other.endpoint(), "unusable", &words);
 }
 
 /// "same cluster"

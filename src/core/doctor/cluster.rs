@@ -5,25 +5,39 @@ use std::collections::BTreeMap;
 
 use super::endpoints::{Complaint, Member, Named, Status, Trial};
 use super::{Finding, counted, version};
+use crate::core::cluster_id::ClusterId;
 
 /// Of the space that etcd may use, in percent.
 const NEARLY_FULL: i64 = 80;
 
-/// All that there is to say about the cluster, of which so many endpoints are `named` and these answer.
-pub(super) fn judge(named: usize, answers: &[Named]) -> Vec<Finding> {
-    let mut findings = unity(named, answers);
+/// All that there is to say about the cluster, of which so many endpoints are `named` and these answer; `wanted` is the
+/// one in the settings.
+pub(super) fn judge(named: usize, answers: &[Named], wanted: Option<ClusterId>) -> Vec<Finding> {
+    let mut findings = unity(named, answers, wanted);
     findings.extend(versions(answers));
     findings.extend(alarms(answers));
     findings
 }
 
-fn unity(named: usize, answers: &[Named]) -> Vec<Finding> {
+fn unity(named: usize, answers: &[Named], wanted: Option<ClusterId>) -> Vec<Finding> {
     const CHECK: &str = "cluster";
     let mut by_id: BTreeMap<u64, Vec<&Named>> = BTreeMap::new();
     for one in answers {
         if let Some(header) = one.1.header {
             by_id.entry(header.cluster).or_default().push(one);
         }
+    }
+    let mut findings = Vec::new();
+    if let Some(wanted) = wanted {
+        let others: Vec<_> = by_id
+            .extract_if(.., |id, _| ClusterId(*id) != wanted)
+            .collect();
+        let remains = !by_id.is_empty();
+        findings.extend(
+            others
+                .iter()
+                .map(|(id, ones)| refused(ClusterId(*id), ones, wanted, remains)),
+        );
     }
     if by_id.len() > 1 {
         let parts = by_id.iter().map(|(id, ones)| {
@@ -40,10 +54,9 @@ fn unity(named: usize, answers: &[Named]) -> Vec<Finding> {
         ];
     }
     let Some((id, ones)) = by_id.into_iter().next() else {
-        return Vec::new();
+        return findings;
     };
-    let id = format!("{id:x}");
-    let mut findings = Vec::new();
+    let id = ClusterId(id).to_string();
     let mut leaders: Vec<u64> = ones
         .iter()
         .filter_map(|(_, answer)| Some(answer.status.as_ref()?.leader))
@@ -62,8 +75,33 @@ fn unity(named: usize, answers: &[Named]) -> Vec<Finding> {
         .map(|(_, answer)| answer.members.as_slice())
         .max_by_key(|members| members.len())
         .unwrap_or_default();
-    findings.push(membership(&id, named, &ones, members));
+    let membership = membership(&id, named, &ones, members);
+    findings.push(if wanted.is_none() && membership.hint.is_none() {
+        membership.hinting(&format!("to refuse every other one: cluster-id = \"{id}\""))
+    } else {
+        membership
+    });
     findings
+}
+
+/// Endpoints of another cluster than that of the settings, of which others may remain.
+fn refused(id: ClusterId, ones: &[&Named], wanted: ClusterId, remains: bool) -> Finding {
+    const CHECK: &str = "cluster";
+    let names: Vec<&str> = ones.iter().map(|(name, _)| *name).collect();
+    let (object, says) = (
+        names.join(" and "),
+        format!(
+            "belongs to another cluster: {id}, not {wanted} of cluster-id; dlock does not use it"
+        ),
+    );
+    let finding = if remains {
+        Finding::warning(CHECK, &object, &says)
+    } else {
+        Finding::unusable(CHECK, &object, &says)
+    };
+    finding.hinting(&format!(
+        "name the members of one cluster only; if this is the one: cluster-id = \"{id}\""
+    ))
 }
 
 fn membership(id: &str, named: usize, ones: &[&Named], members: &[Member]) -> Finding {

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::latency::{self, Proof};
 use super::{Finding, Level, cluster};
+use crate::core::cluster_id::ClusterId;
 use crate::core::lease::{Header, Terms};
 use crate::core::text::span;
 
@@ -101,16 +102,22 @@ pub struct Asking<'a> {
     pub user: Option<&'a str>,
     pub prefix: &'a str,
     pub terms: Terms,
+    /// The cluster that the settings name.
+    pub cluster_id: Option<ClusterId>,
     /// The endpoints of other machines that are reached without TLS.
     pub exposed: Vec<String>,
 }
 
 impl Asked {
-    /// Whether a lock can be taken and kept through this endpoint.
-    fn usable(&self) -> bool {
+    /// Whether a lock can be taken and kept through this endpoint, of this cluster if it is said.
+    fn usable(&self, cluster: Option<ClusterId>) -> bool {
         let Ok(answer) = &self.answer else {
             return false;
         };
+        let other = |header: Header| cluster.is_some_and(|id| id.0 != header.cluster);
+        if answer.header.is_some_and(other) {
+            return false;
+        }
         let Trial { locks, key, proofs } = &answer.trial;
         let narrow = key.as_ref().is_err_and(Complaint::denied);
         locks.is_ok() && (narrow || key.is_ok() && latency::keeps(proofs))
@@ -120,7 +127,7 @@ impl Asked {
 /// All that there is to say about the endpoints.
 pub fn judge(asked: &[Asked], asking: &Asking) -> Vec<Finding> {
     // What one endpoint cannot do matters little as long as another one can.
-    let bad = if asked.iter().any(Asked::usable) {
+    let bad = if asked.iter().any(|one| one.usable(asking.cluster_id)) {
         Level::Warning
     } else {
         Level::Unusable
@@ -133,7 +140,7 @@ pub fn judge(asked: &[Asked], asking: &Asking) -> Vec<Finding> {
     if answers.is_empty() {
         return findings;
     }
-    findings.extend(cluster::judge(asked.len(), &answers));
+    findings.extend(cluster::judge(asked.len(), &answers, asking.cluster_id));
     findings.extend(user(&answers, asking));
     findings.extend(permission(&answers, asking));
     let proofs = answers

@@ -76,6 +76,7 @@ fn asking() -> Asking<'static> {
         user: None,
         prefix: "dlock/",
         terms: Terms::new(ttl, Terms::default_grace(ttl)),
+        cluster_id: None,
         exposed: Vec::new(),
     }
 }
@@ -209,6 +210,45 @@ fn two_clusters_are_no_cluster() {
         Level::Unusable,
         &["c1 at http://a:2379 and http://c:2379; c2 at http://b:2379"],
     );
+}
+
+#[test]
+fn only_the_cluster_of_the_settings_counts() {
+    let mut asked = healthy(3);
+    let pinned = |id| Asking {
+        cluster_id: Some(ClusterId(id)),
+        ..asking()
+    };
+    assert!(bad(&asked, &pinned(0xc1)).is_empty());
+    let words = [
+        "http://a:2379 and http://b:2379 and http://c:2379",
+        "c1, not c2 of cluster-id",
+        "cluster-id = \"c1\"",
+    ];
+    only(&asked, &pinned(0xc2), "cluster", Level::Unusable, &words);
+    answer(&mut asked[1]).header.as_mut().unwrap().cluster = 0xc2;
+    let words = ["http://b:2379", "c2, not c1 of cluster-id"];
+    only(&asked, &pinned(0xc1), "cluster", Level::Warning, &words);
+    // An endpoint of another cluster does not make up for those of the right one.
+    answer(&mut asked[0]).trial.key = refusal("etcdserver: mvcc: database space exceeded");
+    answer(&mut asked[2]).trial.key = refusal("etcdserver: mvcc: database space exceeded");
+    assert_eq!(worst(&judge(&asked, &pinned(0xc1))), Level::Unusable);
+}
+
+#[test]
+fn the_id_is_printed_for_the_configuration() {
+    let hint = |asking: &Asking| {
+        let findings = judge(&healthy(3), asking);
+        let found = findings.into_iter().find(|one| one.check == "cluster");
+        found.expect("a finding").hint
+    };
+    let line = hint(&asking()).expect("a hint");
+    assert!(line.ends_with("cluster-id = \"c1\""), "{line}");
+    let pinned = Asking {
+        cluster_id: Some(ClusterId(0xc1)),
+        ..asking()
+    };
+    assert_eq!(hint(&pinned), None);
 }
 
 #[test]
