@@ -32,7 +32,7 @@ use crate::{clock, events, whoami};
 
 /// How long the release of a lock that was ours to the end may take.
 const RELEASE: Duration = Duration::from_secs(5);
-/// How long the removal of what may be left after a loss may take.
+/// How long the removal of what may be left after a loss may take, and the release of a lock that is past its deadline.
 const CLEAR: Duration = Duration::from_secs(1);
 /// Between two looks at whether a lock is still wanted.
 const LOOK: Duration = Duration::from_millis(500);
@@ -296,7 +296,9 @@ impl<'a, C: Contend> Runner<'a, C> {
             Parting::Done(&result)
         };
         let left = watchdog.deadlines().kill_at.since(clock::now());
-        match self.contender.release(left.min(RELEASE), parting).await {
+        // After its deadline the lock may be another's, which only the answer can tell.
+        let limit = left.clamp(CLEAR, RELEASE);
+        match self.contender.release(limit, parting).await {
             Release::Confirmed => {
                 let held = self.ledger.held(clock::now());
                 info!(

@@ -68,6 +68,15 @@ impl Evidence {
         serde_json::to_string(self).unwrap_or_default()
     }
 
+    /// The same of one that leaves its place taken, to a cooldown: then nobody may follow on it as on one that was alone.
+    #[must_use]
+    pub fn with_place_kept(self) -> Self {
+        match self {
+            Self::Alone(_) => Self::Free,
+            other => other,
+        }
+    }
+
     /// What `value` says; nothing if that is not understood, which is as good as no evidence.
     pub fn parse(value: &[u8]) -> Option<Self> {
         serde_json::from_slice(value).ok()

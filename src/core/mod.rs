@@ -16,6 +16,7 @@ pub mod local;
 pub mod mode;
 pub mod name;
 pub mod queue;
+pub mod release;
 pub mod scene;
 pub mod survey;
 pub mod text;

@@ -9,7 +9,7 @@ use tokio::time::sleep;
 
 use super::connection::Connection;
 use super::look::Look;
-use super::places::{Cooldown, Entry, Given, Leaving, Places};
+use super::places::{Cooldown, Entry, Leaving, Places};
 use super::session::Session;
 use super::trouble::{Kind, Trouble};
 use super::vigil::{AGAIN, Vigil};
@@ -21,6 +21,7 @@ use crate::core::holder::{Ask, AskTo, Holder};
 use crate::core::lease::{Instant, LeaseId, Place, Terms};
 use crate::core::mode::{Mode, Patience, Supersede, Wish};
 use crate::core::queue::Queue;
+use crate::core::release::Conclusion;
 use crate::core::text::span;
 use crate::core::turn::{Standing, holders};
 
@@ -398,23 +399,22 @@ impl Contender {
             evidence,
             slot: self.slot.get(),
             cooldown,
+            findings: Cell::default(),
         };
-        let attempts = Cell::new(0_u32);
         let giving_up = self
             .places
             .cluster
             .call(limit, async |connection: Connection| {
-                attempts.set(attempts.get() + 1);
                 self.places.give_up(&connection, place, &leaving).await
             });
-        let unclear = || Release::Unconfirmed(Trouble::elsewhere("an answer of etcd was lost"));
-        match giving_up.await {
-            Ok(Given::Deleted) => Release::Confirmed,
-            // An earlier attempt, whose answer we did not get, may have deleted it.
-            Ok(Given::NotOurs) if attempts.get() > 1 => unclear(),
-            Ok(Given::NotOurs) => Release::NotOurs,
-            Ok(Given::Unclear) => unclear(),
-            Err(trouble) => Release::Unconfirmed(trouble),
+        let answered = giving_up.await;
+        match (leaving.findings.get().conclusion(), answered) {
+            (Conclusion::Released, _) => Release::Confirmed,
+            (Conclusion::Lost, _) => Release::NotOurs,
+            (Conclusion::Open, Err(trouble)) => Release::Unconfirmed(trouble),
+            (Conclusion::Open, Ok(())) => {
+                Release::Unconfirmed(Trouble::elsewhere("an answer of etcd was lost"))
+            }
         }
     }
 

@@ -82,7 +82,7 @@ pub(super) fn seen(key: &KeyValue) -> Standing {
 }
 
 /// Whether our key is there as we put it.
-fn is_own(read: &[KeyValue], place: Place) -> bool {
+pub(super) fn is_own(read: &[KeyValue], place: Place) -> bool {
     let is_own =
         |key: &KeyValue| key.create_revision() == place.token.0 && key.lease() == place.lease.0;
     read.first().is_some_and(is_own)
@@ -222,7 +222,7 @@ impl Places {
     }
 
     /// Several reads at one revision.
-    async fn read(
+    pub(super) async fn read(
         &self,
         etcd: &Connection,
         reads: Vec<TxnOp>,

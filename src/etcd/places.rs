@@ -1,13 +1,14 @@
 //! The places of one queue as requests to one member: take one, look around, give it up.
 //! It must not know when which of them is due, nor how a failed one is repeated.
 
+use std::cell::Cell;
 use std::num::NonZeroU64;
 use std::rc::Rc;
 use std::time::Duration;
 
 use etcd_client::{
-    Compare, CompareOp, GetOptions, LeaseGrantOptions, PutOptions, Txn, TxnOp, TxnOpResponse,
-    TxnResponse,
+    Compare, CompareOp, GetOptions, KeyValue, LeaseGrantOptions, PutOptions, Txn, TxnOp,
+    TxnOpResponse, TxnResponse,
 };
 use futures_util::FutureExt as _;
 use rustix::thread::set_current_timer_slack;
@@ -15,7 +16,7 @@ use tokio::time::{sleep, timeout};
 
 use super::Cluster;
 use super::connection::Connection;
-use super::look::Look;
+use super::look::{Look, is_own};
 use super::trouble::{Kind, Trouble};
 use crate::clock;
 use crate::core::evidence::Evidence;
@@ -23,6 +24,7 @@ use crate::core::holder::Holder;
 use crate::core::lease::{Claim, FencingToken, Instant, LeaseId, Place, Terms};
 use crate::core::mode::Mode;
 use crate::core::queue::Queue;
+use crate::core::release::{Finding, Findings};
 use crate::whoami;
 
 /// The lead of the grant over the txn that needs it, up to twice as long, as tokio counts in whole milliseconds. A near
@@ -44,22 +46,22 @@ pub(super) struct Entry {
     pub(super) look: Look,
 }
 
-/// What became of a place that was given up.
-pub(super) enum Given {
-    Deleted,
-    /// It was not there, or not as we took it.
-    NotOurs,
-    /// It is gone, but whether by us cannot be told.
-    Unclear,
-}
-
-/// How a place is given up.
+/// How a place is given up, and what the answers have shown so far.
 pub(super) struct Leaving {
     /// For whoever comes after us.
     pub(super) evidence: Evidence,
     pub(super) slot: Option<u16>,
     /// The place is to stay taken for as long as this lease lives.
     pub(super) cooldown: Option<Cooldown>,
+    /// Of all attempts, of which two may be under way at a time.
+    pub(super) findings: Cell<Findings>,
+}
+
+impl Leaving {
+    /// Takes note of an answer. To be called before anything is awaited that ends our lease, and our record with it.
+    fn find(&self, finding: Finding) {
+        self.findings.set(self.findings.get().with(finding));
+    }
 }
 
 /// What keeps a lock taken after its command has ended.
@@ -79,6 +81,11 @@ async fn sent(moment: Duration) {
     // unless they are asked not to. The command does not inherit that: its guard was there before.
     let _ = set_current_timer_slack(NonZeroU64::new(1));
     std::thread::sleep(moment);
+}
+
+/// Whether a key was `read`, and is bound to this lease.
+fn is_under(read: &[KeyValue], lease: LeaseId) -> bool {
+    read.first().is_some_and(|key| key.lease() == lease.0)
 }
 
 /// The places of one queue.
@@ -210,24 +217,29 @@ impl Places {
         })
     }
 
-    /// Deletes our key if it is still the one that we took.
+    /// Deletes our key if it is still the one that we took, or finds out by whom it was deleted.
     ///
-    /// The evidence goes under our lease, and in the same request.
+    /// The evidence goes under our lease, and in the same request: it shows a later attempt that it was us.
     pub(super) async fn give_up(
         &self,
         etcd: &Connection,
         place: Place,
         leaving: &Leaving,
-    ) -> Result<Given, Trouble> {
-        let slot = leaving.slot;
-        if let Some(cooldown) = &leaving.cooldown {
-            match self.cool(etcd, place, slot, cooldown).await {
+    ) -> Result<(), Trouble> {
+        if leaving.cooldown.is_some() {
+            match self.cool(etcd, place, leaving).await {
                 // It has lasted long enough, by etcd's count.
                 Err(trouble) if trouble.kind == Kind::LeaseNotFound => {}
+                // The lock stays taken until our lease ends.
+                Err(trouble) if trouble.kind == Kind::Refused => {
+                    return match self.inspect(etcd, place, leaving).await? {
+                        Finding::Present => Err(trouble),
+                        _ => Ok(()),
+                    };
+                }
                 cooled => return cooled,
             }
         }
-        let lease = PutOptions::new().with_lease(place.lease.0);
         let mut waiting = GetOptions::new()
             .with_range(self.queue.end())
             .with_keys_only()
@@ -236,33 +248,91 @@ impl Places {
             // Those before us do not need it.
             waiting = waiting.with_min_create_revision(place.token.0 + 1);
         }
-        let mut parting = self.removal(place, slot);
-        let key = self.queue.released(place.lease);
-        parting.push(TxnOp::put(key, leaving.evidence.to_json(), Some(lease)));
+        let mut parting = self.removal(place, leaving.slot);
+        parting.push(self.record_release(place, &leaving.evidence));
         parting.push(TxnOp::get(self.queue.prefix(), Some(waiting)));
-        let txn = Txn::new().when(self.ours(place)).and_then(parting);
-        let answer = match etcd.kv().txn(txn).await.map_err(Trouble::from) {
+        let answer = match self.part(etcd, place, leaving, parting).await {
             // Without the evidence, then, and the next one will have to wait: etcd is out of space, or
             // our role is narrower than it should be. The first request that does not fit is refused
             // and carried out all the same (server/etcdserver/apply/quota.go).
             Err(trouble) if trouble.kind == Kind::Refused => {
-                return Ok(match self.delete(etcd, place, slot).await? {
-                    Given::NotOurs => Given::Unclear,
-                    given => given,
-                });
+                // A delete leaves nothing by which its repetition could know it, so the key is seen first.
+                return match self.inspect(etcd, place, leaving).await? {
+                    Finding::Present => self.delete(etcd, place, leaving).await,
+                    _ => Ok(()),
+                };
             }
             answer => answer?,
         };
-        self.cluster.observe(answer.header())?;
-        if !answer.succeeded() {
-            return Ok(Given::NotOurs);
-        }
+        let Some(answer) = answer else {
+            return Ok(());
+        };
         let is_next = |read| matches!(read, TxnOpResponse::Get(read) if !read.kvs().is_empty());
         if !answer.op_responses().into_iter().any(is_next) {
             // Nobody needs the evidence.
             self.end(etcd, place.lease).await;
         }
-        Ok(Given::Deleted)
+        Ok(())
+    }
+
+    /// The put of the record that only our release writes, under our lease.
+    fn record_release(&self, place: Place, evidence: &Evidence) -> TxnOp {
+        let lease = PutOptions::new().with_lease(place.lease.0);
+        let key = self.queue.released(place.lease);
+        TxnOp::put(key, evidence.to_json(), Some(lease))
+    }
+
+    /// Does what makes our place another's, or nobody's, if it is ours: then the answer is given. Otherwise our record is
+    /// read at the same revision.
+    async fn part(
+        &self,
+        etcd: &Connection,
+        place: Place,
+        leaving: &Leaving,
+        parting: Vec<TxnOp>,
+    ) -> Result<Option<TxnResponse>, Trouble> {
+        let record = TxnOp::get(self.queue.released(place.lease), None);
+        let txn = Txn::new()
+            .when(self.ours(place))
+            .and_then(parting)
+            .or_else([record]);
+        let answer = etcd.kv().txn(txn).await?;
+        self.cluster.observe(answer.header())?;
+        if answer.succeeded() {
+            leaving.find(Finding::Deleted);
+            return Ok(Some(answer));
+        }
+        let is_there =
+            |read| matches!(read, TxnOpResponse::Get(read) if is_under(read.kvs(), place.lease));
+        let record = answer.op_responses().into_iter().any(is_there);
+        leaving.find(Finding::Absent { record });
+        Ok(None)
+    }
+
+    /// Reads our key and our record.
+    async fn inspect(
+        &self,
+        etcd: &Connection,
+        place: Place,
+        leaving: &Leaving,
+    ) -> Result<Finding, Trouble> {
+        let key = || TxnOp::get(self.queue.key(place.lease), None);
+        let record = TxnOp::get(self.queue.released(place.lease), None);
+        let (_, reads) = match self.read(etcd, vec![key(), record]).await {
+            // A role that may not read the record could not write it either.
+            Err(trouble) if trouble.kind == Kind::Refused => self.read(etcd, vec![key()]).await?,
+            read => read?,
+        };
+        let read = |index: usize| reads.get(index).map(Vec::as_slice).unwrap_or_default();
+        let finding = if is_own(read(0), place) {
+            Finding::Present
+        } else {
+            Finding::Absent {
+                record: is_under(read(1), place.lease),
+            }
+        };
+        leaving.find(finding);
+        Ok(finding)
     }
 
     /// Announces another grace in our record, unless it has changed since we took the place: then somebody asks us to go.
@@ -288,9 +358,12 @@ impl Places {
         &self,
         etcd: &Connection,
         place: Place,
-        slot: Option<u16>,
-        cooldown: &Cooldown,
-    ) -> Result<Given, Trouble> {
+        leaving: &Leaving,
+    ) -> Result<(), Trouble> {
+        let Some(cooldown) = &leaving.cooldown else {
+            return Ok(());
+        };
+        let slot = leaving.slot;
         let under = || Some(PutOptions::new().with_lease(cooldown.lease.0));
         let record = Holder {
             slot,
@@ -299,38 +372,38 @@ impl Places {
             ..self.record_now()
         };
         let key = self.queue.key(place.lease);
-        let mut puts = vec![TxnOp::put(key, record.to_json(), under())];
+        let mut puts = vec![
+            TxnOp::put(key, record.to_json(), under()),
+            self.record_release(place, &leaving.evidence.clone().with_place_kept()),
+        ];
         puts.extend(
             slot.map(|slot| TxnOp::put(self.queue.slot(slot), place.token.to_string(), under())),
         );
-        let txn = Txn::new().when(self.ours(place)).and_then(puts);
-        let answer = etcd.kv().txn(txn).await?;
-        self.cluster.observe(answer.header())?;
-        if !answer.succeeded() {
-            return Ok(Given::NotOurs);
+        if self.part(etcd, place, leaving, puts).await?.is_some() {
+            self.end(etcd, place.lease).await;
         }
-        self.end(etcd, place.lease).await;
-        Ok(Given::Deleted)
+        Ok(())
     }
 
-    /// Deletes without a put.
+    /// Deletes without a put, and reads nothing that a narrow role may not read.
     async fn delete(
         &self,
         etcd: &Connection,
         place: Place,
-        slot: Option<u16>,
-    ) -> Result<Given, Trouble> {
+        leaving: &Leaving,
+    ) -> Result<(), Trouble> {
         let txn = Txn::new()
             .when(self.ours(place))
-            .and_then(self.removal(place, slot));
+            .and_then(self.removal(place, leaving.slot));
         let answer = etcd.kv().txn(txn).await?;
         self.cluster.observe(answer.header())?;
-        self.end(etcd, place.lease).await;
-        Ok(if answer.succeeded() {
-            Given::Deleted
+        leaving.find(if answer.succeeded() {
+            Finding::Deleted
         } else {
-            Given::NotOurs
-        })
+            Finding::Absent { record: false }
+        });
+        self.end(etcd, place.lease).await;
+        Ok(())
     }
 
     /// What makes room for the next one.

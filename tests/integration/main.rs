@@ -21,6 +21,7 @@ mod local;
 mod loss;
 mod newcomer;
 mod queue;
+mod release;
 mod report;
 mod security;
 mod service;

@@ -1,0 +1,155 @@
+//! Whether what etcd has answered to a release proves that the lock was ours for as long as the command ran.
+//! It must not know how the answers are obtained.
+
+/// One answer of etcd to a release, given after the last process of the command was dead.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Finding {
+    /// Our transaction has compared our key and then deleted it, or passed it on to the cooldown.
+    Deleted,
+    /// Our key was there, as we created it.
+    Present,
+    /// Our key was not there, or not as we created it. `record`: our release record was there. Only the transaction that
+    /// deletes our key writes that record, and it lives as long as our lease.
+    Absent { record: bool },
+}
+
+/// What follows from all answers to one release.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Conclusion {
+    /// The lock was ours until the command was dead, and it is ours no longer.
+    Released,
+    /// Somebody else ended our lease or deleted our key, maybe while the command ran.
+    Lost,
+    /// Our key was not seen to be gone.
+    Open,
+}
+
+/// The answers to one release so far. Requests are repeated and may overlap, so their order says nothing: the conclusion
+/// does not depend on it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Findings {
+    /// Our key was there after the command's end.
+    ours: bool,
+    gone: bool,
+}
+
+impl Findings {
+    /// The same with one more answer.
+    #[must_use]
+    pub fn with(self, finding: Finding) -> Self {
+        let (ours, gone) = match finding {
+            Finding::Deleted | Finding::Absent { record: true } => (true, true),
+            Finding::Present => (true, false),
+            Finding::Absent { record: false } => (false, true),
+        };
+        Self {
+            ours: self.ours || ours,
+            gone: self.gone || gone,
+        }
+    }
+
+    /// What follows. A request that was sent and not answered proves nothing: it may have met a dead connection. So a key
+    /// that is gone without our record is lost, unless it was seen after the command's end.
+    pub fn conclusion(self) -> Conclusion {
+        match self {
+            Self { gone: false, .. } => Conclusion::Open,
+            Self { ours: true, .. } => Conclusion::Released,
+            Self { ours: false, .. } => Conclusion::Lost,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const GONE: Finding = Finding::Absent { record: false };
+    const GONE_BY_US: Finding = Finding::Absent { record: true };
+
+    fn conclusion(findings: &[Finding]) -> Conclusion {
+        let all = findings.iter();
+        let all = all.fold(Findings::default(), |all, one| all.with(*one));
+        all.conclusion()
+    }
+
+    #[test]
+    fn a_key_that_is_gone_without_our_record_is_lost_however_often_we_have_asked() {
+        assert_eq!(conclusion(&[GONE]), Conclusion::Lost);
+        assert_eq!(conclusion(&[GONE, GONE]), Conclusion::Lost);
+    }
+
+    #[test]
+    fn our_record_says_that_an_unanswered_request_of_ours_has_deleted_the_key() {
+        assert_eq!(conclusion(&[GONE_BY_US]), Conclusion::Released);
+    }
+
+    /// Without a record, as when etcd is out of space, the key that we see before we delete it serves as well.
+    #[test]
+    fn a_key_that_was_seen_after_the_command_s_end_was_ours_to_the_end() {
+        assert_eq!(conclusion(&[Finding::Present, GONE]), Conclusion::Released);
+        assert_eq!(conclusion(&[Finding::Present]), Conclusion::Open);
+    }
+
+    #[test]
+    fn without_an_answer_nothing_is_known() {
+        assert_eq!(conclusion(&[]), Conclusion::Open);
+    }
+
+    /// What really happens to a key, for the property below.
+    #[derive(Clone, Copy, Debug)]
+    enum Deed {
+        /// Somebody else revokes the lease: key and record go.
+        Revoke,
+        /// A request of ours is carried out, with a put or without; the answer may be lost.
+        Request { put: bool, answered: bool },
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        /// Nobody else has held the lock while the command ran, if we say that it was released.
+        #[test]
+        fn a_lock_that_was_lost_before_the_command_s_end_is_never_released(
+            before in any::<bool>(),
+            deeds in proptest::collection::vec(
+                prop_oneof![
+                    Just(Deed::Revoke),
+                    (any::<bool>(), any::<bool>()).prop_map(|(put, answered)| Deed::Request { put, answered }),
+                ],
+                0..6,
+            ),
+        ) {
+            let (mut key, mut record) = (!before, false);
+            let mut findings = Findings::default();
+            for deed in deeds {
+                match deed {
+                    Deed::Revoke => (key, record) = (false, false),
+                    Deed::Request { put: true, answered } => {
+                        let finding = if key { Finding::Deleted } else { Finding::Absent { record } };
+                        record |= key;
+                        key = false;
+                        if answered {
+                            findings = findings.with(finding);
+                        }
+                    }
+                    // The read has to be answered, else nothing is deleted.
+                    Deed::Request { put: false, answered } => {
+                        let read = if key { Finding::Present } else { Finding::Absent { record } };
+                        findings = findings.with(read);
+                        if key {
+                            key = false;
+                            if answered {
+                                findings = findings.with(Finding::Deleted);
+                            }
+                        }
+                    }
+                }
+            }
+            let conclusion = findings.conclusion();
+            prop_assert!(!before || conclusion != Conclusion::Released);
+            prop_assert!(conclusion == Conclusion::Open || !key);
+        }
+    }
+}
