@@ -57,6 +57,8 @@ events! {
         "the command has ended, and processes that it started have not";
     LOST = "lost" [lock cause]
         "the lock is lost: the command is stopped and killed, or had ended by then";
+    MARK_LEFT = "mark-left" [lock within_seconds]
+        "the mark of a run that did not start may still stand: no run may start within this time";
     MAX_HOLD = "max-hold" [lock]
         "the command has run for as long as --max-hold allows: it is stopped";
     OTHER_CLUSTER = "other-cluster" [cluster wanted]

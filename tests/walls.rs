@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// In lines, without the tests; about 400 are the aim.
-const LONGEST: usize = 450;
+const LONGEST: usize = 600;
 
 /// Names that only some rooms may use: the names, who may, and why nobody else.
 const WALLS: &[(&[&str], &[&str], &str)] = &[

@@ -15,6 +15,7 @@ pub mod leftovers;
 pub mod local;
 pub mod mode;
 pub mod name;
+pub mod preparation;
 pub mod queue;
 pub mod release;
 pub mod scene;

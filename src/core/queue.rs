@@ -10,6 +10,8 @@ use super::name::{LockName, encode};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Queue {
     namespace: String,
+    lock: LockName,
+    /// The lock's name as it stands in keys.
     name: String,
     prefix: String,
 }
@@ -19,9 +21,15 @@ impl Queue {
     pub fn new(namespace: &str, name: &LockName) -> Self {
         Self {
             namespace: namespace.to_owned(),
+            lock: name.clone(),
             name: name.encoded(),
             prefix: format!("{namespace}lock/{}/", name.encoded()),
         }
+    }
+
+    /// The lock itself.
+    pub fn lock(&self) -> &LockName {
+        &self.lock
     }
 
     /// What all keys of dlock begin with.

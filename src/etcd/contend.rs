@@ -20,6 +20,7 @@ use crate::core::evidence::{Predecessors, hand_over};
 use crate::core::holder::{Ask, AskTo, Holder};
 use crate::core::lease::{Instant, LeaseId, Place, Terms};
 use crate::core::mode::{Mode, Patience, Supersede, Wish};
+use crate::core::preparation::{Grant, Mark};
 use crate::core::queue::Queue;
 use crate::core::release::Conclusion;
 use crate::core::text::span;
@@ -40,7 +41,7 @@ pub(crate) fn variables(queue: &Queue, place: Place) -> Vec<(&'static str, Strin
 pub(super) type Outcome = contest::Outcome<Session>;
 
 /// How long leaving may take: whoever gives up should not have to wait.
-const LEAVE: Duration = Duration::from_secs(2);
+pub(super) const LEAVE: Duration = Duration::from_secs(2);
 
 /// One who wants the lock.
 pub(crate) struct Contender {
@@ -52,12 +53,12 @@ pub(crate) struct Contender {
     place: Cell<Option<Place>>,
     predecessors: RefCell<Predecessors>,
     /// Leases of attempts whose end we have not seen: each may hold a place that nobody uses.
-    abandoned: RefCell<Vec<LeaseId>>,
+    pub(super) abandoned: RefCell<Vec<LeaseId>>,
     pub(super) slot: Cell<Option<u16>>,
     /// The lease that keeps the lock taken after the command.
-    pub(super) cooldown: Cell<Option<LeaseId>>,
-    /// The lease that keeps further runs from starting.
-    pub(super) mark: Cell<Option<LeaseId>>,
+    pub(super) cooldown: Cell<Option<Grant>>,
+    /// What keeps further runs from starting.
+    pub(super) mark: Cell<Option<Mark>>,
 }
 
 impl Contend for Contender {
@@ -98,7 +99,10 @@ impl Contend for Contender {
             if let Some(outcome) = Vigil::new(self, entry).keep(&mut tell).await? {
                 return Ok(outcome);
             }
-            self.undo().await;
+            // Its lease may have a slot still.
+            self.abandon(self.place.take().map(|place| place.lease));
+            self.undo(LEAVE).await;
+            self.slot.set(None);
             tell(Waiting::PlaceLost);
         }
     }
@@ -119,31 +123,40 @@ impl Contend for Contender {
         self.places.cluster.unreachable(limit)
     }
 
-    /// Removes our place and whatever unfinished attempts may have left.
+    /// Removes our place and whatever unfinished attempts may have left, all of it within one limit.
     async fn leave(&self) {
+        let until = clock::now() + LEAVE;
+        let rest = || until.since(clock::now());
+        // The mark goes before the place: the next one is not to take it for that of a run.
+        let mark = self.mark.get().map(|mark| mark.grant.lease);
+        if mark.is_some() {
+            self.undo(LEAVE / 2).await;
+        }
         let left = self.predecessors.borrow().left(clock::now());
         if left.is_zero() || self.place.get().is_none() {
-            let _ = self.give_up(LEAVE, None).await;
+            let _ = self.give_up(rest(), None).await;
         } else {
             // Nobody else may come in while the command of one that vanished may run. Without that lease, our own keeps
             // the place, and those behind us wait for a grace once more.
-            let lease = self.ask_etcd(LEAVE, async |etcd| self.places.lease(etcd, left).await);
-            if let Ok(lease) = lease.await {
+            if let Ok(Grant { lease, .. }) = self.grant(left, rest()).await {
                 let result = None;
-                let _ = self.give_up(LEAVE, Some(Cooldown { lease, result })).await;
+                let _ = (self.give_up(rest(), Some(Cooldown { lease, result }))).await;
             }
         }
-        self.undo().await;
-        self.clear_up().await;
+        self.undo(rest()).await;
+        self.slot.set(None);
+        if let Some(lease) = mark {
+            self.warn_of_mark(lease);
+        }
     }
 
     /// Deletes our key if it is still the one that we won with, or leaves it to cool down. The success of that comparison
     /// proves, without any clock, that nobody else held the lock in between.
     async fn release(&self, limit: Duration, parting: Parting<'_>) -> Release {
-        if let (Some(lease), Parting::Done(result) | Parting::AtOnce(result)) =
+        if let (Some(mark), Parting::Done(result) | Parting::AtOnce(result)) =
             (self.mark.get(), parting)
         {
-            let places = &self.places;
+            let (places, lease) = (&self.places, mark.grant.lease);
             let told = async |etcd| places.mark_result(etcd, lease, result).await;
             if let Err(trouble) = self.ask_etcd(limit, told).await {
                 tracing::debug!("the result of the run cannot be kept: {trouble}");
@@ -151,14 +164,20 @@ impl Contend for Contender {
             self.mark.set(None);
         }
         let cooldown = match parting {
-            Parting::Done(result) => self.cooldown.take().map(|lease| Cooldown {
-                lease,
+            Parting::Done(result) => self.cooldown.take().map(|grant| Cooldown {
+                lease: grant.lease,
                 result: Some(result.to_owned()),
             }),
             Parting::AtOnce(_) | Parting::Unused => None,
         };
+        let lease = self.place.get().map(|place| place.lease);
         let release = self.give_up(limit, cooldown).await;
-        self.undo().await;
+        if matches!(release, Release::NotOurs) {
+            // Nothing of the command runs any more: its slot is free, too.
+            self.abandon(lease);
+        }
+        self.undo(LEAVE).await;
+        self.slot.set(None);
         release
     }
 
@@ -209,6 +228,8 @@ impl Contender {
     /// Takes a place, unless it is clear that no command of ours is to run now.
     async fn begin(&self, limit: Duration) -> Result<Result<Entry, Outcome>, Trouble> {
         if self.wish.once_per.is_some() {
+            // A mark of our own that could not be taken back is not that of a run.
+            self.clear_up(LEAVE).await;
             let ran = self.ask_etcd(limit, async |etcd| self.places.ran(etcd).await);
             if let Some(ran) = ran.await? {
                 return Ok(Err(Outcome::Ran(ran)));
@@ -293,7 +314,7 @@ impl Contender {
             Ok(entry) => entry,
             Err(trouble) => {
                 if trouble.kind == Kind::Refused {
-                    self.clear_up().await;
+                    self.clear_up(LEAVE).await;
                 }
                 return Err(trouble);
             }
@@ -303,7 +324,7 @@ impl Contender {
         self.place.set(Some(place));
         self.note(&entry.look);
         // What looked like somebody before us may have been an attempt of our own.
-        if self.clear_up().await && !entry.look.turn.blockers.is_empty() {
+        if self.clear_up(LEAVE).await && !entry.look.turn.blockers.is_empty() {
             entry.look = self
                 .look_again(place, entry.terms, &[], &mut |_| {})
                 .await?;
@@ -329,16 +350,6 @@ impl Contender {
             cause,
             Some("all who use a lock have to give the same --slots"),
         ))
-    }
-
-    /// Takes back what was done for a command that does not start.
-    async fn undo(&self) {
-        self.slot.set(None);
-        let leases = [self.cooldown.take(), self.mark.take()];
-        let leases: Vec<LeaseId> = leases.into_iter().flatten().collect();
-        if !leases.is_empty() {
-            self.places.revoke(&leases, LEAVE).await;
-        }
     }
 
     /// The read that decides, tried for as long as we wait at all.
@@ -416,16 +427,6 @@ impl Contender {
                 Release::Unconfirmed(Trouble::elsewhere("an answer of etcd was lost"))
             }
         }
-    }
-
-    /// Revokes the leases of attempts whose end was not seen, in one go and without insisting. Says
-    /// whether there were any.
-    async fn clear_up(&self) -> bool {
-        let leases = self.abandoned.take();
-        if !leases.is_empty() {
-            self.places.revoke(&leases, LEAVE).await;
-        }
-        !leases.is_empty()
     }
 
     /// Says what a refusal means here.

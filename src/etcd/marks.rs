@@ -4,29 +4,35 @@
 use std::time::Duration;
 
 use etcd_client::{
-    Compare, CompareOp, GetOptions, LeaseGrantOptions, PutOptions, Txn, TxnOp, TxnOpResponse,
+    Compare, CompareOp, GetOptions, KeyValue, LeaseGrantOptions, PutOptions, Txn, TxnOp,
+    TxnOpResponse,
 };
 
 use super::connection::Connection;
+use super::look::is_own;
 use super::places::Places;
-use super::random_lease;
 use super::trouble::{Kind, Trouble};
-use crate::core::holder::Holder;
+use crate::core::holder::{Ask, Holder};
 use crate::core::lease::{LeaseId, Place};
+use crate::whoami;
 
 /// A mark could not be made, for there is one.
 pub(super) type There = Option<Holder>;
 
 impl Places {
-    /// A lease that ends by itself after `ttl`, in whole seconds and never earlier.
-    pub(super) async fn lease(&self, etcd: Connection, ttl: Duration) -> Result<LeaseId, Trouble> {
-        let lease = random_lease()?;
+    /// Grants a lease that ends by itself after `ttl`, in whole seconds and never earlier.
+    pub(super) async fn grant(
+        &self,
+        etcd: Connection,
+        lease: LeaseId,
+        ttl: Duration,
+    ) -> Result<(), Trouble> {
         let seconds = ttl.as_secs() + u64::from(ttl.subsec_nanos() > 0);
         let seconds = i64::try_from(seconds).unwrap_or(i64::MAX);
         let options = LeaseGrantOptions::new().with_id(lease.0);
         let granted = etcd.leases().grant(seconds, Some(options)).await?;
         self.cluster.observe(granted.header())?;
-        Ok(lease)
+        Ok(())
     }
 
     /// How long a lease that nobody renews has still to live, by the server's count.
@@ -44,47 +50,57 @@ impl Places {
         Ok(key.map(|key| Holder::parse(key.value())))
     }
 
-    /// Says that our run starts now, until `lease` ends; answers whose run stands against it.
+    /// Says that our run starts now, until `lease` ends; answers whose run stands against it. A mark under one of `ours`
+    /// goes over to that lease: an earlier attempt has made it, or time has passed since.
     pub(super) async fn mark(
         &self,
         etcd: Connection,
         place: Place,
         lease: LeaseId,
+        ours: &[LeaseId],
     ) -> Result<Marked, Trouble> {
         let key = self.queue.once();
-        let under = PutOptions::new().with_lease(lease.0);
-        let free = Compare::create_revision(key.as_str(), CompareOp::Equal, 0);
-        let txn = Txn::new()
-            .when(
-                self.ours(place)
-                    .into_iter()
-                    .chain([free])
-                    .collect::<Vec<_>>(),
-            )
-            .and_then([TxnOp::put(
-                key.as_str(),
-                self.record_now().to_json(),
-                Some(under),
-            )])
-            .or_else([TxnOp::get(key, None)]);
-        let answer = etcd.kv().txn(txn).await?;
-        self.cluster.observe(answer.header())?;
-        if answer.succeeded() {
-            return Ok(Marked::Ours);
-        }
-        let there = answer
-            .op_responses()
-            .into_iter()
-            .find_map(|read| match read {
-                TxnOpResponse::Get(read) => read.kvs().first().cloned(),
-                _ => None,
+        let free = || Compare::create_revision(key.as_str(), CompareOp::Equal, 0);
+        let mut replaceable = free();
+        loop {
+            let under = PutOptions::new().with_lease(lease.0);
+            let record = self.record_now().to_json();
+            let conditions = self.ours(place).into_iter().chain([replaceable]);
+            let txn = Txn::new()
+                .when(conditions.collect::<Vec<_>>())
+                .and_then([TxnOp::put(key.as_str(), record, Some(under))])
+                .or_else([
+                    TxnOp::get(key.as_str(), None),
+                    TxnOp::get(self.queue.key(place.lease), None),
+                ]);
+            let answer = match etcd.kv().txn(txn).await.map_err(Trouble::from) {
+                Err(trouble) if trouble.kind == Kind::LeaseNotFound => {
+                    return Ok(Marked::LeaseGone);
+                }
+                answer => answer?,
+            };
+            self.cluster.observe(answer.header())?;
+            if answer.succeeded() {
+                return Ok(Marked::Ours);
+            }
+            let mut reads = answer.op_responses().into_iter().map(|read| match read {
+                TxnOpResponse::Get(mut read) => read.take_kvs(),
+                _ => Vec::new(),
             });
-        Ok(match there {
-            // An earlier attempt of ours, whose answer was lost.
-            Some(key) if key.lease() == lease.0 => Marked::Ours,
-            Some(key) => Marked::There(Holder::parse(key.value())),
-            None => Marked::PlaceLost,
-        })
+            let mut next = || reads.next().unwrap_or_default();
+            let (there, own) = (next().pop(), next());
+            replaceable = match there {
+                // An earlier attempt of ours, whose answer was lost.
+                Some(there) if there.lease() == lease.0 => return Ok(Marked::Ours),
+                _ if !is_own(&own, place) => return Ok(Marked::PlaceLost),
+                Some(there) if ours.contains(&LeaseId(there.lease())) => {
+                    Compare::lease(key.as_str(), CompareOp::Equal, there.lease())
+                }
+                Some(there) => return Ok(Marked::There(Holder::parse(there.value()))),
+                // It has ended since.
+                None => free(),
+            };
+        }
     }
 
     /// Adds to our mark how the run ended, if it is still there.
@@ -109,17 +125,26 @@ impl Places {
         }
     }
 
-    /// Takes one of the slots, a free one by what is known in `taken`.
+    /// Takes one of the slots.
     pub(super) async fn claim(
         &self,
         etcd: Connection,
         place: Place,
         slots: u16,
     ) -> Result<Claimed, Trouble> {
+        let own_key = self.queue.key(place.lease);
         loop {
-            let taken = self.taken(&etcd).await?;
+            let (taken, own) = self.taken(&etcd, place).await?;
+            let Some(own) = own.first().filter(|_| is_own(&own, place)) else {
+                return Ok(Claimed::PlaceLost);
+            };
             if let Some((slot, _)) = taken.iter().find(|(_, lease)| *lease == place.lease) {
                 return Ok(Claimed::Slot(*slot));
+            }
+            // Others write into our record too: what stands there, stays there.
+            let record = Holder::parse(own.value()).unwrap_or_else(|| self.record.clone());
+            if let Some(ask) = record.asked {
+                return Ok(Claimed::Asked(ask));
             }
             let free = (0..slots).find(|slot| taken.iter().all(|(one, _)| one != slot));
             let Some(slot) = free else {
@@ -129,53 +154,48 @@ impl Places {
             let under = || Some(PutOptions::new().with_lease(place.lease.0));
             let record = Holder {
                 slot: Some(slot),
-                ..self.record_now()
+                since: whoami::wall_clock(),
+                ..record
             };
-            let free = Compare::create_revision(key.as_str(), CompareOp::Equal, 0);
+            let conditions = self.ours(place).into_iter().chain([
+                Compare::create_revision(key.as_str(), CompareOp::Equal, 0),
+                Compare::mod_revision(own_key.as_str(), CompareOp::Equal, own.mod_revision()),
+            ]);
             // Our own record says so too: that wakes the next in the queue.
-            let txn = Txn::new()
-                .when(
-                    self.ours(place)
-                        .into_iter()
-                        .chain([free])
-                        .collect::<Vec<_>>(),
-                )
-                .and_then([
-                    TxnOp::put(key, place.token.to_string(), under()),
-                    TxnOp::put(self.queue.key(place.lease), record.to_json(), under()),
-                ])
-                .or_else([TxnOp::get(
-                    self.queue.key(place.lease),
-                    Some(GetOptions::new().with_count_only()),
-                )]);
+            let txn = Txn::new().when(conditions.collect::<Vec<_>>()).and_then([
+                TxnOp::put(key, place.token.to_string(), under()),
+                TxnOp::put(own_key.as_str(), record.to_json(), under()),
+            ]);
             let answer = etcd.kv().txn(txn).await?;
             self.cluster.observe(answer.header())?;
             if answer.succeeded() {
                 return Ok(Claimed::Slot(slot));
             }
-            let own = answer
-                .op_responses()
-                .into_iter()
-                .any(|read| matches!(read, TxnOpResponse::Get(read) if read.count() > 0));
-            if !own {
-                return Ok(Claimed::PlaceLost);
-            }
         }
     }
 
-    /// The slots that are taken, and by which leases.
-    async fn taken(&self, etcd: &Connection) -> Result<Vec<(u16, LeaseId)>, Trouble> {
+    /// The slots that are taken, and by which leases; and our own key as it stands.
+    async fn taken(
+        &self,
+        etcd: &Connection,
+        place: Place,
+    ) -> Result<(Vec<(u16, LeaseId)>, Vec<KeyValue>), Trouble> {
         let all = GetOptions::new()
             .with_range(self.queue.slots_end())
             .with_keys_only();
-        let answer = etcd.kv().get(self.queue.slots(), Some(all)).await?;
-        self.cluster.observe(answer.header())?;
-        let slots = answer.kvs().iter();
-        let slots = slots.filter_map(|key| {
+        let reads = vec![
+            TxnOp::get(self.queue.slots(), Some(all)),
+            TxnOp::get(self.queue.key(place.lease), None),
+        ];
+        let (_, reads) = self.read(etcd, reads).await?;
+        let mut reads = reads.into_iter();
+        let mut next = || reads.next().unwrap_or_default();
+        let (slots, own) = (next(), next());
+        let slots = slots.iter().filter_map(|key| {
             let number = self.queue.slot_number(key.key())?;
             Some((number, LeaseId(key.lease())))
         });
-        Ok(slots.collect())
+        Ok((slots.collect(), own))
     }
 }
 
@@ -185,6 +205,8 @@ pub(super) enum Marked {
     /// That of this run stands there.
     There(There),
     PlaceLost,
+    /// The lease that it was to stand under has ended.
+    LeaseGone,
 }
 
 /// What became of the claim of a slot.
@@ -193,4 +215,6 @@ pub(super) enum Claimed {
     /// Somebody's slot outlives its place.
     NoneFree,
     PlaceLost,
+    /// Somebody wants us to go.
+    Asked(Ask),
 }

@@ -9,6 +9,7 @@ pub(crate) mod doctor;
 pub(crate) mod look;
 mod marks;
 mod places;
+mod prepare;
 pub(crate) mod session;
 pub(crate) mod survey;
 mod trouble;

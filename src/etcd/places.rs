@@ -1,7 +1,7 @@
 //! The places of one queue as requests to one member: take one, look around, give it up.
 //! It must not know when which of them is due, nor how a failed one is repeated.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::num::NonZeroU64;
 use std::rc::Rc;
 use std::time::Duration;
@@ -12,7 +12,7 @@ use etcd_client::{
 };
 use futures_util::FutureExt as _;
 use rustix::thread::set_current_timer_slack;
-use tokio::time::{sleep, timeout};
+use tokio::time::sleep;
 
 use super::Cluster;
 use super::connection::Connection;
@@ -436,16 +436,27 @@ impl Places {
         }
     }
 
-    /// Ends leases that may hold places which nobody uses, without insisting.
-    pub(super) async fn revoke(&self, leases: &[LeaseId], limit: Duration) {
-        let revoking = async {
-            let index = self.cluster.current();
-            let etcd = self.cluster.connection(index, limit).await?;
+    /// Ends leases whose keys nobody uses, without insisting; answers which of them are gone.
+    pub(super) async fn revoke(&self, leases: &[LeaseId], limit: Duration) -> Vec<LeaseId> {
+        let gone = RefCell::new(Vec::new());
+        let revoking = async |etcd: Connection| {
             for lease in leases {
-                let _ = etcd.leases().revoke(lease.0).await;
+                let known = gone.borrow().contains(lease);
+                if known {
+                    continue;
+                }
+                let revoked = etcd.leases().revoke(lease.0).await;
+                match revoked.map_err(Trouble::from) {
+                    Err(trouble) if trouble.kind == Kind::Elsewhere => return Err(trouble),
+                    Err(trouble) if trouble.kind == Kind::Token => return Err(trouble),
+                    _ => gone.borrow_mut().push(*lease),
+                }
             }
-            Ok::<(), Trouble>(())
+            Ok(())
         };
-        let _ = timeout(limit, revoking).await;
+        if let Err(trouble) = self.cluster.call(limit, revoking).await {
+            tracing::debug!("leases that nobody uses cannot be revoked: {trouble}");
+        }
+        gone.into_inner()
     }
 }

@@ -5,16 +5,14 @@ use std::time::Duration;
 
 use super::contend::{Contender, Outcome, variables};
 use super::look::Look;
-use super::marks::{Claimed, Marked};
 use super::places::Entry;
+use super::prepare::Prepared;
 use super::session::{Awaited, Session};
 use super::trouble::{Kind, Trouble};
 use crate::clock;
 use crate::contest::{Contend as _, Keep as _, News, Waiting, Won};
 use crate::core::heartbeat::Heartbeat;
-use crate::core::holder::Holder;
-use crate::core::lease::{Claim, Instant, Place, Terms, Verdict};
-use crate::core::mode::Mode;
+use crate::core::lease::{Claim, Instant, Terms, Verdict};
 use crate::core::watchdog::Watchdog;
 
 /// What cannot be had of etcd yet, when it is our turn, is tried again after this: a slot whose owner's
@@ -33,8 +31,8 @@ pub(super) struct Vigil<'a> {
     free_at: Option<Instant>,
     session: Session,
     heartbeat: Heartbeat,
-    /// All is done that the command needs.
-    prepared: bool,
+    /// How often all was done that the command needs.
+    prepared: u32,
 }
 
 /// How the preparations, or a piece of news, leave us.
@@ -70,7 +68,7 @@ impl<'a> Vigil<'a> {
             look,
             session,
             heartbeat: Heartbeat::new(terms, proven_at, seed),
-            prepared: false,
+            prepared: 0,
         }
     }
 
@@ -89,7 +87,8 @@ impl<'a> Vigil<'a> {
             // The command starts on a young proof only: after a slow entry or a long wait we take
             // another one.
             let young = now.since(self.proven_at) < self.terms.heartbeat();
-            let step = if free && young && self.prepared {
+            let prepared = || (self.contender).is_prepared(now, self.terms, self.prepared);
+            let step = if free && young && prepared() {
                 return Ok(Some(self.won()));
             } else if free && young {
                 self.prepare(tell).await?
@@ -208,10 +207,12 @@ impl<'a> Vigil<'a> {
     /// done yet.
     async fn prepare(&mut self, tell: &mut impl FnMut(Waiting)) -> Result<Step, Trouble> {
         let again_at = |now: Instant| Some(now + AGAIN);
-        match self.contender.prepare(self.claim.place, self.terms).await {
-            Ok(Prepared::Ready) => self.prepared = true,
-            Ok(Prepared::NoSlot) => self.free_at = again_at(clock::now()),
+        let (place, tries) = (self.claim.place, self.prepared);
+        match self.contender.prepare(place, self.terms, tries).await {
+            Ok(Prepared::Ready) => self.prepared = tries.saturating_add(1),
+            Ok(Prepared::NotYet) => self.free_at = again_at(clock::now()),
             Ok(Prepared::PlaceLost) => return Ok(Step::PlaceLost),
+            Ok(Prepared::Asked(ask)) => return Ok(Step::Gone(Box::new(Outcome::Asked(ask)))),
             Ok(Prepared::Ran(ran)) => return Ok(Step::Gone(Box::new(Outcome::Ran(ran)))),
             Err(trouble) if trouble.kind == Kind::Elsewhere => {
                 tell(Waiting::Trouble(trouble));
@@ -237,44 +238,5 @@ fn awaited(contender: &Contender, look: &Look) -> Awaited {
             keys: several.iter().map(|one| one.key.clone()).collect(),
             count: look.count,
         },
-    }
-}
-
-/// How far the preparations went.
-enum Prepared {
-    Ready,
-    NoSlot,
-    PlaceLost,
-    Ran(Option<Holder>),
-}
-
-impl Contender {
-    /// Does what has to be done in etcd before the command may start: takes a slot, and makes the marks.
-    async fn prepare(&self, place: Place, terms: Terms) -> Result<Prepared, Trouble> {
-        let (places, limit) = (&self.places, terms.attempt() * 2);
-        if let (Mode::Slots(slots), None) = (self.wish.mode, self.slot.get()) {
-            let claimed = async |etcd| places.claim(etcd, place, slots).await;
-            match self.ask_etcd(limit, claimed).await? {
-                Claimed::Slot(slot) => self.slot.set(Some(slot)),
-                Claimed::NoneFree => return Ok(Prepared::NoSlot),
-                Claimed::PlaceLost => return Ok(Prepared::PlaceLost),
-            }
-        }
-        if let (Some(ttl), None) = (self.wish.min_hold, self.cooldown.get()) {
-            let lease = self.ask_etcd(limit, async |etcd| places.lease(etcd, ttl).await);
-            self.cooldown.set(Some(lease.await?));
-        }
-        if let (Some(ttl), None) = (self.wish.once_per, self.mark.get()) {
-            let lease = self.ask_etcd(limit, async |etcd| places.lease(etcd, ttl).await);
-            let lease = lease.await?;
-            self.mark.set(Some(lease));
-            let marked = async |etcd| places.mark(etcd, place, lease).await;
-            match self.ask_etcd(limit, marked).await? {
-                Marked::Ours => {}
-                Marked::There(ran) => return Ok(Prepared::Ran(ran)),
-                Marked::PlaceLost => return Ok(Prepared::PlaceLost),
-            }
-        }
-        Ok(Prepared::Ready)
     }
 }

@@ -19,6 +19,7 @@ mod listing;
 mod load;
 mod local;
 mod loss;
+mod marks;
 mod newcomer;
 mod queue;
 mod release;

@@ -48,6 +48,13 @@ enum Break {
     Reset(Direction),
 }
 
+/// An order that waits for a certain request.
+struct Snare {
+    /// A request that holds all of these in one read springs it.
+    words: Vec<String>,
+    orders: Vec<(Direction, Mode)>,
+}
+
 /// A relay to one server.
 pub(crate) struct Link {
     port: u16,
@@ -66,6 +73,7 @@ struct State {
     listening: AtomicBool,
     over: AtomicBool,
     accepted: AtomicU64,
+    snare: Mutex<Option<Snare>>,
     /// What opening a connection takes beside the way of its bytes: nothing, as the kernel takes it before the relay
     /// knows, or what it would take over a link of this length.
     handshake: Duration,
@@ -97,6 +105,7 @@ impl Link {
             listening: AtomicBool::new(true),
             over: AtomicBool::new(false),
             accepted: AtomicU64::new(0),
+            snare: Mutex::new(None),
             handshake,
         });
         let shared = Arc::clone(&state);
@@ -125,6 +134,21 @@ impl Link {
     pub(crate) fn both(&self, mode: Mode) {
         self.set(Direction::ToServer, mode);
         self.set(Direction::ToClient, mode);
+    }
+
+    /// Gives these orders when a request with all of these words comes, before it is carried on.
+    pub(crate) fn snare(&self, words: &[&str], orders: &[(Direction, Mode)]) {
+        let snare = Snare {
+            words: words.iter().map(|word| (*word).to_owned()).collect(),
+            orders: orders.to_vec(),
+        };
+        *self.state.snare.lock().expect("no panic while locked") = Some(snare);
+    }
+
+    /// Whether the request that was waited for has come.
+    pub(crate) fn sprung(&self) -> bool {
+        let snare = self.state.snare.lock().expect("no panic while locked");
+        snare.is_none()
     }
 
     /// Closes every connection; new ones are welcome.
@@ -182,6 +206,23 @@ impl State {
             Direction::ToClient => &self.to_client,
         };
         mode.lock().expect("no panic while locked")
+    }
+
+    /// Carries the waiting orders out if this is the request that they wait for.
+    fn look_at(&self, request: &[u8]) {
+        let mut snare = self.snare.lock().expect("no panic while locked");
+        let there = |word: &String| {
+            let mut windows = request.windows(word.len());
+            windows.any(|window| window == word.as_bytes())
+        };
+        if snare
+            .as_ref()
+            .is_some_and(|snare| snare.words.iter().all(there))
+        {
+            for (direction, mode) in snare.take().into_iter().flat_map(|snare| snare.orders) {
+                *self.mode(direction) = mode;
+            }
+        }
     }
 }
 
@@ -282,6 +323,9 @@ fn pump(
             (true, true) => from.read(&mut buffer),
             (false, _) => Ok(0),
         };
+        if let (Ok(count), Direction::ToServer) = (&read, direction) {
+            state.look_at(&buffer[..*count]);
+        }
         let mode = *state.mode(direction);
         match read {
             Ok(0) => {

@@ -1,0 +1,165 @@
+//! What has to be in etcd before a command may start: its mark, its slot, the lease that keeps the lock afterwards.
+//! It must not know how a lock is lost, nor who else waits for it.
+
+use std::time::Duration;
+
+use crate::support::{
+    Direction, Dlock, Etcd, LIMIT, Link, Mode, Signal, boot_clock, eventually, hold, let_pass,
+    since, unique,
+};
+
+const SILENT: [(Direction, Mode); 2] = [
+    (Direction::ToServer, Mode::Drop),
+    (Direction::ToClient, Mode::Drop),
+];
+
+/// The words of the request that makes the mark of a run.
+fn marking(name: &str) -> [String; 2] {
+    [format!("dlock/once/{name}"), "\"v\":1".to_owned()]
+}
+
+fn snare(link: &Link, words: &[String], orders: &[(Direction, Mode)]) {
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    link.snare(&words, orders);
+}
+
+/// What is left of the lease of the key `key`, in whole seconds.
+fn left(etcd: &Etcd, key: &str) -> u64 {
+    let [entry] = &etcd.entries(key)[..] else {
+        panic!("not one key {key}");
+    };
+    let told = etcd.ctl(&["lease", "timetolive", &entry.lease_hex(), "-w", "json"]);
+    let told: serde_json::Value = serde_json::from_str(&told).expect("JSON");
+    told["ttl"].as_u64().expect("a number")
+}
+
+/// "Start at most once in this time": nothing that must be in etcd before the start is believed because it was tried,
+/// whether the request was lost on its way or only its answer.
+#[test]
+fn no_run_starts_before_its_mark_is_made() {
+    let etcd = &Etcd::start();
+    let answer_lost = [(Direction::ToClient, Mode::Drop)];
+    for (stem, orders) in [("unasked", &SILENT[..]), ("unanswered", &answer_lost)] {
+        let (name, link) = (unique(stem), Link::to(etcd.port()));
+        snare(&link, &marking(&name), orders);
+        let once = ["-v", "--ttl=20s", "--once-per=1h", &name];
+        let mut first = Dlock::at(&link.endpoint())
+            .run(once)
+            .args(["-c", "echo ran"])
+            .start();
+        eventually(LIMIT, "etcd does not answer", || {
+            link.sprung() && first.stderr().contains("goes on, though")
+        });
+        link.heal();
+        first.wait().expect_code(0).expect_stdout("ran\n");
+        assert_eq!(
+            etcd.entries(&format!("dlock/once/{name}")).len(),
+            1,
+            "{stem}"
+        );
+        let second = Dlock::on(etcd).run(once).args(["-c", "echo ran"]).finish();
+        second.expect_code(75).expect_stdout("");
+    }
+    // Nor is anything left of what was tried.
+    eventually(LIMIT, "the leases of the two marks are left", || {
+        etcd.leases().len() == 2
+    });
+}
+
+/// "A signal while waiting ... leaves the queue, which takes at most two seconds where etcd is silent": all that is taken
+/// back is taken back within one limit, and what may stand is told.
+#[test]
+fn leaving_a_silent_etcd_takes_no_longer_with_a_mark() {
+    let etcd = Etcd::shared();
+    let leaving = |options: &[&str]| {
+        let (name, link) = (unique("leaving"), Link::to(etcd.port()));
+        let _holder = options
+            .is_empty()
+            .then(|| hold(Dlock::on(etcd), &[], &name));
+        snare(&link, &marking(&name), &SILENT);
+        let dlock = Dlock::at(&link.endpoint()).run(["--ttl=60s"]).args(options);
+        let mut waiter = dlock.args([&name, "echo", "never"]).start();
+        if options.is_empty() {
+            etcd.queue_of(&name, 2);
+            link.both(Mode::Drop);
+        } else {
+            eventually(LIMIT, "etcd is silent", || link.sprung());
+        }
+        let asked_at = boot_clock();
+        waiter.signal(Signal::TERM);
+        let end = waiter.wait().expect_signal(Signal::TERM).expect_stdout("");
+        (since(asked_at), end.stderr)
+    };
+    let (plain, said) = leaving(&[]);
+    assert_eq!(said, "");
+    let (marked, said) = leaving(&["--once-per=1h"]);
+    let extra = marked.saturating_sub(plain);
+    assert!(extra < Duration::from_secs(1), "{marked:?}, not {plain:?}");
+    assert!(
+        said.contains("may start within 1h, although none has"),
+        "{said}"
+    );
+}
+
+/// "those who wait already with dlock are sent away": also one that is about to take its slot.
+#[test]
+fn a_request_to_leave_outlives_the_claim_of_a_slot() {
+    let etcd = Etcd::shared();
+    let (name, link) = (unique("claim"), Link::to(etcd.port()));
+    let slots = format!("dlock/slot/{name}/");
+    link.snare(&[&slots], &[(Direction::ToClient, Mode::Hold)]);
+    let mut older = Dlock::at(&link.endpoint())
+        .run(["--ttl=60s", "--slots=1", &name, "echo", "never"])
+        .start();
+    eventually(LIMIT, "it looks for a slot", || link.sprung());
+    let mut newer = Dlock::on(etcd)
+        .run(["--slots=1", "--supersede", &name, "echo", "in"])
+        .start();
+    eventually(LIMIT, "it is asked to leave", || {
+        etcd.queue(&name)[0].value.contains("superseded")
+    });
+    link.both(Mode::Pass);
+    older.wait().expect_code(75).expect_stdout("");
+    newer.wait().expect_code(0).expect_stdout("in\n");
+}
+
+/// "The slots are keys beside the queue": the slot of a holder that has lost the lock is free when its command is dead.
+#[test]
+fn a_holder_without_its_key_gives_its_slot_back() {
+    let etcd = Etcd::shared();
+    let name = unique("slot-lost");
+    let mut holder = hold(Dlock::on(etcd), &["--ttl=600s", "--slots=1"], &name);
+    etcd.ctl(&["del", "--prefix", &format!("dlock/lock/{name}/")]);
+    holder.wait().expect_code(121);
+    assert!(etcd.entries(&format!("dlock/slot/{name}/")).is_empty());
+    let next = Dlock::on(etcd).run(["--slots=1", "-n", &name, "true"]);
+    next.finish().expect_code(0);
+}
+
+/// "by a lease that etcd counts from the moment when the lock was taken": a stall before the start does not count.
+#[test]
+fn a_stall_before_the_start_shortens_neither_time() {
+    let etcd = Etcd::shared();
+    let (name, link) = (unique("stalled"), Link::to(etcd.port()));
+    snare(&link, &marking(&name), &[(Direction::ToClient, Mode::Hold)]);
+    let options = ["--ttl=60s", "--once-per=1000s", "--min-hold=1000s", &name];
+    let mut run = Dlock::at(&link.endpoint())
+        .run(options)
+        .args(["-c", "echo on; cat"])
+        .stdin(std::process::Stdio::piped())
+        .start();
+    let once = format!("dlock/once/{name}");
+    eventually(LIMIT, "the mark is made", || etcd.entries(&once).len() == 1);
+    run.signal(Signal::STOP);
+    link.both(Mode::Pass);
+    let_pass(Duration::from_secs(5));
+    let went_on_at = boot_clock();
+    run.signal(Signal::CONT);
+    run.says("on\n");
+    run.let_go().expect_code(0);
+    for key in [once, format!("dlock/lock/{name}/")] {
+        let left = left(etcd, &key);
+        let since = since(went_on_at).as_secs();
+        assert!(left + since >= 997, "{key}: {left} s left after {since} s");
+    }
+}
