@@ -227,6 +227,7 @@ impl<'a, C: Contend> Runner<'a, C> {
         };
         let end = supervision.run().await;
         let watchdog = supervision.watchdog;
+        self.ledger.over(clock::now());
         match end {
             End::Survivors(survivors) => Ok(self.unkillable(&survivors, watchdog.standing())),
             End::Dead { status, cut } => self.finish(token, &watchdog, status, cut).await,

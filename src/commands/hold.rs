@@ -13,12 +13,15 @@ use super::lock;
 use super::report::Books;
 use super::run::refuse_self_deadlock;
 use crate::cli::hold::Options;
+use crate::clock;
 use crate::config::site::Site;
+use crate::core::hold::{HoldEnd, Verdict, judge};
+use crate::core::lease::Instant;
 use crate::core::ledger::Ledger;
 use crate::core::leftovers::Leftovers;
 use crate::core::text::span;
 use crate::exit::{Exit, Failure, OrFail as _};
-use crate::guard::{self, Detached, Other, Side, Status, Ties};
+use crate::guard::{self, Detached, Other, Outcome, Side, Status, Theirs, Ties};
 
 /// The name under which the child that waits runs: see [`linger`].
 pub(crate) const LINGER: &str = "dlock-linger";
@@ -31,8 +34,15 @@ pub(super) fn hold(site: &Site, options: &Options) -> Result<Exit, Failure> {
     refuse_self_deadlock(&options.name, site, "")?;
     let owner = options.pid.map(owner).transpose()?;
     let books = Books::open(&options.name, &options.lock)?;
-    let keep =
-        |background| books.keep(|ledger| keep(site, options, owner.as_ref(), background, ledger));
+    let keep = |background| {
+        let outcome = Outcome::make().context("cannot make a file for dlock release to read")?;
+        books.keep(|ledger| {
+            let ended = keep(site, options, owner.as_ref(), background, &outcome, ledger);
+            // Without it dlock release does not believe that the lock was held to the end.
+            let _ = outcome.write(said_of(&ended, ledger).to_json().as_bytes());
+            ended
+        })
+    };
     if !options.background {
         return keep(None);
     }
@@ -46,6 +56,19 @@ pub(super) fn hold(site: &Site, options: &Options) -> Result<Exit, Failure> {
     }
 }
 
+/// What `dlock release` is told of the end of a hold.
+fn said_of(ended: &Result<Exit, Failure>, ledger: &Ledger) -> HoldEnd {
+    let (exit, failed) = match ended {
+        Ok(exit) => (*exit, None),
+        Err(failure) => (failure.exit, Some(format!("{:#}", failure.error))),
+    };
+    HoldEnd {
+        exit_code: exit.code(),
+        held_until: ledger.over_at().map(Instant::since_boot),
+        reason: failed.or_else(|| ledger.reason().map(str::to_owned)),
+    }
+}
+
 fn owner(pid: i32) -> Result<Other, Failure> {
     let other = Other::find(pid);
     Ok(other.with_context(|| format!("cannot hold a lock for process '{pid}'"))?)
@@ -56,6 +79,7 @@ fn keep(
     options: &Options,
     owner: Option<&Other>,
     background: Option<&Detached>,
+    outcome: &Outcome,
     ledger: &mut Ledger,
 ) -> Result<Exit, Failure> {
     // dlock's own stdin goes to the guard. In the background there is none to wait for.
@@ -65,7 +89,11 @@ fn keep(
     let input = input.transpose().context("cannot keep standard input")?;
     let ties = Ties {
         adopted: owner,
-        kept: input.iter().map(AsFd::as_fd).collect(),
+        kept: input
+            .iter()
+            .map(AsFd::as_fd)
+            .chain([outcome.descriptor()])
+            .collect(),
         ..Ties::default()
     };
     let hold = guard::Name::own().context("cannot find our own process")?;
@@ -161,24 +189,42 @@ fn json(variables: impl Iterator<Item = (&'static str, String)>) -> String {
     serde_json::Value::from(object).to_string()
 }
 
-/// Ends a `dlock hold` that runs in the background, and waits until it has released the lock.
+/// Ends a `dlock hold`, waits until it has released the lock, and tells whether the lock was held until then.
 pub(super) fn release(hold: &str) -> Result<Exit, Failure> {
     let name = hold.parse::<guard::Name>();
     let name = name.map_err(|()| anyhow!("cannot use DLOCK_HOLD '{hold}': it names no process"))?;
+    let asked_at = clock::now();
     let other = Other::named(name)
-        .map_err(|_| anyhow!("cannot release the lock: the dlock that held it has ended"))
-        .or_exit(Exit::Lost)?;
+        .map_err(|_| not_held("the dlock that held it has ended before"))
+        .or_exit(Exit::Lost)
+        .or_hint("that dlock has said on its stderr how it ended")?;
+    let outcome = other.outcome();
     let ended = other
         .end(RELEASE)
         .with_context(|| format!("cannot ask process '{hold}' to release its lock"))?;
-    if ended {
-        return Ok(Exit::Done);
+    if !ended {
+        return Err(anyhow!(
+            "process '{hold}' has not released its lock within {}",
+            span(RELEASE)
+        )
+        .into());
     }
-    Err(anyhow!(
-        "process '{hold}' has not released its lock within {}",
-        span(RELEASE)
-    )
-    .into())
+    let said = outcome.and_then(Theirs::read).map_err(|error| {
+        let why = format!("what became of it cannot be read from process '{hold}': {error}");
+        not_held(&why)
+    });
+    let said = HoldEnd::parse(&said.or_exit(Exit::Lost)?);
+    match judge(said.as_ref(), asked_at) {
+        Verdict::Released => Ok(Exit::Done),
+        Verdict::Lost(reason) => Err(not_held(&reason)).or_exit(Exit::Lost),
+        Verdict::Unkillable(reason) => {
+            Err(anyhow!("the lock is not released: {reason}")).or_exit(Exit::Unkillable)
+        }
+    }
+}
+
+fn not_held(why: &str) -> anyhow::Error {
+    anyhow!("the lock was not held until its release: {why}")
 }
 
 #[cfg(test)]

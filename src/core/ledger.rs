@@ -14,6 +14,8 @@ use super::text::{json, seconds};
 pub struct Ledger {
     began_at: Instant,
     acquired: Option<(Instant, FencingToken)>,
+    /// The moment at which the command had ended.
+    over_at: Option<Instant>,
     proofs: u64,
     smallest_slack: Option<Duration>,
     asked: bool,
@@ -133,6 +135,7 @@ impl Ledger {
         Self {
             began_at,
             acquired: None,
+            over_at: None,
             proofs: 0,
             smallest_slack: None,
             asked: false,
@@ -144,6 +147,21 @@ impl Ledger {
     pub fn acquired(&mut self, now: Instant, token: FencingToken) {
         self.acquired = Some((now, token));
         self.proofs = 1;
+    }
+
+    /// The command has ended, so that the lock is not wanted any more.
+    pub fn over(&mut self, now: Instant) {
+        self.over_at = Some(now);
+    }
+
+    /// The moment at which the command had ended.
+    pub const fn over_at(&self) -> Option<Instant> {
+        self.over_at
+    }
+
+    /// Why it ends, as far as it was said.
+    pub fn reason(&self) -> Option<&str> {
+        self.reason.as_deref()
     }
 
     /// Whether the lock was ever ours.

@@ -6,6 +6,7 @@ pub mod doctor;
 pub mod evidence;
 pub mod fence;
 pub mod heartbeat;
+pub mod hold;
 pub mod holder;
 #[cfg(test)]
 mod laws;

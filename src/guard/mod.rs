@@ -3,7 +3,7 @@
 //!
 //! *What does dlock ask for?* here · *what is said?* message · *how does it travel?* link · *when does what happen?* plan ·
 //! *the guard's loop?* process · *start?* spawn · *what did the caller hand on?* inherited · *find and signal the tree?* tree ·
-//! *kill it?* hunt · *what of processes that are not ours?* other · *leave the caller's shell?* detach ·
+//! *kill it?* hunt · *what of processes that are not ours?* other · *what does one leave behind?* outcome · *leave the caller's shell?* detach ·
 //! *system calls?* signals, descriptors
 
 mod descriptors;
@@ -13,6 +13,7 @@ mod inherited;
 mod link;
 mod message;
 mod other;
+mod outcome;
 mod plan;
 mod process;
 mod signals;
@@ -47,6 +48,7 @@ use self::link::Link;
 use self::message::Order;
 pub(crate) use self::message::{Cause, Report, Status, Survivor};
 pub(crate) use self::other::{Name, Other, is_hung_up, linger};
+pub(crate) use self::outcome::{Outcome, Theirs};
 use self::process::Equipment;
 pub(crate) use self::signals::die_of;
 use self::spawn::Program;

@@ -95,7 +95,10 @@ impl Other {
 
     /// Asks it to end, and waits until it has, for as long as `limit`; answers whether it has.
     pub(crate) fn end(&self, limit: std::time::Duration) -> io::Result<bool> {
-        pidfd_send_signal(&self.process, Signal::TERM)?;
+        match pidfd_send_signal(&self.process, Signal::TERM) {
+            Err(Errno::SRCH) => return Ok(true),
+            sent => sent?,
+        }
         let limit = Timespec {
             tv_sec: i64::try_from(limit.as_secs()).unwrap_or(i64::MAX),
             tv_nsec: limit.subsec_nanos().into(),

@@ -14,6 +14,7 @@ mod fencing;
 mod guard;
 mod handover;
 mod harness;
+mod holds;
 mod idle;
 mod listing;
 mod load;

@@ -1,0 +1,168 @@
+//! What `dlock release` says of a hold: 0 only when the lock was held until then, else 121, and why.
+//! It must not know how a hold ends otherwise; `sharing.rs` does.
+
+use std::process::Stdio;
+
+use crate::support::{
+    Dlock, Etcd, LIMIT, Link, Mode, Running, Scratch, Signal, eventually, unique,
+};
+
+/// A hold of the lock `name` by this dlock, and the name that it gave itself.
+fn hold(dlock: Dlock, name: &str) -> (Running, String) {
+    let mut holder = dlock
+        .args(["hold", "--json", name])
+        .stdin(Stdio::null())
+        .start();
+    holder.says("}\n");
+    let line: serde_json::Value = serde_json::from_str(&holder.stdout()).expect("an object");
+    let hold = line["hold"].as_str().expect("its name").to_owned();
+    (holder, hold)
+}
+
+fn release(hold: &str) -> Running {
+    Dlock::nowhere().args(["release", hold]).start()
+}
+
+/// Has the hold asked to end, while it is stopped, and lets it go on then.
+fn release_after(holder: &Running, hold: &str, meanwhile: impl FnOnce()) -> Running {
+    holder.signal(Signal::STOP);
+    meanwhile();
+    let releasing = release(hold);
+    eventually(LIMIT, "it has the signal", || {
+        let pid = holder.process().0;
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        let pending = status.lines().find_map(|line| line.strip_prefix("ShdPnd:"));
+        let pending = pending.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+        pending.is_some_and(|mask| mask & 1 << (Signal::TERM.as_raw() - 1) != 0)
+    });
+    releasing
+}
+
+const NOT_HELD: &str = "dlock: the lock was not held until its release: ";
+
+/// "0 when the lock was held until then and is released": by its name, with etcd and on this machine.
+#[test]
+fn a_hold_that_had_its_lock_is_released() {
+    let (etcd, state, name) = (Etcd::shared(), Scratch::new(), unique("released"));
+    let local = || Dlock::nowhere().env("DLOCK_LOCAL", state.file("state"));
+    for dlock in [Dlock::on(etcd), local()] {
+        let (mut holder, hold) = hold(dlock, &name);
+        release(&hold).wait().expect_code(0).expect_silent();
+        holder.wait().expect_code(0).expect_silent();
+        release(&hold).wait().expect_code(121).expect_stderr(&[
+            NOT_HELD,
+            "has ended before",
+            "hint: ",
+        ]);
+    }
+    assert!(etcd.queue(&name).is_empty());
+}
+
+/// "121 when that cannot be shown": a lock that was lost in the meantime, whatever the hold knew of it.
+#[test]
+fn a_hold_that_had_lost_its_lock_is_no_success() {
+    let (etcd, name) = (Etcd::shared(), unique("gone"));
+    let (mut holder, hold_name) = hold(Dlock::on(etcd), &name);
+    let mut releasing = release_after(&holder, &hold_name, || {
+        etcd.revoke(&etcd.queue(&name).remove(0).lease_hex());
+    });
+    holder.signal(Signal::CONT);
+    releasing
+        .wait()
+        .expect_code(121)
+        .expect_stderr(&[NOT_HELD, "its key"]);
+    holder.wait().expect_code(121);
+    // Of this machine.
+    let state = Scratch::new();
+    let local = Dlock::nowhere().env("DLOCK_LOCAL", state.file("state"));
+    let (mut holder, hold_name) = hold(local, &name);
+    let mut releasing = release_after(&holder, &hold_name, || {
+        std::fs::remove_file(state.file(&format!("state/{name}/1"))).expect("its place");
+    });
+    holder.signal(Signal::CONT);
+    releasing.wait().expect_code(121).expect_stderr(&[NOT_HELD]);
+    holder.wait().expect_code(121);
+}
+
+/// The same for a hold that is killed before it could give the lock back.
+#[test]
+fn a_hold_that_was_killed_is_no_success() {
+    let (etcd, name) = (Etcd::shared(), unique("killed"));
+    let (mut holder, hold) = hold(Dlock::on(etcd), &name);
+    let mut releasing = release_after(&holder, &hold, || {});
+    holder.signal(Signal::KILL);
+    holder.wait();
+    releasing
+        .wait()
+        .expect_code(121)
+        .expect_stderr(&[NOT_HELD, "was killed"]);
+}
+
+/// The same for one that somebody else had ended before, and that is still about to give the lock back.
+#[test]
+fn a_hold_that_was_ended_before_is_no_success() {
+    let (etcd, name) = (Etcd::shared(), unique("ended"));
+    let link = Link::to(etcd.port());
+    let (mut holder, hold) = hold(Dlock::at(&link.endpoint()), &name);
+    link.both(Mode::Hold);
+    holder.signal(Signal::TERM);
+    holder.tree_dies();
+    let mut releasing = release(&hold);
+    eventually(LIMIT, "it waits for the end of the hold", || {
+        let folder = format!("/proc/{}/fd", releasing.process().0);
+        let open = std::fs::read_dir(folder).into_iter().flatten().flatten();
+        let links = open.filter_map(|entry| std::fs::read_link(entry.path()).ok());
+        links
+            .into_iter()
+            .any(|link| link.to_string_lossy().contains("memfd"))
+    });
+    link.both(Mode::Pass);
+    releasing
+        .wait()
+        .expect_code(121)
+        .expect_stderr(&[NOT_HELD, "given it back before"]);
+    holder.wait().expect_code(0);
+}
+
+/// "or frees itself with its TTL because etcd does not answer, which is warned of": the lock was held until then.
+#[test]
+fn a_hold_whose_release_is_unconfirmed_is_warned_of() {
+    let (etcd, name) = (Etcd::shared(), unique("unconfirmed"));
+    let link = Link::to(etcd.port());
+    let dlock = Dlock::at(&link.endpoint()).env("DLOCK_TTL", "10");
+    let (mut holder, hold) = hold(dlock, &name);
+    link.both(Mode::Drop);
+    release(&hold).wait().expect_code(0);
+    holder
+        .wait()
+        .expect_code(0)
+        .expect_stderr(&["cannot confirm the release"]);
+}
+
+/// In a script, in the background, with `--pid` and without: the lock that was lost is told by `dlock release`, and by nothing
+/// else without `--pid`.
+#[test]
+fn a_script_hears_that_its_lock_was_lost() {
+    let (etcd, name) = (Etcd::shared(), unique("script"));
+    let dlock = env!("CARGO_BIN_EXE_dlock");
+    let script = |pid: &str, rest: &str| {
+        let text = format!(
+            "eval \"$({dlock} hold --background {pid} {name} 2>/dev/null)\"; {rest}; {dlock} release; echo \"status $?\""
+        );
+        let run = Dlock::program(["sh", "-c", &text]).env("DLOCK_ENDPOINTS", etcd.endpoint());
+        run.env("ETCDCTL_API", "3")
+    };
+    for pid in ["", "--pid $$"] {
+        script(pid, ":")
+            .finish()
+            .expect_code(0)
+            .expect_silent()
+            .expect_stdout("status 0\n");
+    }
+    let ctl = etcd.ctl_command().join(" ");
+    let lose = format!("{ctl} del $DLOCK_KEY >/dev/null");
+    script("", &lose)
+        .finish()
+        .expect_stdout("status 121\n")
+        .expect_stderr(&[NOT_HELD]);
+}
