@@ -132,7 +132,7 @@ impl Terms {
 }
 
 /// An etcd lease's id.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct LeaseId(pub i64);
 
 impl LeaseId {

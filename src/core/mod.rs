@@ -1,6 +1,7 @@
 //! The decisions, pure: time comes in as an argument and orders go out as values.
 //! Nothing in here knows a clock, input or output, tokio, etcd or a process id.
 
+pub mod abandoned;
 pub mod cluster_id;
 pub mod doctor;
 pub mod evidence;

@@ -58,7 +58,8 @@ impl Queue {
     }
 
     /// The key under which one that gives its place back itself leaves its [`Evidence`](super::evidence::Evidence), for no
-    /// longer than its lease lives.
+    /// longer than its lease lives. Where it stands, no place of that lease is taken any more: see
+    /// [`abandoned`](super::abandoned).
     pub fn released(&self, lease: LeaseId) -> String {
         format!("{}released/{}/{lease}", self.namespace, self.name)
     }

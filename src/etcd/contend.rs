@@ -2,6 +2,7 @@
 //! It must not know the command that runs under the lock.
 
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -16,6 +17,7 @@ use super::vigil::{AGAIN, Vigil};
 use super::{Cluster, ask, random_lease};
 use crate::clock;
 use crate::contest::{self, Ahead, Contend, Parting, Release, Waiting};
+use crate::core::abandoned::Attempt;
 use crate::core::evidence::{Predecessors, hand_over};
 use crate::core::holder::{Ask, AskTo, Holder};
 use crate::core::lease::{Instant, LeaseId, Place, Terms};
@@ -54,6 +56,8 @@ pub(crate) struct Contender {
     predecessors: RefCell<Predecessors>,
     /// Leases of attempts whose end we have not seen: each may hold a place that nobody uses.
     pub(super) abandoned: RefCell<Vec<LeaseId>>,
+    /// Those among them that may take a place later.
+    pub(super) late: RefCell<BTreeMap<LeaseId, Attempt>>,
     pub(super) slot: Cell<Option<u16>>,
     /// The lease that keeps the lock taken after the command.
     pub(super) cooldown: Cell<Option<Grant>>,
@@ -214,6 +218,7 @@ impl Contender {
             place: Cell::new(None),
             predecessors: RefCell::default(),
             abandoned: RefCell::default(),
+            late: RefCell::default(),
             slot: Cell::new(None),
             cooldown: Cell::new(None),
             mark: Cell::new(None),
@@ -302,7 +307,11 @@ impl Contender {
                 // An id of its own for every attempt: what became of an unanswered one is not known.
                 let lease = random_lease()?;
                 self.abandoned.borrow_mut().push(lease);
-                let entry = self.places.take(&connection, lease).await;
+                self.late.borrow_mut().insert(lease, Attempt::Open);
+                let answered = || {
+                    self.late.borrow_mut().remove(&lease);
+                };
+                let entry = self.places.take(&connection, lease, answered).await;
                 if matches!(&entry, Err(trouble) if trouble.kind == Kind::LeaseExists) {
                     // Somebody else's. Never adopt it, never revoke it.
                     self.abandoned.borrow_mut().retain(|id| *id != lease);

@@ -2,6 +2,7 @@
 //! It must not know when which of them is due, nor how a failed one is repeated.
 
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
 use std::num::NonZeroU64;
 use std::rc::Rc;
 use std::time::Duration;
@@ -14,11 +15,12 @@ use futures_util::FutureExt as _;
 use rustix::thread::set_current_timer_slack;
 use tokio::time::sleep;
 
-use super::Cluster;
 use super::connection::Connection;
 use super::look::{Look, is_own};
 use super::trouble::{Kind, Trouble};
+use super::{Cluster, random_lease};
 use crate::clock;
+use crate::core::abandoned::BAR;
 use crate::core::evidence::Evidence;
 use crate::core::holder::Holder;
 use crate::core::lease::{Claim, FencingToken, Instant, LeaseId, Place, Terms};
@@ -34,6 +36,8 @@ const LEAD: Duration = Duration::from_millis(1);
 /// What a near server needs to take a request on that nobody waits for: without it, one in seven was
 /// lost to the closing of the connection (measured on loopback).
 const LINGER: Duration = Duration::from_micros(150);
+/// Bars that are put at once: etcd allows 128 operations in a request.
+const BARS: usize = 100;
 /// How often the tasks that lie between a request and the socket get their turn, which is ample.
 const FLUSH: usize = 16;
 
@@ -108,13 +112,27 @@ impl Places {
     }
 
     /// Grants the lease `lease` and takes a place with it. Each request is boxed: together they would be 28 KiB, moved
-    /// about on a stack that nobody else needs as deep.
-    pub(super) async fn take(&self, etcd: &Connection, lease: LeaseId) -> Result<Entry, Trouble> {
+    /// about on a stack that nobody else needs as deep. `answered` is called when etcd has said what became of the grant.
+    pub(super) async fn take(
+        &self,
+        etcd: &Connection,
+        lease: LeaseId,
+        answered: impl Fn(),
+    ) -> Result<Entry, Trouble> {
         let mut leases = etcd.leases();
         let seconds = i64::try_from(self.terms.ttl().as_secs()).unwrap_or(i64::MAX);
         let options = Some(LeaseGrantOptions::new().with_id(lease.0));
         let sent_at = clock::now();
-        let mut grant = leases.grant(seconds, options).boxed_local();
+        let mut grant = leases
+            .grant(seconds, options)
+            .map(|granted| {
+                let granted = granted.map_err(Trouble::from);
+                if !matches!(&granted, Err(trouble) if trouble.kind == Kind::Elsewhere) {
+                    answered();
+                }
+                granted
+            })
+            .boxed_local();
         // Over a slow link the txn does not wait for the grant's answer, but follows close behind.
         let (granted, placed) = tokio::select! {
             biased;
@@ -124,7 +142,6 @@ impl Places {
                 (granted, Some(placed))
             }
         };
-        let granted = granted.map_err(Trouble::from);
         if let (Err(trouble), Some(Ok(placed))) = (&granted, &placed)
             && trouble.kind == Kind::LeaseExists
             && let Ok(header) = self.cluster.observe(placed.header())
@@ -171,7 +188,11 @@ impl Places {
             .with_count_only();
         let record = PutOptions::new().with_lease(lease.0);
         let txn = Txn::new()
-            .when([Compare::create_revision(key.as_str(), CompareOp::Equal, 0)])
+            .when([
+                Compare::create_revision(key.as_str(), CompareOp::Equal, 0),
+                // Nobody has given this attempt up: see `core::abandoned`.
+                Compare::create_revision(self.queue.released(lease), CompareOp::Equal, 0),
+            ])
             .and_then([
                 TxnOp::put(key, self.record.to_json(), Some(record)),
                 TxnOp::get(self.queue.prefix(), Some(all)),
@@ -436,12 +457,33 @@ impl Places {
         }
     }
 
-    /// Ends leases whose keys nobody uses, without insisting; answers which of them are gone.
-    pub(super) async fn revoke(&self, leases: &[LeaseId], limit: Duration) -> Vec<LeaseId> {
-        let gone = RefCell::new(Vec::new());
+    /// Keeps attempts that were given up from putting their keys later. That is no evidence: of those that stood before
+    /// them nothing is known.
+    pub(super) async fn bar(&self, etcd: Connection, leases: &[LeaseId]) -> Result<(), Trouble> {
+        let under = random_lease()?;
+        self.grant(etcd.clone(), under, BAR).await?;
+        for some in leases.chunks(BARS) {
+            let bars = some.iter().map(|lease| {
+                let under = PutOptions::new().with_lease(under.0);
+                TxnOp::put(self.queue.released(*lease), "", Some(under))
+            });
+            let txn = Txn::new().and_then(bars.collect::<Vec<_>>());
+            let answer = etcd.kv().txn(txn).await?;
+            self.cluster.observe(answer.header())?;
+        }
+        Ok(())
+    }
+
+    /// Ends leases whose keys nobody uses, without insisting; answers which of them are gone, and whether they were there.
+    pub(super) async fn revoke(
+        &self,
+        leases: &[LeaseId],
+        limit: Duration,
+    ) -> BTreeMap<LeaseId, bool> {
+        let gone = RefCell::new(BTreeMap::new());
         let revoking = async |etcd: Connection| {
             for lease in leases {
-                let known = gone.borrow().contains(lease);
+                let known = gone.borrow().contains_key(lease);
                 if known {
                     continue;
                 }
@@ -449,7 +491,10 @@ impl Places {
                 match revoked.map_err(Trouble::from) {
                     Err(trouble) if trouble.kind == Kind::Elsewhere => return Err(trouble),
                     Err(trouble) if trouble.kind == Kind::Token => return Err(trouble),
-                    _ => gone.borrow_mut().push(*lease),
+                    revoked => {
+                        let found = !matches!(&revoked, Err(trouble) if trouble.kind == Kind::LeaseNotFound);
+                        gone.borrow_mut().entry(*lease).or_insert(found);
+                    }
                 }
             }
             Ok(())

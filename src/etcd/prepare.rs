@@ -10,6 +10,7 @@ use super::marks::{Claimed, Marked};
 use super::random_lease;
 use super::trouble::{Kind, Trouble};
 use crate::clock;
+use crate::core::abandoned::{Attempt, Next};
 use crate::core::holder::{Ask, Holder};
 use crate::core::lease::{Instant, LeaseId, Place, Terms};
 use crate::core::mode::Mode;
@@ -146,16 +147,48 @@ impl Contender {
         );
     }
 
-    /// Revokes the leases of attempts whose end was not seen, in one go; those that etcd does not confirm are kept for
-    /// the next time. Says whether there were any.
+    /// Sees to it that attempts whose end was not seen leave nothing behind, neither now nor later, as
+    /// [`core::abandoned`](crate::core::abandoned) says. What etcd does not confirm is kept for the next time. Says whether
+    /// there were any.
     pub(super) async fn clear_up(&self, limit: Duration) -> bool {
+        let until = clock::now() + limit;
+        let rest = || until.since(clock::now());
         let leases = self.abandoned.borrow().clone();
-        if !leases.is_empty() {
-            let revoked = self.places.revoke(&leases, limit).await;
-            self.abandoned
-                .borrow_mut()
-                .retain(|lease| !revoked.contains(lease));
+        if leases.is_empty() {
+            return false;
         }
-        !leases.is_empty()
+        let to_bar = self.revoke(&leases, rest()).await;
+        if to_bar.is_empty() {
+            return true;
+        }
+        let barring = async |etcd| self.places.bar(etcd, &to_bar).await;
+        match self.ask_etcd(rest(), barring).await {
+            Ok(()) => {
+                let barred = to_bar.iter().map(|lease| (*lease, Attempt::Barred));
+                self.late.borrow_mut().extend(barred);
+                self.revoke(&to_bar, rest()).await;
+            }
+            Err(trouble) => tracing::debug!("what comes late cannot be barred: {trouble}"),
+        }
+        true
+    }
+
+    /// Revokes leases, and forgets those under which nothing can come any more; gives those that are to be barred.
+    async fn revoke(&self, leases: &[LeaseId], limit: Duration) -> Vec<LeaseId> {
+        let gone = self.places.revoke(leases, limit).await;
+        let mut late = self.late.borrow_mut();
+        let (mut to_bar, mut done) = (Vec::new(), Vec::new());
+        for (lease, found) in gone {
+            let attempt = late.get(&lease).copied().unwrap_or(Attempt::Answered);
+            match attempt.after_revoke(found) {
+                Next::Bar => to_bar.push(lease),
+                Next::Done => done.push(lease),
+            }
+        }
+        self.abandoned
+            .borrow_mut()
+            .retain(|lease| !done.contains(lease));
+        late.retain(|lease, _| !done.contains(lease));
+        to_bar
     }
 }

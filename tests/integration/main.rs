@@ -7,6 +7,7 @@ mod cluster;
 mod command;
 mod completion;
 mod doctor;
+mod entering;
 mod examples;
 mod fake;
 mod fence;

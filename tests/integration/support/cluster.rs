@@ -2,11 +2,14 @@
 //! It must not know dlock.
 
 use super::etcd::{Etcd, Plan};
+use super::link::{Direction, Link, Mode};
 use super::{LIMIT, eventually, free_port};
 
 /// A cluster of three members on this machine.
 pub(crate) struct Cluster {
     members: Vec<Etcd>,
+    /// By which the other members reach each: what it says to them goes the other way, towards the client.
+    peers: Vec<Link>,
 }
 
 impl Cluster {
@@ -14,21 +17,24 @@ impl Cluster {
     pub(crate) fn start() -> Self {
         for _ in 0..5 {
             let ports: Vec<(u16, u16)> = (0..3).map(|_| (free_port(), free_port())).collect();
+            let peers: Vec<Link> = ports.iter().map(|(_, peer)| Link::to(*peer)).collect();
             let names = ["m0", "m1", "m2"];
             let initial_cluster = names
                 .iter()
-                .zip(&ports)
-                .map(|(name, (_, peer))| format!("{name}=http://127.0.0.1:{peer}"))
+                .zip(&peers)
+                .map(|(name, peer)| format!("{name}={}", peer.endpoint()))
                 .collect::<Vec<_>>()
                 .join(",");
             let members: Vec<Etcd> = names
                 .iter()
                 .zip(&ports)
-                .map(|(name, (client_port, peer_port))| {
+                .zip(&peers)
+                .map(|((name, (client_port, peer_port)), peer)| {
                     Etcd::launch(&Plan {
                         name,
                         client_port: *client_port,
                         peer_port: *peer_port,
+                        advertised_port: peer.port(),
                         initial_cluster: initial_cluster.clone(),
                         scheme: "http",
                         flags: &[],
@@ -37,7 +43,7 @@ impl Cluster {
                 })
                 .collect();
             if members.iter().all(Etcd::ready) {
-                return Self { members };
+                return Self { members, peers };
             }
         }
         panic!("a cluster did not start five times running");
@@ -45,6 +51,16 @@ impl Cluster {
 
     pub(crate) fn members(&self) -> &[Etcd] {
         &self.members
+    }
+
+    /// Keeps back what a member says to the others, which it still hears; they miss it after some five seconds.
+    pub(crate) fn hold_back(&self, member: usize) {
+        self.peers[member].set(Direction::ToClient, Mode::Hold);
+    }
+
+    /// Lets a member be heard again, with all that it has said meanwhile.
+    pub(crate) fn let_through(&self, member: usize) {
+        self.peers[member].both(Mode::Pass);
     }
 
     /// All endpoints, comma separated.

@@ -46,6 +46,8 @@ pub(crate) struct Plan<'a> {
     pub(crate) name: &'a str,
     pub(crate) client_port: u16,
     pub(crate) peer_port: u16,
+    /// Where the other members reach it.
+    pub(crate) advertised_port: u16,
     /// `name=url,name=url,...` of all members.
     pub(crate) initial_cluster: String,
     pub(crate) scheme: &'static str,
@@ -115,6 +117,7 @@ impl Etcd {
                 name: "alone",
                 client_port,
                 peer_port,
+                advertised_port: peer_port,
                 initial_cluster: format!("alone=http://127.0.0.1:{peer_port}"),
                 scheme,
                 flags,
@@ -141,6 +144,7 @@ impl Etcd {
         fs::create_dir_all(&dir).expect("a new directory for etcd");
         let client = format!("{}://127.0.0.1:{}", plan.scheme, plan.client_port);
         let peer = format!("http://127.0.0.1:{}", plan.peer_port);
+        let advertised = format!("http://127.0.0.1:{}", plan.advertised_port);
         let mut shell = Command::new("sh")
             .args(["-c", KEEPER, "keeper"])
             .arg(dir.join("log"))
@@ -159,7 +163,7 @@ impl Etcd {
                 "--listen-peer-urls",
                 &peer,
                 "--initial-advertise-peer-urls",
-                &peer,
+                &advertised,
             ])
             .args(["--initial-cluster", &plan.initial_cluster])
             .args(plan.flags)

@@ -125,6 +125,11 @@ impl Link {
         format!("http://127.0.0.1:{}", self.port)
     }
 
+    /// The port of 127.0.0.1 that it listens on.
+    pub(crate) fn port(&self) -> u16 {
+        self.port
+    }
+
     /// The order for one direction, from now on.
     pub(crate) fn set(&self, direction: Direction, mode: Mode) {
         *self.state.mode(direction) = mode;

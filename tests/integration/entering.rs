@@ -1,0 +1,81 @@
+//! Taking a place in the queue when etcd is late: one place for each dlock, and none when it has ended.
+//! It must not know how dlock asks for its place.
+
+use crate::support::{Cluster, Dlock, Running, etcdctl_program, hold_open};
+
+/// Two endpoints, of which the first is a member that can be held back.
+struct Held<'a> {
+    cluster: &'a Cluster,
+    member: usize,
+    leader: usize,
+}
+
+impl<'a> Held<'a> {
+    fn new(cluster: &'a Cluster) -> Self {
+        let leader = cluster.leader();
+        let member = (leader + 1) % 3;
+        Self {
+            cluster,
+            member,
+            leader,
+        }
+    }
+
+    fn dlock(&self) -> Dlock {
+        let endpoints = [self.member, self.leader];
+        let endpoints = endpoints.map(|member| self.cluster.members()[member].endpoint());
+        Dlock::at(&endpoints.join(","))
+    }
+
+    /// Lets through what the member has been asked, and waits until the cluster has done it: what is asked last is done last.
+    #[track_caller]
+    fn catches_up(&self) {
+        let endpoint = format!(
+            "--endpoints={}",
+            self.cluster.members()[self.member].endpoint()
+        );
+        let put = [
+            &etcdctl_program(),
+            &endpoint,
+            "--command-timeout=20s",
+            "put",
+            "last",
+            "word",
+        ];
+        let mut last: Running = Dlock::program(put).env("ETCDCTL_API", "3").start();
+        self.cluster.let_through(self.member);
+        last.wait().expect_code(0);
+    }
+
+    fn queue(&self, name: &str) -> usize {
+        self.cluster.members()[self.leader].queue(name).len()
+    }
+}
+
+/// "A dlock that has ended leaves nothing behind that blocks the lock": nor a request for a place that etcd gets to later.
+#[test]
+fn a_request_that_comes_late_takes_no_place_of_a_dlock_that_has_ended() {
+    let cluster = Cluster::start();
+    let held = Held::new(&cluster);
+    cluster.hold_back(held.member);
+    let run = held.dlock().run(["--ttl=60", "late", "true"]);
+    run.finish().expect_code(0).expect_silent();
+    held.catches_up();
+    assert_eq!(held.queue("late"), 0);
+}
+
+/// The same while it still holds the lock: it stands in the queue once.
+#[test]
+fn a_request_that_comes_late_takes_no_second_place() {
+    let cluster = Cluster::start();
+    let held = Held::new(&cluster);
+    cluster.hold_back(held.member);
+    let mut holder = hold_open(held.dlock(), &["--ttl=60"], "twice");
+    held.catches_up();
+    assert_eq!(held.queue("twice"), 1);
+    let status = Dlock::on(&cluster.members()[held.leader]).args(["status", "twice"]);
+    let shown = status.finish().expect_code(0).stdout;
+    assert!(shown.contains("1 holding, 0 waiting"), "{shown}");
+    holder.let_go().expect_silent();
+    assert_eq!(held.queue("twice"), 0);
+}
