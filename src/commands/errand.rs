@@ -26,7 +26,7 @@ use crate::core::name::{Link, LockName};
 use crate::core::text::{seconds, span};
 use crate::core::watchdog::{Cut, Standing, Watchdog};
 use crate::exit::{Exit, Failure};
-use crate::guard::{Detached, Guard, Report, Status, Survivor};
+use crate::guard::{self, Detached, Guard, Report, Status, Survivor};
 use crate::trouble::Trouble;
 use crate::{clock, events, whoami};
 
@@ -122,6 +122,7 @@ impl<'a, C: Contend> Runner<'a, C> {
             Patience::None | Patience::Endless => None,
         };
         let mut ahead = None;
+        let mut kept = Vec::new();
         let contender = &self.contender;
         let event = {
             let voice = Voice::new(self.errand.name, self.began_at, give_up_at);
@@ -134,8 +135,13 @@ impl<'a, C: Contend> Runner<'a, C> {
             let ending = async {
                 loop {
                     let signal = self.signals.next().await;
-                    if signal.ends() {
+                    if guard::blocked_at_start(signal.number) {
+                        // The command gets it when it is ready for it.
+                        kept.push(signal);
+                    } else if signal.ends() {
                         break signal.number;
+                    } else if signal.stops() {
+                        guard::stop_by(signal.number);
                     }
                 }
             };
@@ -150,6 +156,7 @@ impl<'a, C: Contend> Runner<'a, C> {
                 never = voice.wonder(|| contender.unanswered()) => match never {},
             }
         };
+        self.signals.keep(kept);
         if !matches!(event, Event::Acquired(Ok(_))) {
             contender.leave().await;
         }

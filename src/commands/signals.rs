@@ -1,94 +1,114 @@
 //! The signals that dlock receives, as a stream.
 //! It must not know what they lead to.
 
+use std::collections::VecDeque;
 use std::io;
-use std::mem::ManuallyDrop;
 
-use signal_hook::consts::{
-    SIGALRM, SIGCONT, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGWINCH,
+use libc::{
+    SIGABRT, SIGBUS, SIGCHLD, SIGCONT, SIGFPE, SIGHUP, SIGILL, SIGINT, SIGKILL, SIGPIPE, SIGQUIT,
+    SIGSEGV, SIGSTOP, SIGSYS, SIGTRAP, SIGTSTP, SIGTTIN, SIGTTOU, SIGWINCH, SIGXCPU, SIGXFSZ,
 };
-use signal_hook::iterator::backend::SignalDelivery;
-use signal_hook::iterator::exfiltrator::WithOrigin;
-use signal_hook::iterator::exfiltrator::origin::Origin;
-use signal_hook::low_level::siginfo::Cause;
-use tokio::net::UnixStream;
+use rustix::process::{getpid, getsid};
+use tokio::net::unix::pipe::Receiver;
 
-use crate::guard;
+use crate::guard::{self, Sender, Signal};
 
-/// What is handed on to the command. The others are either not for it (CHLD, PIPE), or cannot be
-/// caught, or stop dlock itself as the terminal's user wants it (TSTP, TTIN, TTOU).
-const FORWARDED: [i32; 9] = [
-    SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGALRM, SIGWINCH, SIGCONT,
+/// Those that are not handed on: they cannot be caught, are faults of dlock itself, or are about its own child, and TTOU
+/// stays blocked, for a line on stderr must not stop dlock in the background of a terminal (`stty tostop`).
+const NOT_HANDED_ON: [i32; 11] = [
+    SIGKILL, SIGSTOP, SIGSEGV, SIGBUS, SIGILL, SIGFPE, SIGSYS, SIGTRAP, SIGABRT, SIGCHLD, SIGTTOU,
 ];
 
-/// A signal that somebody sent to dlock.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Signal {
-    pub(crate) number: i32,
-    /// The terminal sent it, and so to every process of the foreground group itself.
-    pub(crate) from_terminal: bool,
-}
+/// Those that the kernel sends for the terminal, to every process of the foreground group.
+const OF_TERMINAL: [i32; 7] = [SIGHUP, SIGINT, SIGQUIT, SIGTSTP, SIGTTIN, SIGCONT, SIGWINCH];
 
-impl Signal {
-    /// Whether a process that does not care about it is ended by it (`signal(7)`).
-    pub(crate) fn ends(self) -> bool {
-        !matches!(self.number, SIGWINCH | SIGCONT)
-    }
-}
+/// Those that tell dlock what it has itself done, when they come from the kernel or from dlock.
+const OF_OUR_OWN: [i32; 3] = [SIGPIPE, SIGXFSZ, SIGXCPU];
+
+/// `sizeof(struct signalfd_siginfo)`.
+const RECORD: usize = size_of::<libc::signalfd_siginfo>();
 
 /// Receives signals from its making on.
 pub(crate) struct Signals {
-    /// To the end of the process: taking the handlers back one by one would serve nobody.
-    delivery: ManuallyDrop<SignalDelivery<UnixStream, WithOrigin>>,
-    waiting: Vec<Signal>,
+    /// A signalfd. Like a pipe, it is only read.
+    descriptor: Receiver,
+    waiting: VecDeque<Signal>,
 }
 
 impl Signals {
-    /// Must be called inside a runtime, after the guard was launched: the handlers are dlock's own.
-    /// What was ignored when dlock started stays ignored (`nohup dlock ...`).
+    /// Must be called inside a runtime, after the guard was launched: the command gets the caller's mask.
+    /// A signal that was ignored when dlock started stays ignored (`nohup dlock ...`).
     pub(crate) fn listen() -> io::Result<Self> {
-        let (read, write) = std::os::unix::net::UnixStream::pair()?;
-        read.set_nonblocking(true)?;
-        let read = UnixStream::from_std(read)?;
-        let wanted = FORWARDED
-            .iter()
-            .filter(|signal| !guard::ignored_at_start(**signal));
+        // The numbers between are the C library's own.
+        let numbers = (1..=SIGSYS).chain(libc::SIGRTMIN()..=libc::SIGRTMAX());
+        let wanted = numbers
+            .filter(|number| !NOT_HANDED_ON.contains(number))
+            .filter(|number| !guard::ignored_at_start(*number));
+        let descriptor = guard::receive(wanted)?;
         Ok(Self {
-            delivery: ManuallyDrop::new(SignalDelivery::with_pipe(
-                read,
-                write,
-                WithOrigin::default(),
-                wanted,
-            )?),
-            waiting: Vec::new(),
+            descriptor: Receiver::from_owned_fd_unchecked(descriptor)?,
+            waiting: VecDeque::new(),
         })
     }
 
     /// The next signal; cancel-safe.
     pub(crate) async fn next(&mut self) -> Signal {
         loop {
-            if let Some(signal) = self.waiting.pop() {
+            if let Some(signal) = self.waiting.pop_front() {
                 return signal;
             }
-            let pipe = self.delivery.get_read();
-            if pipe.readable().await.is_err() {
-                // Only when the runtime shuts down.
-                std::future::pending::<()>().await;
+            let mut record = [0; RECORD];
+            match self.descriptor.try_read(&mut record) {
+                Ok(_) => self.waiting.extend(received(&record)),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    if self.descriptor.readable().await.is_err() {
+                        // Only when the runtime shuts down.
+                        std::future::pending::<()>().await;
+                    }
+                }
+                Err(_) => std::future::pending().await,
             }
-            // Until it would block: that is what tells tokio to wait for more.
-            while pipe.try_read(&mut [0; 64]).is_ok_and(|read| read > 0) {}
-            self.waiting
-                .extend(self.delivery.pending().map(|origin| received(&origin)));
-            self.waiting.reverse();
+        }
+    }
+
+    /// Keeps a signal for the command, which does not run yet.
+    pub(crate) fn keep(&mut self, kept: Vec<Signal>) {
+        for signal in kept.into_iter().rev() {
+            self.waiting.push_front(signal);
         }
     }
 }
 
-fn received(origin: &Origin) -> Signal {
-    // alarm(2), which outlives exec, is the kernel's too, but nobody else gets it.
-    let from_terminal = origin.cause == Cause::Kernel && origin.signal != SIGALRM;
-    Signal {
-        number: origin.signal,
-        from_terminal,
-    }
+/// What a record of `signalfd(2)` says, unless it is about dlock alone.
+fn received(record: &[u8; RECORD]) -> Option<Signal> {
+    let word = |at: usize| {
+        let bytes = record.get(at..at + 4)?.try_into().ok()?;
+        Some(i32::from_ne_bytes(bytes))
+    };
+    // ssi_signo, ssi_code, ssi_pid.
+    let (number, code, pid) = (word(0)?, word(8)?, word(12)?);
+    // ssi_ptr, of which ssi_int is a part.
+    let value = || Some(u64::from_ne_bytes(record.get(48..56)?.try_into().ok()?));
+    let sender = match code {
+        libc::SI_USER | libc::SI_QUEUE | libc::SI_TKILL => Sender::Process(pid),
+        libc::SI_KERNEL if OF_TERMINAL.contains(&number) && !is_hang_up_of_leader(number) => {
+            Sender::Terminal
+        }
+        _ => Sender::Kernel,
+    };
+    let own = match sender {
+        Sender::Process(pid) => pid == getpid().as_raw_nonzero().get(),
+        Sender::Kernel => OF_OUR_OWN.contains(&number),
+        Sender::Terminal => false,
+    };
+    (!own).then(|| Signal {
+        number,
+        sender,
+        value: (code == libc::SI_QUEUE).then(value).flatten(),
+    })
+}
+
+/// Whether the terminal was closed: the kernel tells the leader of its session, and nobody else.
+fn is_hang_up_of_leader(number: i32) -> bool {
+    [SIGHUP, SIGCONT].contains(&number) && getsid(None).is_ok_and(|session| session == getpid())
 }

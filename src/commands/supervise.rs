@@ -6,7 +6,7 @@ use std::time::Duration;
 use tracing::{Level, debug, enabled, info, warn};
 
 use super::post::Post;
-use super::signals::{Signal, Signals};
+use super::signals::Signals;
 use crate::contest::{Keep, News};
 use crate::core::holder::AskTo;
 use crate::core::lease::{Doubt, Loss, Renewal};
@@ -15,7 +15,7 @@ use crate::core::leftovers::Leftovers;
 use crate::core::name::LockName;
 use crate::core::text::{printable, seconds, span};
 use crate::core::watchdog::{Action, Cut, Event, Standing, Watchdog};
-use crate::guard::{Cause, Detached, Report, Status, Survivor};
+use crate::guard::{self, Cause, Detached, Report, Signal, Status, Survivor};
 use crate::{clock, events, notify};
 
 /// How long dlock itself tries to kill what a dead guard has left.
@@ -84,7 +84,10 @@ impl<S: Keep> Supervision<'_, S> {
         match input {
             Input::Due => self.step(&Event::Tick),
             Input::News(news) => self.hear(news),
-            Input::Signal(signal) => self.receive(signal),
+            Input::Signal(signal) => {
+                self.receive(signal);
+                None
+            }
             Input::Report(report) => self.read(report),
         }
     }
@@ -127,7 +130,6 @@ impl<S: Keep> Supervision<'_, S> {
                 Ok(())
             }
             Action::Extend { beat, deadlines } => guard.extend(beat, deadlines),
-            Action::Forward(signal) => guard.forward(signal),
             Action::Stop => guard.stop(),
             Action::Kill => guard.kill(),
             Action::KillTree => return Some(self.kill_tree()),
@@ -194,19 +196,22 @@ impl<S: Keep> Supervision<'_, S> {
         }
     }
 
-    fn receive(&mut self, signal: Signal) -> Option<End> {
+    fn receive(&mut self, signal: Signal) {
         debug!("received {signal:?}");
-        if self.leftovers.is_some() && signal.ends() {
+        let guard = &mut self.post.guard;
+        let told = match self.leftovers {
+            None => guard.forward(signal),
             // There is no command any more that could act on it; what it left is to go.
-            if let Err(error) = self.post.guard.stop() {
-                debug!("the guard cannot be told: {error}");
+            Some(_) if signal.ends() => guard.stop(),
+            Some(_) if signal.stops() => {
+                guard::stop_by(signal.number);
+                Ok(())
             }
-            return None;
+            Some(_) => Ok(()),
+        };
+        if let Err(error) = told {
+            debug!("the guard cannot be told: {error}");
         }
-        if signal.from_terminal {
-            return None;
-        }
-        self.step(&Event::Signal(signal.number))
     }
 
     fn read(&mut self, report: Report) -> Option<End> {
@@ -222,6 +227,13 @@ impl<S: Keep> Supervision<'_, S> {
                     None
                 }
             },
+            Report::Stopped(signal) => {
+                guard::stop_by(signal);
+                if let Err(error) = self.post.guard.resumed() {
+                    debug!("the guard cannot be told: {error}");
+                }
+                None
+            }
             Report::Beat(beat) => self.step(&Event::Beat(beat)),
             Report::Leftovers { status, count } => {
                 let (policy, what) = match self.policy {

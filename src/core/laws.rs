@@ -330,7 +330,6 @@ impl Model {
                     self.kills += 1;
                     self.killed = true;
                 }
-                Action::Forward(_) => {}
             }
         }
         prop_assert!(self.kills <= 1, "a guard is replaced once");

@@ -6,9 +6,11 @@ pub mod cluster_id;
 pub mod doctor;
 pub mod evidence;
 pub mod fence;
+pub mod forwarding;
 pub mod heartbeat;
 pub mod hold;
 pub mod holder;
+pub mod job;
 #[cfg(test)]
 mod laws;
 pub mod lease;

@@ -26,8 +26,6 @@ pub enum Event {
     Beat(u64),
     /// The guard is dead.
     GuardDead,
-    /// A process asks us to hand this signal on.
-    Signal(i32),
     /// Somebody who may ask for it wants the lock to be given up.
     GiveUp,
     /// Nothing of the command is left; `in_time` when no deadline made it end.
@@ -41,8 +39,6 @@ pub enum Action {
     Renew,
     /// Tell the guard the deadlines; it answers with the same number.
     Extend { beat: u64, deadlines: Deadlines },
-    /// The guard is to hand the signal to the command.
-    Forward(i32),
     /// The guard is to stop everything, and to kill it when the grace or the deadline has passed.
     Stop,
     /// The guard is to kill everything now.
@@ -199,7 +195,6 @@ impl Watchdog {
                 }
                 Vec::new()
             }
-            (Event::Signal(signal), _) => vec![Action::Forward(*signal)],
             (Event::Beat(beat), _) => {
                 self.answered = self.answered.max(*beat);
                 if self.answered == self.told {

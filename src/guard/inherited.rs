@@ -41,6 +41,11 @@ pub(crate) fn ignored_at_start(signal: i32) -> bool {
     IGNORED.load(Relaxed) & signals::set_of(signal) != 0
 }
 
+/// Whether the caller had `signal` blocked, as the command has it, too.
+pub(crate) fn blocked_at_start(signal: i32) -> bool {
+    BLOCKED.load(Relaxed) & signals::set_of(signal) != 0
+}
+
 /// Gives this process back what its caller handed on. For a child that is about to exec: async-signal-safe, and the
 /// standard descriptors go without regard for owners. The mask comes last, a pending signal then meets its disposition.
 pub(super) fn restore() {

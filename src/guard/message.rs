@@ -20,8 +20,10 @@ pub(super) enum Order {
         #[serde(with = "moments")]
         deadlines: Deadlines,
     },
-    /// A signal for the command itself.
-    Forward(i32),
+    /// A signal that dlock received.
+    Forward(Signal),
+    /// dlock was stopped after [`Report::Stopped`], and runs again.
+    Resumed,
     Stop,
     Kill,
 }
@@ -33,6 +35,9 @@ pub(crate) enum Report {
     Started,
     /// It could not be started after all. Nothing is left of the attempt.
     CannotStart { errno: i32 },
+    /// The command was stopped by this signal, and dlock has a caller that controls it as a job: dlock is to stop, too.
+    /// Answered by [`Order::Resumed`].
+    Stopped(i32),
     /// The answer to the `extend` of the same number.
     Beat(u64),
     /// The command has ended, `count` processes of its tree have not; the policy on leftovers is being carried out.
@@ -47,6 +52,39 @@ pub(crate) enum Report {
     Survivors(Vec<Survivor>),
     /// There is no guard any more.
     GuardDead,
+}
+
+/// A signal on its way to the command.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Signal {
+    pub(crate) number: i32,
+    pub(crate) sender: Sender,
+    /// The value that `sigqueue(3)` sends along.
+    pub(crate) value: Option<u64>,
+}
+
+/// The sender of a signal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Sender {
+    /// The terminal, to every process of the foreground group.
+    Terminal,
+    /// The process of this id.
+    Process(i32),
+    /// The kernel, to dlock alone.
+    Kernel,
+}
+
+impl Signal {
+    /// Whether a process that does not care about it is ended by it (`signal(7)`).
+    pub(crate) fn ends(&self) -> bool {
+        let harmless = [libc::SIGWINCH, libc::SIGCONT, libc::SIGURG, libc::SIGCHLD];
+        !self.stops() && !harmless.contains(&self.number)
+    }
+
+    /// Whether a process that does not care about it is stopped by it.
+    pub(crate) fn stops(&self) -> bool {
+        [libc::SIGTSTP, libc::SIGTTIN, libc::SIGTTOU].contains(&self.number)
+    }
 }
 
 /// How the command ended.

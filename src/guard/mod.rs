@@ -3,13 +3,15 @@
 //!
 //! *What does dlock ask for?* here · *what is said?* message · *how does it travel?* link · *when does what happen?* plan ·
 //! *the guard's loop?* process · *start?* spawn · *what did the caller hand on?* inherited · *find and signal the tree?* tree ·
-//! *kill it?* hunt · *what of processes that are not ours?* other · *what does one leave behind?* outcome · *leave the caller's shell?* detach ·
+//! *which group, terminal and stop of the command?* job · *kill it?* hunt · *what of processes that are not ours?* other ·
+//! *what does one leave behind?* outcome · *leave the caller's shell?* detach ·
 //! *system calls?* signals, descriptors
 
 mod descriptors;
 mod detach;
 mod hunt;
 mod inherited;
+mod job;
 mod link;
 mod message;
 mod other;
@@ -43,14 +45,14 @@ use rustix::time::{TimerfdClockId, TimerfdFlags, Timespec, timerfd_create};
 
 pub(crate) use self::detach::{Detached, Side, detach};
 use self::hunt::{Children, Hunt, reap};
-pub(crate) use self::inherited::ignored_at_start;
+pub(crate) use self::inherited::{blocked_at_start, ignored_at_start};
 use self::link::Link;
 use self::message::Order;
-pub(crate) use self::message::{Cause, Report, Status, Survivor};
+pub(crate) use self::message::{Cause, Report, Sender, Signal, Status, Survivor};
 pub(crate) use self::other::{Name, Other, is_hung_up, linger};
 pub(crate) use self::outcome::{Outcome, Theirs};
 use self::process::Equipment;
-pub(crate) use self::signals::die_of;
+pub(crate) use self::signals::{die_of, receive, stop_by};
 use self::spawn::Program;
 pub(crate) use self::spawn::{Lookup, become_command, lookup};
 use self::tree::Tree;
@@ -234,9 +236,15 @@ impl Guard {
         self.order(&Order::Extend { beat, deadlines })
     }
 
-    /// Sends `signal` to the command itself.
-    pub(crate) fn forward(&mut self, signal: i32) -> io::Result<()> {
+    /// Hands `signal` on to the command, unless it has reached it already. After the end of the command, one that ends a process
+    /// stops what is waited for.
+    pub(crate) fn forward(&mut self, signal: Signal) -> io::Result<()> {
         self.order(&Order::Forward(signal))
+    }
+
+    /// The answer to [`Report::Stopped`], when this process runs again.
+    pub(crate) fn resumed(&mut self) -> io::Result<()> {
+        self.order(&Order::Resumed)
     }
 
     /// Asks the whole tree to stop, and kills it after the grace or at the deadline.

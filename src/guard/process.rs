@@ -4,18 +4,22 @@
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 
 use rustix::event::{PollFd, PollFlags, poll};
-use rustix::process::{Pid, Signal, WaitStatus, getpid, kill_process, set_child_subreaper, setsid};
+use rustix::process::{
+    Pid, WaitStatus, getpgid, getpid, kill_process, kill_process_group, set_child_subreaper, setsid,
+};
 use rustix::stdio::{dup2_stderr, dup2_stdin, dup2_stdout};
 use rustix::time::{Itimerspec, TimerfdTimerFlags, Timespec, timerfd_settime};
 
 use super::hunt::{Children, Hunt, reap};
+use super::job::Job;
 use super::link::Link;
-use super::message::Order;
+use super::message::{self, Order, Signal};
 use super::plan::{Plan, Step};
 use super::spawn::{self, Launched, Program};
 use super::tree::Tree;
 use super::{Cause, Policy, Report, Status, descriptors};
 use crate::clock;
+use crate::core::forwarding::{Recipient, Sender, recipient};
 use crate::core::lease::{Deadlines, Instant};
 use crate::core::leftovers::Leftovers;
 
@@ -32,7 +36,7 @@ const PARTING: Timespec = Timespec {
     tv_nsec: 200_000,
 };
 
-/// Between two looks at processes that are no children of ours.
+/// Between two looks at processes that are no children of ours, or that have to be continued.
 const SOON: Timespec = Timespec {
     tv_sec: 0,
     tv_nsec: 10_000_000,
@@ -91,7 +95,7 @@ impl Process {
                     deadlines,
                 })) => return Some((variables, deadlines)),
                 Ok(Some(Order::Extend { beat, .. })) => self.beat(beat),
-                Ok(Some(Order::Forward(_))) => {}
+                Ok(Some(Order::Forward(_) | Order::Resumed)) => {}
                 Ok(Some(Order::Stop | Order::Kill)) => return None,
                 Ok(None) => wait(&mut self.link, &[], None),
                 Err(_) => self.link = None,
@@ -109,12 +113,13 @@ impl Process {
         }
         match self.equipment.program.start(variables) {
             Ok(launched) => {
+                let job = Job::of_caller();
                 // Whatever the terminal or a script sends to the caller's group passes us by from now on. A session, not
                 // only a group: the command would tie the caller's group to it, and when the last tie goes the kernel
                 // sends SIGHUP to a group in which anything is stopped (setpgid(2), orphaned process groups).
                 let _ = setsid();
                 self.let_go(&launched.outcome);
-                Watch::new(self, launched, deadlines).run()
+                Watch::new(self, launched, deadlines, job).run()
             }
             Err(error) => Report::CannotStart {
                 errno: error.raw_os_error().unwrap_or(libc::EINVAL),
@@ -196,6 +201,7 @@ fn wait(link: &mut Option<Link>, sources: &[&OwnedFd], timeout: Option<&Timespec
 struct Watch<'a> {
     process: &'a mut Process,
     command: Pid,
+    job: Job,
     plan: Plan,
     /// Until it is known whether the command runs.
     outcome: Option<OwnedFd>,
@@ -210,11 +216,12 @@ struct Watch<'a> {
 }
 
 impl<'a> Watch<'a> {
-    fn new(process: &'a mut Process, launched: Launched, deadlines: Deadlines) -> Self {
+    fn new(process: &'a mut Process, launched: Launched, deadlines: Deadlines, job: Job) -> Self {
         let plan = Plan::new(deadlines, process.equipment.policy.grace);
         Self {
             process,
             command: launched.pid,
+            job,
             plan,
             outcome: Some(launched.outcome),
             failure: None,
@@ -227,11 +234,12 @@ impl<'a> Watch<'a> {
     /// Orders first, for an extension that was sent in time counts, then the dead, then the clock.
     fn run(mut self) -> Report {
         loop {
-            self.listen();
             let had_ended = self.status.is_some();
+            self.listen();
             let children = self.collect();
             self.learn_outcome();
-            if children == Children::None && !self.has_still_to_end() {
+            self.follow_job();
+            if children == Children::None && !self.has_still_to_end() && !self.wakes_dlock() {
                 return self.verdict();
             }
             if self.status.is_some() && !had_ended && self.plan.is_running() {
@@ -267,7 +275,13 @@ impl<'a> Watch<'a> {
                     self.plan.extend(deadlines);
                     self.process.beat(beat);
                 }
-                Ok(Some(Order::Forward(signal))) => self.forward(signal),
+                Ok(Some(Order::Forward(signal))) => self.forward(&signal),
+                Ok(Some(Order::Resumed)) => {
+                    // Whoever continued dlock has most likely continued the command as well.
+                    self.follow_job();
+                    let again = self.job.resumed();
+                    self.stop_dlock(again);
+                }
                 Ok(Some(Order::Stop)) => self.stop(Cause::Ordered, clock::now()),
                 Ok(Some(Order::Kill)) => self.plan.kill(Cause::Ordered, clock::now()),
                 Ok(None) => return,
@@ -280,14 +294,78 @@ impl<'a> Watch<'a> {
         }
     }
 
-    fn forward(&self, signal: i32) {
-        // The pid is the command's for as long as we have not collected it.
-        if self.status.is_none()
-            && let Ok(command) = self.process.equipment.tree.find(self.command.as_raw_pid())
-        {
-            // One that has ended, or that is not ours to signal, does not hear it without dlock either.
-            let _ = command.signal(signal);
+    fn forward(&mut self, signal: &Signal) {
+        // Else a command that has just ended would be the one that gets it.
+        self.collect();
+        if self.status.is_some() {
+            let waits = self.process.equipment.policy.leftovers == Leftovers::Wait;
+            if waits && signal.ends() {
+                self.stop(Cause::Ordered, clock::now());
+            }
+            return;
         }
+        // The pid is the command's for as long as we have not collected it.
+        let group = self.job.command_group(self.command);
+        let continues = signal.number == libc::SIGCONT;
+        match recipient(self.sender(signal), group, continues) {
+            Recipient::Nobody => {}
+            Recipient::Command => self.signal_command(signal),
+            Recipient::Group => {
+                if let (Ok(group), Some(signal)) = (
+                    getpgid(Some(self.command)),
+                    rustix::process::Signal::from_named_raw(signal.number),
+                ) {
+                    let _ = kill_process_group(group, signal);
+                }
+            }
+        }
+    }
+
+    fn sender(&self, signal: &Signal) -> Sender {
+        let tree = &self.process.equipment.tree;
+        match signal.sender {
+            message::Sender::Terminal => Sender::Terminal,
+            // We continue dlock only when the command runs.
+            message::Sender::Process(pid) if tree.is_root(pid) || tree.has(pid) => {
+                Sender::Descendant
+            }
+            message::Sender::Process(_) | message::Sender::Kernel => Sender::Other,
+        }
+    }
+
+    fn signal_command(&self, signal: &Signal) {
+        if let Ok(command) = self.process.equipment.tree.find(self.command.as_raw_pid()) {
+            // One that has ended, or that is not ours to signal, does not hear it without dlock either.
+            let _ = match signal.value {
+                Some(value) => command.queue(signal.number, value),
+                None => command.signal(signal.number),
+            };
+        }
+    }
+
+    /// Stops dlock with the command, and continues it with the command. Our own clock goes on.
+    fn follow_job(&mut self) {
+        if self.status.is_some() {
+            self.job.ended();
+        } else {
+            let stop = self.job.look(self.command);
+            self.stop_dlock(stop);
+        }
+        if self.wakes_dlock() {
+            self.job.continue_dlock();
+        }
+    }
+
+    fn stop_dlock(&mut self, signal: Option<i32>) {
+        // One that has to see the end must not stop.
+        if let Some(signal) = signal.filter(|_| !self.plan.is_ending()) {
+            self.process.tell(&Report::Stopped(signal));
+        }
+    }
+
+    /// Whether dlock has to be continued. One whose time is over finds that out when its caller continues it.
+    fn wakes_dlock(&self) -> bool {
+        self.process.link.is_some() && !self.plan.is_ending() && self.job.owes_continue()
     }
 
     fn stop(&mut self, cause: Cause, now: Instant) {
@@ -354,7 +432,7 @@ impl<'a> Watch<'a> {
         self.plan.kill_again(hunt.round(tree, now));
         if self.status.is_none() {
             // Once more without /proc, whatever is wrong with it. The pid is the command's until we collect it.
-            let _ = kill_process(self.command, Signal::KILL);
+            let _ = kill_process(self.command, rustix::process::Signal::KILL);
         }
         if !hunt.is_overdue(now) {
             return;
@@ -375,6 +453,7 @@ impl<'a> Watch<'a> {
 
     /// Until there is news or the next step is due.
     fn sleep(&mut self, children: Children) {
+        let waking = self.wakes_dlock();
         let Process { link, equipment } = &mut *self.process;
         let due = self.plan.due_at().since_boot();
         let value = Timespec {
@@ -390,6 +469,7 @@ impl<'a> Watch<'a> {
         let timeout = match children {
             Children::More => Some(&AT_ONCE),
             _ if !armed => Some(&AT_ONCE),
+            _ if waking => Some(&SOON),
             // Nobody tells us of the end of those who are not ours.
             Children::None => Some(&SOON),
             Children::Alive => None,

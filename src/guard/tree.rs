@@ -16,6 +16,9 @@ const DIRECTORY: OFlags = OFlags::RDONLY
     .union(OFlags::CLOEXEC);
 const FILE: OFlags = OFlags::RDONLY.union(OFlags::CLOEXEC);
 
+/// Processes from a descendant up to the root.
+const DEEPEST: usize = 1 << 15;
+
 /// More names than this are of no use to anybody.
 const MOST_SURVIVORS: usize = 64;
 
@@ -135,6 +138,25 @@ impl Tree {
     /// Whether there are children besides those of the tree.
     pub(super) fn has_strangers(&self) -> bool {
         !self.strangers.is_empty()
+    }
+
+    pub(super) fn is_root(&self, pid: i32) -> bool {
+        pid == self.root
+    }
+
+    /// Whether the process that has this pid descends from the root.
+    pub(super) fn has(&self, mut pid: i32) -> bool {
+        // A chain of parents is no longer than this, and a pid that came back meanwhile could close it to a ring.
+        for _ in 0..DEEPEST {
+            let Ok(process) = self.find(pid) else {
+                return false;
+            };
+            pid = process.stat.parent;
+            if pid == self.root {
+                return true;
+            }
+        }
+        false
     }
 
     /// What must stay open for it.
@@ -268,6 +290,11 @@ impl Process {
 
     pub(super) fn signal(&self, signal: i32) -> io::Result<()> {
         signals::send(self.directory.as_fd(), signal)
+    }
+
+    /// The same with the value that `sigqueue(3)` sends along.
+    pub(super) fn queue(&self, signal: i32, value: u64) -> io::Result<()> {
+        signals::send_value(self.directory.as_fd(), signal, value)
     }
 
     /// A zombie may only be the first of several threads.

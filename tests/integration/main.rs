@@ -29,6 +29,7 @@ mod report;
 mod security;
 mod service;
 mod sharing;
+mod signals;
 mod support;
 mod survivors;
 mod told;

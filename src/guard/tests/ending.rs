@@ -142,7 +142,12 @@ fn a_signal_is_passed_on_to_the_command() {
         let script = r#"trap 'exit 5' USR1; echo > "$DIR/up"; while :; do sleep 0.1; done"#;
         let mut guard = scratch.start(script, PATIENT);
         scratch.line("up");
-        guard.forward(libc::SIGUSR1).unwrap();
+        let signal = Signal {
+            number: libc::SIGUSR1,
+            sender: Sender::Kernel,
+            value: None,
+        };
+        guard.forward(signal).unwrap();
         assert_eq!(next(&mut guard), ended(Status::Exited(5), Cause::Command));
     });
 }

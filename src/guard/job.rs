@@ -1,0 +1,93 @@
+//! The command as a job of the caller's shell: its process group, and whether it is stopped.
+//! It must not know deadlines, nor how a tree is killed.
+
+use rustix::fs::{Mode, OFlags};
+use rustix::process::{
+    Pid, Signal, WaitId, WaitIdOptions, getpgid, getpgrp, getppid, getsid, kill_process, waitid,
+};
+
+use crate::core;
+use crate::core::forwarding::CommandGroup;
+
+/// The terminal that controls this session.
+const TERMINAL: &str = "/dev/tty";
+
+/// The job that dlock and the command are for whoever called dlock.
+pub(super) struct Job {
+    dlock: Option<Pid>,
+    /// The process group that dlock and the command were started in.
+    group: Pid,
+    /// Whether there is a terminal, and above dlock a process that can continue what has stopped.
+    is_controlled: bool,
+    state: core::job::Job,
+}
+
+impl Job {
+    /// To be called while this process is in the caller's group.
+    pub(super) fn of_caller() -> Self {
+        let dlock = getppid();
+        let leads_session = getsid(None).is_ok_and(|session| Some(session) == dlock);
+        Self {
+            dlock,
+            group: getpgrp(),
+            is_controlled: !leads_session && has_terminal(),
+            state: core::job::Job::default(),
+        }
+    }
+
+    /// Where the command is now. The command must not have been collected.
+    pub(super) fn command_group(&self, command: Pid) -> CommandGroup {
+        if getpgid(Some(command)).is_ok_and(|group| group == self.group) {
+            return CommandGroup::Shared;
+        }
+        match (
+            getsid(Some(command)),
+            self.dlock.map(|dlock| getsid(Some(dlock))),
+        ) {
+            (Ok(session), Some(Ok(ours))) if session == ours => CommandGroup::Own,
+            _ => CommandGroup::OtherSession,
+        }
+    }
+
+    /// Looks what has happened to the command, which must not have been collected. Answers the signal that dlock has to stop by.
+    pub(super) fn look(&mut self, command: Pid) -> Option<i32> {
+        let changes = WaitIdOptions::STOPPED | WaitIdOptions::CONTINUED | WaitIdOptions::NOHANG;
+        let mut told = None;
+        while let Ok(Some(status)) = waitid(WaitId::Pid(command), changes) {
+            match status.stopping_signal() {
+                Some(signal) if self.is_controlled => told = self.state.stopped(signal).or(told),
+                Some(_) => {}
+                None => self.state.continued(),
+            }
+        }
+        told
+    }
+
+    /// The command has ended, and so is not stopped any more.
+    pub(super) fn ended(&mut self) {
+        self.state.continued();
+    }
+
+    /// dlock runs again. Answers the signal that it has to stop by once more.
+    pub(super) fn resumed(&mut self) -> Option<i32> {
+        self.state.resumed()
+    }
+
+    /// Whether dlock has to be continued.
+    pub(super) fn owes_continue(&self) -> bool {
+        self.state.owes_continue()
+    }
+
+    /// Continues dlock. It may not have stopped yet, so this is repeated until dlock says that it runs.
+    pub(super) fn continue_dlock(&self) {
+        // A parent that has changed is not dlock any more.
+        if let Some(dlock) = self.dlock.filter(|_| getppid() == self.dlock) {
+            let _ = kill_process(dlock, Signal::CONT);
+        }
+    }
+}
+
+fn has_terminal() -> bool {
+    let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC | OFlags::NONBLOCK;
+    rustix::fs::open(TERMINAL, flags, Mode::empty()).is_ok()
+}
