@@ -22,10 +22,11 @@ use self::layers::{Found, Layers};
 use crate::cli::connection::Connection;
 use crate::cli::duration;
 use crate::core::cluster_id::ClusterId;
+use crate::core::name::PREFIX;
+use crate::core::queue;
 use crate::exit::{Failure, OrFail};
 
 const ENDPOINTS: &str = "127.0.0.1:2379";
-const PREFIX: &str = "dlock/";
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 const LONGEST_CONNECT_TIMEOUT: Duration = Duration::from_hours(24);
 
@@ -148,7 +149,13 @@ fn whole_prefix(text: &str) -> Result<String, String> {
         return Err("a prefix must not hold control characters".to_owned());
     }
     let slash = if text.ends_with('/') { "" } else { "/" };
-    Ok(format!("{text}{slash}"))
+    let prefix = format!("{text}{slash}");
+    if let Some((outer, kind)) = queue::kind_of(&prefix) {
+        return Err(format!(
+            "keys under '{outer}' that end with '{kind}/' are those of locks with the prefix '{outer}': give that one, or another"
+        ));
+    }
+    Ok(prefix)
 }
 
 fn patience(text: &str) -> Result<Duration, String> {

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use crate::core::holder::{Ask, Holder};
 use crate::core::lease::{FencingToken, LeaseId, Loss, Renewal};
+use crate::core::name::Scope;
 use crate::core::watchdog::Watchdog;
 use crate::trouble::Trouble;
 
@@ -12,8 +13,8 @@ use crate::trouble::Trouble;
 pub(crate) trait Contend {
     type Session: Keep;
 
-    /// Whether it is a lock of this machine alone.
-    const LOCAL: bool;
+    /// The range in which the lock's name stands for this lock.
+    fn scope(&self) -> Scope;
 
     /// Queues up and waits for the turn, as patiently as is wished; without patience it leaves no trace
     /// when somebody else has the lock. May be dropped at any await; call [`Self::leave`] then.

@@ -42,7 +42,8 @@ pub(crate) struct Connection {
 
     /// Where dlock's keys begin in etcd
     ///
-    /// All users of a lock need the same prefix. A slash is added at its end when it has none. Default: dlock/.
+    /// All users of a lock need the same prefix. A slash is added at its end when it has none. Default: dlock/. Its last
+    /// part must not be lock, once, released or slot behind another one: below those are dlock's own keys.
     #[arg(long, global = true, value_name = "PREFIX", value_hint = ValueHint::Other)]
     pub(crate) prefix: Option<OsString>,
 

@@ -343,6 +343,10 @@ fn nonsense_is_refused() {
         ),
         (&["run", "--prefix", "", "x", "y"], "must not be empty"),
         (
+            &["run", "--prefix=dlock/lock", "x", "y"],
+            "those of locks with the prefix 'dlock/'",
+        ),
+        (
             &["run", "--prefix", "a\u{1}", "x", "y"],
             "control characters",
         ),

@@ -9,8 +9,9 @@ use super::{block_on, failed};
 use crate::cli::look::Check;
 use crate::config::site::Site;
 use crate::core::lease::FencingToken;
-use crate::core::name::LockName;
+use crate::core::name::{LockName, Scope};
 use crate::core::queue::Queue;
+use crate::core::text::printable;
 use crate::etcd::contend::variables;
 use crate::etcd::{self, Cluster};
 use crate::exit::{Exit, Failure, OrFail as _};
@@ -27,24 +28,27 @@ pub(super) fn check(site: &Site, check: &Check) -> Result<Exit, Failure> {
     Err(anyhow!("token {token} does not hold the lock '{name}'")).or_exit(Exit::Lost)
 }
 
-/// Refuses to ask etcd about a token that was given out on this machine, and the other way round.
+/// Refuses to ask etcd about a token that was given out on this machine, or under another prefix, and the other way round.
 fn ask_the_right_ones(site: &Site, check: &Check, tried: &str) -> Result<(), Failure> {
-    let local = matches!(site, Site::Local(_));
-    let held = whoami::held();
-    let is_held = |local| {
-        held.link(&check.name, local)
-            .is_some_and(|link| link.token == check.token.0)
-    };
-    if is_held(local) || !is_held(!local) {
+    let (held, scope) = (whoami::held(), site.scope());
+    let token = check.token.0;
+    let here = held.link(&check.name, &scope);
+    if here.is_some_and(|link| link.token == token) {
         return Ok(());
     }
-    let (from, hint) = if local {
-        ("in etcd", "leave --local out")
-    } else {
-        (
-            "on this machine alone",
+    let Some(elsewhere) = held.with_token(&check.name, token) else {
+        return Ok(());
+    };
+    let (from, hint) = match (&elsewhere.scope, &scope) {
+        (Scope::Machine, _) => (
+            "on this machine alone".to_owned(),
             "give --local, as it was given to dlock run",
-        )
+        ),
+        (Scope::Prefix(_), Scope::Machine) => ("in etcd".to_owned(), "leave --local out"),
+        (Scope::Prefix(prefix), Scope::Prefix(_)) => (
+            format!("under the prefix '{}'", printable(prefix)),
+            "give --prefix, as it was given to dlock run",
+        ),
     };
     Err(anyhow!("{tried}: it was given out {from}")).or_hint(hint)
 }

@@ -252,7 +252,7 @@ impl<'a, C: Contend> Runner<'a, C> {
             name: self.errand.name.clone(),
             token: won.token.0,
             mode: self.errand.lock.wish.mode,
-            local: C::LOCAL,
+            scope: self.contender.scope(),
         });
         let always = [
             ("DLOCK_FENCING_TOKEN", won.token.to_string()),

@@ -26,8 +26,7 @@ pub(super) fn run(site: &Site, options: &Options) -> Result<Exit, Failure> {
 
 fn carry_out(site: &Site, options: &Options, ledger: &mut Ledger) -> Result<Exit, Failure> {
     let command = find(&options.command)?;
-    let local = matches!(site, Site::Local(_));
-    if let Some(link) = whoami::held().link(&options.name, local) {
+    if let Some(link) = whoami::held().link(&options.name, &site.scope()) {
         return within(site, options, link, command);
     }
     let errand = Errand {
@@ -83,7 +82,7 @@ fn within(
 /// Refuses to wait for a lock that is held around us.
 pub(super) fn refuse_self_deadlock(name: &LockName, site: &Site, or: &str) -> Result<(), Failure> {
     let held = whoami::held();
-    let Some(Link { token, .. }) = held.link(name, matches!(site, Site::Local(_))) else {
+    let Some(Link { token, .. }) = held.link(name, &site.scope()) else {
         return Ok(());
     };
     Err(anyhow!(

@@ -7,6 +7,7 @@ use anyhow::anyhow;
 
 use super::Settings;
 use super::layers::{Found, Layers};
+use crate::core::name::Scope;
 use crate::exit::{Failure, OrFail as _};
 
 /// The state folder of the machine, for root.
@@ -17,6 +18,16 @@ pub(crate) enum Site {
     Etcd(Settings),
     /// In files in this folder.
     Local(PathBuf),
+}
+
+impl Site {
+    /// The range in which a name stands for one lock there.
+    pub(crate) fn scope(&self) -> Scope {
+        match self {
+            Self::Etcd(settings) => Scope::Prefix(settings.prefix.clone()),
+            Self::Local(_) => Scope::Machine,
+        }
+    }
 }
 
 /// The folder that `--local` asks for; `None` when it does not.

@@ -74,6 +74,12 @@ impl fmt::Display for LockName {
     }
 }
 
+/// The text that `encoded` stands for, if [`encode`] could have written it.
+fn decode(encoded: &str) -> Option<String> {
+    let text = percent_decode_str(encoded).decode_utf8().ok()?;
+    (encode(&text) == encoded).then(|| text.into_owned())
+}
+
 /// A name, or the beginning of one, as it stands in keys.
 pub fn encode(text: &str) -> String {
     utf8_percent_encode(text, ENCODED).to_string()
@@ -87,9 +93,30 @@ impl LockName {
 
     /// The name that `encoded` stands for, if [`LockName::encoded`] could have written it.
     pub fn decode(encoded: &str) -> Option<Self> {
-        let text = percent_decode_str(encoded).decode_utf8().ok()?;
-        let name = text.parse::<Self>().ok()?;
-        (name.encoded() == encoded).then_some(name)
+        decode(encoded)?.parse().ok()
+    }
+}
+
+/// The prefix of the keys in etcd when no other one is asked for.
+pub const PREFIX: &str = "dlock/";
+
+/// The range in which a name stands for one lock.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// This machine alone.
+    Machine,
+    /// The keys in etcd that begin with this, which ends with a slash.
+    Prefix(String),
+}
+
+impl fmt::Display for Scope {
+    /// What stands behind a token in `DLOCK_HELD`: nothing for the usual prefix.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Machine => write!(f, "/local"),
+            Self::Prefix(prefix) if prefix == PREFIX => Ok(()),
+            Self::Prefix(prefix) => write!(f, "/prefix={}", encode(prefix)),
+        }
     }
 }
 
@@ -99,12 +126,11 @@ pub struct Link {
     pub name: LockName,
     pub token: i64,
     pub mode: Mode,
-    /// Of this machine alone; else in etcd.
-    pub local: bool,
+    pub scope: Scope,
 }
 
 /// The locks that surround a command, outermost first: the text of `DLOCK_HELD`,
-/// `outer:123 inner:130/local readers:140/shared pool:150/local/4`; the last has one of four slots.
+/// `outer:123 inner:130/local other:135/prefix=team%2F readers:140/shared pool:150/local/4`; the last has one of four slots.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Chain(Vec<Link>);
 
@@ -117,7 +143,12 @@ impl Chain {
             let (name, token) = word.rsplit_once(':')?;
             let mut words = token.split('/').peekable();
             let token = words.next()?;
-            let local = words.next_if_eq(&"local").is_some();
+            let prefix = words.next_if(|word| word.starts_with("prefix="));
+            let scope = match prefix.and_then(|word| word.strip_prefix("prefix=")) {
+                Some(encoded) => Scope::Prefix(decode(encoded)?),
+                None if words.next_if_eq(&"local").is_some() => Scope::Machine,
+                None => Scope::Prefix(PREFIX.to_owned()),
+            };
             let mode = match words.next() {
                 None => Mode::Exclusive,
                 Some("shared") => Mode::Shared,
@@ -132,16 +163,22 @@ impl Chain {
                 name,
                 token,
                 mode,
-                local,
+                scope,
             })
         };
         Self(text.split_ascii_whitespace().filter_map(link).collect())
     }
 
-    /// The innermost holding of `name`, on this machine or in etcd.
-    pub fn link(&self, name: &LockName, local: bool) -> Option<&Link> {
+    /// The innermost holding of `name` in this range.
+    pub fn link(&self, name: &LockName, scope: &Scope) -> Option<&Link> {
         let mut inner = self.0.iter().rev();
-        inner.find(|link| link.name == *name && link.local == local)
+        inner.find(|link| link.name == *name && link.scope == *scope)
+    }
+
+    /// The holding of any lock `name` with this token.
+    pub fn with_token(&self, name: &LockName, token: i64) -> Option<&Link> {
+        let mut inner = self.0.iter().rev();
+        inner.find(|link| link.name == *name && link.token == token)
     }
 
     /// The chain that the command under another lock gets.
@@ -156,8 +193,8 @@ impl fmt::Display for Chain {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (position, link) in self.0.iter().enumerate() {
             let blank = if position == 0 { "" } else { " " };
-            let local = if link.local { "/local" } else { "" };
-            write!(f, "{blank}{}:{}{local}", link.name.encoded(), link.token)?;
+            let Link { token, scope, .. } = link;
+            write!(f, "{blank}{}:{token}{scope}", link.name.encoded())?;
             match link.mode {
                 Mode::Exclusive => {}
                 Mode::Shared => write!(f, "/shared")?,
@@ -212,7 +249,11 @@ mod tests {
             name: name(text),
             token,
             mode,
-            local: token > 130,
+            scope: match token {
+                131.. => Scope::Machine,
+                130 => Scope::Prefix(PREFIX.to_owned()),
+                _ => Scope::Prefix("team/a b/".to_owned()),
+            },
         };
         let chain = Chain::default()
             .with(link("outer x", 123, Mode::Exclusive))
@@ -220,20 +261,24 @@ mod tests {
             .with(link("p", 131, Mode::Slots(4)));
         assert_eq!(
             chain.to_string(),
-            "outer%20x:123 a:b:130/shared p:131/local/4"
+            "outer%20x:123/prefix=team%2Fa%20b%2F a:b:130/shared p:131/local/4"
         );
         assert_eq!(Chain::parse(&chain.to_string()), chain);
-        let token = |text, local| chain.link(&name(text), local).map(|link| link.token);
-        assert_eq!(token("a:b", false), Some(130));
-        assert_eq!(token("a:b", true), None);
-        assert_eq!(token("p", true), Some(131));
-        assert_eq!(token("a", false), None);
+        let token = |text, scope| chain.link(&name(text), &scope).map(|link| link.token);
+        let under = |prefix: &str| Scope::Prefix(prefix.to_owned());
+        assert_eq!(token("a:b", under(PREFIX)), Some(130));
+        assert_eq!(token("a:b", Scope::Machine), None);
+        assert_eq!(token("p", Scope::Machine), Some(131));
+        assert_eq!(token("a", under(PREFIX)), None);
+        assert_eq!(token("outer x", under("team/a b/")), Some(123));
+        assert_eq!(token("outer x", under(PREFIX)), None);
+        assert_eq!(chain.with_token(&name("p"), 131), chain.0.last());
     }
 
     #[test]
     fn a_chain_leaves_garbage_out() {
         let chain = Chain::parse(
-            "  x :1 y:z a:5  %zz:1 n:-4 %41:7 m:0 b:6 c:1/x d:1/local/2/3 e:1/2/local",
+            "  x :1 y:z a:5  %zz:1 n:-4 %41:7 m:0 b:6 c:1/x d:1/local/2/3 e:1/2/local f:1/prefix=a/b g:1/local/prefix=a",
         );
         assert_eq!(chain.to_string(), "a:5 b:6");
         assert_eq!(Chain::parse(""), Chain::default());

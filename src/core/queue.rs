@@ -96,6 +96,20 @@ impl Queue {
     }
 }
 
+/// The kinds of keys, each the part that follows the namespace.
+const KINDS: [&str; 4] = ["lock", "once", "released", "slot"];
+
+/// The namespace and the kind of whose keys those with this `namespace` would be: then it cannot serve as one. With
+/// `a/lock/`, the mark of a run of `abc` would be a place of the lock `once` in the namespace `a/`.
+pub fn kind_of(namespace: &str) -> Option<(&str, &str)> {
+    let stem = namespace.strip_suffix('/')?;
+    KINDS.iter().find_map(|kind| {
+        let outer = stem.strip_suffix(kind)?;
+        let is_whole = outer.ends_with('/');
+        is_whole.then_some((outer, *kind))
+    })
+}
+
 /// What the keys of all locks begin with whose names begin with `prefix`.
 pub fn locks(namespace: &str, prefix: &str) -> String {
     format!("{namespace}lock/{}", encode(prefix))
@@ -211,6 +225,30 @@ mod tests {
         fn a_place_comes_back(name in "\\PC{1,60}", lease in 1..i64::MAX) {
             let queue = queue(&name);
             prop_assert_eq!(queue.place(queue.key(LeaseId(lease)).as_bytes()), Some(LeaseId(lease)));
+        }
+
+        /// Names and prefixes are made of what keys are made of.
+        #[test]
+        fn no_key_is_that_of_another_lock_or_kind(
+            parts in proptest::collection::vec("lock|once|slot|released|[1-9a-f]", 1..4),
+            shorter in 1..3_usize, one in "lock|once|slot|released|[1-9]", other in "lock|once|slot|released|[1-9]",
+        ) {
+            let namespace = |parts: &[String]| format!("x/{}/", parts.join("/"));
+            let spaces = [namespace(&parts), namespace(&parts[..shorter.min(parts.len())]), "x/".to_owned()];
+            let fit = spaces.iter().filter(|space| kind_of(space).is_none());
+            let queues: Vec<Queue> = fit
+                .flat_map(|space| [&one, &other].map(|name| Queue::new(space, &name.parse().unwrap())))
+                .collect();
+            for (one, other) in queues.iter().flat_map(|one| queues.iter().map(move |other| (one, other))) {
+                let keys = [one.key(LeaseId(0xa)), one.once(), one.released(LeaseId(0xa)), one.slot(1)];
+                let same = one == other;
+                for (index, key) in keys.iter().enumerate() {
+                    prop_assert_eq!(other.place(key.as_bytes()).is_some(), same && index == 0, "{}", key);
+                    prop_assert_eq!(*key == other.once(), same && index == 1, "{}", key);
+                    prop_assert_eq!(*key == other.released(LeaseId(0xa)), same && index == 2, "{}", key);
+                    prop_assert_eq!(other.slot_number(key.as_bytes()).is_some(), same && index == 3, "{}", key);
+                }
+            }
         }
 
         #[test]

@@ -22,6 +22,7 @@ use crate::core::evidence::{Predecessors, hand_over};
 use crate::core::holder::{Ask, AskTo, Holder};
 use crate::core::lease::{Instant, LeaseId, Place, Terms};
 use crate::core::mode::{Mode, Patience, Supersede, Wish};
+use crate::core::name::Scope;
 use crate::core::preparation::{Grant, Mark};
 use crate::core::queue::Queue;
 use crate::core::release::Conclusion;
@@ -68,7 +69,9 @@ pub(crate) struct Contender {
 impl Contend for Contender {
     type Session = Session;
 
-    const LOCAL: bool = false;
+    fn scope(&self) -> Scope {
+        Scope::Prefix(self.places.queue.namespace().to_owned())
+    }
 
     async fn acquire(&self, mut tell: impl FnMut(Waiting)) -> Result<Outcome, Trouble> {
         let limit = self.limit;

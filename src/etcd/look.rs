@@ -107,7 +107,10 @@ pub(crate) async fn holder(
         })
         .await?;
     let mut holders = answer.iter().zip(holders(&answer));
-    let found = holders.find(|(one, holds)| *holds && one.token == token && !one.cools_down());
+    // A holder whose key another client has overwritten has lost the lock, though the key is there.
+    let own = |one: &Standing| queue.place(one.key.as_bytes()) == Some(one.lease);
+    let found = holders.find(|(one, holds)| *holds && one.token == token && own(one));
+    let found = found.filter(|(one, _)| !one.cools_down());
     Ok(found.map(|(one, _)| Place {
         token,
         lease: one.lease,

@@ -18,6 +18,7 @@ use crate::core::lease::{Loss, Terms};
 use crate::core::local::Ticket;
 use crate::core::mode::Wish;
 use crate::core::name::LockName;
+use crate::core::name::Scope;
 use crate::core::text::span;
 use crate::core::watchdog::Watchdog;
 use crate::exit::Failure;
@@ -72,7 +73,9 @@ impl Contender {
 impl Contend for Contender {
     type Session = Session;
 
-    const LOCAL: bool = true;
+    fn scope(&self) -> Scope {
+        Scope::Machine
+    }
 
     async fn acquire(&self, mut tell: impl FnMut(Waiting)) -> Result<Outcome, Trouble> {
         let (told, mut telling) = mpsc::unbounded_channel();

@@ -260,6 +260,27 @@ fn a_lock_inside_itself_is_refused() {
     outcome.expect_stderr(&[&outer, "hint: "]);
 }
 
+/// "A lock of the same name under another prefix is another lock": it is taken inside, and refused where it is held itself.
+#[test]
+fn a_lock_of_one_name_under_another_prefix_is_another_lock() {
+    let (name, prefix) = (unique("prefix"), unique("team 1"));
+    let dlock = env!("CARGO_BIN_EXE_dlock");
+    let other = format!("--prefix={prefix}");
+    let innermost = format!("echo \"$DLOCK_HELD\"; exec {dlock} run '{other}' {name} echo never");
+    let refused = Dlock::on(Etcd::shared())
+        .run([&name, dlock, "run", &other, &name, "-c", &innermost])
+        .finish()
+        .expect_code(125);
+    let held: Vec<&str> = refused.stdout.split_whitespace().collect();
+    let [outer, inner] = held[..] else {
+        panic!("{refused:?}");
+    };
+    assert!(outer.starts_with(&format!("{name}:")) && !outer.contains('/'));
+    let encoded = prefix.replace(' ', "%20");
+    assert!(inner.ends_with(&format!("/prefix={encoded}%2F")), "{inner}");
+    refused.expect_stderr(&["would wait for itself", "hint: "]);
+}
+
 /// "126 / 127: command not executable / not found: found out before queueing"
 #[test]
 fn an_impossible_command_is_found_out_before_queueing() {

@@ -175,6 +175,26 @@ fn a_lock_cools_down_by_the_count_of_etcd() {
     assert!(etcd.queue(&name).is_empty());
 }
 
+/// "whether a token is still that of a holder of its lock": not of one whose key another client has overwritten, for it ends
+/// with 121.
+#[test]
+fn an_overwritten_key_is_no_holder_s() {
+    let etcd = Etcd::shared();
+    let name = unique("overwritten");
+    let mut holder = hold(Dlock::on(etcd), &[], &name);
+    let entry = &etcd.queue(&name)[0];
+    let token = entry.create_revision.to_string();
+    let check = || {
+        let line = ["check", "--name", &name, "--token", &token];
+        Dlock::on(etcd).args(line).finish()
+    };
+    check().expect_code(0);
+    etcd.ctl(&["put", &entry.key, &entry.value]);
+    check().expect_code(121);
+    holder.wait().expect_code(121);
+    check().expect_code(121);
+}
+
 /// "Start at most once in this time": of ten that start together one runs, the others say who did and how it ended.
 #[test]
 fn once_per_starts_once() {
