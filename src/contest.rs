@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use crate::core::heartbeat::Watch;
 use crate::core::holder::{Ask, Holder};
 use crate::core::lease::{FencingToken, LeaseId, Loss, Renewal};
 use crate::core::name::Scope;
@@ -137,4 +138,6 @@ pub(crate) enum News {
     Asked(Ask),
     /// Something has happened to those for whom we wait.
     Moved,
+    /// The watch on our key, and on those for whom we wait, was opened, or is not open any more.
+    Watch(Watch),
 }

@@ -179,6 +179,7 @@ impl<S: Keep> Supervision<'_, S> {
             }
             News::Kept => self.step(&Event::Kept),
             News::Lost(loss) => self.step(&Event::Lost(loss)),
+            News::Watch(watch) => self.step(&Event::Watch(watch)),
             News::Asked(ask) if ask.to == AskTo::Stop && self.watchdog.cut().is_none() => {
                 let by = ask.sentence();
                 self.ledger.asked(&format!("asked by {by}"));

@@ -6,18 +6,22 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::heartbeat::NOTICE;
 use super::lease::{FencingToken, Instant, LeaseId};
 use super::mode::Mode;
 
-/// What a holder's tree may need beyond its grace when its key was taken from it: a second until the
-/// news has reached it, and half a second for the kernel to kill.
-const MARGIN: Duration = Duration::from_secs(2);
+/// What the kernel may need to run the guard, and to kill.
+const KILLING: Duration = Duration::from_millis(500);
+/// For the clocks, which count the other two as well, and the rest in reserve.
+const RESERVE: Duration = Duration::from_millis(500);
+/// What a holder's tree may need beyond its grace when its key was taken from it.
+const MARGIN: Duration = NOTICE.saturating_add(KILLING).saturating_add(RESERVE);
 
 /// How long the command of one that has vanished may still run, before its successor may start. Somebody revoked its lease
 /// or deleted its key, or its lease expired, and it may be stopping its command this moment; `grace` is what it announced.
 ///
 /// The grace is counted by two clocks whose rates may both be 10 % off, hence a quarter more
-/// (1.1 / 0.9 < 1.25, shown by `tests/model`). Who does not hear of its loss, being cut off or
+/// (1.1 / 0.9 < 1.25, shown by `tests/model`). A holder that does not hear of its loss within [`NOTICE`], being cut off or
 /// stopped, is not covered: it ends at its own deadline.
 pub fn hand_over(grace: Duration) -> Duration {
     grace + grace / 4 + MARGIN

@@ -5,14 +5,40 @@ use std::time::Duration;
 
 use super::lease::{Instant, Terms};
 
+/// A holder hears within this that its key was deleted or taken, as long as any endpoint answers it: of a watch that is
+/// open at once, and without one by its renewals. What a waiter gives a holder that vanished rests on that
+/// (`core::evidence::hand_over`).
+pub const NOTICE: Duration = Duration::from_secs(1);
+
+/// Without an open watch renewals leave this far apart; the other half of the time is for the answer.
+const UNWATCHED: Duration = Duration::from_millis(500);
+
 /// A renewal that failed at once is not tried again before this, so that a dead etcd is not stormed.
 const PAUSE: Duration = Duration::from_millis(250);
 
-/// The rhythm of renewals: one in five of the TTL, one at a time, and a failed one again at once.
+/// What became of the watch on our key, and on those for whom a waiter waits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Watch {
+    /// It is open, and began with a read.
+    Open,
+    /// It is being opened anew, and has missed nothing until now.
+    Reopening,
+    /// It broke, nobody knows how long ago.
+    Broken,
+}
+
+/// The rhythm of renewals: one in five of the TTL, one at a time, and a failed one again at once. As long as no watch is
+/// open they are so frequent that they take its place.
 #[derive(Clone, Debug)]
 pub struct Heartbeat {
     period: Duration,
+    /// When the last renewal that was proven had been sent.
+    proven_at: Instant,
     due_at: Instant,
+    /// When a renewal is due because no watch is open.
+    unwatched_at: Option<Instant>,
+    /// The end of the pause after a failure.
+    paused_until: Option<Instant>,
     asked_at: Option<Instant>,
     /// State of a small generator (`SplitMix64`); it spreads the load of many clients, no more.
     noise: u64,
@@ -23,7 +49,10 @@ impl Heartbeat {
     pub fn new(terms: Terms, proven_at: Instant, seed: u64) -> Self {
         let mut heartbeat = Self {
             period: terms.heartbeat(),
+            proven_at,
             due_at: proven_at,
+            unwatched_at: None,
+            paused_until: None,
             asked_at: None,
             noise: seed,
         };
@@ -43,14 +72,19 @@ impl Heartbeat {
 
     /// When to look again, unless an answer is awaited.
     pub fn due_at(&self) -> Option<Instant> {
-        self.asked_at.is_none().then_some(self.due_at)
+        if self.asked_at.is_some() {
+            return None;
+        }
+        let due_at = self.unwatched_at.into_iter().fold(self.due_at, Ord::min);
+        Some(self.paused_until.into_iter().fold(due_at, Ord::max))
     }
 
     /// Whether to send a renewal now; the answer is awaited from then on.
     pub fn ask(&mut self, now: Instant) -> bool {
-        let ask = self.asked_at.is_none() && self.due_at <= now;
+        let ask = self.due_at().is_some_and(|due_at| due_at <= now);
         if ask {
             self.asked_at = Some(now);
+            self.paused_until = None;
         }
         ask
     }
@@ -58,23 +92,45 @@ impl Heartbeat {
     /// A renewal sent at `sent_at` was proven.
     pub fn proven(&mut self, sent_at: Instant) {
         self.asked_at = None;
+        self.proven_at = sent_at;
         self.due_at = sent_at + self.jittered();
+        if let Some(unwatched_at) = &mut self.unwatched_at {
+            *unwatched_at = sent_at + UNWATCHED;
+        }
     }
 
     /// A renewal failed or proved nothing.
     pub fn failed(&mut self, now: Instant) {
         let asked_at = self.asked_at.take().unwrap_or(now);
         self.due_at = now.max(asked_at + PAUSE);
+        self.paused_until = Some(self.due_at);
     }
 
-    /// The next renewal is due now.
+    /// The next renewal is due now, or when the pause after a failure is over.
     pub fn hurry(&mut self, now: Instant) {
         self.due_at = self.due_at.min(now);
+    }
+
+    /// Takes note of what became of the watch.
+    pub fn watch(&mut self, now: Instant, watch: Watch) {
+        let since = match watch {
+            Watch::Open => {
+                self.unwatched_at = None;
+                return;
+            }
+            Watch::Reopening => now,
+            // Nothing is known of the time after the last proof.
+            Watch::Broken => self.proven_at,
+        };
+        let due_at = since + UNWATCHED;
+        self.unwatched_at = Some(self.unwatched_at.map_or(due_at, |at| at.min(due_at)));
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::super::lease::tests::at;
     use super::*;
 
@@ -110,5 +166,104 @@ mod tests {
         heartbeat.failed(at(4.26));
         assert!(!heartbeat.ask(at(4.26)));
         assert!(heartbeat.ask(at(4.5)));
+    }
+
+    #[test]
+    fn no_hurry_shortens_the_pause_after_a_failure() {
+        let mut heartbeat = heartbeat();
+        heartbeat.hurry(at(1.0));
+        assert!(heartbeat.ask(at(1.0)));
+        heartbeat.failed(at(1.01));
+        heartbeat.hurry(at(1.02));
+        heartbeat.watch(at(1.03), Watch::Broken);
+        assert!(!heartbeat.ask(at(1.04)));
+        assert_eq!(heartbeat.due_at(), Some(at(1.25)));
+    }
+
+    #[test]
+    fn a_broken_watch_hurries_a_proof_and_one_that_opens_ends_the_hurry() {
+        let mut heartbeat = heartbeat();
+        let usual = heartbeat.due_at();
+        heartbeat.watch(at(1.0), Watch::Reopening);
+        assert_eq!(heartbeat.due_at(), Some(at(1.5)));
+        heartbeat.watch(at(1.1), Watch::Open);
+        assert_eq!(heartbeat.due_at(), usual);
+        heartbeat.watch(at(1.2), Watch::Broken);
+        assert!(heartbeat.ask(at(1.2)));
+        heartbeat.proven(at(1.2));
+        assert_eq!(heartbeat.due_at(), Some(at(1.7)));
+        // One that breaks again and again is no reason to storm etcd.
+        heartbeat.watch(at(1.3), Watch::Broken);
+        assert_eq!(heartbeat.due_at(), Some(at(1.7)));
+    }
+
+    /// What happens to a heartbeat at one moment.
+    #[derive(Clone, Copy, Debug)]
+    enum Event {
+        Ask,
+        Proven,
+        Failed,
+        Hurry,
+        Watch(Watch),
+    }
+
+    fn events() -> impl Strategy<Value = Vec<(u64, Event)>> {
+        let event = prop_oneof![
+            4 => Just(Event::Ask),
+            2 => Just(Event::Proven),
+            1 => Just(Event::Failed),
+            1 => Just(Event::Hurry),
+            2 => prop::sample::select(&[Watch::Open, Watch::Reopening, Watch::Broken][..]).prop_map(Event::Watch),
+        ];
+        prop::collection::vec((0..700_u64, event), 1..100)
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        /// Whoever has no open watch asks, and after an answer asks again, in time to hear of a loss within `NOTICE`; and
+        /// nothing shortens the pause after a failure.
+        #[test]
+        fn without_a_watch_renewals_take_its_place(ttl in 5..3600_u64, events in events()) {
+            let ttl = Duration::from_secs(ttl);
+            let terms = Terms::new(ttl, Terms::default_grace(ttl));
+            let mut now = at(100.0);
+            let mut heartbeat = Heartbeat::new(terms, now, ttl.as_secs());
+            // Until when nothing was missed; `None` while the watch is open.
+            let (mut known_at, mut paused_until, mut asked_at) = (None, now, None);
+            let mut proven_at = now;
+            for (pause, event) in events {
+                now = now + Duration::from_millis(pause);
+                match event {
+                    Event::Ask if heartbeat.ask(now) => {
+                        prop_assert!(asked_at.is_none() && paused_until <= now);
+                        asked_at = Some(now);
+                    }
+                    Event::Proven => if let Some(sent_at) = asked_at.take() {
+                        heartbeat.proven(sent_at);
+                        proven_at = sent_at;
+                        known_at = known_at.map(|_| sent_at);
+                    }
+                    Event::Failed => if let Some(sent_at) = asked_at.take() {
+                        heartbeat.failed(now);
+                        paused_until = sent_at + PAUSE;
+                    }
+                    Event::Ask => {}
+                    Event::Hurry => heartbeat.hurry(now),
+                    Event::Watch(watch) => {
+                        heartbeat.watch(now, watch);
+                        known_at = match watch {
+                            Watch::Open => None,
+                            Watch::Reopening => known_at.or(Some(now)),
+                            Watch::Broken => Some(proven_at),
+                        };
+                    }
+                }
+                if let (Some(known_at), Some(due_at)) = (known_at, heartbeat.due_at()) {
+                    // Not before the last answer has come, or its time has passed.
+                    prop_assert!(due_at <= paused_until.max(known_at + NOTICE / 2).max(now));
+                }
+            }
+        }
     }
 }

@@ -20,6 +20,7 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 
+use super::heartbeat::Heartbeat;
 use super::lease::tests::{HEADER, PLACE, at, claim};
 use super::lease::{Header, Instant, LeaseId, Loss, Place, Renewal, Terms};
 use super::watchdog::{Action, Event, Standing, Watchdog};
@@ -186,7 +187,12 @@ impl Model {
     fn new(ttl: Duration, grace: Duration, rate: u32) -> Self {
         let terms = Terms::new(ttl, grace);
         Self {
-            watchdog: Watchdog::new(terms, claim(), at(0.0), u64::from(rate)),
+            watchdog: Watchdog::new(
+                terms,
+                claim(),
+                at(0.0),
+                Heartbeat::new(terms, at(0.0), u64::from(rate)),
+            ),
             terms,
             rate,
             expires_at: at(0.0) + ttl * 1000 / rate,
@@ -429,7 +435,7 @@ proptest! {
         taken in any::<bool>(),
     ) {
         let terms = Terms::new(Duration::from_secs(10), Duration::from_secs(2));
-        let mut watchdog = Watchdog::new(terms, claim(), at(0.0), 1);
+        let mut watchdog = Watchdog::new(terms, claim(), at(0.0), Heartbeat::new(terms, at(0.0), 1));
         let loss = if taken { Loss::KeyTaken } else { Loss::KeyGone };
         let actions = watchdog.step(at(seconds), &Event::Lost(loss));
         prop_assert!(actions.contains(&Action::Stop));

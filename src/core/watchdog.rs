@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use super::heartbeat::Heartbeat;
+use super::heartbeat::{Heartbeat, Watch};
 use super::lease::{Claim, Deadlines, Doubt, Instant, Loss, Renewal, Terms, Verdict};
 
 /// After an order to kill, a guard that has not answered within this does not run any more.
@@ -22,6 +22,8 @@ pub enum Event {
     Kept,
     /// A watch saw our key deleted or taken.
     Lost(Loss),
+    /// The watch on our key was opened, or is not open any more.
+    Watch(Watch),
     /// The guard answered the message with this number.
     Beat(u64),
     /// The guard is dead.
@@ -97,12 +99,14 @@ pub enum Cut {
 }
 
 impl Watchdog {
-    /// The command is started at `deadlines`, which follow from the proof sent at `proven_at`.
-    pub fn new(terms: Terms, claim: Claim, proven_at: Instant, seed: u64) -> Self {
+    /// The command is started at `deadlines`, which follow from the proof sent at `proven_at`. The `heartbeat` is that of
+    /// the waiting until now: it knows whether the watch is open.
+    pub fn new(terms: Terms, claim: Claim, proven_at: Instant, heartbeat: Heartbeat) -> Self {
         Self {
             claim: Some(claim),
             deadlines: terms.deadlines(proven_at),
-            ..Self::unending(terms, proven_at, seed)
+            heartbeat,
+            ..Self::unending(terms, proven_at, 0)
         }
     }
 
@@ -214,6 +218,10 @@ impl Watchdog {
                 Vec::new()
             }
             (Event::Lost(loss), Standing::Held) => self.lose(*loss, now),
+            (Event::Watch(watch), Standing::Held) => {
+                self.heartbeat.watch(now, *watch);
+                Vec::new()
+            }
             (Event::Tick, Standing::Held) if self.limit_at.is_some_and(|at| at <= now) => {
                 let mut actions = self.cut_short(Cut::MaxHold);
                 actions.extend(self.renew(now));
@@ -228,6 +236,7 @@ impl Watchdog {
                 | Event::RenewalFailed
                 | Event::Kept
                 | Event::Lost(_)
+                | Event::Watch(_)
                 | Event::GiveUp,
                 Standing::Lost(_) | Standing::Unguarded,
             ) => Vec::new(),
@@ -336,7 +345,8 @@ mod tests {
     /// TTL 10 s, grace 2 s, proven at 0: renewals from 1.8 s, stop at 6.5 s, kill at 8.5 s.
     fn watchdog() -> Watchdog {
         let terms = Terms::new(Duration::from_secs(10), Duration::from_secs(2));
-        Watchdog::new(terms, claim(), at(0.0), 1)
+        let heartbeat = Heartbeat::new(terms, at(0.0), 1);
+        Watchdog::new(terms, claim(), at(0.0), heartbeat)
     }
 
     /// Lets the guard answer whatever it was told.
@@ -469,6 +479,20 @@ mod tests {
         let actions = watchdog.step(at(3.0), &Event::Tick);
         assert_eq!(actions.last(), Some(&Action::Kill));
         assert_eq!(watchdog.standing(), Standing::Lost(Loss::KeyGone));
+    }
+
+    #[test]
+    fn a_broken_watch_makes_a_renewal_due_and_an_open_one_does_not() {
+        let mut watchdog = watchdog();
+        let broken = Event::Watch(Watch::Broken);
+        assert!(watchdog.step(at(1.0), &broken).is_empty());
+        assert!(watchdog.due_at().is_some_and(|due_at| due_at <= at(1.0)));
+        let actions = watchdog.step(at(1.0), &Event::Tick);
+        assert_eq!(actions.last(), Some(&Action::Renew));
+        watchdog.step(at(1.1), &Event::Renewed(renewal(at(1.0))));
+        assert!(watchdog.due_at().is_some_and(|due_at| due_at < at(2.0)));
+        watchdog.step(at(1.2), &Event::Watch(Watch::Open));
+        assert!(watchdog.due_at().is_some_and(|due_at| due_at > at(2.0)));
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::time::Duration;
 use etcd_client::ResponseHeader;
 use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt as _, StreamExt as _};
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, watch};
 use tokio::time::{sleep, timeout};
 use tracing::{info, warn};
 
@@ -38,6 +38,8 @@ pub(crate) struct Cluster {
     connect_limit: Duration,
     connections: Vec<Mutex<Option<Connection>>>,
     current: Cell<usize>,
+    /// Told whenever requests take another way than before: another endpoint, or another connection to it.
+    turns: watch::Sender<()>,
     /// The cluster of the settings, else the one that answered first; members of others are refused.
     id: OnceCell<ClusterId>,
     /// Whether the id stands in the settings.
@@ -60,6 +62,7 @@ impl Cluster {
             connect_limit: settings.connect_timeout,
             connections: (0..count).map(|_| Mutex::new(None)).collect(),
             current: Cell::new(0),
+            turns: watch::Sender::new(()),
             id: settings
                 .cluster_id
                 .map_or_else(OnceCell::new, OnceCell::from),
@@ -102,7 +105,24 @@ impl Cluster {
                 event = events::FAILOVER,
                 from, to, "'{to}' is asked from now on, not '{from}'"
             );
+            self.turns.send_replace(());
         }
+    }
+
+    /// Hears whenever requests take another way than before.
+    pub(crate) fn turns(&self) -> watch::Receiver<()> {
+        self.turns.subscribe()
+    }
+
+    /// Whether requests go over this connection at present.
+    pub(crate) fn uses(&self, connection: &Connection) -> bool {
+        self.holds(self.current(), connection)
+    }
+
+    /// Whether the endpoint's connection is this one. While another one is being made, it is not.
+    fn holds(&self, index: usize, connection: &Connection) -> bool {
+        let slot = self.connections[index].try_lock();
+        slot.is_ok_and(|slot| slot.as_ref().is_some_and(|kept| kept.is(connection)))
     }
 
     /// The endpoint's connection, made when there is none, within `limit`.
@@ -131,9 +151,23 @@ impl Cluster {
         Ok(connection)
     }
 
-    /// Drops the endpoint's connection, and with it whatever it may still say.
-    pub(crate) async fn forget(&self, index: usize) {
-        *self.connections[index].lock().await = None;
+    /// Drops a connection that has failed, unless a newer one has taken its place. Says whose it was.
+    fn forget(&self, connection: &Connection) -> Option<usize> {
+        let mut indices = 0..self.endpoints.len();
+        let index = indices.find(|index| self.holds(*index, connection))?;
+        *self.connections[index].try_lock().ok()? = None;
+        self.turns.send_replace(());
+        Some(index)
+    }
+
+    /// Gives up a connection that has failed, and its endpoint with it, unless a newer one has taken its place. A token
+    /// that ran out is no reason to leave the endpoint.
+    pub(crate) fn leave(&self, connection: &Connection, trouble: &Trouble) {
+        if let Some(index) = self.forget(connection)
+            && trouble.kind != Kind::Token
+        {
+            self.advance(index);
+        }
     }
 
     fn note(&self, index: usize, trouble: &Trouble) {
@@ -261,12 +295,12 @@ impl Cluster {
             Ok(connection) => connection,
             Err(trouble) => return (index, Err(trouble)),
         };
-        let answer = timeout(limit, ask(connection).boxed_local())
+        let answer = timeout(limit, ask(connection.clone()).boxed_local())
             .await
             .unwrap_or_else(|_| Err(Trouble::silence(limit)));
         if let Err(trouble) = &answer {
             if matches!(trouble.kind, Kind::Elsewhere | Kind::Token) {
-                self.forget(index).await;
+                self.forget(&connection);
             }
             self.note(index, &self.with_hint(index, trouble));
         }

@@ -45,6 +45,11 @@ impl Connection {
         self.client.watch_client()
     }
 
+    /// Whether both are the same connection, not only to the same endpoint.
+    pub(crate) fn is(&self, other: &Self) -> bool {
+        Rc::ptr_eq(&self.client, &other.client)
+    }
+
     /// For what only a doctor asks.
     pub(crate) fn client(&self) -> &Client {
         &self.client

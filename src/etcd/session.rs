@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use etcd_client::{
     GetOptions, KeyValue, LeaseKeepAliveStream, LeaseKeeper, Txn, TxnOp, TxnOpResponse,
-    WatchOptions, WatchStream,
+    WatchOptions, WatchResponse, WatchStream,
 };
 use futures_util::FutureExt as _;
 use tokio::sync::{mpsc, watch};
@@ -20,11 +20,12 @@ use super::look::counted;
 use super::trouble::{Kind, Trouble};
 use crate::clock;
 use crate::contest::{Keep, News};
+use crate::core::heartbeat::Watch;
 use crate::core::holder::Holder;
 use crate::core::lease::{FencingToken, Header, LeaseId, Loss, Place, Renewal, Terms};
 use crate::core::queue::Queue;
 
-/// The pause before a broken watch is opened again.
+/// The pause before a watch that broke at once is opened again; one that has lived for longer is opened at once.
 const PAUSE: Duration = Duration::from_millis(250);
 
 /// A holder's watch begins after this: a command that ends at once needs none.
@@ -83,7 +84,6 @@ impl Session {
             place,
             terms,
             tell,
-            moved: watch::channel(()).0,
         });
         let mut tasks = JoinSet::new();
         tasks.spawn_local(renew(Rc::clone(&subject), ordered, awaited.clone()));
@@ -123,22 +123,11 @@ struct Subject {
     place: Place,
     terms: Terms,
     tell: mpsc::UnboundedSender<News>,
-    /// Told when a renewal has found the endpoint in use dead, so that the watch moves along.
-    moved: watch::Sender<()>,
 }
 
 impl Subject {
     fn tell(&self, news: News) {
         let _ = self.tell.send(news);
-    }
-
-    /// Gives an endpoint up after a failure. A token that ran out is no reason to leave.
-    async fn leave(&self, index: usize, trouble: &Trouble) {
-        self.cluster.forget(index).await;
-        if trouble.kind != Kind::Token {
-            self.cluster.advance(index);
-        }
-        self.moved.send_replace(());
     }
 
     /// One linearizable read of our key and, while waiting, of those who are awaited.
@@ -194,6 +183,31 @@ impl Subject {
         }
     }
 
+    /// Tells what a watch has seen.
+    fn hear(&self, answer: &WatchResponse, awaited: &Awaited) -> Result<(), Trouble> {
+        if answer.canceled() {
+            return Err(Trouble::elsewhere(answer.cancel_reason()));
+        }
+        for event in answer.events() {
+            let Some(key) = event.kv() else { continue };
+            // Not `event_type()`, which panics at a type that it does not know. Deletion is the only
+            // event that leaves no version (mvccpb/kv.proto).
+            let deleted = key.version() == 0;
+            if key.key() != self.key.as_bytes() {
+                if awaited.concerns(key.key()) {
+                    self.tell(News::Moved);
+                }
+            } else if deleted {
+                self.tell(News::Lost(Loss::KeyGone));
+            } else if key.lease() != self.place.lease.0 {
+                self.tell(News::Lost(Loss::KeyTaken));
+            } else {
+                self.listen(key);
+            }
+        }
+        Ok(())
+    }
+
     /// Reads what our own key has to say to us.
     fn listen(&self, own: &KeyValue) {
         let record = Holder::parse(own.value());
@@ -206,7 +220,6 @@ impl Subject {
 /// A keepalive stream on one connection, with at most one question unanswered: answers carry no
 /// number, so a second question would make them ambiguous (measured: after a stall all come at once).
 struct Keeping {
-    index: usize,
     etcd: Connection,
     keeper: LeaseKeeper,
     answers: LeaseKeepAliveStream,
@@ -228,7 +241,6 @@ async fn renew(
             Err(trouble) => {
                 // Whatever the old stream still says is dropped with it.
                 keeping = None;
-                subject.leave(index, &trouble).await;
                 subject.tell(News::Failed {
                     endpoint: subject.cluster.name(index),
                     cause: trouble.cause,
@@ -244,20 +256,34 @@ async fn attempt(
     index: usize,
     awaited: &Awaited,
 ) -> Result<Renewal, Trouble> {
-    let limit = subject.terms.attempt();
-    let etcd = subject.cluster.connection(index, limit).await?;
-    if keeping
-        .as_ref()
-        .is_some_and(|keeping| keeping.index != index)
-    {
+    let (cluster, limit) = (&subject.cluster, subject.terms.attempt());
+    let connecting = cluster.connection(index, limit).await;
+    let etcd = connecting.inspect_err(|trouble| {
+        if trouble.kind != Kind::Token {
+            cluster.advance(index);
+        }
+    })?;
+    if keeping.as_ref().is_some_and(|kept| !kept.etcd.is(&etcd)) {
         *keeping = None;
     }
+    let proof = prove(subject, keeping, &etcd, awaited).await;
+    proof.inspect_err(|trouble| cluster.leave(&etcd, trouble))
+}
+
+/// One exchange over this connection.
+async fn prove(
+    subject: &Subject,
+    keeping: &mut Option<Keeping>,
+    etcd: &Connection,
+    awaited: &Awaited,
+) -> Result<Renewal, Trouble> {
+    let limit = subject.terms.attempt();
     if keeping.is_none() {
-        let opened = within(limit, open(subject.place.lease, index, &etcd)).await?;
+        let opened = within(limit, open(subject.place.lease, etcd)).await?;
         let Some(opened) = opened else {
             // Suspicion, not loss: a lagging or deposed leader says so too. The read decides.
             let sent_at = clock::now();
-            let read = within(limit, subject.read(&etcd, awaited)).await?;
+            let read = within(limit, subject.read(etcd, awaited)).await?;
             return Ok(Renewal {
                 sent_at,
                 keepalive: None,
@@ -284,11 +310,10 @@ async fn within<T>(
 
 /// Opens a keepalive stream; `None` when the server does not know the lease. The client library keeps
 /// the first answer of a new stream to itself.
-async fn open(lease: LeaseId, index: usize, etcd: &Connection) -> Result<Option<Keeping>, Trouble> {
+async fn open(lease: LeaseId, etcd: &Connection) -> Result<Option<Keeping>, Trouble> {
     let opened = etcd.leases().keep_alive(lease.0).await;
     match opened.map_err(Trouble::from) {
         Ok((keeper, answers)) => Ok(Some(Keeping {
-            index,
             etcd: etcd.clone(),
             keeper,
             answers,
@@ -319,22 +344,24 @@ async fn ask(subject: &Subject, kept: &mut Keeping, awaited: &Awaited) -> Result
 
 /// Watches our key and those who are awaited, and opens the watch again whenever anything is unclear.
 async fn observe(subject: Rc<Subject>, mut awaited: watch::Receiver<Awaited>) {
-    let mut moved = subject.moved.subscribe();
     if *awaited.borrow() == Awaited::Nobody {
         sleep(SETTLE).await;
     }
     loop {
         let others = awaited.borrow_and_update().clone();
-        let _ = moved.borrow_and_update();
-        tokio::select! {
-            watched = watch_once(&subject, &others) => {
-                if let Err(trouble) = watched {
-                    tracing::debug!("the watch broke: {trouble}");
-                }
-                sleep(PAUSE).await;
-            }
-            () = others_awaited(&mut awaited) => {}
-            _ = moved.changed() => {}
+        let opening_at = clock::now();
+        let left = tokio::select! {
+            left = watch_once(&subject, &others) => left,
+            () = others_awaited(&mut awaited) => Ok(()),
+        };
+        let Err(trouble) = left else {
+            subject.tell(News::Watch(Watch::Reopening));
+            continue;
+        };
+        tracing::debug!("the watch broke: {trouble}");
+        subject.tell(News::Watch(Watch::Broken));
+        if clock::now().since(opening_at) < PAUSE {
+            sleep(PAUSE).await;
         }
     }
 }
@@ -345,41 +372,41 @@ async fn others_awaited(awaited: &mut watch::Receiver<Awaited>) {
     while awaited.changed().await.is_ok() && *awaited.borrow() == Awaited::Nobody {}
 }
 
+/// Until requests go another way, where the watch is to follow, or the watch breaks.
 async fn watch_once(subject: &Subject, awaited: &Awaited) -> Result<(), Trouble> {
-    let index = subject.cluster.current();
-    let limit = subject.terms.attempt();
-    let etcd = subject.cluster.connection(index, limit).await?;
-    let opening = open_watch(subject, &etcd, awaited);
-    let mut stream = within(limit, opening).await?;
+    let cluster = &subject.cluster;
+    let mut turns = cluster.turns();
+    // Like any request: at another endpoint as well when the one in use is slow.
+    let opening = cluster.call(subject.terms.attempt() * 2, async |etcd: Connection| {
+        let stream = open_watch(subject, &etcd, awaited).await?;
+        Ok((etcd, stream))
+    });
+    let (etcd, mut stream) = opening.await?;
+    subject.tell(News::Watch(Watch::Open));
     // Unbounded on purpose: silence is what a watch says while nothing happens. The renewals
     // find out when the endpoint is dead, and read the same keys.
-    while let Some(answer) = stream.message().await? {
-        if answer.canceled() {
-            return Err(Trouble::elsewhere(answer.cancel_reason()));
-        }
-        for event in answer.events() {
-            let Some(key) = event.kv() else { continue };
-            // Not `event_type()`, which panics at a type that it does not know. Deletion is the only
-            // event that leaves no version (mvccpb/kv.proto).
-            let deleted = key.version() == 0;
-            if key.key() != subject.key.as_bytes() {
-                if awaited.concerns(key.key()) {
-                    subject.tell(News::Moved);
-                }
-            } else if deleted {
-                subject.tell(News::Lost(Loss::KeyGone));
-            } else if key.lease() != subject.place.lease.0 {
-                subject.tell(News::Lost(Loss::KeyTaken));
-            } else {
-                subject.listen(key);
+    while cluster.uses(&etcd) {
+        turns.borrow_and_update();
+        let answer = tokio::select! {
+            answer = stream.message() => answer,
+            _ = turns.changed() => continue,
+        };
+        match answer.map_err(Trouble::from).transpose() {
+            Some(Ok(answer)) => subject.hear(&answer, awaited)?,
+            broken => {
+                let closed = || Trouble::elsewhere("the watch was closed");
+                let trouble = broken.and_then(Result::err).unwrap_or_else(closed);
+                // Requests over the same connection would fail as well, and the next watch.
+                cluster.leave(&etcd, &trouble);
+                return Err(trouble);
             }
         }
     }
-    Err(Trouble::elsewhere("the watch was closed"))
+    Ok(())
 }
 
 /// Every watch begins with a linearizable read, as one from a revision that a restored server
-/// has not reached says nothing for ever (etcd issue 20221).
+/// has not reached says nothing for ever (etcd issue 20221). It is open when etcd has said so.
 async fn open_watch(
     subject: &Subject,
     etcd: &Connection,
@@ -395,13 +422,24 @@ async fn open_watch(
     }
     let from = || Some(WatchOptions::new().with_start_revision(header.revision + 1));
     let mut stream = etcd.watches().watch(subject.key.as_str(), from()).await?;
+    let mut unopened = 1_u8;
     match awaited {
         Awaited::Nobody => {}
-        Awaited::One { key, .. } => stream.watch(key.as_str(), from()).await?,
+        Awaited::One { key, .. } => {
+            stream.watch(key.as_str(), from()).await?;
+            unopened += 1;
+        }
         Awaited::Any { queue, .. } => {
             let all = from().map(|from| from.with_range(queue.end()));
             stream.watch(queue.prefix(), all).await?;
+            unopened += 1;
         }
+    }
+    while unopened > 0 {
+        let answer = stream.message().await?;
+        let answer = answer.ok_or_else(|| Trouble::elsewhere("the watch was closed"))?;
+        subject.hear(&answer, awaited)?;
+        unopened -= u8::from(answer.created());
     }
     Ok(stream)
 }

@@ -11,7 +11,7 @@ use super::session::{Awaited, Session};
 use super::trouble::{Kind, Trouble};
 use crate::clock;
 use crate::contest::{Contend as _, Keep as _, News, Waiting, Won};
-use crate::core::heartbeat::Heartbeat;
+use crate::core::heartbeat::{Heartbeat, Watch};
 use crate::core::lease::{Claim, Instant, Terms, Verdict};
 use crate::core::watchdog::Watchdog;
 
@@ -59,6 +59,8 @@ impl<'a> Vigil<'a> {
             awaited(contender, &look),
         );
         let seed = place.lease.0.unsigned_abs();
+        let mut heartbeat = Heartbeat::new(terms, proven_at, seed);
+        heartbeat.watch(clock::now(), Watch::Reopening);
         Self {
             contender,
             claim,
@@ -67,7 +69,7 @@ impl<'a> Vigil<'a> {
             free_at: None,
             look,
             session,
-            heartbeat: Heartbeat::new(terms, proven_at, seed),
+            heartbeat,
             prepared: 0,
         }
     }
@@ -122,10 +124,9 @@ impl<'a> Vigil<'a> {
 
     fn won(self) -> Outcome {
         let place = self.claim.place;
-        let seed = place.lease.0.unsigned_abs();
         Outcome::Won(Box::new(Won {
             token: place.token,
-            watchdog: Watchdog::new(self.terms, self.claim, self.proven_at, seed),
+            watchdog: Watchdog::new(self.terms, self.claim, self.proven_at, self.heartbeat),
             session: self.session,
             slot: self.contender.slot.get(),
             variables: variables(&self.contender.places.queue, place),
@@ -157,9 +158,16 @@ impl<'a> Vigil<'a> {
                     self.heartbeat.failed(clock::now());
                     Ok(Step::On)
                 }
-                Verdict::Lost(_) => self.look_again(tell).await,
+                Verdict::Lost(_) => {
+                    self.heartbeat.failed(clock::now());
+                    self.look_again(tell).await
+                }
             },
             News::Asked(ask) => Ok(Step::Gone(Box::new(Outcome::Asked(ask)))),
+            News::Watch(watch) => {
+                self.heartbeat.watch(clock::now(), watch);
+                Ok(Step::On)
+            }
             // Of locks that no time ends.
             News::Kept => Ok(Step::On),
             // One that is told again after it was seen to.

@@ -33,3 +33,4 @@ mod signals;
 mod support;
 mod survivors;
 mod told;
+mod watching;

@@ -3,11 +3,12 @@
 
 use std::time::Duration;
 
+use dlock::core::heartbeat::{Heartbeat, Watch};
 use dlock::core::lease::{
     Claim, Deadlines, FencingToken, Header, LeaseId, Place, Renewal, Verdict,
 };
 
-use super::steps::{Experiment, Rule, Word};
+use super::steps::{Experiment, Notice, Rule, Word};
 use super::world::{Client, End, Key, Letter, Message, NOW, Role, Tree, World};
 
 const CLUSTER: u64 = 7;
@@ -39,6 +40,7 @@ impl Experiment {
             };
             client.role = Role::Lost;
             client.paused = false;
+            client.broken = false;
         }
         let Tree::Stopping { since } = client.tree else {
             return;
@@ -51,7 +53,29 @@ impl Experiment {
         }
     }
 
+    /// Whether a holder whose watch is broken has to renew by now: the product's own rule, from the last proof on.
+    pub(crate) fn is_due(&self, client: &Client) -> bool {
+        let proven_at = NOW - client.proof_age;
+        let mut heartbeat = Heartbeat::new(self.terms, proven_at, 0);
+        if self.notice != Notice::Unhurried {
+            heartbeat.watch(NOW, Watch::Broken);
+        }
+        heartbeat.due_at().is_some_and(|due_at| due_at <= NOW)
+    }
+
+    /// A watch is opened again.
+    pub(crate) fn open(world: &mut World, number: usize) {
+        let there = world.is_there(number);
+        let client = &mut world.clients[number];
+        client.broken = false;
+        if !there {
+            Self::lose(client);
+        }
+        world.tidy(number);
+    }
+
     fn lose(client: &mut Client) {
+        client.broken = false;
         match client.tree {
             Tree::None => client.finish(Role::Over),
             Tree::Running => {

@@ -31,6 +31,11 @@ pub(crate) enum Rule {
 pub(crate) enum Notice {
     /// The holder's dlock hears of it within one tick.
     Prompt,
+    /// The watch may break at any time and be opened again at any time. As long as it is broken, the holder renews
+    /// as often as the product's heartbeat wants it, and these renewals are answered.
+    Renewed,
+    /// The same with a heartbeat that does not know of the watch.
+    Unhurried,
     /// The watch's message may be lost, and dlock may be stopped.
     Unsure,
 }
@@ -87,6 +92,10 @@ pub(crate) enum Step {
     /// A waiter looks whom it waits for: if nobody, it starts its command, or begins to wait out the hand-over.
     Turn(usize),
     Leave(usize),
+    /// The watch on a client's key breaks: what it had to tell and has not told is lost.
+    Break(usize),
+    /// It is opened again, which begins with a read.
+    Open(usize),
     /// dlock is stopped, its guard and its command are not.
     Pause(usize),
     Continue(usize),
@@ -157,14 +166,24 @@ impl Experiment {
         }
     }
 
-    /// Time stands still until a holder that has to hear of its loss has heard of it.
+    /// Time stands still until a holder that has to hear of its loss has heard of it, and until one whose watch is broken
+    /// has the answer to a renewal that is due.
     fn is_awaited(&self, world: &World) -> bool {
-        self.notice == Notice::Prompt
-            && world.network.iter().any(|message| {
-                message.letter == Letter::Gone
-                    && !message.age.is_zero()
-                    && world.clients[message.client].role == Role::Holding
-            })
+        if self.notice == Notice::Unsure {
+            return false;
+        }
+        let holds = |client: usize| world.clients[client].role == Role::Holding;
+        world.network.iter().any(|message| {
+            message.letter == Letter::Gone && !message.age.is_zero() && holds(message.client)
+        }) || world
+            .clients
+            .iter()
+            .any(|client| client.role == Role::Holding && client.broken && self.is_due(client))
+    }
+
+    /// Whether watches may break.
+    fn may_break(&self) -> bool {
+        matches!(self.notice, Notice::Renewed | Notice::Unhurried)
     }
 
     fn steps_of(&self, world: &World, number: usize, steps: &mut Vec<Step>) {
@@ -211,6 +230,13 @@ impl Experiment {
             if self.leaving {
                 steps.push(Step::Leave(number));
             }
+        }
+        if client.role == Role::Holding && self.may_break() {
+            steps.push(if client.broken {
+                Step::Open(number)
+            } else {
+                Step::Break(number)
+            });
         }
         if client.role == Role::Holding && world.pauses < self.pauses {
             steps.push(Step::Pause(number));
@@ -321,6 +347,13 @@ impl Model for Experiment {
             },
             Step::Turn(client) => self.turn(world, client),
             Step::Leave(client) => self.leave(world, client),
+            Step::Break(client) => {
+                world.clients[client].broken = true;
+                world.network.retain(|message| {
+                    !(message.client == client && message.letter == Letter::Gone)
+                });
+            }
+            Step::Open(client) => Self::open(world, client),
             Step::Pause(client) => {
                 world.pauses += 1;
                 world.clients[client].paused = true;

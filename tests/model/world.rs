@@ -130,6 +130,8 @@ pub(crate) struct Client {
     pub(crate) role: Role,
     /// dlock is stopped, or gets no processor; its guard does not share that fate.
     pub(crate) paused: bool,
+    /// The watch on the own key is broken.
+    pub(crate) broken: bool,
     pub(crate) tree: Tree,
     /// Since the last proof's question was sent, on this host's clock.
     pub(crate) proof_age: Duration,
@@ -146,6 +148,7 @@ impl Client {
             clock,
             role: Role::Away,
             paused: false,
+            broken: false,
             tree: Tree::None,
             proof_age: Duration::ZERO,
             asked: None,
@@ -165,15 +168,20 @@ impl Client {
 
     /// A watch on the own key is open.
     pub(crate) fn watches(&self) -> bool {
+        self.is_interested() && !self.broken
+    }
+
+    /// In this role dlock takes an interest in its lease.
+    fn is_interested(&self) -> bool {
         matches!(
             self.role,
             Role::Waiting | Role::Delaying { .. } | Role::Holding
         )
     }
 
-    /// dlock acts at all, and in this role takes an interest in its lease.
+    /// dlock acts at all, and takes an interest in its lease.
     pub(crate) fn renews(&self) -> bool {
-        self.watches() && !self.paused
+        self.is_interested() && !self.paused
     }
 }
 

@@ -2,6 +2,7 @@
 //! It must not know which program they run.
 
 use std::fs;
+use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -35,6 +36,16 @@ impl Process {
                     .and_then(|(_, rest)| rest.chars().next())
             })
             .unwrap_or('X')
+    }
+
+    /// The processor time that it has taken so far, in the kernel and outside.
+    pub(crate) fn processor_time(self) -> Duration {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.0)).unwrap_or_default();
+        let after_name = stat.rsplit_once(") ").map_or("", |(_, rest)| rest);
+        // utime and stime of proc_pid_stat(5), in ticks of 10 ms.
+        let ticks = after_name.split(' ').skip(11).take(2);
+        let ticks: u64 = ticks.filter_map(|ticks| ticks.parse::<u64>().ok()).sum();
+        Duration::from_millis(ticks * 10)
     }
 
     /// How many descriptors are open in it.
