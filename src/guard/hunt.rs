@@ -20,7 +20,11 @@ const DOGGED: Duration = Duration::from_secs(1);
 /// The dead collected at once at most: a fork bomb makes them as fast as we collect.
 const MOST_DEAD: usize = 1024;
 
-/// Successive rounds of SIGKILL.
+/// For how long after the first SIGSTOP nothing is killed while processes appear that have not been stopped yet.
+const FREEZE: Duration = Duration::from_millis(100);
+
+/// Successive rounds of SIGSTOP, until nothing new appears, and then of SIGKILL. A stopped process neither forks nor ends,
+/// so none is born unseen, and none loses its parent before it was seen.
 pub(super) struct Hunt {
     since_at: Instant,
     /// Whom the last round met.
@@ -35,22 +39,43 @@ impl Hunt {
         }
     }
 
-    /// SIGKILL to every descendant. Answers when the next round should be: at once if it met somebody new, dead or
-    /// alive, for then something is still forking.
-    pub(super) fn round(&mut self, tree: &Tree, now: Instant) -> Instant {
-        let mut met = BTreeSet::new();
+    /// SIGSTOP to every descendant that the last round did not meet; SIGKILL to all of them, children before their
+    /// parents, when there is no such, or when stopping takes too long. Answers when the next round should be: at once
+    /// if it met somebody new, dead or alive, for then something is still forking.
+    pub(super) fn round(&mut self, tree: &mut Tree, now: Instant) -> Instant {
+        let (mut met, mut living) = (BTreeSet::new(), Vec::new());
+        let mut news = false;
         tree.walk(|process| {
-            // Who is dead already needs none; who may not be killed by us is met again until he dies.
-            let _ = process.signal(libc::SIGKILL);
-            met.insert(process.identity());
+            let identity = process.identity();
+            let new = !self.met.contains(&identity);
+            news |= new;
+            met.insert(identity);
+            // Who is dead already needs no signal; who may not be signalled by us is met again until he dies.
+            if process.is_alive() {
+                living.push(identity);
+                if new {
+                    let _ = process.signal(libc::SIGSTOP);
+                }
+            }
         });
-        let news = !met.is_subset(&self.met);
         self.met = met;
+        if news && now < self.since_at + FREEZE {
+            return now;
+        }
+        for &identity in living.iter().rev() {
+            let _ = tree.signal(identity, libc::SIGKILL);
+        }
         match (news, self.is_overdue(now)) {
             (true, _) => now,
             (false, false) => now + BRISK,
             (false, true) => now + DOGGED,
         }
+    }
+
+    /// Whether the last round met the process of this pid.
+    pub(super) fn has_met(&self, pid: i32) -> bool {
+        let mut same = self.met.range(Identity { pid, start: 0 }..);
+        same.next().is_some_and(|identity| identity.pid == pid)
     }
 
     /// Whether the last round met nobody, dead or alive. As long as there are children, /proc hides them from us.

@@ -282,7 +282,7 @@ impl Guard {
     }
 
     /// Who lives below us but the guard itself, for people.
-    pub(crate) fn living(&self) -> Vec<Survivor> {
+    pub(crate) fn living(&mut self) -> Vec<Survivor> {
         let mut living = self.tree.survivors();
         living.retain(|process| process.program != "dlock-guard");
         living
@@ -297,7 +297,7 @@ impl Guard {
         let _ = signals::send(self.process.as_fd(), libc::SIGKILL);
         loop {
             let now = clock::now();
-            let again_at = hunt.round(&self.tree, now);
+            let again_at = hunt.round(&mut self.tree, now);
             let children = reap(|_, _| ());
             let nothing_new = again_at > now;
             // Only a round that met nobody, not even a zombie, says as much as no children: the orphans of somebody who

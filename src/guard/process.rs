@@ -239,7 +239,8 @@ impl<'a> Watch<'a> {
             let children = self.collect();
             self.learn_outcome();
             self.follow_job();
-            if children == Children::None && !self.has_still_to_end() && !self.wakes_dlock() {
+            let has_still_to_end = self.has_still_to_end() || self.wakes_dlock();
+            if children == Children::None && !has_still_to_end {
                 return self.verdict();
             }
             if self.status.is_some() && !had_ended && self.plan.is_running() {
@@ -253,8 +254,8 @@ impl<'a> Watch<'a> {
         }
     }
 
-    /// Whether the adopted have been told to end, and live.
-    fn has_still_to_end(&self) -> bool {
+    /// Whether the adopted have been told to end, and live. Asked all the time, for their children are found on the way.
+    fn has_still_to_end(&mut self) -> bool {
         self.plan.is_ending() && self.process.equipment.tree.adopted_lives()
     }
 
@@ -374,8 +375,8 @@ impl<'a> Watch<'a> {
         }
     }
 
-    fn ask(&self) {
-        let Equipment { tree, policy, .. } = &self.process.equipment;
+    fn ask(&mut self) {
+        let Equipment { tree, policy, .. } = &mut self.process.equipment;
         tree.ask(policy.signal);
     }
 
@@ -427,11 +428,11 @@ impl<'a> Watch<'a> {
     }
 
     fn kill(&mut self, now: Instant) {
-        let tree = &self.process.equipment.tree;
+        let tree = &mut self.process.equipment.tree;
         let hunt = self.hunt.get_or_insert_with(|| Hunt::new(now));
         self.plan.kill_again(hunt.round(tree, now));
-        if self.status.is_none() {
-            // Once more without /proc, whatever is wrong with it. The pid is the command's until we collect it.
+        if self.status.is_none() && !hunt.has_met(self.command.as_raw_pid()) {
+            // Without /proc, whatever is wrong with it. The pid is the command's until we collect it.
             let _ = kill_process(self.command, rustix::process::Signal::KILL);
         }
         if !hunt.is_overdue(now) {
@@ -455,6 +456,7 @@ impl<'a> Watch<'a> {
     fn sleep(&mut self, children: Children) {
         let waking = self.wakes_dlock();
         let Process { link, equipment } = &mut *self.process;
+        let now = clock::now();
         let due = self.plan.due_at().since_boot();
         let value = Timespec {
             tv_sec: i64::try_from(due.as_secs()).unwrap_or(i64::MAX),
@@ -466,13 +468,14 @@ impl<'a> Watch<'a> {
         };
         // A moment that has passed makes it readable at once. Setting it also takes back that it was readable.
         let armed = timerfd_settime(&equipment.timer, TimerfdTimerFlags::ABSTIME, &once).is_ok();
+        let overdue = self.hunt.as_ref().is_some_and(|hunt| hunt.is_overdue(now));
         let timeout = match children {
             Children::More => Some(&AT_ONCE),
             _ if !armed => Some(&AT_ONCE),
             _ if waking => Some(&SOON),
-            // Nobody tells us of the end of those who are not ours.
-            Children::None => Some(&SOON),
-            Children::Alive => None,
+            // Nobody tells us what those do who are not ours. A survivor is looked at when the next round is due.
+            _ if self.plan.is_ending() && equipment.tree.has_adopted() && !overdue => Some(&SOON),
+            Children::None | Children::Alive => None,
         };
         let sources = [&equipment.deaths, &equipment.timer]
             .into_iter()

@@ -1,15 +1,17 @@
 //! All descendants of this process, found through /proc and signalled without ever hitting a reused pid.
 //! It must not know when or why somebody is signalled.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::fs::File;
 use std::io::{self, Read};
+use std::mem;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 
 use rustix::fs::{CWD, Dir, Mode, OFlags, openat};
 use rustix::process::getpid;
 
 use super::{Survivor, signals};
+use crate::clock;
 
 const DIRECTORY: OFlags = OFlags::RDONLY
     .union(OFlags::DIRECTORY)
@@ -18,6 +20,9 @@ const FILE: OFlags = OFlags::RDONLY.union(OFlags::CLOEXEC);
 
 /// Processes from a descendant up to the root.
 const DEEPEST: usize = 1 << 15;
+
+/// Clock ticks per second in /proc (`USER_HZ`), the same on every architecture that Rust builds for.
+const TICKS: u64 = 100;
 
 /// More names than this are of no use to anybody.
 const MOST_SURVIVORS: usize = 64;
@@ -53,8 +58,10 @@ pub(super) struct Tree {
     lists: bool,
     /// Children that dlock had from the start, of a shell that said `exec dlock`: none of our business.
     strangers: Vec<Identity>,
-    /// A process that has to die with the tree though it does not descend from us, and who of its tree has not: we.
-    adopted: Option<Identity>,
+    /// A process that has to die with the tree though it does not descend from us, and what was found below it since: a
+    /// descendant whose parent has died is a child of init, and nothing but this tells that it is one of them.
+    adopted: BTreeSet<Identity>,
+    /// Processes that are never among the adopted: dlock and its guard.
     exempt: Vec<Identity>,
 }
 
@@ -74,7 +81,7 @@ impl Tree {
             root: own_pid(),
             lists: true,
             strangers: Vec::new(),
-            adopted: None,
+            adopted: BTreeSet::new(),
             exempt: Vec::new(),
         };
         let itself = rustix::fs::readlinkat(&tree.proc, "self", Vec::new())
@@ -92,6 +99,7 @@ impl Tree {
             let mut strangers = Vec::new();
             tree.walk_below(&root, &[], &mut |process| {
                 strangers.push(process.identity);
+                true
             });
             tree.strangers = strangers;
         }
@@ -106,7 +114,7 @@ impl Tree {
             ..self
         };
         // dlock itself was first. Only among those of an adopted process could we find ourselves.
-        if tree.adopted.is_some() {
+        if tree.has_adopted() {
             let root = tree.find(tree.root).map(|process| process.identity);
             tree.exempt.extend(root);
         }
@@ -120,11 +128,17 @@ impl Tree {
 
     /// Counts another process and its descendants in.
     pub(super) fn adopt(&mut self, adopted: Identity) {
-        self.adopted = Some(adopted);
+        self.adopted.insert(adopted);
     }
 
-    /// Whether anybody lives of the tree that was adopted.
-    pub(super) fn adopted_lives(&self) -> bool {
+    /// Whether a process was adopted that has not been seen dead together with all that was found below it.
+    pub(super) fn has_adopted(&self) -> bool {
+        !self.adopted.is_empty()
+    }
+
+    /// Whether any process of the adopted tree lives, those included that were found earlier and have lost their parent.
+    /// The more often this is asked while the tree is ending, the fewer are missed.
+    pub(super) fn adopted_lives(&mut self) -> bool {
         let mut lives = false;
         self.walk_adopted(|process| lives |= process.is_alive());
         lives
@@ -179,28 +193,57 @@ impl Tree {
         })
     }
 
+    /// Sends `signal` to this process, and to none that has got its pid since.
+    pub(super) fn signal(&self, identity: Identity, signal: i32) -> io::Result<()> {
+        let process = self.find(identity.pid)?;
+        if process.identity != identity {
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        process.signal(signal)
+    }
+
     /// Visits every descendant, parents first, zombies too. One that appears or changes its parent meanwhile may be missed.
-    pub(super) fn walk(&self, mut visit: impl FnMut(&Process)) {
+    pub(super) fn walk(&mut self, mut visit: impl FnMut(&Process)) {
         if let Ok(root) = self.find(self.root) {
-            self.walk_below(&root, &self.strangers, &mut visit);
+            self.walk_below(&root, &self.strangers, &mut |process| {
+                visit(process);
+                true
+            });
         }
         self.walk_adopted(visit);
     }
 
-    /// Visits the adopted process and its descendants. Those whose parents have died are not found any more.
-    fn walk_adopted(&self, mut visit: impl FnMut(&Process)) {
-        let adopted = self.adopted.and_then(|adopted| {
-            let process = self.find(adopted.pid).ok()?;
-            (process.identity == adopted).then_some(process)
-        });
-        if let Some(adopted) = adopted {
-            visit(&adopted);
-            self.walk_below(&adopted, &self.exempt, &mut visit);
+    /// Visits the adopted processes and their descendants, all of which are adopted from now on. Those whose parents died
+    /// before they were found are not found any more.
+    fn walk_adopted(&mut self, mut visit: impl FnMut(&Process)) {
+        let mut met = BTreeSet::new();
+        for identity in mem::take(&mut self.adopted) {
+            let process = self.find(identity.pid);
+            let Some(process) = process.ok().filter(|found| found.identity == identity) else {
+                continue;
+            };
+            // What is below one that was met before has been met with it.
+            let mut note = |process: &Process| {
+                let new = met.insert(process.identity);
+                if new {
+                    visit(process);
+                }
+                new
+            };
+            if note(&process) {
+                self.walk_below(&process, &self.exempt, &mut note);
+            }
         }
+        self.adopted = met;
     }
 
-    /// Visits every descendant of `top` but the `others` and theirs.
-    fn walk_below(&self, top: &Process, others: &[Identity], visit: &mut impl FnMut(&Process)) {
+    /// Visits every descendant of `top` but the `others` and theirs, and those below one for which `visit` answers no.
+    fn walk_below(
+        &self,
+        top: &Process,
+        others: &[Identity],
+        visit: &mut impl FnMut(&Process) -> bool,
+    ) {
         let all = if self.lists {
             Vec::new()
         } else {
@@ -217,46 +260,45 @@ impl Tree {
                 .collect()
         };
         let mut queue = VecDeque::new();
-        let enqueue = |parent: &Process, queue: &mut VecDeque<(i32, i32)>| {
+        let enqueue = |parent: &Process, queue: &mut VecDeque<(i32, i32, u64)>| {
+            let children = below(parent);
+            let listed = tick();
             queue.extend(
-                below(parent)
+                children
                     .into_iter()
-                    .map(|child| (parent.identity.pid, child)),
+                    .map(|child| (parent.identity.pid, child, listed)),
             );
         };
         enqueue(top, &mut queue);
-        while let Some((parent, child)) = queue.pop_front() {
+        while let Some((parent, child, listed)) = queue.pop_front() {
             let Ok(process) = self.find(child) else {
                 continue;
             };
-            // When its parent has died since, it is a child of ours. Anybody else has only got a dead one's pid.
-            let ours = [parent, self.root].contains(&process.stat.parent);
-            if ours && !others.contains(&process.identity) {
+            // When its parent has died since, it is a child of ours, of init, or of another that collects orphans. Only
+            // one that has started since is somebody else, who has got a dead one's pid.
+            let same = [parent, self.root].contains(&process.stat.parent)
+                || process.identity.start <= listed;
+            if same && !others.contains(&process.identity) && visit(&process) {
                 enqueue(&process, &mut queue);
-                visit(&process);
             }
         }
     }
 
     /// Asks every descendant to stop: `signal` to all, then SIGCONT to all, for a stopped process does not act on it.
     /// Whoever is forked meanwhile is left alone: it may be what cleans up.
-    pub(super) fn ask(&self, signal: i32) {
+    pub(super) fn ask(&mut self, signal: i32) {
         let mut asked = Vec::new();
         self.walk(|process| asked.push(process.identity));
         for signal in [signal, libc::SIGCONT] {
             for &identity in &asked {
-                if let Ok(process) = self.find(identity.pid)
-                    && process.identity == identity
-                {
-                    // One that is gone needs no signal; one that is not ours to signal will be a survivor.
-                    let _ = process.signal(signal);
-                }
+                // One that is gone needs no signal; one that is not ours to signal will be a survivor.
+                let _ = self.signal(identity, signal);
             }
         }
     }
 
     /// Who of the tree is alive.
-    pub(super) fn survivors(&self) -> Vec<Survivor> {
+    pub(super) fn survivors(&mut self) -> Vec<Survivor> {
         let mut survivors = Vec::new();
         self.walk(|process| {
             if process.is_alive() && survivors.len() < MOST_SURVIVORS {
@@ -267,7 +309,7 @@ impl Tree {
     }
 
     /// How many of the tree are alive.
-    pub(super) fn count(&self) -> usize {
+    pub(super) fn count(&mut self) -> usize {
         let mut count = 0;
         self.walk(|process| count += usize::from(process.is_alive()));
         count
@@ -298,7 +340,7 @@ impl Process {
     }
 
     /// A zombie may only be the first of several threads.
-    fn is_alive(&self) -> bool {
+    pub(super) fn is_alive(&self) -> bool {
         !matches!(self.stat.state, 'Z' | 'X') || self.stat.threads > 1
     }
 
@@ -378,6 +420,12 @@ fn read(directory: &OwnedFd, name: &str) -> io::Result<Vec<u8>> {
     Ok(content)
 }
 
+/// The clock that [`Identity::start`] is read from.
+fn tick() -> u64 {
+    let now = clock::now().since_boot();
+    now.as_secs() * TICKS + u64::from(now.subsec_nanos()) * TICKS / 1_000_000_000
+}
+
 fn own_pid() -> i32 {
     getpid().as_raw_nonzero().get()
 }
@@ -431,7 +479,7 @@ mod tests {
             .spawn()
             .unwrap();
         let id = i32::try_from(child.id()).unwrap();
-        let below = |tree: &Tree| {
+        let below = |tree: &mut Tree| {
             let mut found = Vec::new();
             tree.walk(|process| {
                 if process.identity.pid == id || process.stat.parent == id {
@@ -441,12 +489,12 @@ mod tests {
             found.sort();
             found
         };
-        while below(&tree).len() < 3 {
+        while below(&mut tree).len() < 3 {
             std::thread::yield_now();
         }
-        let listed = below(&tree);
+        let listed = below(&mut tree);
         tree.lists = false;
-        assert_eq!(below(&tree), listed);
+        assert_eq!(below(&mut tree), listed);
         for identity in listed {
             tree.find(identity.pid)
                 .unwrap()

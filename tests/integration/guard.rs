@@ -372,6 +372,47 @@ fn a_forwarded_signal_that_is_ignored_changes_nothing() {
     assert_eq!(etcd.queue(&name).len(), 1);
 }
 
+/// "If the lock is lost, --pid says who is told to stop, and killed: that process and all that descends from it": the lock is
+/// not free before the last of them is dead, those included whose parent has died of the stop signal.
+#[test]
+fn whatever_descends_from_the_process_of_a_hold_is_dead_before_the_lock_is_free() {
+    let etcd = Etcd::shared();
+    let dlock = env!("CARGO_BIN_EXE_dlock");
+    for (what, rest) in [
+        (
+            "many children of a script that ignores TERM",
+            "trap '' TERM; for n in $(seq 40); do (while :; do sleep 600; done) & done; echo on; wait",
+        ),
+        (
+            "a child that ignores TERM, of a script that does not",
+            r#"echo on; sh -c 'trap "" TERM; while :; do sleep 600; done'; exit"#,
+        ),
+        (
+            "what a script starts when it is told to stop",
+            r#"trap '(trap "" TERM; while :; do sleep 600; done) & sleep 0.3; exit' TERM
+               echo on; while :; do sleep 0.1; done"#,
+        ),
+    ] {
+        let (oracle, name) = (Oracle::new(), unique("pid"));
+        let inside = oracle.command(&["sh", "-c", rest]);
+        let script = format!(
+            "eval \"$({dlock} hold --ttl=10 -k1 --max-hold=1500ms --background --pid $$ {name})\"; exec \"$@\""
+        );
+        let mut holder = Dlock::program(["sh", "-c", &script, "sh"])
+            .args(inside)
+            .env("DLOCK_ENDPOINTS", etcd.endpoint())
+            .start();
+        holder.says("on\n");
+        let next = Dlock::on(etcd)
+            .run([&name, "--"])
+            .args(oracle.command(&["true"]))
+            .finish();
+        assert_eq!(next.code(), Some(0), "{what}: {next:?}");
+        assert_eq!(oracle.tokens().len(), 2, "{what}");
+        holder.assert_tree_dead();
+    }
+}
+
 /// "terminal left to the command": it reads from it.
 #[test]
 fn the_command_reads_the_terminal() {

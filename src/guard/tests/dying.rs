@@ -336,3 +336,32 @@ fn dlock_names_those_whom_it_could_not_kill_in_time() {
         assert_eq!(guard.kill_tree(LIMIT), []);
     });
 }
+
+#[test]
+fn an_orphan_of_the_adopted_process_is_killed_and_awaited() {
+    alone(|scratch| {
+        let script =
+            r#"sh -c 'trap "" TERM; echo $$ > "$DIR/orphan"; while :; do sleep 1000; done' & wait"#;
+        let mut adopted = std::process::Command::new("/bin/sh")
+            .args(["-c", script])
+            .env("DIR", &scratch.0)
+            .spawn()
+            .unwrap();
+        let orphan = scratch.pid("orphan");
+        let other = Other::find(i32::try_from(adopted.id()).unwrap()).unwrap();
+        let ties = Ties {
+            adopted: Some(&other),
+            ..Ties::default()
+        };
+        let mut guard = launch(shell("sleep 1000"), HASTY, &ties).unwrap();
+        guard.start(&[], far()).unwrap();
+        assert_eq!(next(&mut guard), Report::Started);
+        guard.stop().unwrap();
+        assert_eq!(
+            next(&mut guard),
+            ended(Status::Signalled(libc::SIGTERM), Cause::Ordered)
+        );
+        assert!(!is_alive(orphan));
+        adopted.wait().unwrap();
+    });
+}
