@@ -42,8 +42,12 @@ impl Hunt {
     /// SIGSTOP to every descendant that the last round did not meet; SIGKILL to all of them, children before their
     /// parents, when there is no such, or when stopping takes too long. Answers when the next round should be: at once
     /// if it met somebody new, dead or alive, for then something is still forking.
+    ///
+    /// A dlock of the tree and its guard hold a lock for others of the tree: they are killed when all of those are dead, or
+    /// when some do not die. An ordinary process that calls itself so only dies a little later, and runs no longer.
     pub(super) fn round(&mut self, tree: &mut Tree, now: Instant) -> Instant {
-        let (mut met, mut living) = (BTreeSet::new(), Vec::new());
+        let mut met = BTreeSet::new();
+        let (mut others, mut dlocks) = (Vec::new(), Vec::new());
         let mut news = false;
         tree.walk(|process| {
             let identity = process.identity();
@@ -52,6 +56,11 @@ impl Hunt {
             met.insert(identity);
             // Who is dead already needs no signal; who may not be signalled by us is met again until he dies.
             if process.is_alive() {
+                let living = if process.is_dlock() {
+                    &mut dlocks
+                } else {
+                    &mut others
+                };
                 living.push(identity);
                 if new {
                     let _ = process.signal(libc::SIGSTOP);
@@ -62,7 +71,13 @@ impl Hunt {
         if news && now < self.since_at + FREEZE {
             return now;
         }
-        for &identity in living.iter().rev() {
+        let all_others_dead = others.is_empty() && !news;
+        let locks = if all_others_dead || self.is_overdue(now) {
+            &*dlocks
+        } else {
+            &[]
+        };
+        for &identity in others.iter().rev().chain(locks.iter().rev()) {
             let _ = tree.signal(identity, libc::SIGKILL);
         }
         match (news, self.is_overdue(now)) {

@@ -339,6 +339,11 @@ impl Process {
         signals::send_value(self.directory.as_fd(), signal, value)
     }
 
+    /// Whether it goes by the name of a dlock or of a guard.
+    pub(super) fn is_dlock(&self) -> bool {
+        ["dlock", "dlock-guard"].contains(&&*self.stat.program)
+    }
+
     /// A zombie may only be the first of several threads.
     pub(super) fn is_alive(&self) -> bool {
         !matches!(self.stat.state, 'Z' | 'X') || self.stat.threads > 1

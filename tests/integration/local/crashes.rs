@@ -51,6 +51,34 @@ fn a_killed_guard_ends_the_tree_before_the_next_one_begins() {
     assert_eq!(oracle.tokens().len(), 2);
 }
 
+/// The same for a lock inside another one, when the outer one ends its tree: "the locks that dlocks of the tree hold are
+/// free when the rest of it is dead".
+#[test]
+fn a_nested_lock_is_taken_until_its_whole_tree_is_dead() {
+    let dlock = env!("CARGO_BIN_EXE_dlock");
+    // It is the same whether the outer guard kills or, without it, the outer dlock.
+    for guard in [false, true] {
+        let (state, oracle) = (State::new(), Oracle::new());
+        let many = "trap '' TERM; for n in $(seq 300); do sleep 600 & done; echo on; wait";
+        let mut holder = state
+            .run(&["-k300ms", "outer", dlock, "run", "-k30", "job", "--"])
+            .args(oracle.command(&["sh", "-c", many]))
+            .start();
+        holder.says("on\n");
+        let waiter = state.run(&["job", "--"]);
+        let mut waiter = waiter.args(oracle.command(&["true"])).start();
+        state.queue_of(2);
+        if guard {
+            holder.guard().signal(Signal::KILL);
+        } else {
+            holder.signal(Signal::KILL);
+        }
+        waiter.wait().expect_code(0).expect_silent();
+        assert_eq!(oracle.tokens().len(), 2);
+        holder.tree_dies();
+    }
+}
+
 /// "A record of somebody who has crashed is never taken for a holder, since the kernel knows better."
 #[test]
 fn a_crashed_holder_is_never_shown() {
