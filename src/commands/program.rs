@@ -30,11 +30,17 @@ pub(super) fn find(argv: &[OsString]) -> Result<guard::Command, Failure> {
 
 /// Why a command that was found did not begin.
 pub(super) fn not_started(program: &OsStr, error: &io::Error) -> Failure {
+    let kind = error.kind();
+    // The kernel counts arguments and variables together (execve(2)).
+    let too_long = kind == io::ErrorKind::ArgumentListTooLong;
     Failure {
-        exit: match error.kind() {
+        exit: match kind {
             io::ErrorKind::NotFound => Exit::NotFound,
             _ => Exit::NotExecutable,
         },
-        ..anyhow!("cannot run '{}': {error}", program.display()).into()
+        error: anyhow!("cannot run '{}': {error}", program.display()),
+        hint: too_long.then(|| {
+            "the variables that dlock sets need some hundred bytes of the same room: give the command fewer arguments".to_owned()
+        }),
     }
 }

@@ -325,6 +325,38 @@ fn a_command_that_cannot_start_releases_the_lock() {
     assert!(etcd.queue(&name).is_empty());
 }
 
+/// "126": arguments that fit beside the caller's variables, and not beside those of dlock, are an error that says so.
+#[test]
+fn too_many_arguments_for_the_variables_of_dlock_say_so() {
+    let etcd = Etcd::shared();
+    // It stands in four variables, so that these are longer than the beginning of dlock's own line.
+    let name = unique(&"long".repeat(40));
+    let variables = 100; // bytes, less than what dlock adds
+    let run = |bytes: usize| {
+        let script =
+            r#"exec "$0" run "$1" /bin/true $(head -c "$2" /dev/zero | tr '\0' x | fold -w 99999)"#;
+        Dlock::program(["bash", "-c", script, env!("CARGO_BIN_EXE_dlock"), &name])
+            .args([bytes.to_string()])
+            .env("DLOCK_ENDPOINTS", etcd.endpoint())
+            .finish()
+    };
+    // The most that the shell can hand to dlock at all, to the precision that is needed.
+    let (mut fits, mut too_much) = (1_usize << 20, 1_usize << 23);
+    let mut refused = None;
+    while refused.is_none() && too_much - fits > variables {
+        let middle = fits.midpoint(too_much);
+        let outcome = run(middle);
+        match outcome.code() {
+            Some(0) => fits = middle,
+            Some(126) if outcome.stderr.starts_with("dlock: ") => refused = Some(outcome),
+            _ => too_much = middle,
+        }
+    }
+    let refused = refused.expect("there is a length in between");
+    refused.expect_stderr(&["Argument list too long", "variables", "hint: "]);
+    assert!(etcd.queue(&name).is_empty());
+}
+
 /// "as execvp(3)": a script without a first line of its own goes to sh.
 #[test]
 fn a_script_without_an_interpreter_line_runs() {
