@@ -4,9 +4,9 @@
 use std::time::Duration;
 
 use super::evidence::Predecessor;
-use super::holder::Holder;
+use super::holder::{Ask, AskTo, Holder};
 use super::lease::{FencingToken, LeaseId};
-use super::mode::Mode;
+use super::mode::{Mode, Supersede};
 
 /// A place in the queue as others see it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -174,6 +174,27 @@ pub fn holders(queue: &[Standing]) -> Vec<bool> {
     holds.collect()
 }
 
+/// The places among those `before` a newer request that are still to be asked to go, and what is asked of each.
+///
+/// The newest come first and the holder last: else a waiter that is to go would get the lock before it is asked. If the
+/// holder is to go, a waiter that gets the lock in that moment is asked to stop as well. Clients that are not dlock cannot
+/// be asked, and where the lock only cools down nobody listens.
+pub fn superseded(before: &[Standing], wish: Supersede) -> Vec<(&Standing, AskTo)> {
+    let places = before.iter().zip(holders(before)).rev();
+    let to_ask = places.filter_map(|(standing, holds)| {
+        let record = standing.record.as_ref()?;
+        let to = match wish {
+            Supersede::Holder => AskTo::Stop,
+            Supersede::Waiters if holds => return None,
+            Supersede::Waiters => AskTo::Yield,
+        };
+        let is_asked = |ask: &Ask| ask.to == to || ask.to == AskTo::Stop;
+        let listens = !standing.cools_down() && !record.asked.as_ref().is_some_and(is_asked);
+        listens.then_some((standing, to))
+    });
+    to_ask.collect()
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
@@ -212,6 +233,54 @@ mod tests {
     const OTHER: (Option<Mode>, bool) = (None, false);
     const INSIDE: (Option<Mode>, bool) = (Some(Mode::Slots(2)), true);
     const WAITING: (Option<Mode>, bool) = (Some(Mode::Slots(2)), false);
+
+    /// The tokens of those who are asked to go, and what is asked.
+    fn asked(before: &[Standing], wish: Supersede) -> Vec<(i64, AskTo)> {
+        let asked = superseded(before, wish).into_iter();
+        asked.map(|(one, to)| (one.token.0, to)).collect()
+    }
+
+    fn asked_to(to: AskTo, standing: Standing) -> Standing {
+        let by = String::new();
+        let asked = Some(Ask { to, by, why: None });
+        Standing {
+            record: standing.record.map(|record| Holder { asked, ..record }),
+            ..standing
+        }
+    }
+
+    #[test]
+    fn those_before_a_newer_request_are_asked_to_go_the_holder_last() {
+        let queue = [1, 2, 3].map(|token| standing(token, Some(Mode::Exclusive), false));
+        let waiters = [(3, AskTo::Yield), (2, AskTo::Yield)];
+        assert_eq!(asked(&queue, Supersede::Waiters), waiters);
+        // Whoever of them gets the lock meanwhile has to stop as well.
+        let all = [(3, AskTo::Stop), (2, AskTo::Stop), (1, AskTo::Stop)];
+        assert_eq!(asked(&queue, Supersede::Holder), all);
+    }
+
+    #[test]
+    fn only_those_are_asked_who_were_not_asked_yet_and_can_hear() {
+        let waiter = |token| standing(token, Some(Mode::Exclusive), false);
+        let cooling = Standing {
+            record: Some(Holder {
+                cooling: true,
+                ..Holder::new(Mode::Exclusive, Duration::ZERO)
+            }),
+            ..waiter(1)
+        };
+        let queue = [
+            cooling,
+            standing(2, None, false),
+            asked_to(AskTo::Yield, waiter(3)),
+            asked_to(AskTo::Stop, waiter(4)),
+            waiter(5),
+        ];
+        let waiters = [(5, AskTo::Yield)];
+        assert_eq!(asked(&queue, Supersede::Waiters), waiters);
+        let all = [(5, AskTo::Stop), (3, AskTo::Stop)];
+        assert_eq!(asked(&queue, Supersede::Holder), all);
+    }
 
     #[test]
     fn a_writer_waits_for_the_one_before_it_or_for_all_readers_there() {

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
 use tokio::time::sleep;
 
 use super::connection::Connection;
@@ -19,15 +20,15 @@ use crate::clock;
 use crate::contest::{self, Ahead, Contend, Parting, Release, Waiting};
 use crate::core::abandoned::Attempt;
 use crate::core::evidence::{Predecessors, hand_over};
-use crate::core::holder::{Ask, AskTo, Holder};
+use crate::core::holder::{Ask, Holder};
 use crate::core::lease::{Instant, LeaseId, Place, Terms};
-use crate::core::mode::{Mode, Patience, Supersede, Wish};
+use crate::core::mode::{Mode, Patience, Wish};
 use crate::core::name::Scope;
 use crate::core::preparation::{Grant, Mark};
 use crate::core::queue::Queue;
 use crate::core::release::Conclusion;
 use crate::core::text::span;
-use crate::core::turn::{Standing, holders};
+use crate::core::turn::{Standing, superseded};
 
 /// What only the command of a lock in etcd gets: the key, the lease, the key and the token; `etcdctl lock` sets the last two.
 pub(crate) fn variables(queue: &Queue, place: Place) -> Vec<(&'static str, String)> {
@@ -91,19 +92,27 @@ impl Contend for Contender {
                 Ok(entry) => entry,
                 Err(outcome) => return Ok(outcome),
             };
+            let mut all_asked = true;
             if !entry.look.turn.blockers.is_empty() {
                 if self.wish.patience == Patience::None {
                     self.leave().await;
                     return self.busy(entry.look.ahead).await;
                 }
-                match self.supersede(&entry, limit).await {
+                match self.supersede(entry.claim.place, limit).await {
                     Err(trouble) if trouble.kind == Kind::Elsewhere => {
                         tell(Waiting::Trouble(trouble));
+                        all_asked = false;
                     }
-                    asked => asked?,
+                    asked => all_asked = asked?,
                 }
             }
-            if let Some(outcome) = Vigil::new(self, entry).keep(&mut tell).await? {
+            let superseding = self.supersede_the_rest(all_asked, entry.claim.place, entry.terms);
+            let outcome = tokio::select! {
+                biased;
+                outcome = Vigil::new(self, entry).keep(&mut tell) => outcome?,
+                trouble = superseding.boxed_local() => return Err(trouble),
+            };
+            if let Some(outcome) = outcome {
                 return Ok(outcome);
             }
             // Its lease may have a slot still.
@@ -267,10 +276,25 @@ impl Contender {
         answer.map_err(|trouble| self.explain(trouble))
     }
 
-    /// Asks those before us to go, as far as that is wished.
-    async fn supersede(&self, entry: &Entry, limit: Duration) -> Result<(), Trouble> {
+    /// Goes on asking while we wait, until all that stand before us have been asked; then there is nothing more to say.
+    async fn supersede_the_rest(&self, mut all_asked: bool, place: Place, terms: Terms) -> Trouble {
+        while !all_asked {
+            sleep(AGAIN).await;
+            match self.supersede(place, terms.attempt() * 2).await {
+                Err(trouble) if trouble.kind == Kind::Elsewhere => {
+                    tracing::debug!("those before us cannot be asked to go: {trouble}");
+                }
+                Err(trouble) => return trouble,
+                Ok(all) => all_asked = all,
+            }
+        }
+        std::future::pending().await
+    }
+
+    /// Asks those before us to go, as far as that is wished and not done; answers whether all of them have been asked.
+    async fn supersede(&self, place: Place, limit: Duration) -> Result<bool, Trouble> {
         let Some(wish) = self.wish.supersede else {
-            return Ok(());
+            return Ok(true);
         };
         let Places {
             cluster,
@@ -278,25 +302,20 @@ impl Contender {
             record,
             ..
         } = &self.places;
-        let token = entry.claim.place.token;
         let by = record.sentence();
         self.ask_etcd(limit, async |connection: Connection| {
-            let before = ask::places(cluster, queue, &connection, Some(token)).await?;
-            // The holder last: else a waiter that is to go would get the lock before it is asked.
-            for (standing, holds) in before.iter().zip(holders(&before)).rev() {
-                let to = match (holds, wish) {
-                    (false, _) => AskTo::Yield,
-                    (true, Supersede::Holder) => AskTo::Stop,
-                    (true, Supersede::Waiters) => continue,
-                };
+            let before = ask::places(cluster, queue, &connection, Some(place.token)).await?;
+            let mut all_asked = true;
+            for (standing, to) in superseded(&before, wish) {
                 let ask = Ask {
                     to,
                     by: by.clone(),
                     why: Some("superseded by a newer request".to_owned()),
                 };
-                ask::ask_one(cluster, &connection, standing, &ask).await?;
+                // A record that has changed meanwhile is looked at again.
+                all_asked &= ask::ask_one(cluster, &connection, standing, &ask).await?;
             }
-            Ok(())
+            Ok(all_asked)
         })
         .await
     }

@@ -30,6 +30,7 @@ mod security;
 mod service;
 mod sharing;
 mod signals;
+mod superseding;
 mod support;
 mod survivors;
 mod told;

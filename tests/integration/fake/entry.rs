@@ -186,3 +186,33 @@ fn a_member_of_another_cluster_is_refused() {
     assert!(stranger.script.seen(Point::Read) > 0, "it was asked");
     assert_eq!(stranger.granted(), [0_i64; 0]);
 }
+
+/// "--supersede": those before the newer request are sent away, a waiter with 75 and the holder with 121, also when asking them
+/// fails at first.
+#[test]
+fn asking_the_older_requests_to_go_is_repeated_when_it_fails() {
+    let fake = Fake::start();
+    let mut holder = holder(&fake.endpoint());
+    let mut waiter = dlock(&fake.endpoint()).start();
+    fake.keys_of(2);
+    // The newer request gets its place, and then nothing through.
+    fake.script.once(Point::Place, Act::Honest);
+    let refusal = Act::Refuse(Code::Unavailable, "etcdserver: no leader");
+    fake.script.always(Point::Place, refusal);
+    let options = [
+        "--ttl=5",
+        "--connect-timeout=1",
+        "--supersede=holder",
+        "job",
+        "true",
+    ];
+    let newer = Dlock::at(&fake.endpoint()).args(["-v"]);
+    let mut newer = newer.run(options).start();
+    eventually(LIMIT, "asking has failed", || {
+        newer.stderr().contains("no leader")
+    });
+    fake.script.resume();
+    waiter.wait().expect_code(75);
+    holder.wait().expect_code(121);
+    newer.wait().expect_code(0);
+}

@@ -301,7 +301,10 @@ impl State {
             mod_revision: self.revision,
             version: old.map_or(1, |old| old.version + 1),
             value: request.value.clone(),
-            lease: request.lease,
+            lease: match old {
+                Some(old) if request.ignore_lease => old.lease,
+                _ => request.lease,
+            },
         };
         self.keys.insert(kv.key.clone(), kv.clone());
         self.history.push(event(PUT, kv));
