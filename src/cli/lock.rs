@@ -19,7 +19,7 @@ use crate::exit::{self, Failure, OrFail};
 const TTL: Duration = Duration::from_secs(30);
 /// Below it a renewal, its second try and the margins of `core::lease` do not fit any more.
 const SHORTEST_TTL: Duration = Duration::from_secs(5);
-const LONGEST_TTL: Duration = Duration::from_hours(24);
+const LONGEST_TTL: Duration = Terms::LONGEST_TTL;
 
 #[derive(Args, Debug)]
 #[group(skip)]

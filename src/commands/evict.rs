@@ -127,6 +127,14 @@ impl Eviction<'_> {
                 ))
                 .or_hint("--now takes the lock away, and leaves its command running");
             }
+            if standing.is_kept() {
+                return Err(anyhow!(
+                    "cannot ask the owner of token {} at '{}': it is gone, and its place is kept until the command of a holder that vanished has ended",
+                    standing.token,
+                    self.order.name
+                ))
+                .or_hint("--now frees the lock before that");
+            }
             if standing.cools_down() {
                 return Err(anyhow!(
                     "cannot ask the owner of token {} at '{}': its command has ended, and the lock cools down",
@@ -176,6 +184,13 @@ impl Eviction<'_> {
         evicted.map_err(|trouble| self.failed(trouble))?;
         let name = &self.order.name;
         match place.standing.grace().filter(|_| place.holds) {
+            Some(grace) if place.standing.is_kept() => warn!(
+                event = events::BROKEN,
+                lock = %name,
+                token = place.standing.token.0,
+                "the lock '{name}' was kept for the command of a holder that vanished: that may run on for {} until it has been stopped",
+                span(grace)
+            ),
             Some(grace) => warn!(
                 event = events::BROKEN,
                 lock = %name,

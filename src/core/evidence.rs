@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::heartbeat::NOTICE;
-use super::lease::{FencingToken, Instant, LeaseId};
+use super::lease::{FencingToken, Instant, LeaseId, Terms};
 use super::mode::Mode;
 
 /// What the kernel may need to run the guard, and to kill.
@@ -17,12 +17,18 @@ const RESERVE: Duration = Duration::from_millis(500);
 /// What a holder's tree may need beyond its grace when its key was taken from it.
 const MARGIN: Duration = NOTICE.saturating_add(KILLING).saturating_add(RESERVE);
 
+/// What etcd leaves out when it says in whole seconds how long a lease has still to live.
+const KEPT_LONGER: Duration = Duration::from_secs(1);
+
 /// How long the command of one that has vanished may still run, before its successor may start. Somebody revoked its lease
 /// or deleted its key, or its lease expired, and it may be stopping its command this moment; `grace` is what it announced.
 ///
 /// The grace is counted by two clocks whose rates may both be 10 % off, hence a quarter more
 /// (1.1 / 0.9 < 1.25, shown by `tests/model`). A holder that does not hear of its loss within [`NOTICE`], being cut off or
 /// stopped, is not covered: it ends at its own deadline.
+///
+/// It is added to a grace that was announced, never to a delay: one that waits announces the grace of those before it as
+/// it stands in their records, see [`Predecessors::grace`], and so it is as long behind 200 waiters as behind one.
 pub fn hand_over(grace: Duration) -> Duration {
     grace + grace / 4 + MARGIN
 }
@@ -46,10 +52,36 @@ impl Predecessor {
         }
     }
 
-    /// How long its command may take to end when it is told to.
+    /// How long its command may take to end when it is told to, or that of one before it: no longer than the longest lease
+    /// allows, whatever is written there.
     pub fn grace(&self) -> Duration {
-        Duration::from_millis(self.grace_ms)
+        Duration::from_millis(self.grace_ms).min(Terms::longest_grace(Terms::LONGEST_TTL))
     }
+}
+
+/// A place that one which gave up during a hand-over has left taken for the rest of that time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Kept {
+    pub token: FencingToken,
+    /// For so much longer, by etcd's count in whole seconds, which leaves the rest of a second out.
+    pub left: Duration,
+    /// The grace for which it is kept.
+    pub grace: Duration,
+}
+
+/// What one look has shown of those before us.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Sight {
+    /// Those for whom we wait, as far as their commands count.
+    pub awaited: Vec<Predecessor>,
+    /// There was nobody.
+    pub none: bool,
+    /// What the first in the queue announces.
+    pub first: Duration,
+    /// The longest grace of those who have vanished since the last look.
+    pub vanished: Option<Duration>,
+    /// Those of the awaited whose places are kept, as far as the last look has not shown that.
+    pub kept: Vec<Kept>,
 }
 
 /// Left in the same transaction that deletes a place: of the command of the one that was there, nothing runs any more.
@@ -60,6 +92,9 @@ pub enum Evidence {
     Alone(FencingToken),
     /// It was its turn; others may have the lock as well.
     Free,
+    /// Its place is kept for the command of one that vanished before it. If that is gone as well, all is as if it had left
+    /// nothing: it announced the grace of that command.
+    Kept,
     /// It was not its turn yet: it has waited for these, of whom one may have vanished in the meantime. Not named are
     /// those whose commands nobody waits for.
     Behind(Vec<Predecessor>),
@@ -73,9 +108,11 @@ impl Evidence {
     }
 
     /// The same of one that leaves its place taken, to a cooldown: then nobody may follow on it as on one that was alone.
+    /// `grace` is that of a command which may run meanwhile, or zero.
     #[must_use]
-    pub fn with_place_kept(self) -> Self {
+    pub fn with_place_kept(self, grace: Duration) -> Self {
         match self {
+            _ if !grace.is_zero() => Self::Kept,
             Self::Alone(_) => Self::Free,
             other => other,
         }
@@ -93,34 +130,70 @@ pub struct Predecessors {
     awaited: Vec<Predecessor>,
     /// There was nobody at the last look.
     none: bool,
-    free_at: Option<Instant>,
+    first: Duration,
+    kept: Vec<(Kept, Instant)>,
+    /// Until when the commands of those who have vanished may run, and the longest grace of them.
+    vanished: Option<(Instant, Duration)>,
 }
 
 impl Predecessors {
-    /// Takes what a look at `now` has shown: those for whom we wait, as far as their commands count, whether there was
-    /// nobody, and for how long the commands of those may run who have vanished since the last look.
-    pub fn see(
-        &mut self,
-        now: Instant,
-        awaited: Vec<Predecessor>,
-        none: bool,
-        hand_over: Duration,
-    ) {
-        self.awaited = awaited;
-        self.none = none;
-        if !hand_over.is_zero() {
-            self.free_at = self.free_at.max(Some(now + hand_over));
+    /// Takes what a look at `now` has shown. The answer is for how long those commands may run of whose hand-over it tells
+    /// for the first time.
+    pub fn see(&mut self, now: Instant, sight: Sight) -> Duration {
+        let Sight {
+            awaited,
+            none,
+            first,
+            vanished,
+            kept,
+        } = sight;
+        let is_there = |token| awaited.iter().any(|one| one.token == token);
+        let (there, ended) = std::mem::take(&mut self.kept)
+            .into_iter()
+            .partition::<Vec<_>, _>(|(one, _)| is_there(one.token));
+        // A place that was kept protects until its time has passed, also if somebody has taken it away.
+        let ended = ended.into_iter().map(|(one, until)| (until, one.grace));
+        let vanished = vanished.map(|grace| (now + hand_over(grace), grace));
+        let mut longest = Duration::ZERO;
+        for (until, grace) in ended.chain(vanished).filter(|(until, _)| now < *until) {
+            longest = longest.max(until.since(now));
+            let (latest, most) = self.running(now).unwrap_or((until, grace));
+            self.vanished = Some((latest.max(until), most.max(grace)));
         }
+        self.kept = there;
+        let until = |one: &Kept| now + one.left + KEPT_LONGER;
+        self.kept.extend(kept.iter().map(|one| (*one, until(one))));
+        (self.awaited, self.none, self.first) = (awaited, none, first);
+        // That one's time has come to its end by itself.
+        if longest <= KEPT_LONGER {
+            Duration::ZERO
+        } else {
+            longest
+        }
+    }
+
+    /// Those who have vanished, as long as their commands may run.
+    fn running(&self, now: Instant) -> Option<(Instant, Duration)> {
+        self.vanished.filter(|(until, _)| now < *until)
     }
 
     /// The end of the time that the commands of all who have vanished have.
     pub fn free_at(&self) -> Option<Instant> {
-        self.free_at
+        self.vanished.map(|(until, _)| until)
     }
 
     /// What is left of that time. Clocks that count parts of it are off by no more than one that counts it all.
     pub fn left(&self, now: Instant) -> Duration {
-        self.free_at.map_or(Duration::ZERO, |at| at.since(now))
+        self.free_at().map_or(Duration::ZERO, |at| at.since(now))
+    }
+
+    /// What we have to announce for others, if `own` is what our own command needs: the longest grace of all whose commands
+    /// may run when we vanish. Those behind us know of nobody else, and our end may come together with theirs, or after.
+    pub fn grace(&self, now: Instant, own: Duration) -> Duration {
+        let awaited = self.awaited.iter().map(Predecessor::grace);
+        let vanished = self.running(now).map(|(_, grace)| grace);
+        let others = awaited.chain(vanished).chain([self.first]);
+        others.fold(own, Duration::max)
     }
 
     /// What we leave when we give our place with this `token` back, when none of that time is left.
@@ -165,8 +238,9 @@ impl Inquiry {
         is_there: impl Fn(FencingToken) -> bool,
     ) {
         match evidence {
-            None => self.silent.push(one),
-            Some(Evidence::Alone(_) | Evidence::Free) => {}
+            Some(Evidence::Alone(token)) if token == one.token => {}
+            Some(Evidence::Free) => {}
+            None | Some(Evidence::Alone(_) | Evidence::Kept) => self.silent.push(one),
             Some(Evidence::Behind(awaited)) => {
                 for other in awaited {
                     // Nobody waits for a later one: so this ends, whatever stands there.
@@ -179,11 +253,10 @@ impl Inquiry {
         }
     }
 
-    /// How long that is, if only those count among the silent who `may_have_held` the lock.
-    pub fn hand_over(&self, may_have_held: impl Fn(FencingToken) -> bool) -> Duration {
+    /// The longest grace of those who have vanished, if only those count among the silent who `may_have_held` the lock.
+    pub fn vanished(&self, may_have_held: impl Fn(FencingToken) -> bool) -> Option<Duration> {
         let silent = self.silent.iter().filter(|one| may_have_held(one.token));
-        let longest = silent.map(|one| hand_over(one.grace())).max();
-        longest.unwrap_or_default()
+        silent.map(Predecessor::grace).max()
     }
 }
 
@@ -208,7 +281,9 @@ mod tests {
         loop {
             let some = inquiry.next(2);
             if some.is_empty() {
-                return inquiry.hand_over(|token| token.0 < 100);
+                return inquiry
+                    .vanished(|token| token.0 < 100)
+                    .map_or(Duration::ZERO, hand_over);
             }
             for one in some {
                 let evidence = left.get(&one.token.0).cloned();
@@ -234,21 +309,41 @@ mod tests {
 
     const TOKEN: FencingToken = FencingToken(9);
 
+    fn at(seconds: u64) -> Instant {
+        Instant::from_boot(Duration::from_secs(seconds))
+    }
+
+    /// That of a look which shows those of `awaited`.
+    fn sight(awaited: &[i64]) -> Sight {
+        Sight {
+            awaited: awaited.iter().map(|token| one(*token)).collect(),
+            none: awaited.is_empty(),
+            ..Sight::default()
+        }
+    }
+
+    fn vanished(awaited: &[i64], grace: u64) -> Sight {
+        Sight {
+            vanished: Some(Duration::from_secs(grace)),
+            ..sight(awaited)
+        }
+    }
+
     #[test]
     fn who_leaves_tells_of_those_before_it_and_forgets_no_hand_over() {
-        let at = |seconds| Instant::from_boot(Duration::from_secs(seconds));
         let mut before = Predecessors::default();
         // Who has not looked does not know whether it is the first.
         assert_eq!(before.evidence(Mode::Exclusive, TOKEN), behind(&[]));
-        before.see(at(10), vec![one(2)], false, Duration::ZERO);
+        before.see(at(10), sight(&[2]));
         assert_eq!(before.evidence(Mode::Exclusive, TOKEN), behind(&[2]));
-        before.see(at(11), vec![one(1)], false, Duration::from_secs(8));
+        let delay = before.see(at(11), vanished(&[1], 4));
+        assert_eq!(delay, Duration::from_secs(7));
         assert_eq!(before.evidence(Mode::Exclusive, TOKEN), behind(&[1]));
-        assert_eq!(before.left(at(12)), Duration::from_secs(7));
+        assert_eq!(before.left(at(12)), Duration::from_secs(6));
         // Another look, which shows nothing new.
-        before.see(at(13), Vec::new(), true, Duration::ZERO);
-        assert_eq!(before.left(at(13)), Duration::from_secs(6));
-        assert!(before.left(at(19)).is_zero());
+        assert!(before.see(at(13), sight(&[])).is_zero());
+        assert_eq!(before.left(at(13)), Duration::from_secs(5));
+        assert!(before.left(at(18)).is_zero());
         let alone = Evidence::Alone(TOKEN);
         assert_eq!(before.evidence(Mode::Exclusive, TOKEN), alone);
         assert_eq!(before.evidence(Mode::Shared, TOKEN), Evidence::Free);
@@ -258,9 +353,94 @@ mod tests {
     #[test]
     fn who_waits_for_one_that_is_not_counted_is_not_the_first() {
         let mut before = Predecessors::default();
-        let now = Instant::from_boot(Duration::ZERO);
-        before.see(now, Vec::new(), false, Duration::ZERO);
+        let sight = Sight {
+            none: false,
+            ..sight(&[])
+        };
+        before.see(at(0), sight);
         assert_eq!(before.evidence(Mode::Exclusive, TOKEN), behind(&[]));
+    }
+
+    #[test]
+    fn a_waiter_announces_the_longest_grace_of_those_whose_commands_may_run() {
+        let (mut before, seconds) = (Predecessors::default(), Duration::from_secs);
+        assert_eq!(before.grace(at(10), seconds(3)), seconds(3));
+        before.see(at(10), sight(&[2, 4]));
+        assert_eq!(before.grace(at(10), seconds(3)), seconds(4));
+        // The holder does not have to be the one right before us.
+        let first = seconds(9);
+        before.see(
+            at(10),
+            Sight {
+                first,
+                ..sight(&[2])
+            },
+        );
+        assert_eq!(before.grace(at(10), seconds(3)), first);
+        // One that vanished counts for as long as its command may run, and does not hide one that came to be known before.
+        before.see(at(20), vanished(&[], 8));
+        before.see(at(21), vanished(&[], 1));
+        assert_eq!(before.free_at(), Some(at(32)));
+        assert_eq!(before.grace(at(31), seconds(3)), seconds(8));
+        assert_eq!(before.grace(at(32), seconds(3)), seconds(3));
+        before.see(at(40), vanished(&[], 1));
+        assert_eq!(before.grace(at(40), Duration::ZERO), seconds(1));
+    }
+
+    /// However many wait in a row: the grace that is announced, and so the delay, stays what it is.
+    #[test]
+    fn a_grace_does_not_grow_from_one_waiter_to_the_next() {
+        let holder = Duration::from_secs(14);
+        let mut announced = holder;
+        for _ in 0..200 {
+            let mut before = Predecessors::default();
+            let nearest = Predecessor::new(LeaseId(1), TOKEN, announced);
+            before.see(
+                at(0),
+                Sight {
+                    awaited: vec![nearest],
+                    ..Sight::default()
+                },
+            );
+            before.see(at(1), vanished(&[], announced.as_secs()));
+            announced = before.grace(at(1), Duration::from_secs(1));
+            assert_eq!(announced, holder);
+        }
+    }
+
+    #[test]
+    fn no_grace_is_longer_than_the_longest_lease_allows() {
+        let forged = Predecessor::new(LeaseId(1), TOKEN, Duration::MAX);
+        assert!(forged.grace() < Duration::from_hours(12));
+    }
+
+    #[test]
+    fn a_place_that_was_kept_protects_until_its_time_has_passed() {
+        let kept = |token| Kept {
+            token: FencingToken(token),
+            left: Duration::from_secs(9),
+            grace: Duration::from_secs(7),
+        };
+        let seen = || {
+            let mut before = Predecessors::default();
+            let sight = Sight {
+                kept: vec![kept(3)],
+                ..sight(&[3])
+            };
+            assert!(before.see(at(10), sight).is_zero());
+            assert_eq!(before.free_at(), None, "it is there");
+            before
+        };
+        // Taken away.
+        let mut before = seen();
+        assert!(before.see(at(11), sight(&[3])).is_zero());
+        assert_eq!(before.see(at(12), sight(&[])), Duration::from_secs(8));
+        assert_eq!(before.free_at(), Some(at(20)));
+        assert_eq!(before.grace(at(13), Duration::ZERO), Duration::from_secs(7));
+        // Ended by itself.
+        let mut before = seen();
+        assert!(before.see(at(19), sight(&[])).is_zero());
+        assert!(before.left(at(20)).is_zero());
     }
 
     #[test]
@@ -285,6 +465,9 @@ mod tests {
     fn whoever_leaves_no_evidence_may_run() {
         assert_eq!(delay(&[3], &[], &[]), grace(3));
         assert!(delay(&[3], &[(3, Evidence::Free)], &[]).is_zero());
+        assert_eq!(delay(&[3], &[(3, Evidence::Kept)], &[]), grace(3));
+        // Another's word.
+        assert_eq!(delay(&[3], &[(3, Evidence::Alone(TOKEN))], &[]), grace(3));
         let alone = Evidence::Alone(FencingToken(3));
         assert_eq!(delay(&[4, 3], &[(3, alone)], &[]), grace(4));
         assert!(delay(&[100], &[], &[]).is_zero(), "it never had the lock");

@@ -45,10 +45,11 @@ pub struct Holder {
     /// RFC 3339, of the holder's wall clock.
     #[serde(default)]
     pub since: String,
-    /// How long the holder's command may take to end when it is told to.
+    /// How long the holder's command may take to end when it is told to, or the command of one before it that may run still.
     #[serde(default)]
     pub grace_ms: u64,
-    /// The command has ended, and the lock stays taken for `--min-hold`.
+    /// The lock stays taken although nobody of this place runs a command: for `--min-hold`, and then the grace is zero, or
+    /// for the command of a holder that vanished, which has that grace.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub cooling: bool,
     /// How the command ended, where that is kept.
@@ -129,7 +130,7 @@ impl Holder {
         }
     }
 
-    /// How long the holder's command may take to end when it is told to.
+    /// How long the holder's command, or one before it, may take to end when it is told to.
     pub fn grace(&self) -> Duration {
         Duration::from_millis(self.grace_ms)
     }

@@ -66,6 +66,8 @@ pub struct Terms {
 }
 
 impl Terms {
+    /// No lease lives longer.
+    pub const LONGEST_TTL: Duration = Duration::from_hours(24);
     /// The share of the TTL that pays for clocks of different rates: chrony slews by up to 8.3 %.
     const CLOCK_RATE: u32 = 10;
     /// What the kernel may need to run the guard and to end the tree.

@@ -33,16 +33,26 @@ impl Standing {
         slot.is_some()
     }
 
-    /// How long the command of its owner may need to end; `None` for clients that do not say, and
-    /// where no command runs any more.
+    /// How long the command of its owner, or one before it, may need to end; `None` for clients that do not say, and where
+    /// no command runs any more.
     pub fn grace(&self) -> Option<Duration> {
-        let record = self.record.as_ref()?;
-        (!self.cools_down()).then(|| record.grace())
+        let grace = self.record.as_ref()?.grace();
+        (!self.cools_down() || !grace.is_zero()).then_some(grace)
     }
 
-    /// Whether its command has ended, and the lock stays taken for a while.
+    /// Whether its owner runs no command, and the lock stays taken for a while.
     pub fn cools_down(&self) -> bool {
         self.record.as_ref().is_some_and(|record| record.cooling)
+    }
+
+    /// Whether it is kept for the command of a holder that vanished.
+    pub fn is_kept(&self) -> bool {
+        self.cools_down() && self.grace().is_some()
+    }
+
+    /// Whether what it announces covers those before it: others do not look at those.
+    fn covers(&self) -> bool {
+        self.record.is_some() && !self.is_kept()
     }
 
     /// As what it concerns those behind it, if its command counts at all.
@@ -57,8 +67,8 @@ impl Standing {
 pub struct Turn {
     /// Those whose end, or change, is awaited; nobody: it is our turn.
     pub blockers: Vec<Standing>,
-    /// All who were seen, and how they want the lock.
-    pub present: Vec<(FencingToken, Mode)>,
+    /// All who were seen, and how they want the lock; `None` of those that do not cover the ones before them.
+    pub present: Vec<(FencingToken, Option<Mode>)>,
 }
 
 impl Turn {
@@ -73,19 +83,22 @@ impl Turn {
         self.present.iter().any(|(one, _)| *one == token)
     }
 
-    /// Those of whom we have waited for, `before`, who are gone.
+    /// Those of whom we have waited for, `before`, who are gone. The end of a place that is kept is known already.
     pub fn gone(&self, before: &[Standing]) -> Vec<Predecessor> {
-        let gone = before.iter().filter(|one| !self.shows(one.token));
+        let gone = before
+            .iter()
+            .filter(|one| !one.is_kept() && !self.shows(one.token));
         gone.filter_map(Standing::predecessor).collect()
     }
 
-    /// Whether one that is gone now may have had the lock: with somebody there whom it had to wait for,
-    /// it was a waiter that gave up.
+    /// Whether the grace of one that is gone now matters: it may have had the lock, or it may have waited for one that
+    /// vanished without our seeing it. With somebody there who covers all before it, it was a waiter that gave up.
     pub fn may_have_held(&self, gone: &Standing) -> bool {
         let mut before = self.present.iter().filter(|(token, _)| *token < gone.token);
         match gone.mode() {
-            Mode::Exclusive => before.next().is_none(),
-            Mode::Shared => before.all(|(_, mode)| *mode == Mode::Shared),
+            Mode::Exclusive | Mode::Shared => {
+                before.all(|(_, mode)| matches!(mode, None | Some(Mode::Shared)))
+            }
             Mode::Slots(slots) => gone.has_slot() || before.count() < slots.into(),
         }
     }
@@ -95,6 +108,8 @@ impl Turn {
 ///
 /// - An exclusive request waits for the one right before it, or for all of the readers there.
 /// - A shared one waits for the nearest that is not shared: a writer is not starved by later readers.
+/// - Both wait as well for the nearest before that one that covers those before it, if that one does not: `etcdctl lock`
+///   announces nothing, so we have to see ourselves how those before it end.
 /// - One for a slot waits for the one right before it to get its slot; if it is the first that waits,
 ///   for the end of any holder. So each release wakes one. Clients without slots come first.
 #[derive(Debug)]
@@ -114,10 +129,12 @@ impl Scan {
 
     /// Takes the next one; answers whether there is more to learn.
     pub fn see(&mut self, standing: Standing) -> bool {
-        let mode = standing.mode();
+        let (mode, covers) = (standing.mode(), standing.covers());
+        let readers =
+            self.mode == Mode::Exclusive && self.seen.iter().any(|one| one.mode() == Mode::Shared);
         self.seen.push(standing);
         match self.mode {
-            Mode::Exclusive | Mode::Shared => mode == Mode::Shared,
+            Mode::Exclusive | Mode::Shared => mode == Mode::Shared || (!covers && !readers),
             Mode::Slots(slots) => {
                 self.seen.len() < slots.into() || self.seen.first().is_some_and(Standing::has_slot)
             }
@@ -127,17 +144,21 @@ impl Scan {
     /// What follows.
     pub fn turn(self) -> Turn {
         let Self { mode, mut seen } = self;
-        let present = seen.iter().map(|one| (one.token, one.mode())).collect();
+        let mode_of = |one: &Standing| one.covers().then(|| one.mode());
+        let present = seen.iter().map(|one| (one.token, mode_of(one))).collect();
         let blockers = match mode {
             Mode::Exclusive => {
-                let readers = seen.iter().take_while(|one| one.mode() == Mode::Shared);
-                let readers = readers.count();
-                seen.truncate(readers.max(1));
-                seen
+                // Readers cover the writer before them.
+                if seen.iter().any(|one| one.mode() == Mode::Shared)
+                    && seen.last().is_some_and(|one| one.mode() != Mode::Shared)
+                {
+                    seen.pop();
+                }
+                nearest_and_covering(seen)
             }
             Mode::Shared => {
                 seen.retain(|standing| standing.mode() != Mode::Shared);
-                seen
+                nearest_and_covering(seen)
             }
             Mode::Slots(slots) => {
                 let stranger = seen
@@ -157,6 +178,13 @@ impl Scan {
         };
         Turn { blockers, present }
     }
+}
+
+/// The nearest of `seen`, and those who cover the ones before them.
+fn nearest_and_covering(seen: Vec<Standing>) -> Vec<Standing> {
+    let seen = seen.into_iter().enumerate();
+    let seen = seen.filter(|(position, one)| *position == 0 || one.covers());
+    seen.map(|(_, one)| one).collect()
 }
 
 /// Which of the places of a whole queue, from the oldest on, have the lock.
@@ -290,7 +318,44 @@ mod tests {
             waits_for(Mode::Exclusive, &[WRITER, READER, READER]),
             [3, 2]
         );
-        assert_eq!(waits_for(Mode::Exclusive, &[READER, OTHER]), [2]);
+        assert_eq!(waits_for(Mode::Exclusive, &[READER, OTHER, READER]), [3]);
+    }
+
+    #[test]
+    fn who_stands_before_one_that_announces_nothing_is_waited_for_as_well() {
+        for mode in [Mode::Exclusive, Mode::Shared] {
+            assert_eq!(waits_for(mode, &[OTHER, OTHER]), [2]);
+            assert_eq!(waits_for(mode, &[WRITER, OTHER]), [2, 1]);
+            assert_eq!(waits_for(mode, &[WRITER, WRITER, OTHER, OTHER]), [4, 2]);
+        }
+        let readers = [WRITER, READER, READER, OTHER];
+        assert_eq!(waits_for(Mode::Exclusive, &readers), [4, 3, 2]);
+        assert_eq!(waits_for(Mode::Shared, &readers), [4, 1]);
+        let mut scan = Scan::new(Mode::Exclusive);
+        assert!(scan.see(cooling(3, 5)));
+        assert!(!scan.see(standing(2, Some(Mode::Exclusive), false)));
+        assert_eq!(scan.turn().blockers.len(), 2);
+        let mut scan = Scan::new(Mode::Exclusive);
+        assert!(!scan.see(cooling(3, 0)), "nothing runs any more");
+    }
+
+    /// A place left taken, for a command with a grace of so many seconds.
+    fn cooling(token: i64, grace: u64) -> Standing {
+        let mut standing = standing(token, Some(Mode::Exclusive), false);
+        standing.record = standing.record.map(|record| Holder {
+            cooling: true,
+            ..record.announcing(Duration::from_secs(grace))
+        });
+        standing
+    }
+
+    #[test]
+    fn a_place_that_cools_down_protects_no_command_unless_it_says_so() {
+        assert_eq!(cooling(3, 0).predecessor(), None);
+        let kept = cooling(3, 5);
+        let grace = kept.predecessor().map(|one| one.grace());
+        assert_eq!(grace, Some(Duration::from_secs(5)));
+        assert!(Turn::default().gone(&[kept]).is_empty(), "its end is known");
     }
 
     #[test]
@@ -298,6 +363,7 @@ mod tests {
         assert!(waits_for(Mode::Shared, &[READER, READER]).is_empty());
         assert_eq!(waits_for(Mode::Shared, &[WRITER, WRITER, READER]), [2]);
         assert_eq!(waits_for(Mode::Shared, &[OTHER, READER, READER]), [1]);
+        assert_eq!(waits_for(Mode::Shared, &[WRITER, READER, OTHER]), [3, 1]);
     }
 
     #[test]
@@ -319,14 +385,21 @@ mod tests {
             blockers: Vec::new(),
             present: present
                 .iter()
-                .map(|(token, mode)| (FencingToken(*token), *mode))
+                .map(|(token, mode)| (FencingToken(*token), Some(*mode)))
                 .collect(),
         };
         let (writer, reader) = (Mode::Exclusive, Mode::Shared);
         let gone = |mode| standing(5, Some(mode), false);
         assert!(turn(&[]).may_have_held(&gone(writer)));
         assert!(turn(&[(6, writer)]).may_have_held(&gone(writer)));
-        assert!(!turn(&[(4, reader)]).may_have_held(&gone(writer)));
+        assert!(!turn(&[(4, writer)]).may_have_held(&gone(writer)));
+        // It may have waited for another reader, or for one before the client that announces nothing.
+        assert!(turn(&[(4, reader)]).may_have_held(&gone(writer)));
+        let stranger = Turn {
+            present: vec![(FencingToken(4), None)],
+            ..Turn::default()
+        };
+        assert!(stranger.may_have_held(&gone(writer)));
         assert!(turn(&[(4, reader)]).may_have_held(&gone(reader)));
         assert!(!turn(&[(4, reader), (3, writer)]).may_have_held(&gone(reader)));
         let two = Mode::Slots(2);

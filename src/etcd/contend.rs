@@ -11,7 +11,7 @@ use tokio::time::sleep;
 
 use super::connection::Connection;
 use super::look::Look;
-use super::places::{Cooldown, Entry, Leaving, Places};
+use super::places::{Cooldown, Entry, Leaving, Places, Shown};
 use super::session::Session;
 use super::trouble::{Kind, Trouble};
 use super::vigil::{AGAIN, Vigil};
@@ -19,7 +19,7 @@ use super::{Cluster, ask, random_lease};
 use crate::clock;
 use crate::contest::{self, Ahead, Contend, Parting, Release, Waiting};
 use crate::core::abandoned::Attempt;
-use crate::core::evidence::{Predecessors, hand_over};
+use crate::core::evidence::Predecessors;
 use crate::core::holder::{Ask, Holder};
 use crate::core::lease::{Instant, LeaseId, Place, Terms};
 use crate::core::mode::{Mode, Patience, Wish};
@@ -155,8 +155,14 @@ impl Contend for Contender {
             // Nobody else may come in while the command of one that vanished may run. Without that lease, our own keeps
             // the place, and those behind us wait for a grace once more.
             if let Ok(Grant { lease, .. }) = self.grant(left, rest()).await {
-                let result = None;
-                let _ = (self.give_up(rest(), Some(Cooldown { lease, result }))).await;
+                // Not zero, which would say that nobody is protected.
+                let least = Duration::from_millis(1);
+                let kept = Cooldown {
+                    lease,
+                    result: None,
+                    grace: (self.predecessors.borrow()).grace(clock::now(), least),
+                };
+                let _ = self.give_up(rest(), Some(kept)).await;
             }
         }
         self.undo(rest()).await;
@@ -183,6 +189,7 @@ impl Contend for Contender {
             Parting::Done(result) => self.cooldown.take().map(|grant| Cooldown {
                 lease: grant.lease,
                 result: Some(result.to_owned()),
+                grace: Duration::ZERO,
             }),
             Parting::AtOnce(_) | Parting::Unused => None,
         };
@@ -222,6 +229,7 @@ impl Contender {
                 cluster,
                 queue,
                 mode: wish.mode,
+                shown: RefCell::new(Shown::new(record.clone())),
                 record,
                 terms,
             },
@@ -322,6 +330,7 @@ impl Contender {
 
     /// Takes a place at the end of the queue.
     async fn enter(&self, limit: Duration) -> Result<Entry, Trouble> {
+        self.places.shown.replace(Shown::new(self.announced()));
         let entered = self
             .places
             .cluster
@@ -355,9 +364,12 @@ impl Contender {
         self.place.set(Some(place));
         self.note(&entry.look);
         // What looked like somebody before us may have been an attempt of our own.
+        let own = self.abandoned.borrow().clone();
         if self.clear_up(LEAVE).await && !entry.look.turn.blockers.is_empty() {
+            let mut before = std::mem::take(&mut entry.look.turn.blockers);
+            before.retain(|one| !own.contains(&one.lease));
             entry.look = self
-                .look_again(place, entry.terms, &[], &mut |_| {})
+                .look_again(place, entry.terms, &before, &mut |_| {})
                 .await?;
             self.note(&entry.look);
         }
@@ -392,12 +404,12 @@ impl Contender {
         tell: &mut impl FnMut(Waiting),
     ) -> Result<Look, Trouble> {
         loop {
-            let look = self
-                .places
-                .cluster
-                .call(terms.attempt() * 2, async |connection: Connection| {
-                    self.places.look(&connection, place, before).await
-                });
+            let look =
+                self.places
+                    .cluster
+                    .call(terms.attempt() * 2, async |connection: Connection| {
+                        self.places.look(&connection, place, Some(before)).await
+                    });
             let look = look.await;
             match look {
                 Err(trouble) if trouble.kind == Kind::Elsewhere => tell(Waiting::Trouble(trouble)),
@@ -406,12 +418,11 @@ impl Contender {
         }
     }
 
-    /// Takes note of whom a look has shown before us. To be called before anything is awaited, for we may have to leave.
-    pub(super) fn note(&self, look: &Look) {
+    /// Takes note of whom a look has shown before us, and answers for how long the commands may run of those whose
+    /// hand-over is news. To be called before anything is awaited, for we may have to leave.
+    pub(super) fn note(&self, look: &Look) -> Duration {
         let mut predecessors = self.predecessors.borrow_mut();
-        let awaited = look.turn.predecessors();
-        let none = look.turn.blockers.is_empty();
-        predecessors.see(clock::now(), awaited, none, look.hand_over);
+        predecessors.see(clock::now(), look.sight.clone())
     }
 
     /// When the commands of those who have vanished before us have had their time.
@@ -419,16 +430,27 @@ impl Contender {
         self.predecessors.borrow().free_at()
     }
 
-    /// Lets others know how long that is, in case that we vanish as well.
-    pub(super) async fn announce(&self, place: Place, terms: Terms) {
-        let left = self.predecessors.borrow().left(clock::now());
+    /// Our record with the grace that those behind us have to know of.
+    fn announced(&self) -> Holder {
+        let record = self.places.record.clone();
         // Who waits for a slot takes each change of the one before it for the taking of one.
-        if left <= hand_over(terms.grace()) || matches!(self.wish.mode, Mode::Slots(_)) {
+        if matches!(self.wish.mode, Mode::Slots(_)) {
+            return record;
+        }
+        let own = record.grace();
+        record.announcing(self.predecessors.borrow().grace(clock::now(), own))
+    }
+
+    /// Lets others know for how long commands may run if we vanish, unless they do. What cannot be announced is announced
+    /// at the next occasion.
+    pub(super) async fn announce(&self, place: Place, terms: Terms) {
+        let grace = self.announced().grace();
+        if grace == self.places.shown.borrow().record.grace() {
             return;
         }
-        let announcing = async |etcd| self.places.announce(etcd, place, left).await;
+        let announcing = async |etcd| self.places.announce(etcd, place, grace).await;
         if let Err(trouble) = self.ask_etcd(terms.attempt() * 2, announcing).await {
-            tracing::debug!("what is left of the hand-over cannot be announced: {trouble}");
+            tracing::debug!("the grace of those before us cannot be announced: {trouble}");
         }
     }
 

@@ -11,7 +11,7 @@ use super::connection::Connection;
 use super::places::Places;
 use super::trouble::Trouble;
 use crate::contest::Ahead;
-use crate::core::evidence::{Evidence, Inquiry, Predecessor};
+use crate::core::evidence::{Evidence, Inquiry, Kept, Predecessor, Sight, hand_over};
 use crate::core::holder::Holder;
 use crate::core::lease::{FencingToken, Header, LeaseId, Place};
 use crate::core::mode::Mode;
@@ -30,8 +30,8 @@ pub(super) struct Look {
     pub(super) own: bool,
     pub(super) revision: i64,
     pub(super) turn: Turn,
-    /// How long the commands of those who have vanished since the last look may still run.
-    pub(super) hand_over: Duration,
+    /// The same as it concerns a hand-over.
+    pub(super) sight: Sight,
     pub(super) ahead: Ahead,
     /// How the first in the queue has the lock, if that does not go together with what we ask for.
     pub(super) misfit: Option<Mode>,
@@ -46,7 +46,10 @@ impl Look {
             own: true,
             revision,
             turn: Turn::default(),
-            hand_over: Duration::ZERO,
+            sight: Sight {
+                none: true,
+                ..Sight::default()
+            },
             ahead: Ahead::default(),
             misfit: None,
             count: 0,
@@ -129,7 +132,7 @@ impl Places {
     }
 
     /// A linearizable read of our key and of what matters of those before it. `before` is whom we have
-    /// waited for until now.
+    /// waited for until now; without it we have just come, and the one before us at that moment may have vanished since.
     ///
     /// A filter by revision makes etcd go through the whole queue. So an exclusive request first asks what [`Self::inherit`]
     /// needs, which is enough after most releases; and what is told of those before us is read only if there may be any.
@@ -137,9 +140,9 @@ impl Places {
         &self,
         etcd: &Connection,
         place: Place,
-        before: &[Standing],
+        known: Option<&[Standing]>,
     ) -> Result<Look, Trouble> {
-        let token = place.token.0;
+        let (token, before) = (place.token.0, known.unwrap_or_default());
         let heir = match before {
             [one] if self.mode == Mode::Exclusive => Some(one),
             _ => None,
@@ -165,7 +168,17 @@ impl Places {
             reads.push(self.before(token, SortOrder::Ascend, 1));
             reads
         };
-        let (header, reads) = if before.is_empty() || heir.is_some() {
+        let (header, reads) = if known.is_none() {
+            let mut reads = everything();
+            reads.push(self.at_entry(token));
+            match self.read(etcd, reads).await {
+                // etcd has forgotten that moment already.
+                Err(trouble) if trouble.cause.contains("compacted") => {
+                    self.read(etcd, everything()).await?
+                }
+                read => read?,
+            }
+        } else if before.is_empty() || heir.is_some() {
             self.read(etcd, everything()).await?
         } else {
             let (header, reads) = self.read(etcd, decisive()).await?;
@@ -180,11 +193,23 @@ impl Places {
         let mut reads = reads.into_iter();
         let mut next = || reads.next().unwrap_or_default();
         let (own, newest) = (next(), next());
-        let evidence = nearest.first().and_then(|_| told(&next()));
-        let (counted, oldest) = (next(), next());
+        let evidence = nearest.first().map(|one| (one.token, told(&next())));
+        let (counted, oldest, at_entry) = (next(), next(), next());
         let turn = self.scan(etcd, newest).await?;
-        let hand_over = self.hand_over(etcd, before, &turn, evidence).await?;
+        let at_entry = at_entry.first().and_then(|key| standing(&self.queue, key));
+        let before = at_entry.as_ref().map_or(before, std::slice::from_ref);
+        let vanished = self.vanished(etcd, before, &turn, evidence).await?;
         let oldest = oldest.first().and_then(|key| standing(&self.queue, key));
+        let sight = Sight {
+            awaited: turn.predecessors(),
+            none: turn.blockers.is_empty(),
+            first: oldest
+                .as_ref()
+                .and_then(Standing::predecessor)
+                .map_or(Duration::ZERO, |first| first.grace()),
+            vanished,
+            kept: self.kept(etcd, known.unwrap_or_default(), &turn).await,
+        };
         let mode = oldest
             .as_ref()
             .filter(|oldest| oldest.record.is_some())
@@ -193,7 +218,7 @@ impl Places {
             own: is_own(&own, place),
             revision: header.revision,
             turn,
-            hand_over,
+            sight,
             misfit: mode.filter(|mode| !mode.fits(self.mode)),
             count: counted.len(),
             ahead: self.ahead_of(&counted, oldest),
@@ -202,7 +227,8 @@ impl Places {
 
     /// The look of one that follows on a holder which had the lock alone and gave it back itself. Nobody was before that
     /// one, so nobody is before us, who had nobody in between: a place never comes to stand before an older one. That takes
-    /// two keys, however long the queue is; otherwise there is no such look.
+    /// three keys, however long the queue is; otherwise there is no such look. What is told of an end is nothing as long as
+    /// the key is there: anybody may have written that.
     async fn inherit(
         &self,
         etcd: &Connection,
@@ -212,12 +238,13 @@ impl Places {
         let reads = vec![
             TxnOp::get(self.queue.key(place.lease), None),
             self.evidence(one.lease),
+            TxnOp::get(one.key.as_str(), Some(GetOptions::new().with_keys_only())),
         ];
         let (header, reads) = self.read(etcd, reads).await?;
-        let [own, evidence] = &reads[..] else {
+        let [own, evidence, theirs] = &reads[..] else {
             return Ok(None);
         };
-        let alone = told(evidence) == Some(Evidence::Alone(one.token));
+        let alone = told(evidence) == Some(Evidence::Alone(one.token)) && theirs.is_empty();
         Ok(alone.then(|| Look {
             own: is_own(own, place),
             ..Look::alone(header.revision)
@@ -285,17 +312,54 @@ impl Places {
         }
     }
 
-    /// How long commands may still run of those who were there `before` and are gone without having given their places back
-    /// themselves, or who vanished before one that did. `evidence` is what the first has left: it was asked for together with
-    /// the look.
-    async fn hand_over(
+    /// The read of the one right before us as it was when we came.
+    fn at_entry(&self, token: i64) -> TxnOp {
+        let options = GetOptions::new()
+            .with_range(self.queue.end())
+            .with_sort(SortTarget::Create, SortOrder::Descend)
+            .with_max_create_revision(token - 1)
+            .with_limit(1)
+            .with_revision(token);
+        TxnOp::get(self.queue.prefix(), Some(options))
+    }
+
+    /// The places among those that we wait for which are kept for a command, and were not kept `before`.
+    async fn kept(&self, etcd: &Connection, before: &[Standing], turn: &Turn) -> Vec<Kept> {
+        let is_new = |one: &&Standing| {
+            let was_kept = |it: &Standing| it.token == one.token && it.is_kept();
+            one.is_kept() && !before.iter().any(was_kept)
+        };
+        let mut kept = Vec::new();
+        for one in turn.blockers.iter().filter(is_new) {
+            let Some(predecessor) = one.predecessor() else {
+                continue;
+            };
+            let grace = predecessor.grace();
+            // Without an answer: as long as it can be.
+            let left = self.left(etcd.clone(), one.lease).await;
+            kept.push(Kept {
+                token: one.token,
+                left: left.unwrap_or_else(|_| hand_over(grace)),
+                grace,
+            });
+        }
+        kept
+    }
+
+    /// The longest grace of those who were there `before` and are gone without having given their places back themselves, or
+    /// who vanished before one that did. `evidence` is what one of them has left: it was asked for together with the look.
+    async fn vanished(
         &self,
         etcd: &Connection,
         before: &[Standing],
         turn: &Turn,
-        mut evidence: Option<Evidence>,
-    ) -> Result<Duration, Trouble> {
-        let is_first = |one: &Predecessor| before.first().is_some_and(|it| it.token == one.token);
+        evidence: Option<(FencingToken, Option<Evidence>)>,
+    ) -> Result<Option<Duration>, Trouble> {
+        let is_first = |one: &Predecessor| {
+            evidence
+                .as_ref()
+                .is_some_and(|(token, _)| *token == one.token)
+        };
         let is_there = |token| turn.shows(token);
         let may_have_held = |token| {
             let one = before.iter().find(|one| one.token == token);
@@ -305,11 +369,12 @@ impl Places {
         loop {
             let some = inquiry.next(PAGE);
             if some.is_empty() {
-                return Ok(inquiry.hand_over(may_have_held));
+                return Ok(inquiry.vanished(may_have_held));
             }
             let (first, others): (Vec<_>, Vec<_>) = some.into_iter().partition(is_first);
             for one in first {
-                inquiry.hear(one, evidence.take(), is_there);
+                let left = evidence.as_ref().and_then(|(_, left)| left.clone());
+                inquiry.hear(one, left, is_there);
             }
             if others.is_empty() {
                 continue;

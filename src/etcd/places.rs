@@ -74,6 +74,22 @@ pub(crate) struct Cooldown {
     pub(super) lease: LeaseId,
     /// How the command ended, for people.
     pub(super) result: Option<String>,
+    /// For how long a command that is told to end may run meanwhile; zero when none does.
+    pub(super) grace: Duration,
+}
+
+/// Our record as it stands in etcd.
+pub(super) struct Shown {
+    pub(super) record: Holder,
+    /// The revision of its latest change that we know of.
+    changed: i64,
+}
+
+impl Shown {
+    /// One that is not there yet.
+    pub(super) fn new(record: Holder) -> Self {
+        Self { record, changed: 0 }
+    }
 }
 
 /// Lets what was asked leave, and then the moment pass in which a near server takes it on.
@@ -99,6 +115,8 @@ pub(super) struct Places {
     pub(super) mode: Mode,
     /// What others are shown of us.
     pub(super) record: Holder,
+    /// The same as it was written last.
+    pub(super) shown: RefCell<Shown>,
     pub(super) terms: Terms,
 }
 
@@ -194,7 +212,7 @@ impl Places {
                 Compare::create_revision(self.queue.released(lease), CompareOp::Equal, 0),
             ])
             .and_then([
-                TxnOp::put(key, self.record.to_json(), Some(record)),
+                TxnOp::put(key, self.shown.borrow().record.to_json(), Some(record)),
                 TxnOp::get(self.queue.prefix(), Some(all)),
             ]);
         Ok(etcd.kv().txn(txn).await?)
@@ -212,6 +230,7 @@ impl Places {
         if !placed.succeeded() {
             return Err(Trouble::elsewhere("the place was taken"));
         }
+        self.shown.borrow_mut().changed = header.revision;
         // The txn itself made this revision, so it is our key's create revision.
         let place = Place {
             token: FencingToken(header.revision),
@@ -224,7 +243,7 @@ impl Places {
         let look = if alone {
             Look::alone(header.revision)
         } else {
-            self.look(etcd, place, &[]).boxed_local().await?
+            self.look(etcd, place, None).boxed_local().await?
         };
         Ok(Entry {
             claim: Claim {
@@ -356,22 +375,54 @@ impl Places {
         Ok(finding)
     }
 
-    /// Announces another grace in our record, unless it has changed since we took the place: then somebody asks us to go.
+    /// Announces another grace in our record, as often as it takes: what others have written there meanwhile, which is that
+    /// somebody asks us to go, has to stay.
     pub(super) async fn announce(
         &self,
         etcd: Connection,
         place: Place,
         grace: Duration,
     ) -> Result<(), Trouble> {
-        let record = self.record.clone().announcing(grace);
-        let keep = PutOptions::new().with_lease(place.lease.0);
         let key = self.queue.key(place.lease);
-        let unchanged = Compare::mod_revision(key.as_str(), CompareOp::Equal, place.token.0);
-        let put = TxnOp::put(key, record.to_json(), Some(keep));
-        let txn = Txn::new().when([unchanged]).and_then([put]);
-        let answer = etcd.kv().txn(txn).await?;
-        self.cluster.observe(answer.header())?;
-        Ok(())
+        loop {
+            let (record, changed) = {
+                let shown = self.shown.borrow();
+                (shown.record.clone().announcing(grace), shown.changed)
+            };
+            let mut unchanged = Vec::from(self.ours(place));
+            unchanged.push(Compare::mod_revision(
+                key.as_str(),
+                CompareOp::Equal,
+                changed,
+            ));
+            let keep = PutOptions::new().with_lease(place.lease.0);
+            let txn = Txn::new()
+                .when(unchanged)
+                .and_then([TxnOp::put(key.as_str(), record.to_json(), Some(keep))])
+                .or_else([TxnOp::get(key.as_str(), None)]);
+            let answer = etcd.kv().txn(txn).await?;
+            let header = self.cluster.observe(answer.header())?;
+            if answer.succeeded() {
+                let changed = header.revision;
+                self.shown.replace(Shown { record, changed });
+                return Ok(());
+            }
+            let read = answer.op_responses().into_iter().next();
+            let Some(TxnOpResponse::Get(read)) = read else {
+                return Ok(());
+            };
+            let there = read.kvs().first().filter(|_| is_own(read.kvs(), place));
+            // Without our place there is nothing to announce: the watch tells of that.
+            let Some(there) = there else { return Ok(()) };
+            let record = Holder::parse(there.value()).unwrap_or(record);
+            let changed = there.mod_revision();
+            let is_announced = record.grace() == grace;
+            self.shown.replace(Shown { record, changed });
+            if is_announced {
+                // By an attempt whose answer was lost.
+                return Ok(());
+            }
+        }
     }
 
     /// Leaves our place, and our slot, to another lease, which nobody renews.
@@ -390,12 +441,15 @@ impl Places {
             slot,
             cooling: true,
             result: cooldown.result.clone(),
-            ..self.record_now()
+            ..self.record_now().announcing(cooldown.grace)
         };
         let key = self.queue.key(place.lease);
         let mut puts = vec![
             TxnOp::put(key, record.to_json(), under()),
-            self.record_release(place, &leaving.evidence.clone().with_place_kept()),
+            self.record_release(
+                place,
+                &leaving.evidence.clone().with_place_kept(cooldown.grace),
+            ),
         ];
         puts.extend(
             slot.map(|slot| TxnOp::put(self.queue.slot(slot), place.token.to_string(), under())),

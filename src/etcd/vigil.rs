@@ -152,6 +152,8 @@ impl<'a> Vigil<'a> {
                 Verdict::Proven(_) => {
                     self.proven_at = renewal.sent_at;
                     self.heartbeat.proven(renewal.sent_at);
+                    // As a rule, that is done.
+                    self.contender.announce(self.claim.place, self.terms).await;
                     Ok(Step::On)
                 }
                 Verdict::Doubtful(_) => {
@@ -186,21 +188,18 @@ impl<'a> Vigil<'a> {
         let before = std::mem::replace(&mut self.look, look);
         let Look {
             own,
-            hand_over,
             revision,
             ahead,
             ..
         } = &self.look;
-        contender.note(&self.look);
+        let hand_over = contender.note(&self.look);
         if !hand_over.is_zero() {
-            tell(Waiting::HandOver(*hand_over));
+            tell(Waiting::HandOver(hand_over));
         }
         if !own {
             return Ok(Step::PlaceLost);
         }
-        if !hand_over.is_zero() {
-            contender.announce(place, self.terms).await;
-        }
+        contender.announce(place, self.terms).await;
         contender.check(&self.look)?;
         self.claim.highest_revision = self.claim.highest_revision.max(*revision);
         if !self.look.turn.blockers.is_empty() && *ahead != before.ahead {
@@ -217,7 +216,11 @@ impl<'a> Vigil<'a> {
         let again_at = |now: Instant| Some(now + AGAIN);
         let (place, tries) = (self.claim.place, self.prepared);
         match self.contender.prepare(place, self.terms, tries).await {
-            Ok(Prepared::Ready) => self.prepared = tries.saturating_add(1),
+            Ok(Prepared::Ready) => {
+                // Nothing runs any more of those before us: the next ones are not to wait for it.
+                self.contender.announce(place, self.terms).await;
+                self.prepared = tries.saturating_add(1);
+            }
             Ok(Prepared::NotYet) => self.free_at = again_at(clock::now()),
             Ok(Prepared::PlaceLost) => return Ok(Step::PlaceLost),
             Ok(Prepared::Asked(ask)) => return Ok(Step::Gone(Box::new(Outcome::Asked(ask)))),

@@ -6,6 +6,7 @@ mod cli;
 mod cluster;
 mod command;
 mod completion;
+mod delay;
 mod doctor;
 mod entering;
 mod examples;

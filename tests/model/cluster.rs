@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use super::steps::Experiment;
-use super::world::{End, Kept, Key, Letter, Member, Message, World};
+use super::world::{End, Kept, Key, Letter, Member, Message, Role, World};
 
 impl Experiment {
     /// The true leader is deposed; the other member takes over.
@@ -32,6 +32,21 @@ impl Experiment {
         world.tidy(gone);
     }
 
+    /// All keys of the queue go at once. The waiters' own story is not over: they look, and queue again.
+    pub(crate) fn delete_all(world: &mut World) {
+        world.revision += 1;
+        for number in 0..world.keys.len() {
+            if !world.is_there(number) {
+                continue;
+            }
+            world.keys[number] = Key::Gone(End::Revoked);
+            if world.clients[number].role == Role::Holding {
+                world.send(number, Letter::Gone, Duration::ZERO);
+            }
+            world.tidy(number);
+        }
+    }
+
     /// A server gets a request.
     pub(crate) fn serve(&self, world: &mut World, message: Message) {
         let Message {
@@ -46,6 +61,7 @@ impl Experiment {
                 world.keys[client] = Key::Present {
                     left: self.terms.ttl(),
                     token,
+                    grace: world.clients[client].grace,
                 };
                 world.send(client, Letter::Entered { token }, age);
             }

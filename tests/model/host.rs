@@ -3,13 +3,14 @@
 
 use std::time::Duration;
 
+use dlock::core::evidence::{Predecessor, Predecessors, Sight, hand_over};
 use dlock::core::heartbeat::{Heartbeat, Watch};
 use dlock::core::lease::{
-    Claim, Deadlines, FencingToken, Header, LeaseId, Place, Renewal, Verdict,
+    Claim, Deadlines, FencingToken, Header, LeaseId, Place, Renewal, Terms, Verdict,
 };
 
-use super::steps::{Experiment, Notice, Rule, Word};
-use super::world::{Client, End, Key, Letter, Message, NOW, Role, Tree, World};
+use super::steps::{Announce, Experiment, Mishap, Notice, Rule, Word};
+use super::world::{Before, Client, End, Key, Letter, Message, NOW, Role, Tree, World};
 
 const CLUSTER: u64 = 7;
 
@@ -26,7 +27,42 @@ fn place(client: usize, token: i64) -> Place {
 
 impl Experiment {
     fn deadlines(&self, client: &Client) -> Deadlines {
-        self.terms.deadlines(NOW - client.proof_age)
+        let terms = Terms::new(self.terms.ttl(), client.grace);
+        terms.deadlines(NOW - client.proof_age)
+    }
+
+    /// What a waiter announces that has seen these before it.
+    pub(crate) fn announced(
+        &self,
+        own: Duration,
+        before: Option<Before>,
+        vanished: Duration,
+    ) -> Duration {
+        if self.announce == Announce::Own {
+            return own;
+        }
+        let one = |grace| Predecessor::new(LeaseId(1), FencingToken(1), grace);
+        let sight = Sight {
+            awaited: before.iter().map(|before| one(before.grace)).collect(),
+            vanished: (!vanished.is_zero()).then_some(vanished),
+            ..Sight::default()
+        };
+        let mut predecessors = Predecessors::default();
+        predecessors.see(NOW, sight);
+        predecessors.grace(NOW, own)
+    }
+
+    fn show(&self, world: &mut World, number: usize, vanished: Duration) {
+        let client = world.clients[number];
+        let announced = self.announced(client.grace, client.before, vanished);
+        if let Key::Present { grace, .. } = &mut world.keys[number] {
+            *grace = announced;
+        }
+    }
+
+    /// How long a waiter waits for one that went uncleanly.
+    fn delay(&self, grace: Duration) -> Duration {
+        self.delay.unwrap_or_else(|| hand_over(grace))
     }
 
     /// What the guard has done by now, as late as the promise allows: [`Terms::deadlines`] hold
@@ -47,7 +83,7 @@ impl Experiment {
         };
         let overdue = NOW
             .since(deadlines.kill_at)
-            .max(since.saturating_sub(self.terms.grace()));
+            .max(since.saturating_sub(client.grace));
         if GUARD_LATE <= client.clock.takes(overdue) {
             client.tree = Tree::None;
         }
@@ -190,59 +226,127 @@ impl Experiment {
     /// What a waiter sees of those before it, as `etcd/look.rs` does.
     pub(crate) fn look(&self, world: &World, number: usize) -> Outlook {
         // Who follows on one that had the lock alone looks at nobody else.
-        let mut before = world.clients[number].before;
-        if let Some(one) = before
-            && world.keys[one] == Key::Gone(End::Released)
-        {
-            return Outlook::Free;
+        let before = world.clients[number].before;
+        if let Some(one) = before {
+            let released = world.end(one) == Some(End::Released);
+            // What is told is as true as the one who tells it.
+            let told = self.believes && world.forged == Some(one.client);
+            if (released || told) && world.is_there(number) {
+                return Outlook::Free;
+            }
         }
         if let Some(nearest) = world.nearest(number) {
             return Outlook::Behind(nearest);
         }
+        Self::vanished(world, before)
+            .filter(|grace| !self.delay(*grace).is_zero())
+            .map_or(Outlook::Free, Outlook::Vanished)
+    }
+
+    /// What the one announced who went uncleanly, of those that were waited for.
+    fn vanished(world: &World, mut before: Option<Before>) -> Option<Duration> {
         while let Some(one) = before {
-            before = match world.keys[one] {
-                Key::Gone(End::Left(awaited)) => awaited,
-                Key::Gone(End::Expired | End::Revoked) if !self.delay.is_zero() => {
-                    return Outlook::Vanished;
-                }
-                Key::Absent | Key::Present { .. } | Key::Gone(_) => None,
+            before = match world.end(one) {
+                Some(End::Left(awaited)) => awaited,
+                Some(End::Expired | End::Revoked) => return Some(one.grace),
+                Some(End::Released) | None => None,
             };
         }
-        Outlook::Free
+        None
     }
 
     pub(crate) fn turn(&self, world: &mut World, number: usize) {
         if !world.is_there(number) {
+            // One that lost its place in another way is a newcomer, who finds the queue empty: that is a limit.
+            if self.mishap == Mishap::DeleteAll && world.keys[number] == Key::Gone(End::Revoked) {
+                self.queue_again(world, number);
+            }
             return;
         }
         let outlook = self.look(world, number);
         let client = &mut world.clients[number];
         match (client.role, outlook) {
-            (Role::Waiting, Outlook::Behind(one)) => client.before = Some(one),
-            (Role::Waiting, Outlook::Vanished) => {
-                client.role = Role::Delaying { left: self.delay };
+            (role @ (Role::Waiting | Role::Delaying { .. }), Outlook::Behind(one)) => {
+                // One that a look no longer shows may have vanished while others are there.
+                client.before = Some(one);
+                let vanished = match role {
+                    Role::Delaying { left, grace } if !left.is_zero() => grace,
+                    _ => Duration::ZERO,
+                };
+                self.show(world, number, vanished);
             }
-            (Role::Delaying { left }, _) if !left.is_zero() => {}
+            (Role::Waiting, Outlook::Vanished(grace)) => {
+                client.before = None;
+                let left = self.delay(grace);
+                client.role = Role::Delaying { left, grace };
+                self.show(world, number, grace);
+            }
+            (Role::Delaying { left, grace }, Outlook::Vanished(more)) => {
+                client.before = None;
+                client.role = Role::Delaying {
+                    left: left.max(self.delay(more)),
+                    grace: grace.max(more),
+                };
+                self.show(world, number, grace.max(more));
+            }
+            (Role::Delaying { left, .. }, _) if !left.is_zero() => {}
             // The command starts only with a young proof (DESIGN 3).
             _ if client.proof_age <= self.terms.heartbeat() => {
                 client.role = Role::Holding;
                 client.tree = Tree::Running;
+                client.before = None;
+                self.show(world, number, Duration::ZERO);
             }
             _ => {}
         }
     }
 
+    /// A waiter whose place is gone looks who else is, and takes another one.
+    fn queue_again(&self, world: &mut World, number: usize) {
+        let client = world.clients[number];
+        let mut role = client.role;
+        if let Some(grace) = Self::vanished(world, client.before) {
+            let (left, before) = match role {
+                Role::Delaying { left, grace } => (left, grace),
+                _ => Default::default(),
+            };
+            role = Role::Delaying {
+                left: left.max(self.delay(grace)),
+                grace: before.max(grace),
+            };
+        }
+        world.revision += 1;
+        world.keys[number] = Key::Present {
+            left: self.terms.ttl(),
+            token: world.revision,
+            grace: client.grace,
+        };
+        world.clients[number] = Client {
+            role,
+            token: world.revision,
+            highest_revision: world.revision,
+            proof_age: Duration::ZERO,
+            before: world.nearest(number),
+            ..client
+        };
+        let vanished = match role {
+            Role::Delaying { left, grace } if !left.is_zero() => grace,
+            _ => Duration::ZERO,
+        };
+        self.show(world, number, vanished);
+    }
+
     /// A waiter goes, and leaves word.
     pub(crate) fn leave(&self, world: &mut World, number: usize) {
         let client = &mut world.clients[number];
-        if let (Word::Names, Role::Delaying { left }) = (self.word, client.role)
+        if let (Word::Names, Role::Delaying { left, .. }) = (self.word, client.role)
             && !left.is_zero()
         {
             client.finish(Role::Cooling { left });
             return;
         }
         let told = match (self.word, client.role) {
-            (Word::Names, Role::Waiting) => client.before,
+            (Word::Names, Role::Waiting | Role::Delaying { .. }) => client.before,
             (Word::Names | Word::None, _) => None,
         };
         client.finish(Role::Over);
@@ -253,8 +357,8 @@ impl Experiment {
 /// What a waiter sees of those before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Outlook {
-    Behind(usize),
-    /// Nobody is there, but one went without a release of its own.
-    Vanished,
+    Behind(Before),
+    /// Nobody is there, but one went without a release of its own, who announced this.
+    Vanished(Duration),
     Free,
 }

@@ -34,6 +34,12 @@
 //! has left: that it had the lock alone, or for whom it has waited itself. A waiter that goes without such a word hides
 //! an unclean end before it from the one behind, who finds both gone at one look.
 //!
+//! What it knows of the grace of those before it is what the one right before it announces. That one announces the longest
+//! grace of all before itself, as [`Predecessors::grace`](dlock::core::evidence::Predecessors::grace) has it: it may be
+//! killed, and a whole queue may be deleted at once, and then nobody is left who could tell of the holder.
+//!
+//! What is told of a release is believed only when the key of that one is gone.
+//!
 //! # Bounds
 //!
 //! | | |
@@ -44,8 +50,8 @@
 //! | network | every message may be lost, repeated, overtaken, and late by 1 s |
 //! | clients | two (three where it says so), each takes the lock once |
 //! | etcd | two members that lead in turn and one election; or no election and one revocation |
-//! | dlock | stopped once, for any time (not among newcomers, not among three) |
-//! | states | 2,500 to 82,000 up to a counterexample, 37,000 to 290,000 where there is none, and 1,340,000 for three clients: all of them |
+//! | dlock | stopped once, for any time (not among newcomers, not among three); one waiter killed, or a whole queue deleted, where it says so |
+//! | states | 2,500 to 82,000 up to a counterexample, 6,000 to 290,000 where there is none, and up to 1,340,000 for three clients: all of them |
 //!
 //! Time itself has no bound: states hold ages, so a run may go on for ever. Left out: the renewals of
 //! a client whose turn it is not (without a lease it starts nothing); keepalives that overlap another
@@ -64,7 +70,7 @@ use dlock::core::heartbeat::NOTICE;
 use dlock::core::lease::Terms;
 use stateright::{Checker as _, HasDiscoveries, Model as _};
 
-use steps::{EXCLUSION, EXPIRY, Experiment, Notice, PROGRESS, Rule, Word};
+use steps::{Announce, EXCLUSION, EXPIRY, Experiment, Mishap, Notice, PROGRESS, Rule, Word};
 use world::Rate;
 
 const SLOW: Rate = Rate(900);
@@ -76,7 +82,10 @@ fn experiment() -> Experiment {
     Experiment {
         rule: Rule::Proof,
         terms: Terms::new(TTL, Terms::default_grace(TTL)),
-        delay: Duration::ZERO,
+        delay: Some(Duration::ZERO),
+        graces: &[],
+        announce: Announce::Own,
+        believes: false,
         notice: Notice::Unsure,
         word: Word::Names,
         rates: &[SLOW, FAST],
@@ -86,6 +95,7 @@ fn experiment() -> Experiment {
         revocations: 0,
         pauses: 0,
         leaving: false,
+        mishap: Mishap::None,
         travel: Duration::from_millis(1100),
     }
 }
@@ -93,7 +103,7 @@ fn experiment() -> Experiment {
 /// The same with an operator who revokes a holder's lease, in quiet times for etcd.
 fn revoked(delay: Duration, notice: Notice) -> Experiment {
     Experiment {
-        delay,
+        delay: Some(delay),
         notice,
         elections: 0,
         revocations: 1,
@@ -331,4 +341,81 @@ fn a_waiter_that_names_whom_it_waited_for_hides_nothing() {
         ..leaving(Word::Names)
     };
     excludes("with a word", leaving, 500_000);
+}
+
+/// The longest that a lease of 5 s leaves room for.
+const PATIENT: &[Duration] = &[Duration::from_secs(2), Duration::ZERO, Duration::ZERO];
+
+/// Three clients, of which the first needs a grace and the others none.
+fn patient(announce: Announce) -> Experiment {
+    Experiment {
+        clients: 3,
+        pauses: 0,
+        delay: None,
+        graces: PATIENT,
+        announce,
+        ..revoked(Duration::ZERO, Notice::Prompt)
+    }
+}
+
+/// One of the waiters is killed, and its key stays for a while.
+fn killed(announce: Announce) -> Experiment {
+    Experiment {
+        mishap: Mishap::Kill,
+        rates: &[SLOW],
+        ..patient(announce)
+    }
+}
+
+/// The whole queue is deleted at once.
+fn deleted(announce: Announce) -> Experiment {
+    Experiment {
+        mishap: Mishap::DeleteAll,
+        ..patient(announce)
+    }
+}
+
+#[test]
+fn a_killed_waiter_that_announced_its_own_grace_hides_that_of_the_one_before_it() {
+    overlaps("killed, own grace", killed(Announce::Own), 100);
+}
+
+#[test]
+fn a_killed_waiter_that_announced_the_longest_grace_hides_nothing() {
+    excludes("killed, longest grace", killed(Announce::Longest), 50_000);
+}
+
+#[test]
+fn a_deleted_queue_of_waiters_that_announced_their_own_graces_forgets_the_holder() {
+    overlaps("deleted, own grace", deleted(Announce::Own), 100);
+}
+
+#[test]
+fn a_deleted_queue_of_waiters_that_announced_the_longest_grace_waits_for_the_holder() {
+    excludes(
+        "deleted, longest grace",
+        deleted(Announce::Longest),
+        100_000,
+    );
+}
+
+/// Somebody who may write under the prefix says that the holder gave the lock back.
+fn forged(believes: bool) -> Experiment {
+    Experiment {
+        believes,
+        mishap: Mishap::Forge,
+        revocations: 0,
+        pauses: 0,
+        ..revoked(enough_with_notice(), Notice::Prompt)
+    }
+}
+
+#[test]
+fn a_release_that_is_believed_without_a_look_at_the_key_lets_two_trees_live() {
+    overlaps("believed", forged(true), 10);
+}
+
+#[test]
+fn a_waiter_starts_only_when_the_key_of_the_one_before_it_is_gone() {
+    excludes("looked at", forged(false), 5_000);
 }

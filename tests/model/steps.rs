@@ -8,7 +8,7 @@ use stateright::{Model, Property};
 
 use super::host::Outlook;
 use super::world::{
-    Asked, Client, End, Key, Letter, Member, Message, Rate, Role, TICK, Tree, World,
+    Asked, Before, Client, End, Key, Letter, Member, Message, Rate, Role, TICK, Tree, World,
 };
 
 pub(crate) const EXCLUSION: &str = "not two trees alive";
@@ -49,13 +49,40 @@ pub(crate) enum Word {
     Names,
 }
 
+/// What a waiter announces in its record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Announce {
+    /// What its own command needs.
+    Own,
+    /// [`Predecessors::grace`](dlock::core::evidence::Predecessors::grace).
+    Longest,
+}
+
+/// What may happen once besides.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Mishap {
+    None,
+    /// The revocation takes the keys of the whole queue.
+    DeleteAll,
+    /// One waiter is killed.
+    Kill,
+    /// Somebody writes that the holder gave the lock back.
+    Forge,
+}
+
 /// The rules and the bounds of one experiment.
 #[derive(Clone, Debug)]
 pub(crate) struct Experiment {
     pub(crate) rule: Rule,
     pub(crate) terms: Terms,
-    /// How long a waiter waits after an unclean end before it; on its own clock.
-    pub(crate) delay: Duration,
+    /// How long a waiter waits after an unclean end before it, on its own clock; `None` for what the product makes of the
+    /// grace that was announced.
+    pub(crate) delay: Option<Duration>,
+    /// The graces of the clients, the oldest first; those of `terms` for the others.
+    pub(crate) graces: &'static [Duration],
+    pub(crate) announce: Announce,
+    /// What is told of a release counts although the key is there.
+    pub(crate) believes: bool,
     pub(crate) notice: Notice,
     pub(crate) word: Word,
     /// The clocks that each client may have.
@@ -68,6 +95,7 @@ pub(crate) struct Experiment {
     pub(crate) pauses: usize,
     /// Waiters may lose their patience and go.
     pub(crate) leaving: bool,
+    pub(crate) mishap: Mishap,
     /// How long a message may travel, on its client's clock.
     pub(crate) travel: Duration,
 }
@@ -85,6 +113,12 @@ pub(crate) enum Step {
     Expire(usize),
     /// An operator revokes a lease.
     Revoke(usize),
+    /// Or deletes all keys of the queue.
+    DeleteAll,
+    /// A waiter's dlock is killed; its key stays for as long as its lease lives.
+    Kill(usize),
+    /// Somebody writes that this one gave the lock back.
+    Forge(usize),
     Enter(usize),
     /// A keepalive is sent to a member.
     Renew(usize, Member),
@@ -114,7 +148,7 @@ impl Experiment {
             if let Some(asked) = &mut client.asked {
                 asked.age += passed;
             }
-            if let Role::Delaying { left } = &mut client.role {
+            if let Role::Delaying { left, .. } = &mut client.role {
                 *left = left.saturating_sub(passed);
             }
             if let Tree::Stopping { since } = &mut client.tree {
@@ -160,7 +194,9 @@ impl Experiment {
     fn is_waiting(&self, world: &World, number: usize) -> bool {
         match world.clients[number].role {
             Role::Waiting => self.look(world, number) != Outlook::Free,
-            Role::Delaying { left } => !left.is_zero(),
+            Role::Delaying { left, .. } => {
+                !left.is_zero() || self.look(world, number) != Outlook::Free
+            }
             Role::Cooling { .. } => true,
             _ => false,
         }
@@ -193,7 +229,17 @@ impl Experiment {
                 steps.push(Step::Expire(number));
             }
             if world.revocations < self.revocations && world.is_first(number) {
-                steps.push(Step::Revoke(number));
+                steps.push(if self.mishap == Mishap::DeleteAll {
+                    Step::DeleteAll
+                } else {
+                    Step::Revoke(number)
+                });
+            }
+            if self.mishap == Mishap::Forge
+                && world.forged.is_none()
+                && client.role == Role::Holding
+            {
+                steps.push(Step::Forge(number));
             }
             if client.role == Role::Ended {
                 steps.push(Step::Release(number));
@@ -223,9 +269,13 @@ impl Experiment {
             );
         }
         if matches!(client.role, Role::Waiting | Role::Delaying { .. }) {
-            // The end of the one that it waits for wakes it.
-            if client.before.is_none_or(|one| !world.is_there(one)) {
+            // The end of the one that it waits for wakes it, and every change of its record.
+            let is_quiet = |one| world.still(one) == Some(one) && world.forged.is_none();
+            if !client.before.is_some_and(is_quiet) || !world.is_there(number) {
                 steps.push(Step::Turn(number));
+            }
+            if self.mishap == Mishap::Kill && !world.killed {
+                steps.push(Step::Kill(number));
             }
             if self.leaving {
                 steps.push(Step::Leave(number));
@@ -267,16 +317,28 @@ impl Model for Experiment {
             .map(|mut clients| {
                 let mut keys = vec![Key::Absent; self.clients];
                 let mut revision = 0;
+                for (number, client) in clients.iter_mut().enumerate() {
+                    let grace = self.graces.get(number).copied();
+                    client.grace = grace.unwrap_or(self.terms.grace());
+                }
                 if self.queued {
+                    let mut before = None;
                     for (number, (client, key)) in clients.iter_mut().zip(&mut keys).enumerate() {
                         revision += 1;
-                        client.before = number.checked_sub(1);
+                        client.before = before;
+                        let grace = self.announced(client.grace, before, Duration::ZERO);
+                        before = Some(Before {
+                            client: number,
+                            token: revision,
+                            grace,
+                        });
                         client.role = Role::Waiting;
                         client.token = revision;
                         client.highest_revision = revision;
                         *key = Key::Present {
                             left: self.terms.ttl(),
                             token: revision,
+                            grace,
                         };
                     }
                     clients[0].role = Role::Holding;
@@ -291,6 +353,8 @@ impl Model for Experiment {
                     network: [].into(),
                     revocations: 0,
                     pauses: 0,
+                    killed: false,
+                    forged: None,
                 }
             })
             .collect()
@@ -326,6 +390,15 @@ impl Model for Experiment {
                 world.revocations += 1;
                 Self::vanish(world, client, End::Revoked);
             }
+            Step::DeleteAll => {
+                world.revocations += 1;
+                Self::delete_all(world);
+            }
+            Step::Kill(client) => {
+                world.killed = true;
+                world.clients[client].finish(Role::Over);
+            }
+            Step::Forge(client) => world.forged = Some(client),
             Step::Enter(client) => {
                 world.clients[client].role = Role::Entering;
                 world.send(client, Letter::Enter, Duration::ZERO);

@@ -45,13 +45,22 @@ impl Member {
     }
 }
 
+/// The one right before a waiter, as its last look has shown that.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Before {
+    pub(crate) client: usize,
+    pub(crate) token: i64,
+    /// What it announced.
+    pub(crate) grace: Duration,
+}
+
 /// How a key went.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum End {
     /// By its owner's own transaction, when nobody was before it any more.
     Released,
     /// By its owner's own transaction, before its turn; for whom it has waited, if it says so.
-    Left(Option<usize>),
+    Left(Option<Before>),
     /// The true leader saw its lease run out.
     Expired,
     /// By the operator's hand.
@@ -67,6 +76,8 @@ pub(crate) enum Key {
         left: Duration,
         /// Its create revision: its place in the queue.
         token: i64,
+        /// What its record announces.
+        grace: Duration,
     },
     Gone(End),
 }
@@ -89,9 +100,10 @@ pub(crate) enum Role {
     /// Its grant and its key are on their way.
     Entering,
     Waiting,
-    /// First in the queue, but one before went uncleanly: it gives that one's tree time to die, so much yet.
+    /// One before it went uncleanly: it gives that one's tree time to die, so much yet, for this grace.
     Delaying {
         left: Duration,
+        grace: Duration,
     },
     /// It has given up while it delayed: its place stays for the rest of that time, on the leader's clock.
     Cooling {
@@ -139,7 +151,9 @@ pub(crate) struct Client {
     pub(crate) token: i64,
     pub(crate) highest_revision: i64,
     /// Whom it waits for: the one right before it at its last look.
-    pub(crate) before: Option<usize>,
+    pub(crate) before: Option<Before>,
+    /// Between the stop and the kill of its command.
+    pub(crate) grace: Duration,
 }
 
 impl Client {
@@ -155,6 +169,7 @@ impl Client {
             token: 0,
             highest_revision: 0,
             before: None,
+            grace: Duration::ZERO,
         }
     }
 
@@ -235,6 +250,10 @@ pub(crate) struct World {
     pub(crate) network: BTreeSet<Message>,
     pub(crate) revocations: usize,
     pub(crate) pauses: usize,
+    /// A waiter was killed.
+    pub(crate) killed: bool,
+    /// Somebody has written that this one gave the lock back.
+    pub(crate) forged: Option<usize>,
 }
 
 impl World {
@@ -260,11 +279,36 @@ impl World {
     }
 
     /// The one right before this client in the queue.
-    pub(crate) fn nearest(&self, client: usize) -> Option<usize> {
+    pub(crate) fn nearest(&self, client: usize) -> Option<Before> {
         let own = self.token(client)?;
-        let before = (0..self.keys.len()).filter_map(|other| Some((self.token(other)?, other)));
-        let nearest = before.filter(|(token, _)| *token < own).max();
-        nearest.map(|(_, other)| other)
+        let before = (0..self.keys.len()).filter_map(|client| match self.keys[client] {
+            Key::Present { token, grace, .. } if token < own => Some(Before {
+                client,
+                token,
+                grace,
+            }),
+            _ => None,
+        });
+        before.max_by_key(|before| before.token)
+    }
+
+    /// What there is now of one that was seen before: its key as it is there, or `None`.
+    pub(crate) fn still(&self, before: Before) -> Option<Before> {
+        match self.keys[before.client] {
+            Key::Present { token, grace, .. } if token == before.token => {
+                Some(Before { grace, ..before })
+            }
+            _ => None,
+        }
+    }
+
+    /// How the key of one that was seen before has gone. A client that stands there with another key was deleted before.
+    pub(crate) fn end(&self, before: Before) -> Option<End> {
+        match self.keys[before.client] {
+            Key::Gone(end) => Some(end),
+            Key::Present { token, .. } if token != before.token => Some(End::Revoked),
+            Key::Absent | Key::Present { .. } => None,
+        }
     }
 
     /// Whether nobody stands before this client in the queue.

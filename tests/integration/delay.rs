@@ -1,0 +1,240 @@
+//! The time that a vanished holder gets, when those behind it need less for their own commands, or vanish with it.
+//! It must not know how the evidence of a clean release is kept.
+
+use std::process::Stdio;
+
+use crate::support::{Dlock, Etcd, LIMIT, Oracle, Running, Signal, eventually, hold_open, unique};
+
+/// What ignores everything but a kill.
+const STUBBORN: &str = "trap '' TERM; sleep 600; sleep 600; sleep 600";
+
+/// A holder under the oracle whose command takes its whole grace of 14 seconds.
+#[track_caller]
+fn patient(etcd: &Etcd, oracle: &Oracle, options: &[&str], name: &str) -> Running {
+    let holder = Dlock::on(etcd).run(["--ttl=30", "-k14"]).args(options);
+    let holder = holder.args([name, "--"]);
+    let holder = holder.args(oracle.command(&["sh", "-c", STUBBORN])).start();
+    oracle.entered(1);
+    holder
+}
+
+/// One more in the queue, whose own command needs next to nothing.
+fn quick(etcd: &Etcd, oracle: &Oracle, options: &[&str], name: &str) -> Running {
+    let waiter = Dlock::on(etcd).args(["-v"]).run(["-k1"]).args(options);
+    let waiter = waiter.args([name, "--"]);
+    waiter.args(oracle.command(&["true"])).start()
+}
+
+/// Waits until every place from this one on announces so many milliseconds.
+#[track_caller]
+fn all_announce(etcd: &Etcd, name: &str, places: std::ops::Range<usize>, grace: u32) {
+    let grace = format!(r#""grace_ms":{grace}"#);
+    eventually(LIMIT, &format!("{places:?} announce {grace}"), || {
+        let queue = etcd.queue(name);
+        let all = queue.get(places.clone());
+        all.is_some_and(|all| all.iter().all(|one| one.value.contains(&grace)))
+    });
+}
+
+/// The holder has lost, and all of the others ran, each alone.
+#[track_caller]
+fn nobody_overlaps(oracle: &Oracle, mut holder: Running, others: Vec<Running>) {
+    holder.wait_within(LIMIT * 2).expect_code(121);
+    for mut one in others {
+        one.wait_within(LIMIT * 3).expect_code(0);
+    }
+    oracle.assert_no_overlap();
+}
+
+/// "Whoever waits gives it that time", also if a whole queue is deleted, whose waiters know only the one before them.
+#[test]
+fn a_holder_is_waited_for_by_a_whole_queue_that_lost_its_places() {
+    let (etcd, oracle, name) = (Etcd::shared(), Oracle::new(), unique("queue"));
+    let holder = patient(etcd, &oracle, &[], &name);
+    let mut waiters = Vec::new();
+    for waiting in 2..=4 {
+        waiters.push(quick(etcd, &oracle, &[], &name));
+        etcd.queue_of(&name, waiting);
+    }
+    all_announce(etcd, &name, 0..4, 14000);
+    etcd.ctl(&["del", "--prefix", &format!("dlock/lock/{name}/")]);
+    nobody_overlaps(&oracle, holder, waiters);
+}
+
+/// The same if a waiter in between was killed before: it can say nothing any more.
+#[test]
+fn a_holder_is_waited_for_behind_a_waiter_that_was_killed_before() {
+    let (etcd, oracle, name) = (Etcd::shared(), Oracle::new(), unique("killed-before"));
+    let holder = patient(etcd, &oracle, &[], &name);
+    let mut killed = quick(etcd, &oracle, &["--ttl=5"], &name);
+    etcd.queue_of(&name, 2);
+    let last = quick(etcd, &oracle, &[], &name);
+    all_announce(etcd, &name, 0..3, 14000);
+    killed.signal(Signal::KILL);
+    killed.wait().expect_signal(Signal::KILL);
+    etcd.revoke(&etcd.queue(&name)[0].lease_hex());
+    nobody_overlaps(&oracle, holder, vec![last]);
+}
+
+/// The same if two vanish one after the other, and the waiter that saw both is killed: it told of the second one, too.
+#[test]
+fn a_second_one_that_vanishes_is_waited_for_behind_a_waiter_that_was_killed() {
+    let (etcd, oracle, name) = (Etcd::shared(), Oracle::new(), unique("second"));
+    let command = ["--", "sh", "-c", STUBBORN];
+    let first = Dlock::on(etcd).run(["-s", "--ttl=10", "-k2", &name]);
+    let mut first = first.args(command).start();
+    etcd.queue_of(&name, 1);
+    let second = patient(etcd, &oracle, &["-s"], &name);
+    let mut killed = quick(etcd, &oracle, &["--ttl=5"], &name);
+    etcd.queue_of(&name, 3);
+    let last = quick(etcd, &oracle, &[], &name);
+    etcd.queue_of(&name, 4);
+    eventually(LIMIT, "the last one has looked", || {
+        last.stderr().contains("3 ahead")
+    });
+    for one in &etcd.queue(&name)[..2] {
+        etcd.revoke(&one.lease_hex());
+        eventually(LIMIT, "the waiter knows of it", || {
+            killed.stderr().contains("vanished")
+        });
+    }
+    killed.signal(Signal::KILL);
+    killed.wait().expect_signal(Signal::KILL);
+    first.wait().expect_code(121);
+    nobody_overlaps(&oracle, second, vec![last]);
+}
+
+/// The same if the one in between is no dlock, which announces nothing.
+#[test]
+fn a_holder_is_waited_for_behind_etcdctl() {
+    let (etcd, oracle, name) = (Etcd::shared(), Oracle::new(), unique("between"));
+    let holder = patient(etcd, &oracle, &[], &name);
+    let line = ["lock", "--ttl=600", &format!("dlock/lock/{name}")];
+    let _other = Dlock::etcdctl(etcd).args(line).start();
+    etcd.queue_of(&name, 2);
+    let last = quick(etcd, &oracle, &[], &name);
+    all_announce(etcd, &name, 2..3, 14000);
+    for one in &etcd.queue(&name)[..2] {
+        etcd.revoke(&one.lease_hex());
+    }
+    nobody_overlaps(&oracle, holder, vec![last]);
+}
+
+/// Writes into the record of a holder what its grace is.
+fn rewrite(etcd: &Etcd, name: &str, from: u32, to: u32) {
+    let holder = etcd.queue(name).remove(0);
+    let [from, to] = [from, to].map(|grace| format!(r#""grace_ms":{grace}"#));
+    assert!(holder.value.contains(&from), "{}", holder.value);
+    let value = holder.value.replace(&from, &to);
+    etcd.ctl(&["put", "--ignore-lease", &holder.key, &value]);
+}
+
+/// Each waiter tells the one behind it what it has learnt, as often as that changes, and at its turn what is its own.
+#[test]
+fn a_grace_is_announced_as_often_as_it_changes() {
+    let (etcd, name) = (Etcd::shared(), unique("often"));
+    let mut holder = hold_open(Dlock::on(etcd), &["-k0"], &name);
+    let mut waiters = Vec::new();
+    for waiting in 2..=3 {
+        let waiter = Dlock::on(etcd).run(["-k1", &name, "--", "sh", "-c", "echo on; exec cat"]);
+        waiters.push(waiter.stdin(Stdio::piped()).start());
+        etcd.queue_of(&name, waiting);
+    }
+    all_announce(etcd, &name, 1..3, 1000);
+    let mut before = 0;
+    for grace in [5000, 9000, 3000, 4000] {
+        rewrite(etcd, &name, before, grace);
+        all_announce(etcd, &name, 1..3, grace);
+        before = grace;
+    }
+    holder.let_go().expect_code(0);
+    waiters[0].says("on\n");
+    all_announce(etcd, &name, 0..2, 1000);
+    for mut waiter in waiters {
+        waiter.let_go().expect_code(0);
+    }
+}
+
+/// "A waiter starts only when the key of the one before it is gone": what is told of an end is not believed before.
+#[test]
+fn a_holder_whose_release_is_told_by_others_keeps_the_lock() {
+    let (etcd, oracle, name) = (Etcd::shared(), Oracle::new(), unique("forged"));
+    let holder = Dlock::on(etcd).run([&name, "--"]);
+    let mut holder = holder.args(oracle.guest("holder")).start();
+    oracle.entered(1);
+    let mut waiter = quick(etcd, &oracle, &[], &name);
+    eventually(LIMIT, "it knows for whom it waits", || {
+        waiter.stderr().contains("1 ahead")
+    });
+    let place = etcd.queue(&name).remove(0);
+    let told = format!(r#"{{"alone":{}}}"#, place.create_revision);
+    etcd.ctl(&["put", &place.key.replace("/lock/", "/released/"), &told]);
+    rewrite(etcd, &name, 5000, 6000);
+    // It has looked.
+    all_announce(etcd, &name, 1..2, 6000);
+    oracle.leave("holder");
+    holder.wait().expect_code(0);
+    waiter.wait().expect_code(0);
+    oracle.assert_no_overlap();
+    assert_eq!(oracle.tokens().len(), 2);
+}
+
+/// One who gives up "leaves its place taken for the rest of it", and dlock break, which takes that away, warns of what that
+/// is for. Those who wait give the command its time all the same.
+#[track_caller]
+fn is_kept_out_by_a_place_that_is_taken_away(comes_before: bool) {
+    let (etcd, oracle, name) = (Etcd::shared(), Oracle::new(), unique("taken-away"));
+    let holder = patient(etcd, &oracle, &[], &name);
+    let mut waiter = quick(etcd, &oracle, &[], &name);
+    etcd.queue_of(&name, 2);
+    let early = comes_before.then(|| {
+        let early = quick(etcd, &oracle, &[], &name);
+        etcd.queue_of(&name, 3);
+        early
+    });
+    etcd.revoke(&etcd.queue(&name)[0].lease_hex());
+    eventually(LIMIT, "the waiter knows of it", || {
+        waiter.stderr().contains("vanished")
+    });
+    waiter.signal(Signal::INT);
+    waiter.wait().expect_signal(Signal::INT);
+    let last = early.unwrap_or_else(|| quick(etcd, &oracle, &[], &name));
+    eventually(LIMIT, "the last one knows for whom it waits", || {
+        let kept = etcd.queue(&name).remove(0);
+        kept.value.contains("cooling") && last.stderr().contains("1 ahead")
+    });
+    let token = etcd.queue(&name)[0].create_revision.to_string();
+    let line = ["break", &name, "--token", &token, "--yes"];
+    let asked = Dlock::on(etcd).args(line).finish().expect_code(125);
+    asked.expect_stderr(&["a holder that vanished", "--now"]);
+    let outcome = Dlock::on(etcd).args(line).args(["--now"]).finish();
+    let outcome = outcome.expect_code(0);
+    assert!(outcome.stderr.contains("may run on for 14s"), "{outcome:?}");
+    nobody_overlaps(&oracle, holder, vec![last]);
+}
+
+#[test]
+fn a_place_that_is_kept_protects_though_it_is_taken_away() {
+    is_kept_out_by_a_place_that_is_taken_away(true);
+}
+
+#[test]
+fn a_place_that_is_kept_protects_before_a_newcomer_though_it_is_taken_away() {
+    is_kept_out_by_a_place_that_is_taken_away(false);
+}
+
+/// "A place that cools down for --min-hold protects nobody": who takes that away has nothing to fear, and nobody waits.
+#[test]
+fn a_place_that_cools_down_is_taken_away_without_a_delay() {
+    let (etcd, name) = (Etcd::shared(), unique("cools"));
+    let line = ["--min-hold=1h", &name, "true"];
+    Dlock::on(etcd).run(line).finish().expect_code(0);
+    let token = etcd.queue(&name)[0].create_revision.to_string();
+    let mut next = Dlock::on(etcd).args(["-v"]).run([&name, "true"]).start();
+    eventually(LIMIT, "it waits", || next.stderr().contains("1 ahead"));
+    let line = ["break", &name, "--token", &token, "--yes", "--now"];
+    let outcome = Dlock::on(etcd).args(line).finish().expect_code(0);
+    assert!(!outcome.stderr.contains("may run on"), "{outcome:?}");
+    let next = next.wait().expect_code(0);
+    assert!(!next.stderr.contains("vanished"), "{next:?}");
+}
