@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, anyhow};
 use rustix::fs::{
-    Access, AtFlags, FileType, FlockOperation, Mode, OFlags, Stat, accessat, fchmod, fchown, flock,
-    fstat, fsync, openat, renameat, statat, unlinkat,
+    Access, AtFlags, FileType, FlockOperation, Mode, OFlags, RenameFlags, Stat, accessat, fchmod,
+    fchown, flock, fstat, fsync, openat, renameat, renameat_with, statat, unlinkat,
 };
 use rustix::io::{Errno, retry_on_intr};
 use rustix::process::{Gid, Uid, geteuid};
@@ -135,6 +135,9 @@ impl Whole {
     }
 
     fn open_lock(&self, name: &OsStr) -> Result<OwnedFd, Errno> {
+        if let Some(mode) = self.mode {
+            self.make_lock(name, mode)?;
+        }
         let flags = OFlags::CREATE | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let open = |access| self.create(name, flags | access);
         // NFS wants to write where an exclusive lock is to be; elsewhere, reading another user's file is enough.
@@ -142,6 +145,30 @@ impl Whole {
             Err(Errno::ACCESS) => open(OFlags::RDONLY),
             opened => opened,
         }
+    }
+
+    /// Makes the file that is locked, if it is not there, so that nobody sees it before it has its mode: one that is killed
+    /// in between would else bar all others from it, as the umask takes rights away.
+    fn make_lock(&self, name: &OsStr, mode: Mode) -> Result<(), Errno> {
+        while let Err(Errno::NOENT) = statat(&self.folder, name, AtFlags::SYMLINK_NOFOLLOW) {
+            let unfinished = self.beside(&format!(".lock.{:x}.new", random()?));
+            let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+            let file = openat(&self.folder, &unfinished, flags, mode)?;
+            let (folder, whole) = (&self.folder, RenameFlags::NOREPLACE);
+            let made = fchmod(&file, mode)
+                .and_then(|()| renameat_with(folder, &unfinished, folder, name, whole));
+            if made.is_err() {
+                let _ = unlinkat(&self.folder, &unfinished, AtFlags::empty());
+            }
+            match made {
+                // Somebody else has made it, or swept ours.
+                Err(Errno::EXIST | Errno::NOENT) => {}
+                // The file system cannot do that, as some of FUSE.
+                Err(Errno::INVAL | Errno::NOSYS) => return Ok(()),
+                made => return made,
+            }
+        }
+        Ok(())
     }
 
     /// Opens a file that may be made by that.
@@ -183,9 +210,7 @@ impl Whole {
 
     /// A name beside the file that nobody else uses.
     fn new_name(&self) -> Result<OsString, Failure> {
-        let mut random = [0; 8];
-        getrandom(&mut random, GetRandomFlags::empty()).context("no random number")?;
-        let random = u64::from_ne_bytes(random);
+        let random = random().context("no random number")?;
         Ok(self.beside(&format!(".{random:x}.new")))
     }
 
@@ -251,6 +276,12 @@ impl Whole {
         };
         Ok(attempt().with_context(|| format!("cannot write '{}'", self.path.display()))?)
     }
+}
+
+fn random() -> Result<u64, Errno> {
+    let mut random = [0; 8];
+    getrandom(&mut random, GetRandomFlags::empty())?;
+    Ok(u64::from_ne_bytes(random))
 }
 
 /// Takes the lock if nobody has it; else that is `WOULDBLOCK`.

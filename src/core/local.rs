@@ -106,6 +106,25 @@ pub fn is_unnumbered(file: &str) -> bool {
     file.starts_with("new.")
 }
 
+/// What a folder is called that is to become the folder of a lock, once it has its mode: no name of a lock gives such a
+/// one, see [`folder_of`].
+pub fn unfinished_folder(random: u64) -> String {
+    format!(".new.{random:016x}")
+}
+
+/// Whether a folder is called so.
+pub fn is_unfinished_folder(name: &str) -> bool {
+    name.starts_with(".new.")
+}
+
+/// Whether a file was to become one that is locked, once it had its mode: `FILE.lock.RANDOM.new`.
+pub fn is_unfinished_lock(file: &str) -> bool {
+    let name = file
+        .strip_suffix(".new")
+        .and_then(|file| file.rsplit_once('.'));
+    name.is_some_and(|(name, _)| name.ends_with(".lock"))
+}
+
 /// Until when a lock stays taken, by the clock that counts from the start of the machine.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Cooling {
@@ -236,6 +255,25 @@ mod tests {
             assert_eq!(cooled(file), None, "{file}");
         }
         assert!(is_unnumbered(&unnumbered(7)));
+        assert!(is_unfinished_folder(&unfinished_folder(7)));
+        assert_eq!(name_of(&unfinished_folder(7)), None);
+        for name in [".new.7", "new.7"] {
+            let name = name.parse::<LockName>().unwrap();
+            assert!(!is_unfinished_folder(&folder_of(&name)), "{name}");
+        }
+        assert!(is_unfinished_lock("token.lock.7f.new"));
+        assert!(is_unfinished_lock("slots.lock.7f.new"));
+        for file in [
+            "token",
+            "token.lock",
+            "token.new",
+            "token.lock.new",
+            "7",
+            "7.cooling.new",
+            "new.7",
+        ] {
+            assert!(!is_unfinished_lock(file), "{file}");
+        }
         assert_eq!(unnumbered(7), "new.0000000000000007");
     }
 

@@ -8,14 +8,16 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, anyhow};
 use rustix::fs::{
-    AtFlags, CWD, Dir, FileType, Mode, OFlags, RawMode, Stat, fchmod, fstat, fstatfs, fsync,
-    mkdirat, openat, statat,
+    AtFlags, CWD, Dir, FileType, FlockOperation, Mode, OFlags, RawMode, RenameFlags, Stat, fchmod,
+    flock, fstat, fstatfs, fsync, mkdirat, openat, renameat_with, statat, unlinkat,
 };
 use rustix::io::Errno;
 use rustix::process::geteuid;
 
-use super::lane::Lane;
-use crate::core::local::{LONGEST, folder_of, name_of, network};
+use super::lane::{Lane, random};
+use crate::core::local::{
+    LONGEST, folder_of, is_unfinished_folder, name_of, network, unfinished_folder,
+};
 use crate::core::name::LockName;
 use crate::exit::{Failure, OrFail as _};
 
@@ -115,6 +117,7 @@ impl Root {
     /// The folder of a lock, made when it is not there.
     pub(super) fn make_lane(&self, name: &LockName) -> Result<Lane, Failure> {
         if let Some(lane) = self.lane(name)? {
+            self.mend(&lane);
             return Ok(lane);
         }
         let folder = folder_name(name)?;
@@ -124,16 +127,72 @@ impl Root {
                 self.path.join(&folder).display()
             )
         };
-        match mkdirat(&self.folder, &folder, self.rights.folder) {
+        self.sweep().with_context(tried)?;
+        match self.make_folder(&folder) {
             Err(Errno::EXIST) | Ok(()) => {}
             Err(error) => return Err(error).with_context(tried).or_hint(ELSEWHERE),
         }
         fsync(&self.folder).with_context(tried)?;
         let lane = self.lane(name)?;
         let lane = lane.ok_or_else(|| anyhow!("{}: it was removed again", tried()))?;
-        // Whatever the umask made of it. Another one who has just made it, too, gives the same.
-        let _ = fchmod(lane.folder(), self.rights.folder);
+        self.mend(&lane);
         Ok(lane)
+    }
+
+    /// Makes a folder that nobody sees before it has its mode: one that is killed in between would else bar all others
+    /// from it, as the umask takes rights away.
+    fn make_folder(&self, name: &str) -> Result<(), Errno> {
+        loop {
+            let unfinished = unfinished_folder(random()?);
+            mkdirat(&self.folder, &unfinished, self.rights.folder)?;
+            let finish = || {
+                let folder = openat(&self.folder, &unfinished, FOLDER, Mode::empty())?;
+                // For as long as we live: see `sweep`.
+                flock(&folder, FlockOperation::NonBlockingLockExclusive)?;
+                fchmod(&folder, self.rights.folder)?;
+                // One that is there must not be replaced, not even an empty one: somebody may have opened it.
+                let whole = RenameFlags::NOREPLACE;
+                renameat_with(&self.folder, &unfinished, &self.folder, name, whole)
+            };
+            let finished = finish();
+            if finished.is_err() {
+                let _ = unlinkat(&self.folder, &unfinished, AtFlags::REMOVEDIR);
+            }
+            match finished {
+                // Somebody has swept it before it was locked.
+                Err(Errno::NOENT | Errno::WOULDBLOCK) => {}
+                // The file system cannot do that, as some of FUSE; `mend` makes up for it where we live on.
+                Err(Errno::INVAL | Errno::NOSYS) => {
+                    return mkdirat(&self.folder, name, self.rights.folder);
+                }
+                finished => return finished,
+            }
+        }
+    }
+
+    /// Removes what we have left unfinished when we were killed. Of others it bars nobody, and they remove it themselves.
+    fn sweep(&self) -> Result<(), Errno> {
+        let names = list(&self.folder)?;
+        for name in names.iter().filter(|name| is_unfinished_folder(name)) {
+            if let Ok(folder) = openat(&self.folder, name, FOLDER, Mode::empty())
+                && fstat(&folder).is_ok_and(|status| status.st_uid == geteuid().as_raw())
+                && flock(&folder, FlockOperation::NonBlockingLockExclusive).is_ok()
+            {
+                let _ = unlinkat(&self.folder, name, AtFlags::REMOVEDIR);
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives a folder of our own the mode that it should have.
+    fn mend(&self, lane: &Lane) {
+        let is_wrong = |status: Stat| {
+            status.st_uid == geteuid().as_raw()
+                && Mode::from_raw_mode(status.st_mode) != self.rights.folder
+        };
+        if fstat(lane.folder()).is_ok_and(is_wrong) {
+            let _ = fchmod(lane.folder(), self.rights.folder);
+        }
     }
 
     /// The locks that have a folder, in the order of their names there.

@@ -18,7 +18,7 @@ use crate::clock;
 use crate::core::fence::{Seen, Unreadable};
 use crate::core::holder::Holder;
 use crate::core::lease::{FencingToken, LeaseId};
-use crate::core::local::{Cooling, Ticket, cooled, is_unnumbered, unnumbered};
+use crate::core::local::{Cooling, Ticket, cooled, is_unfinished_lock, is_unnumbered, unnumbered};
 use crate::core::name::LockName;
 use crate::core::turn::Standing;
 use crate::exit::Failure;
@@ -192,6 +192,9 @@ impl Lane {
                     self.remove(name);
                 } else if is_unnumbered(name) {
                     self.sweep_unnumbered(name);
+                } else if is_unfinished_lock(name) {
+                    // One that is at it makes another.
+                    self.remove(name);
                 }
             }
         }
@@ -405,7 +408,7 @@ fn boot() -> String {
     text.trim_end().to_owned()
 }
 
-fn random() -> rustix::io::Result<u64> {
+pub(super) fn random() -> rustix::io::Result<u64> {
     let mut bytes = [0_u8; 8];
     rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())?;
     Ok(u64::from_ne_bytes(bytes))

@@ -1,12 +1,16 @@
 //! Local locks when something is killed, removed or full: no overlap, no token that goes back, nobody shown who is dead.
 //! It must not know which system calls dlock makes; it breaks each of them.
 
-use std::fs;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::{PermissionsExt as _, chown};
+use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
 use super::State;
-use crate::support::{Dlock, LIMIT, Oracle, Running, Scratch, Signal, eventually, hold, let_pass};
+use crate::support::{
+    Dlock, LIMIT, Oracle, Running, Scratch, Signal, eventually, hold, let_pass, report,
+};
 
 /// A holder whose command only SIGKILL ends, with a daemonised descendant that counts as much, and a waiter behind it.
 fn holder_and_waiter(state: &State, oracle: &Oracle) -> (Running, Running) {
@@ -237,6 +241,103 @@ fn killed_before_any_call_the_token_never_goes_back() {
     }
     assert!(killed > 25, "{killed}");
     assert_eq!(state.files(), ["token", "token.lock"]);
+}
+
+/// "For several users, install -d -m 2770 -g GROUP DIR makes one": killed before each call that makes something, whatever its umask,
+/// one member of the group bars no other, and removes what it has left when it makes a lock again.
+#[test]
+fn killed_before_any_call_no_member_of_the_group_is_barred() {
+    if !rustix::process::geteuid().is_root() {
+        return report("not shown: several users need root");
+    }
+    let group = |state: &State, uid: u32, umask: &str, words: &[&str]| {
+        let reuid = format!("--reuid={uid}");
+        let member = ["setpriv", &reuid, "--regid=4242", "--clear-groups", "--"];
+        let run = state.run(words).under(member);
+        run.after(&format!("umask {umask}"))
+    };
+    let mut killed = 0;
+    for (call, most) in [
+        ("mkdirat", 1),
+        ("openat", 24),
+        ("fchmod", 5),
+        ("flock", 5),
+        ("write", 2),
+        ("renameat2", 2),
+        ("renameat", 2),
+        ("unlinkat", 2),
+        ("fsync", 3),
+    ] {
+        let before = killed;
+        for number in 1..=most {
+            let state = State::new();
+            fs::create_dir(&state.path).expect("a new folder");
+            let open = |path: &Path, mode| {
+                fs::set_permissions(path, Permissions::from_mode(mode)).expect("our own");
+            };
+            open(state.folder.path(), 0o755);
+            chown(&state.path, None, Some(4242)).expect("root may");
+            open(Path::new(&state.path), 0o2770);
+            let kill = format!("inject={call}:signal=KILL:when={number}");
+            let trace = format!("trace={call}");
+            let strace = [
+                "strace",
+                "-f",
+                "-qqq",
+                "-o",
+                "/dev/null",
+                "-e",
+                &trace,
+                "-e",
+                &kill,
+            ];
+            let words = ["job", "true"];
+            let mut victim = group(&state, 1001, "077", &words).under(strace).start();
+            killed += u32::from(victim.wait().signal().is_some());
+            eventually(LIMIT, "nothing is left", || victim.everything().is_empty());
+            let at = format!("killed before {call} {number}");
+            let other = group(&state, 1002, "022", &["-w10", "job", "echo", &at]);
+            other
+                .finish()
+                .expect_code(0)
+                .expect_silent()
+                .expect_stdout(&format!("{at}\n"));
+            let again = group(&state, 1001, "077", &["other", "true"]);
+            again.finish().expect_code(0);
+            let mut folders: Vec<_> = fs::read_dir(&state.path)
+                .expect("our own folder")
+                .map(|entry| entry.expect("an entry").file_name())
+                .collect();
+            folders.sort();
+            assert_eq!(folders, ["job", "other"], "{at}");
+        }
+        assert!(killed > before, "{call} is never called");
+    }
+    assert!(killed > 20, "{killed}");
+}
+
+/// The same by the order of the calls, as strace(1) counts them for each thread: what is made gets its mode before its name.
+#[test]
+fn nothing_is_seen_before_it_has_its_mode() {
+    let state = State::new();
+    fs::create_dir(&state.path).expect("a new folder");
+    fs::set_permissions(&state.path, Permissions::from_mode(0o770)).expect("our own");
+    let calls = "openat,mkdirat,fchmod,renameat,renameat2";
+    let run = traced(&state, calls, &[], &["job", "true"]);
+    run.finish().expect_code(0);
+    let log = state.folder.read("calls");
+    let lines: Vec<&str> = log.lines().collect();
+    for name in ["job", "token.lock", "token"] {
+        let quoted = format!("\"{name}\"");
+        let first = lines
+            .iter()
+            .position(|line| line.contains(&quoted) && line.ends_with("= 0"));
+        let first = first.unwrap_or_else(|| panic!("no {name} in {log}"));
+        assert!(lines[first].contains("rename"), "{}", lines[first]);
+        assert!(lines[first - 1].contains("fchmod("), "{log}");
+        let made = |line: &&str| line.contains(&quoted) && line.contains("O_CREAT");
+        assert!(!lines[..first].iter().any(made), "{log}");
+    }
 }
 
 /// "It is on the disk before the command begins": the text, its name in the folder, then the command.
