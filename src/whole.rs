@@ -155,17 +155,17 @@ impl Whole {
             let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
             let file = openat(&self.folder, &unfinished, flags, mode)?;
             let (folder, whole) = (&self.folder, RenameFlags::NOREPLACE);
-            let made = fchmod(&file, mode)
+            let finished = fchmod(&file, mode)
                 .and_then(|()| renameat_with(folder, &unfinished, folder, name, whole));
-            if made.is_err() {
+            if finished.is_err() {
                 let _ = unlinkat(&self.folder, &unfinished, AtFlags::empty());
             }
-            match made {
+            match finished {
                 // Somebody else has made it, or swept ours.
                 Err(Errno::EXIST | Errno::NOENT) => {}
                 // The file system cannot do that, as some of FUSE.
                 Err(Errno::INVAL | Errno::NOSYS) => return Ok(()),
-                made => return made,
+                finished => return finished,
             }
         }
         Ok(())

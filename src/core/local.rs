@@ -87,11 +87,18 @@ impl Ticket {
     pub fn cooling(self) -> String {
         format!("{}.cooling", self.token)
     }
+
+    /// What that file is called until its holder has ended as it should: a dlock that is killed leaves no lock that cools
+    /// down.
+    pub fn prepared_cooling(self) -> String {
+        self.cooling() + ".ready"
+    }
 }
 
 /// The token in the name of a file that [`Ticket::cooling`] gave, or of one that was to become it.
 pub fn cooled(file: &str) -> Option<FencingToken> {
     let file = file.strip_suffix(".new").unwrap_or(file);
+    let file = file.strip_suffix(".ready").unwrap_or(file);
     let ticket = Ticket::parse(file.strip_suffix(".cooling")?)?;
     ticket.slot.is_none().then_some(ticket.token)
 }
@@ -119,10 +126,10 @@ pub fn is_unfinished_folder(name: &str) -> bool {
 
 /// Whether a file was to become one that is locked, once it had its mode: `FILE.lock.RANDOM.new`.
 pub fn is_unfinished_lock(file: &str) -> bool {
-    let name = file
+    let named = file
         .strip_suffix(".new")
         .and_then(|file| file.rsplit_once('.'));
-    name.is_some_and(|(name, _)| name.ends_with(".lock"))
+    named.is_some_and(|(name, _)| name.strip_suffix(".lock").is_some())
 }
 
 /// Until when a lock stays taken, by the clock that counts from the start of the machine.
@@ -224,6 +231,9 @@ mod tests {
             assert_eq!(Ticket::parse(file), Some(ticket));
             assert_eq!(cooled(&ticket.cooling()), Some(token));
             assert_eq!(cooled(&(ticket.cooling() + ".new")), Some(token));
+            let prepared = ticket.prepared_cooling();
+            assert_eq!(cooled(&prepared), Some(token));
+            assert_eq!(cooled(&(prepared + ".new")), Some(token));
         }
         for file in [
             "",

@@ -289,10 +289,11 @@ impl Lane {
         self.whole("slots")?.lock(wait)
     }
 
-    /// Keeps the lock taken for so long from now on, whatever becomes of its owner.
-    pub(super) fn cool(&self, ticket: Ticket, hold: Duration) -> Result<(), Failure> {
+    /// Prepares for the lock to stay taken for so long from now on, once its owner has ended and has asked for it by
+    /// [`Self::cool`].
+    pub(super) fn prepare_cooling(&self, ticket: Ticket, hold: Duration) -> Result<(), Failure> {
         let cooling = Cooling::new(&boot(), clock::now(), hold);
-        let file = ticket.cooling();
+        let file = ticket.prepared_cooling();
         let whole = self.whole(&file)?;
         let tried = || format!("cannot write '{}'", self.shown(&file));
         let replaced = whole.replace_locked(cooling.to_json().as_bytes());
@@ -303,9 +304,12 @@ impl Lane {
         Ok(whole.settle().with_context(tried)?)
     }
 
-    /// Whether the lock would stay taken if its owner were gone.
-    pub(super) fn is_cooling(&self, ticket: Ticket) -> bool {
-        self.cooling_left(ticket).is_ok_and(|left| left.is_some())
+    /// Keeps the lock taken for as long as was prepared; answers whether that is still to come.
+    pub(super) fn cool(&self, ticket: Ticket) -> bool {
+        let (folder, prepared) = (&self.folder, ticket.prepared_cooling());
+        let cooled = renameat(folder, prepared, folder, ticket.cooling())
+            .and_then(|()| rustix::fs::fsync(folder));
+        cooled.is_ok() && self.cooling_left(ticket).is_ok_and(|left| left.is_some())
     }
 
     /// What cannot be removed is swept by others, or names somebody who is dead.

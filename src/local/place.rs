@@ -225,7 +225,7 @@ impl Place {
     fn won(&self, ticket: Ticket) -> Result<End, Failure> {
         if let Some(hold) = self.wish.min_hold {
             let _own = self.own()?;
-            self.lane.cool(ticket, hold)?;
+            self.lane.prepare_cooling(ticket, hold)?;
         }
         if self.is_lost() {
             return Err(anyhow!("our place in the queue was removed by somebody").into());
@@ -268,10 +268,11 @@ impl Place {
         let lost = self.lane.has_lost(&own.file, &self.file);
         let stays = own
             .ticket
-            .is_some_and(|ticket| cools && self.lane.is_cooling(ticket));
+            .is_some_and(|ticket| cools && !lost && self.lane.cool(ticket));
         if !stays && !lost {
             if let Some(ticket) = own.ticket {
                 self.lane.remove(&ticket.cooling());
+                self.lane.remove(&ticket.prepared_cooling());
             }
             self.lane.remove(&own.file);
         }

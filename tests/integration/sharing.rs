@@ -195,6 +195,19 @@ fn an_overwritten_key_is_no_holder_s() {
     check().expect_code(121);
 }
 
+/// "then the lock cools down, unless ... dlock was killed": it is free when its lease has ended.
+#[test]
+fn the_lock_of_a_killed_dlock_does_not_cool_down() {
+    let etcd = Etcd::shared();
+    let name = unique("cool");
+    let mut killed = hold(Dlock::on(etcd), &["--ttl=5s", "--min-hold=1h"], &name);
+    killed.signal(Signal::KILL);
+    killed.wait();
+    let next = Dlock::on(etcd).run(["--wait=60s", &name, "true"]);
+    next.start().wait_within(LIMIT * 2).expect_code(0);
+    assert!(etcd.queue(&name).is_empty());
+}
+
 /// "Start at most once in this time": of ten that start together one runs, the others say who did and how it ended.
 #[test]
 fn once_per_starts_once() {

@@ -176,7 +176,7 @@ fn what_is_made_is_for_those_who_may_write_to_the_folder() {
                 fs::create_dir(&state.path).expect("a new folder");
                 mode(&state.path, bits);
             }
-            let look = "stat -c %a $DLOCK_LOCAL $DLOCK_LOCAL/job $DLOCK_LOCAL/job/1 $DLOCK_LOCAL/job/1.cooling";
+            let look = "stat -c %a $DLOCK_LOCAL $DLOCK_LOCAL/job $DLOCK_LOCAL/job/1 $DLOCK_LOCAL/job/1.cooling.ready";
             let run = state
                 .run(&["--min-hold=0.001", "job", "-c", look])
                 .after(&format!("umask {umask}"));
