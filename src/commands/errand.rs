@@ -2,6 +2,7 @@
 //! It must not know gRPC, nor how processes are killed.
 
 use std::ffi::OsStr;
+use std::fmt::Write as _;
 use std::io;
 use std::time::Duration;
 
@@ -348,9 +349,14 @@ impl<'a, C: Contend> Runner<'a, C> {
             state,
             uid,
             program,
+            tracer,
         } in survivors
         {
-            let line = format!("cannot kill process {pid} ('{program}', state {state}, uid {uid})");
+            let mut line =
+                format!("cannot kill process {pid} ('{program}', state {state}, uid {uid})");
+            if let Some(tracer) = tracer {
+                let _ = write!(line, ": process {tracer} traces it");
+            }
             self.ledger.insist(&line);
             error!(
                 event = events::SURVIVOR,

@@ -35,8 +35,23 @@ impl Post {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Err(_) => return Report::GuardDead,
             }
-            if self.socket.readable().await.is_err() {
+            let interest = if guard.owes() {
+                Interest::READABLE | Interest::WRITABLE
+            } else {
+                Interest::READABLE
+            };
+            if self.socket.ready(interest).await.is_err() {
                 return Report::GuardDead;
+            }
+            if guard.owes() {
+                // What goes wrong here is met again by the next look for a report.
+                let _ = self.socket.try_io(Interest::WRITABLE, || {
+                    guard.flush()?;
+                    if guard.owes() {
+                        return Err(io::ErrorKind::WouldBlock.into());
+                    }
+                    Ok(())
+                });
             }
         }
     }

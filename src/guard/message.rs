@@ -114,6 +114,8 @@ pub(crate) struct Survivor {
     /// The real user.
     pub(crate) uid: u32,
     pub(crate) program: String,
+    /// The process that traces it. It keeps a process that has ended from being collected (`ptrace(2)`).
+    pub(crate) tracer: Option<i32>,
 }
 
 /// Moments travel as the time since boot: both ends see the same clock.

@@ -233,7 +233,11 @@ impl Guard {
 
     /// Later deadlines, and a ping that is answered by [`Report::Beat`]. Earlier ones are no error and change nothing.
     pub(crate) fn extend(&mut self, beat: u64, deadlines: Deadlines) -> io::Result<()> {
-        self.order(&Order::Extend { beat, deadlines })
+        // Of several that a stopped guard does not take, none is missed: the next one says what is true then.
+        if self.link.offer(&Order::Extend { beat, deadlines })? && !self.link.owes() {
+            return Ok(());
+        }
+        Err(io::ErrorKind::WouldBlock.into())
     }
 
     /// Hands `signal` on to the command, unless it has reached it already. After the end of the command, one that ends a process
@@ -257,12 +261,19 @@ impl Guard {
         self.order(&Order::Kill)
     }
 
-    /// Never waits. A guard that does not take orders is stopped or dead.
+    /// Never waits. What a guard that is stopped does not take is kept until [`flush`](Self::flush) can send it.
     fn order(&mut self, order: &Order) -> io::Result<()> {
-        if self.link.offer(order)? && !self.link.owes() {
-            return Ok(());
-        }
-        Err(io::ErrorKind::WouldBlock.into())
+        self.link.owe(order)
+    }
+
+    /// Whether [`flush`](Self::flush) has something to send as soon as the socket is writable.
+    pub(crate) fn owes(&self) -> bool {
+        self.link.owes()
+    }
+
+    /// Sends on the orders that have been kept, as far as there is room.
+    pub(crate) fn flush(&mut self) -> io::Result<()> {
+        self.link.flush()
     }
 
     /// What the guard has to say; `None` if nothing yet. Never waits.

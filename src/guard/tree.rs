@@ -297,12 +297,16 @@ impl Tree {
         }
     }
 
-    /// Who of the tree is alive.
+    /// Who of the tree is alive, or has ended and is kept by the process that traces it.
     pub(super) fn survivors(&mut self) -> Vec<Survivor> {
         let mut survivors = Vec::new();
         self.walk(|process| {
-            if process.is_alive() && survivors.len() < MOST_SURVIVORS {
-                survivors.push(process.survivor());
+            if survivors.len() >= MOST_SURVIVORS {
+                return;
+            }
+            let survivor = process.survivor();
+            if process.is_alive() || survivor.tracer.is_some() {
+                survivors.push(survivor);
             }
         });
         survivors
@@ -369,16 +373,15 @@ impl Process {
 
     fn survivor(&self) -> Survivor {
         let status = read(&self.directory, "status").unwrap_or_default();
-        let uid = status
-            .split(|&byte| byte == b'\n')
-            .find_map(|line| line.strip_prefix(b"Uid:"))
-            .and_then(|uids| uids.split(u8::is_ascii_whitespace).find_map(parse::<u32>));
+        let uid = first_number(&status, b"Uid:");
+        let tracer = first_number(&status, b"TracerPid:");
         Survivor {
             pid: self.identity.pid,
             state: self.stat.state,
             // Shown to people, and only a process that has died since has none.
             uid: uid.unwrap_or_default(),
             program: self.stat.program.clone(),
+            tracer: tracer.filter(|&tracer| tracer != 0),
         }
     }
 }
@@ -413,6 +416,14 @@ impl Stat {
             start,
         })
     }
+}
+
+/// The first number of this line of `proc_pid_status(5)`.
+fn first_number<T: std::str::FromStr>(status: &[u8], name: &[u8]) -> Option<T> {
+    status
+        .split(|&byte| byte == b'\n')
+        .find_map(|line| line.strip_prefix(name))
+        .and_then(|numbers| numbers.split(u8::is_ascii_whitespace).find_map(parse::<T>))
 }
 
 fn parse<T: std::str::FromStr>(digits: &[u8]) -> Option<T> {

@@ -212,7 +212,22 @@ fn who_adopts_others_is_no_hiding_place() {
 
 #[test]
 fn a_chain_of_forks_is_exhausted() {
+    chains_are_exhausted(1);
+}
+
+#[test]
+fn many_chains_of_forks_at_once_are_exhausted() {
+    chains_are_exhausted(30);
+}
+
+fn chains_are_exhausted(count: usize) {
     if env::var_os("CHAIN").is_some() {
+        for _ in 1..count {
+            // SAFETY: as in `chain`.
+            if unsafe { libc::fork() } == 0 {
+                chain();
+            }
+        }
         chain();
     }
     alone(|_| {
@@ -363,5 +378,55 @@ fn an_orphan_of_the_adopted_process_is_killed_and_awaited() {
         );
         assert!(!is_alive(orphan));
         adopted.wait().unwrap();
+    });
+}
+
+#[test]
+fn a_zombie_that_its_tracer_keeps_is_named() {
+    alone(|scratch| {
+        let script = r#"echo $$ > "$DIR/pid"; while :; do sleep 1; done"#;
+        let mut guard = scratch.start(script, PATIENT);
+        let pid = scratch.pid("pid");
+        assert_eq!(Undead::ptrace(pid, libc::PTRACE_SEIZE, 0), 0);
+        guard.kill().unwrap();
+        let Report::Survivors(survivors) = next(&mut guard) else {
+            panic!("no survivors");
+        };
+        let named = survivors.iter().find(|survivor| survivor.pid == pid);
+        let named = named.expect("the zombie");
+        assert!(named.state == 'Z' && named.tracer.is_some(), "{named:?}");
+        // SAFETY: no status is asked for.
+        eventually(|| unsafe { libc::waitpid(pid, std::ptr::null_mut(), libc::__WALL) } == pid);
+        assert_eq!(
+            next(&mut guard),
+            ended(Status::Signalled(libc::SIGKILL), Cause::Ordered)
+        );
+    });
+}
+
+#[test]
+fn an_order_that_does_not_fit_is_sent_when_the_guard_reads_again() {
+    alone(|scratch| {
+        let mut guard = scratch.start("sleep 1000", PATIENT);
+        signals::send(guard.process.as_fd(), libc::SIGSTOP).unwrap();
+        let mut beat = 0;
+        while guard.extend(beat, far()).is_ok() {
+            beat += 1;
+        }
+        guard.stop().unwrap();
+        assert!(guard.owes());
+        signals::send(guard.process.as_fd(), libc::SIGCONT).unwrap();
+        let last = loop {
+            guard.flush().unwrap();
+            match guard.report().unwrap() {
+                Some(Report::Beat(_)) => {}
+                Some(report) => break report,
+                None => thread::sleep(Duration::from_millis(1)),
+            }
+        };
+        assert_eq!(
+            last,
+            ended(Status::Signalled(libc::SIGTERM), Cause::Ordered)
+        );
     });
 }
