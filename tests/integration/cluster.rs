@@ -234,7 +234,7 @@ fn only_the_cluster_of_the_settings_is_used() {
     // As etcdctl prints it.
     let file = home.write(
         "dlock.toml",
-        &format!("cluster-id = {}\n", cluster_id(&mine)),
+        &format!("cluster-id = {}\n", mine.cluster_id()),
     );
     let mut waiter = Dlock::at(&endpoints)
         .run(["--config", &file, "--connect-timeout=20s", "pinned", "--"])
@@ -261,7 +261,7 @@ fn only_the_cluster_of_the_settings_is_used() {
 #[test]
 fn both_ids_are_named_when_no_endpoint_is_of_the_right_cluster() {
     let etcd = Etcd::shared();
-    let id: u64 = cluster_id(etcd).parse().expect("a decimal id");
+    let id: u64 = etcd.cluster_id().parse().expect("a decimal id");
     let dlock = |words: &[&str]| Dlock::on(etcd).env("DLOCK_CLUSTER_ID", "abc").args(words);
     let both = format!("belongs to another cluster ({id:x}, not abc of cluster-id)");
     let words = ["--connect-timeout=1s", "run", "job", "echo", "never"];
@@ -282,12 +282,4 @@ fn both_ids_are_named_when_no_endpoint_is_of_the_right_cluster() {
             .expect_stdout("")
             .expect_stderr(&[&both]);
     }
-}
-
-/// As etcdctl prints it, in decimal digits.
-fn cluster_id(etcd: &Etcd) -> String {
-    let status = eventually(LIMIT, "etcd tells its state", || etcd.status());
-    let mut lines = status.lines();
-    let id = lines.find_map(|line| line.strip_prefix("\"ClusterID\" : "));
-    id.expect("an id").to_owned()
 }

@@ -190,6 +190,9 @@ fn config(block: &Block) {
                 "{line}"
             );
             format!("endpoints = [\"{}\"]", etcd.endpoint())
+        } else if line.starts_with("cluster-id") {
+            assert!(line.contains("dlock doctor prints it"), "{line}");
+            format!("cluster-id = {}", etcd.cluster_id())
         } else {
             let folder = format!("\"{}/", dlock.home().path().display());
             ["\"/etc/dlock/", "\"/etc/etcd/", "\"/etc/ssl/etcd/"]

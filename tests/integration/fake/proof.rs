@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::script::{Act, Lie, Point};
 use super::server::Fake;
-use super::{at_once, dlock, ends_well, holder, is_lost, settled_holder, survives};
+use super::{at_once, dlock, ends_well, holder, is_lost, lives_on, settled_holder, survives};
 use crate::support::{Dlock, LIMIT, boot_clock, eventually, let_pass};
 
 /// "A renewal counts only if ... keepalive answered with TTL > 0, then a linearizable read of our key, and both headers
@@ -46,7 +46,7 @@ fn keepalives_without_a_read_prove_nothing() {
 }
 
 /// A doubtful answer moves nothing and loses nothing: it is asked again at once, and the command lives on. "TTL = 0 in
-/// an answer is suspicion, not loss."
+/// an answer is suspicion, not loss." Only an answer of another cluster is worth a warning.
 #[test]
 fn one_odd_answer_is_asked_again() {
     let odd = [
@@ -70,7 +70,11 @@ fn one_odd_answer_is_asked_again() {
         }
         fake.script.once(point, Act::Lie(lie));
         eventually(LIMIT, "the lie is told", || fake.script.is_done(point));
-        survives(holder, &fake, since);
+        let outcome = lives_on(holder, &fake, since);
+        match lie {
+            Lie::Cluster => outcome.expect_stderr(&["belongs to another cluster"]),
+            _ => outcome.expect_silent(),
+        };
     });
 }
 

@@ -302,6 +302,14 @@ impl Etcd {
         String::from_utf8_lossy(&output.stdout).into_owned()
     }
 
+    /// The id of its cluster as etcdctl prints it, in decimal digits.
+    pub(crate) fn cluster_id(&self) -> String {
+        let status = eventually(LIMIT, "etcd tells its state", || self.status());
+        let mut lines = status.lines();
+        let id = lines.find_map(|line| line.strip_prefix("\"ClusterID\" : "));
+        id.expect("an id").to_owned()
+    }
+
     /// What the member says of itself, one field a line; `None` when it does not answer now.
     pub(crate) fn status(&self) -> Option<String> {
         let output =
