@@ -46,10 +46,10 @@ test-matrix: tools-test
 	DLOCK_TEST_ETCD=$(ETCD35)/usr/bin/etcd DLOCK_TEST_ETCDCTL=$(ETCD35)/usr/bin/etcdctl \
 	    $(CARGO) test --locked --test integration
 
-# At random, and so the more the longer.
+# At random, and so the more the longer. Several may run side by side. With GO_ON=1 a failure is no end; there may be others.
 SECONDS ?= 600
 soak: tools-test
-	DLOCK_TEST_SOAK=$(SECONDS) $(if $(SEED),DLOCK_TEST_SEED=$(SEED)) \
+	DLOCK_TEST_SOAK=$(SECONDS) $(if $(SEED),DLOCK_TEST_SEED=$(SEED)) $(if $(GO_ON),DLOCK_TEST_GO_ON=$(GO_ON)) \
 	    $(CARGO) test --locked --test integration chaos -- --nocapture
 
 faults: tools-test

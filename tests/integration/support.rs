@@ -26,7 +26,7 @@ pub(crate) use cluster::Cluster;
 pub(crate) use dlock::{Dlock, Outcome, Running};
 pub(crate) use etcd::{Etcd, etcdctl_program, free_port, search_path};
 pub(crate) use holding::{hold, hold_open, holder_and_waiter};
-pub(crate) use link::{BlackHole, Direction, Link, Mode};
+pub(crate) use link::{Bait, BlackHole, Direction, Link, Lost, Mode, Trap};
 pub(crate) use metrics::Metrics;
 pub(crate) use oracle::Oracle;
 pub(crate) use processes::{Process, alive};

@@ -1,16 +1,16 @@
 //! How much time lies between the last beat of a holder and the end of its key, seen from outside.
 //! It must not know dlock beyond the form of its keys, nor which faults there are.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fmt;
-use std::fs::File;
-use std::io::Read;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use crate::support::{Cluster, Dlock, LIMIT, Running, Scratch, boot_clock, child, eventually};
+use super::journal::Tail;
+use super::witness::{Place, Witness};
+use crate::support::{Scratch, boot_clock, child};
 
 const PACE: Duration = Duration::from_millis(2);
 
@@ -20,13 +20,13 @@ pub(super) struct Watch {
     ledger: Arc<Mutex<Ledger>>,
     over: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
-    /// One per member: the earliest to tell counts, for others may be struck.
-    _witnesses: Vec<Running>,
 }
 
 /// What has been seen so far, by the leases that are part of the keys.
 #[derive(Default)]
 struct Ledger {
+    /// How many places of the history are known to be gone, all before them included.
+    seen: usize,
     beaten_at: HashMap<String, Duration>,
     gone_at: HashMap<String, Duration>,
     /// Given back by the holder's own hand.
@@ -35,71 +35,22 @@ struct Ledger {
     late: HashMap<String, Duration>,
 }
 
-/// A file that others append to.
-struct Tail {
-    file: File,
-    rest: Vec<u8>,
-    /// The line that was read last.
-    previous: String,
-}
-
-impl Tail {
-    fn of(path: &str) -> Self {
-        Self {
-            file: File::open(path).expect("made before"),
-            rest: Vec::new(),
-            previous: String::new(),
-        }
-    }
-
-    /// The whole lines that are new, each with the one before it.
-    fn lines(&mut self) -> Vec<(String, String)> {
-        self.file.read_to_end(&mut self.rest).expect("a file");
-        let whole = self.rest.iter().rposition(|byte| *byte == b'\n');
-        let rest = self.rest.split_off(whole.map_or(0, |last| last + 1));
-        let text = std::mem::replace(&mut self.rest, rest);
-        String::from_utf8_lossy(&text)
-            .lines()
-            .map(|line| {
-                let previous = std::mem::replace(&mut self.previous, line.to_owned());
-                (previous, line.to_owned())
-            })
-            .collect()
-    }
-}
-
 impl Watch {
     /// Watches the keys of one lock. Those of others beat elsewhere, if they do.
-    pub(super) fn over(cluster: &Cluster, lock: &str) -> Self {
+    pub(super) fn over(witness: &Arc<Witness>, lock: &'static str) -> Self {
         let dir = Scratch::new();
         dir.write("beats", "");
-        let beats = Tail::of(&dir.file("beats"));
-        let mut told = Vec::new();
-        let mut witnesses = Vec::new();
-        for (number, member) in cluster.members().iter().enumerate() {
-            let path = dir.write(&format!("told-{number}"), "");
-            let file = File::options().append(true).open(&path);
-            let witness = Dlock::etcdctl(member)
-                .args(["watch", "--prefix", "dlock/"])
-                .stdout(file.expect("our own file"));
-            witnesses.push(witness.start());
-            eventually(LIMIT, "the witness watches", || {
-                member.ctl(&["put", "dlock/ready", ""]);
-                dir.read(&format!("told-{number}")).contains("dlock/ready")
-            });
-            told.push(Tail::of(&path));
-        }
-        cluster.members()[0].ctl(&["del", "dlock/ready"]);
+        let mut beats = Tail::of(&dir.file("beats"));
         let ledger = Arc::new(Mutex::new(Ledger::default()));
         let over = Arc::new(AtomicBool::new(false));
-        let (shared, ended, lock) = (Arc::clone(&ledger), Arc::clone(&over), lock.to_owned());
+        let (shared, ended, witness) =
+            (Arc::clone(&ledger), Arc::clone(&over), Arc::clone(witness));
         let thread = thread::spawn(move || {
-            let mut beats = beats;
             while !ended.load(Ordering::SeqCst) {
-                shared
-                    .lock()
+                let ledger = shared.lock();
+                ledger
                     .expect("no panic while locked")
-                    .update(&lock, &mut told, &mut beats);
+                    .update(lock, &witness, &mut beats);
                 thread::sleep(PACE);
             }
         });
@@ -108,17 +59,27 @@ impl Watch {
             ledger,
             over,
             thread: Some(thread),
-            _witnesses: witnesses,
         }
     }
 
     /// The command line of something that beats for as long as it lives.
     pub(super) fn beats(&self) -> String {
-        format!("{} {}", child("beats.sh"), self.dir.file("beats"))
+        format!("{} {}", child("beats.sh"), self.beats_file())
     }
 
-    /// How close it was.
-    pub(super) fn slack(&self) -> Slack {
+    /// The file into which what beats writes the key of its lock.
+    pub(super) fn beats_file(&self) -> String {
+        self.dir.file("beats")
+    }
+
+    /// Those who have beaten after their keys were gone, by their leases, and for how long.
+    pub(super) fn late(&self) -> HashMap<String, Duration> {
+        let ledger = self.ledger.lock().expect("no panic while locked");
+        ledger.late.clone()
+    }
+
+    /// How close it was where nobody has `taken` the key, by its lease.
+    pub(super) fn slack(&self, taken: &BTreeSet<String>) -> Slack {
         let ledger = self.ledger.lock().expect("no panic while locked");
         let (mut released, mut others) = (Vec::new(), Vec::new());
         for (lease, gone_at) in &ledger.gone_at {
@@ -128,7 +89,7 @@ impl Watch {
                 let slack = gone_at.saturating_sub(*beaten_at);
                 if ledger.released.contains(lease) {
                     released.push(slack);
-                } else {
+                } else if !taken.contains(lease) {
                     others.push(slack);
                 }
             }
@@ -157,27 +118,28 @@ impl Drop for Watch {
 impl Ledger {
     /// Beats are read last, so one that is read after its key's end was made after it; and they are taken for later, keys'
     /// ends for earlier than they were.
-    fn update(&mut self, lock: &str, told: &mut [Tail], beats: &mut Tail) {
-        let before = boot_clock();
+    fn update(&mut self, lock: &str, witness: &Witness, beats: &mut Tail) {
         let place = format!("dlock/lock/{lock}/");
-        let evidence = format!("dlock/released/{lock}/");
         let mut gone = Vec::new();
-        for tail in told {
-            // etcdctl prints what happened, the key and the value, each in a line.
-            for (previous, line) in tail.lines() {
-                if let Some(lease) = line.strip_prefix(&evidence) {
-                    self.released.insert(lease.to_owned());
-                }
-                if let Some(lease) = line.strip_prefix(&place)
-                    && previous == "DELETE"
+        {
+            let history = witness.history();
+            let places = &history.places()[self.seen..];
+            for place in places.iter().filter(|place| place.lock == lock) {
+                if let Some(end) = place.gone
+                    && !self.gone_at.contains_key(&place.lease)
                 {
-                    gone.push(lease.to_owned());
+                    gone.push((place.lease.clone(), end.at));
+                    if place.ended_well() {
+                        self.released.insert(place.lease.clone());
+                    }
                 }
             }
+            let ended = |place: &&Place| place.gone.is_some();
+            self.seen += places.iter().take_while(ended).count();
         }
         let lines = beats.lines();
         let after = boot_clock();
-        for (_, line) in lines {
+        for line in lines {
             let Some(lease) = line.strip_prefix(&place) else {
                 continue;
             };
@@ -187,9 +149,7 @@ impl Ledger {
             }
             self.beaten_at.insert(lease.to_owned(), after);
         }
-        for lease in gone {
-            self.gone_at.entry(lease).or_insert(before);
-        }
+        self.gone_at.extend(gone);
     }
 }
 
@@ -240,7 +200,7 @@ impl fmt::Display for Slack {
             let longest = longest.as_millis();
             write!(
                 f,
-                "; {count} taken by etcd before its time (stopped within {longest} ms)"
+                "; {count} taken before their time (stopped within {longest} ms)"
             )?;
         }
         Ok(())

@@ -1,54 +1,62 @@
 //! Hosts with their ways to the members, what runs on them, and how a fault is brought about and put right.
 //! It must not know when which fault comes, nor what is expected of anybody.
 
+use std::collections::BTreeSet;
+use std::fs::File;
 use std::process::Stdio;
+use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use super::dice::{Blow, CONTENDERS, Dice, Outage, Strike, Target, Ways};
+use super::checks::{Ended, Evidence};
+use super::cpu::Sampler;
+use super::dice::Dice;
+use super::journal::Journal;
+use super::plan::{Form, Lock, Plan};
+use super::run::{Ground, Run};
 use super::slack::Watch;
+use super::stalls::Stalls;
+use super::strike::{ALL, Blow, CONTENDERS, Moment, Outage, Strike, Target, Ways};
+use super::troubles::Troubles;
+use super::witness::Witness;
 use crate::support::{
-    Cluster, Dlock, Etcd, LIMIT, Link, Mode, Oracle, Outcome, Process, Running, Signal, WallClock,
-    boot_clock, eventually, let_pass,
+    Cluster, Dlock, Etcd, LIMIT, Link, Mode, Oracle, Process, Running, Scratch, Trap, WallClock,
+    boot_clock, eventually, let_pass, since,
 };
 
-/// The lock that they contend for.
-pub(super) const LOCK: &str = "chaos";
-
-/// What it takes at most from one holder to the next when nothing is wrong any more but the last one's lease.
-const BETWEEN: Duration = Duration::from_secs(4);
+/// For how long we wait for a holder to strike, and for the moment at which that is to be: what it takes from one to the
+/// next mostly.
+const BETWEEN: Duration = Duration::from_secs(2);
 
 /// For how long a leader may be stopped where it may take away leases that are good when it comes back: a holder's last
 /// proof is less than 3 s old, or its command would be dead, so its lease of 5 s has not run out by that leader's count.
 const SHORT_STOP: Duration = Duration::from_millis(1900);
 
+/// What a cluster needs for an election and for members that come back.
+const ELECTION: Duration = Duration::from_secs(3);
+
+/// How often the lock beside the main one changes.
+const SIDE: u64 = 12;
+
+/// The space that members have: for as many keys as an hour brings, with those that are forgotten.
+const SPACE: &str = "--quota-backend-bytes=33554432";
+
+/// How often somebody looks whether a run has ended.
+const PACE: Duration = Duration::from_millis(50);
+
 /// In milliseconds.
 const A_MONTH: usize = 30 * 24 * 3_600_000;
 
 /// One host: its own way to each member, its clocks, and the dlock that runs on it now.
-struct Host {
-    links: Vec<Link>,
+pub(super) struct Host {
+    pub(super) links: Vec<Link>,
     wall: WallClock,
     /// How much longer it has been up than we.
     up: Duration,
     dice: Dice,
-    run: Run,
-}
-
-/// One dlock that contends, and what it has suffered.
-pub(super) struct Run {
-    pub(super) running: Running,
-    /// With both struck at once nobody is left to kill the tree (the man page says so), so the second is spared.
-    dlock_struck: bool,
-    guard_struck: bool,
-    tree_struck: bool,
-}
-
-impl Run {
-    /// Some process of it was killed or stopped.
-    pub(super) fn is_struck(&self) -> bool {
-        self.dlock_struck || self.guard_struck || self.tree_struck
-    }
+    pub(super) run: Run,
+    /// Nobody new comes earlier: as under cron, there is a time between two runs.
+    rests_until: Duration,
 }
 
 /// A holder and a waiter of another lock, on a host of their own, whose lease outlives every fault of the network.
@@ -63,149 +71,382 @@ struct Elders {
 /// Members, hosts, and what runs on them.
 pub(super) struct World {
     pub(super) cluster: Cluster,
-    pub(super) oracle: Oracle,
+    pub(super) ground: Ground,
     pub(super) watch: Watch,
-    hosts: Vec<Host>,
+    pub(super) witness: Arc<Witness>,
+    pub(super) journal: Journal,
+    pub(super) troubles: Troubles,
+    pub(super) stalls: Stalls,
+    pub(super) cpu: Sampler,
+    /// The leases whose keys a third hand has taken.
+    pub(super) taken: BTreeSet<String>,
+    /// How often it came.
+    pub(super) taken_away: usize,
+    pub(super) hosts: Vec<Host>,
+    /// For how long the runs' hosts have been up longer than ours, by the number of the run.
+    ups: Vec<Duration>,
+    /// Starts of the lock that is for once in a while.
+    pub(super) once: Vec<(Duration, usize)>,
     elders: Elders,
+    began_at: Duration,
+    /// With which lock beside the main one it begins.
+    first_side: u64,
     /// A leader that was stopped carries out the revocations that are overdue by its count when it comes back, though its
     /// successor has renewed those leases (etcd issue 15247, mended in 3.4.31 and 3.5.13). Whoever comes to the empty queue
     /// then cannot know that the holder's command is just being stopped; the man page says so.
-    leaders_take_leases: bool,
-    /// dlocks that have ended; something of their commands may still live.
-    gone: Vec<Running>,
+    pub(super) leaders_take_leases: bool,
+    /// When a member was last stopped.
+    pub(super) stopped_at: Option<Duration>,
+    /// Runs that have ended, since somebody has asked for them.
+    pub(super) ended: Vec<Ended>,
+    /// Runs that have ended; something of their commands may still live.
+    gone: Vec<Run>,
+    big: Scratch,
 }
 
 impl World {
     pub(super) fn new(seed: u64) -> Self {
-        let cluster = Cluster::start();
-        let oracle = Oracle::new();
-        let watch = Watch::over(&cluster, LOCK);
+        let cluster = Cluster::start_with(&[SPACE]);
+        let witness = Arc::new(Witness::of(&cluster));
+        let stalls = Stalls::of(&cluster);
+        let watch = Watch::over(&witness, Lock::Main.name());
+        let journal = Journal::new();
+        let ground = Ground {
+            main: Oracle::new(),
+            once: Oracle::new(),
+            slots: [Oracle::new(), Oracle::new()],
+            shared: Oracle::new(),
+            journal: journal.path(),
+            beats: watch.beats(),
+            beats_file: watch.beats_file(),
+        };
         let elders = Elders::start(&cluster);
         let leaders_take_leases = match cluster.version()[..] {
             [3, 4, patch, ..] => patch < 31,
             [3, 5, patch, ..] => patch < 13,
             _ => false,
         };
-        let hosts = (0..CONTENDERS)
-            .map(|number| {
-                let mut dice = Dice::of(seed, number);
-                let links = ways(&cluster);
-                let wall = WallClock::new();
-                let up = dice.span(0, A_MONTH);
-                let run = contend(&links, &wall, up, &oracle, &watch, &mut dice);
-                Host {
-                    links,
-                    wall,
-                    up,
-                    dice,
-                    run,
-                }
-            })
-            .collect();
-        Self {
+        let big = Scratch::new();
+        big.write("big", &"x".repeat(1_000_000));
+        let mut world = Self {
             cluster,
-            oracle,
+            ground,
             watch,
-            hosts,
+            witness,
+            journal,
+            troubles: Troubles::default(),
+            stalls,
+            cpu: Sampler::new(),
+            taken: BTreeSet::new(),
+            taken_away: 0,
+            hosts: Vec::new(),
+            ups: Vec::new(),
+            once: Vec::new(),
             elders,
+            began_at: boot_clock(),
+            first_side: seed,
             leaders_take_leases,
+            stopped_at: None,
+            ended: Vec::new(),
             gone: Vec::new(),
+            big,
+        };
+        for number in 0..ALL {
+            let mut dice = Dice::of(seed, number);
+            let (links, wall) = (ways(&world.cluster), WallClock::new());
+            let up = dice.span(0, A_MONTH);
+            // The namespace counts whole seconds.
+            let up = Duration::from_secs(up.as_secs());
+            let run = world.start(number, &links, &wall, up, &mut dice);
+            world.hosts.push(Host {
+                links,
+                wall,
+                up,
+                dice,
+                run,
+                rests_until: Duration::ZERO,
+            });
+        }
+        world
+    }
+
+    fn start(
+        &mut self,
+        host: usize,
+        links: &[Link],
+        wall: &WallClock,
+        up: Duration,
+        dice: &mut Dice,
+    ) -> Run {
+        let plan = if host < CONTENDERS {
+            Plan::main(dice)
+        } else {
+            let sides = [Lock::OncePer, Lock::Slots, Lock::Borrowed, Lock::Shared];
+            let turn = self.first_side + since(self.began_at).as_secs() / SIDE;
+            let side = usize::try_from(turn % 4).expect("below 4");
+            Plan::of_side(sides[side], dice)
+        };
+        let number = self.ups.len();
+        self.ups.push(up);
+        let run = Run::start(number, host, plan, links, wall, up, &self.ground);
+        if run.plan.form == Form::Run {
+            self.cpu.watch(number, run.running.process());
+        }
+        run
+    }
+
+    /// Starts a new run where one has ended.
+    pub(super) fn restart_the_ended(&mut self) {
+        self.gone.retain(|run| !run.running.everything().is_empty());
+        let mut hosts = std::mem::take(&mut self.hosts);
+        for (number, host) in hosts.iter_mut().enumerate() {
+            if host.rests_until.is_zero() && host.run.is_over() {
+                let ended = self.end_of(&mut host.run);
+                let most = if ended.outcome.code() == Some(75) {
+                    2000
+                } else {
+                    300
+                };
+                host.rests_until = boot_clock() + host.dice.span(1, most);
+                self.ended.push(ended);
+            }
+            if !host.rests_until.is_zero() && host.rests_until <= boot_clock() {
+                host.rests_until = Duration::ZERO;
+                let new = self.start(number, &host.links, &host.wall, host.up, &mut host.dice);
+                // Whatever of it still runs is its guard's affair, and the oracle's.
+                self.gone.push(std::mem::replace(&mut host.run, new));
+            }
+        }
+        self.hosts = hosts;
+    }
+
+    /// Lets the time pass; meanwhile others come in the place of those that end.
+    pub(super) fn live_for(&mut self, span: Duration) {
+        let until = boot_clock() + span;
+        while boot_clock() < until {
+            self.restart_the_ended();
+            let_pass(PACE.min(until.saturating_sub(boot_clock())));
         }
     }
 
-    /// Starts a new run where one has ended, and gives the outcomes of those.
-    pub(super) fn restart_the_ended(&mut self) -> Vec<(Outcome, bool)> {
-        let mut outcomes = Vec::new();
-        self.gone.retain(|running| !running.everything().is_empty());
-        for host in &mut self.hosts {
-            if host.run.running.is_over() {
-                let outcome = host.run.running.wait();
-                outcomes.push((outcome, host.run.is_struck()));
-                let new = contend(
-                    &host.links,
-                    &host.wall,
-                    host.up,
-                    &self.oracle,
-                    &self.watch,
-                    &mut host.dice,
-                );
-                // Whatever of it still runs is its guard's affair, and the oracle's.
-                self.gone
-                    .push(std::mem::replace(&mut host.run, new).running);
+    fn end_of(&self, run: &mut Run) -> Ended {
+        let outcome = run.running.wait();
+        Ended {
+            number: run.number,
+            host: run.host,
+            plan: run.plan.clone(),
+            outcome,
+            reported: run.reported(),
+            struck: run.is_struck(),
+            dlock_struck: run.dlock_struck,
+            began_at: run.began_at,
+            over_at: self.cpu.ended_at(run.number).unwrap_or_else(boot_clock),
+        }
+    }
+
+    /// Reads what the commands have noted meanwhile.
+    pub(super) fn read_on(&mut self) {
+        let ups = &self.ups;
+        let begun = self.journal.read(|run| ups[run]);
+        let running = self.hosts.iter().map(|host| &host.run).chain(&self.gone);
+        let is_once: BTreeSet<usize> = running
+            .filter(|run| run.plan.lock == Lock::OncePer)
+            .map(|run| run.number)
+            .collect();
+        for run in begun {
+            if let Some(begun) = self.journal.of(run)
+                && is_once.contains(&run)
+            {
+                self.once.push((begun.at, run));
             }
         }
-        outcomes
+    }
+
+    /// What is not as it must be of a run that has ended.
+    pub(super) fn judge(&self, run: &Ended) -> Vec<String> {
+        // Before the history is locked, which its thread needs in turn.
+        let late = self.watch.late();
+        let history = self.witness.history();
+        let evidence = Evidence {
+            history: &history,
+            journal: &self.journal,
+            troubles: &self.troubles,
+            stalls: &self.stalls,
+            cpu: &self.cpu,
+            late: &late,
+            taken: &self.taken,
+            leaders_take_leases: self.leaders_take_leases,
+        };
+        let faults = evidence.judge(run);
+        self.cpu.forget(run.number);
+        faults
     }
 
     /// Waits for the end of whatever contends now; nobody follows.
-    pub(super) fn finish(&mut self, limit: Duration) -> Vec<(Outcome, bool)> {
-        let hosts = self.hosts.iter_mut();
-        hosts
-            .map(|host| {
-                let outcome = host.run.running.wait_within(limit);
-                (outcome, host.run.is_struck())
-            })
-            .collect()
+    pub(super) fn finish(&mut self, limit: Duration) {
+        let until = boot_clock() + limit;
+        let mut hosts = std::mem::take(&mut self.hosts);
+        for host in &mut hosts {
+            if !host.rests_until.is_zero() {
+                continue;
+            }
+            let left = until.saturating_sub(boot_clock()) + Duration::from_secs(1);
+            host.run.running.wait_within(left);
+            eventually(left, "dlock has ended", || host.run.is_over());
+            let ended = self.end_of(&mut host.run);
+            self.ended.push(ended);
+        }
+        self.hosts = hosts;
     }
 
     /// Starts one more.
     pub(super) fn newcomer(&mut self) -> Running {
-        let host = &mut self.hosts[0];
-        let (oracle, watch) = (&self.oracle, &self.watch);
-        let dice = &mut host.dice;
-        contend(&host.links, &host.wall, host.up, oracle, watch, dice).running
+        let mut hosts = std::mem::take(&mut self.hosts);
+        let Host {
+            links,
+            wall,
+            up,
+            dice,
+            ..
+        } = &mut hosts[0];
+        let number = self.ups.len();
+        self.ups.push(*up);
+        let mut plan = Plan::main(dice);
+        plan.form = Form::Run;
+        plan.code = 0;
+        plan.stay = Duration::from_secs(1);
+        let run = Run::start(number, 0, plan, links, wall, *up, &self.ground);
+        self.hosts = hosts;
+        run.running
     }
 
-    /// The host where the command runs.
-    pub(super) fn holder(&self) -> Option<usize> {
-        let mut hosts = self.hosts.iter();
-        hosts.position(|host| !host.run.running.tree().is_empty())
+    /// The host where the command of the main lock runs.
+    pub(super) fn holder(&mut self) -> Option<usize> {
+        self.read_on();
+        let hosts = &self.hosts[..CONTENDERS.min(self.hosts.len())];
+        hosts.iter().position(|host| {
+            let begun = self.journal.of(host.run.number);
+            begun.is_some_and(|begun| begun.ended_at.is_none())
+                && !host.run.running.tree().is_empty()
+        })
     }
 
     /// The same, though between two holders it may take a moment.
-    fn await_holder(&self) -> Option<usize> {
+    pub(super) fn await_holder(&mut self) -> Option<usize> {
         let until = boot_clock() + BETWEEN;
         loop {
             match self.holder() {
-                None if boot_clock() < until => thread::sleep(Duration::from_millis(10)),
+                None if boot_clock() < until => self.live_for(Duration::from_millis(20)),
                 holder => return holder,
             }
         }
     }
 
+    /// Guards that were stopped go on. One whose dlock has ended meanwhile has nothing to do, and ends.
+    pub(super) fn wake_guards(&self) {
+        let runs = self.hosts.iter().map(|host| &host.run);
+        runs.chain(&self.gone).for_each(Run::wake_guard);
+    }
+
     /// Everything that was started and lives, the elders apart.
     pub(super) fn everything(&self) -> Vec<Process> {
-        let running = self.hosts.iter().map(|host| &host.run.running);
-        let all = running.chain(&self.gone);
-        all.flat_map(Running::everything).collect()
+        let runs = self.hosts.iter().map(|host| &host.run);
+        let all = runs.chain(&self.gone);
+        all.flat_map(|run| run.running.everything()).collect()
+    }
+
+    /// Waits until the moment has come, though not for ever.
+    fn await_moment(&mut self, moment: Moment) {
+        let state = |world: &mut Self| {
+            world.read_on();
+            let ended = |host: &Host| {
+                let begun = world.journal.of(host.run.number);
+                begun.is_some_and(|begun| begun.ended_at.is_some())
+            };
+            let ended = world.hosts.iter().filter(|host| ended(host)).count();
+            let history = world.witness.history();
+            let main = history.places().iter();
+            let main = main.filter(|place| place.lock == Lock::Main.name());
+            let (made, gone) = main.fold((0, 0), |(made, gone), place| {
+                (made + 1, gone + usize::from(place.gone.is_some()))
+            });
+            match moment {
+                Moment::Now => 0,
+                Moment::End => ended,
+                Moment::Release => gone,
+                Moment::Entry => made,
+            }
+        };
+        if moment == Moment::Now {
+            return;
+        }
+        let (mut before, until) = (state(self), boot_clock() + BETWEEN);
+        while state(self) <= before && boot_clock() < until {
+            thread::sleep(Duration::from_millis(1));
+            // Fewer, when one that had ended is followed by another.
+            before = before.min(state(self));
+        }
     }
 
     /// One or two faults for as long as they last, and their end. Says whom they hit.
     pub(super) fn suffer(&mut self, strike: Strike) -> String {
+        if let Some(hand) = strike.hand {
+            let told = self.take_away(hand);
+            return format!("{hand:?}: {told}");
+        }
         let holder = self.await_holder();
         let number = |target| match target {
             Target::HolderOr(host) => holder.unwrap_or(host),
             Target::Host(host) => host,
         };
+        self.await_moment(strike.moment);
         let blow = (strike.blow).map(|(blow, target)| (blow, number(target)));
         let hit = blow.map(|(blow, host)| self.hosts[host].strike(blow));
-        let outage = strike.outage.map(|(outage, ways)| {
-            let links = self.links(ways, number(ways.host));
-            (outage, links, self.begin(outage, links))
-        });
         let mut lasts = strike.lasts;
-        if let Some((Outage::StopLeader | Outage::StopMember(_), ..)) = outage
+        if let Some((Outage::StopLeader | Outage::StopMember(_), ..)) = strike.outage
             && self.leaders_take_leases
         {
             lasts = lasts.min(SHORT_STOP);
         }
-        let told = format!("{strike:?}: holder {holder:?}, hit {hit:?}, for {lasts:?}");
-        let_pass(lasts);
-        if let Some((outage, links, struck)) = outage {
-            self.end(outage, links, &struck);
+        let outage = strike
+            .outage
+            .map(|(outage, ways)| (outage, ways, number(ways.host)));
+        let mut struck = Vec::new();
+        if let Some((outage, ways, host)) = outage {
+            let (whose, brief) = match outage {
+                Outage::Slow(..) | Outage::Refuse => (Some(host), false),
+                Outage::Cut | Outage::CutHalf(_) | Outage::Reset(_) | Outage::Lose(..) => {
+                    (Some(host), true)
+                }
+                _ => (None, false),
+            };
+            self.troubles.begin(boot_clock(), whose, brief);
+            if matches!(
+                outage,
+                Outage::StopLeader | Outage::StopMember(_) | Outage::StopTwo(_)
+            ) {
+                self.stopped_at = Some(boot_clock());
+            }
+            struck = self.begin(outage, self.links(ways, host));
+        }
+        let told = format!(
+            "{:?} {:?} {:?}: holder {holder:?}, hit {hit:?}, for {lasts:?}",
+            strike.moment, strike.outage, strike.blow
+        );
+        self.live_for(lasts);
+        if let Some((outage, ways, host)) = outage {
+            self.end(outage, self.links(ways, host), &struck);
+            let aftermath = if struck.is_empty() {
+                Duration::ZERO
+            } else {
+                ELECTION
+            };
+            self.troubles.end(boot_clock() + aftermath);
         }
         if let Some((_, host)) = blow {
-            self.hosts[host].recover();
+            self.read_on();
+            let has_begun = self.journal.of(self.hosts[host].run.number).is_some();
+            self.hosts[host].recover(has_begun);
         }
         told
     }
@@ -223,15 +464,26 @@ impl World {
     fn begin(&self, outage: Outage, links: &[Link]) -> Vec<usize> {
         let members = self.cluster.members();
         let struck = match outage {
-            Outage::StopLeader => vec![self.cluster.leader()],
+            Outage::StopLeader | Outage::KillLeader => vec![self.cluster.leader()],
             Outage::StopMember(member) | Outage::KillMember(member) => vec![member],
             Outage::StopTwo(member) => vec![member, (member + 1) % members.len()],
+            Outage::NoSpace => (0..members.len()).collect(),
             _ => Vec::new(),
         };
         for member in struck.iter().map(|member| &members[*member]) {
             match outage {
-                Outage::KillMember(_) => member.kill(),
+                Outage::KillMember(_) | Outage::KillLeader => member.kill(),
+                Outage::NoSpace => {}
                 _ => member.stop(),
+            }
+        }
+        if let Outage::NoSpace = outage {
+            self.fill();
+        }
+        if let Outage::Lose(lost, bait, times) = outage {
+            let trap = Trap::new(lost, bait, times);
+            for link in links {
+                link.set_trap(Some(&trap));
             }
         }
         for link in links {
@@ -242,19 +494,29 @@ impl World {
                 Outage::Cut => link.cut(),
                 Outage::CutHalf(direction) => link.cut_half(direction),
                 Outage::Reset(direction) => link.reset(direction),
-                Outage::StopLeader
-                | Outage::StopMember(_)
-                | Outage::StopTwo(_)
-                | Outage::KillMember(_) => {}
+                _ => {}
             }
         }
         struck
     }
 
+    /// Writes until there is no space left.
+    fn fill(&self) {
+        let member = &self.cluster.members()[0];
+        eventually(LIMIT, "the alarm is raised", || {
+            let big = File::open(self.big.file("big")).expect("written before");
+            let key = format!("fill-{}", boot_clock().as_nanos());
+            let put = Dlock::etcdctl(member).args(["put", &key]).stdin(big);
+            let put = put.start().wait();
+            put.stderr.contains("database space exceeded")
+        });
+    }
+
     fn end(&self, outage: Outage, links: &[Link], struck: &[usize]) {
         let struck = struck.iter().map(|member| &self.cluster.members()[*member]);
         match outage {
-            Outage::KillMember(_) => struck.for_each(Etcd::revive),
+            Outage::KillMember(_) | Outage::KillLeader => struck.for_each(Etcd::revive),
+            Outage::NoSpace => Etcd::make_space(self.cluster.members()),
             _ => struck.for_each(Etcd::cont),
         }
         for link in links {
@@ -291,55 +553,16 @@ impl World {
 impl Host {
     /// Says what was hit.
     fn strike(&mut self, blow: Blow) -> String {
-        let Run {
-            running,
-            dlock_struck,
-            guard_struck,
-            tree_struck,
-        } = &mut self.run;
-        let (signal, which) = match blow {
-            Blow::Jump(offset) => {
-                self.wall.jump(offset);
-                return "the clock".to_owned();
-            }
-            Blow::KillDlock | Blow::StopDlock if *guard_struck => return "spared".to_owned(),
-            Blow::KillGuard | Blow::StopGuard if *dlock_struck => return "spared".to_owned(),
-            Blow::KillDlock => (Signal::KILL, None),
-            Blow::StopDlock => (Signal::STOP, None),
-            Blow::KillGuard | Blow::StopGuard => {
-                let children = running.process().children();
-                let guard = children.iter().find(|it| it.name() == "dlock-guard");
-                let Some(guard) = guard else {
-                    return "nobody".to_owned();
-                };
-                *guard_struck = true;
-                let kills = matches!(blow, Blow::KillGuard);
-                guard.signal(if kills { Signal::KILL } else { Signal::STOP });
-                return format!("guard {}", guard.0);
-            }
-            Blow::KillDescendant(which) => (Signal::KILL, Some(which)),
-            Blow::StopDescendant(which) => (Signal::STOP, Some(which)),
-        };
-        if let Some(which) = which {
-            let tree = running.tree();
-            let Some(process) = tree.get(which % tree.len().max(1)) else {
-                return "nobody".to_owned();
-            };
-            *tree_struck = true;
-            process.signal(signal);
-            return format!("{} {}", process.name(), process.0);
+        if let Blow::Jump(offset) = blow {
+            self.wall.jump(offset);
+            return "the clock".to_owned();
         }
-        *dlock_struck = true;
-        running.signal(signal);
-        format!("dlock {}", running.process().0)
+        self.run.strike(blow)
     }
 
     /// Whoever is stopped goes on, and the clock goes right; a guard stays as it is.
-    fn recover(&self) {
-        self.run.running.signal(Signal::CONT);
-        for process in self.run.running.tree() {
-            process.signal(Signal::CONT);
-        }
+    fn recover(&self, has_begun: bool) {
+        self.run.recover(has_begun);
         self.wall.jump("+0");
     }
 }
@@ -377,35 +600,4 @@ fn open_in(running: &Running) -> usize {
 fn ways(cluster: &Cluster) -> Vec<Link> {
     let members = cluster.members().iter();
     members.map(|member| Link::to(member.port())).collect()
-}
-
-/// Contends for the lock; the command and a daemonised descendant of it beat, and every other time nothing of it minds
-/// SIGTERM.
-fn contend(
-    links: &[Link],
-    wall: &WallClock,
-    up: Duration,
-    oracle: &Oracle,
-    watch: &Watch,
-    dice: &mut Dice,
-) -> Run {
-    let endpoints: Vec<String> = links.iter().map(Link::endpoint).collect();
-    // From much less to more than the term.
-    let stay = dice.span(10, 7000);
-    let trap = if dice.one_in(2) { "trap '' TERM;" } else { "" };
-    let (beats, stay) = (watch.beats(), stay.as_secs_f32());
-    let script = format!("{trap} setsid -f {beats}; {beats} & sleep {stay}");
-    let dlock = Dlock::at(&endpoints.join(",")).args(["--connect-timeout=20"]);
-    let running = wall
-        .wind(dlock)
-        .up_longer_by(up)
-        .run(["--ttl=5", LOCK, "--", "env", "-u", "LD_PRELOAD"])
-        .args(oracle.command(&["sh", "-c", &script]))
-        .start();
-    Run {
-        running,
-        dlock_struck: false,
-        guard_struck: false,
-        tree_struck: false,
-    }
 }

@@ -15,6 +15,11 @@ pub(crate) struct Cluster {
 impl Cluster {
     /// Starts three members and waits until they serve.
     pub(crate) fn start() -> Self {
+        Self::start_with(&[])
+    }
+
+    /// The same with more flags for each member.
+    pub(crate) fn start_with(flags: &[&str]) -> Self {
         for _ in 0..5 {
             let ports: Vec<(u16, u16)> = (0..3).map(|_| (free_port(), free_port())).collect();
             let peers: Vec<Link> = ports.iter().map(|(_, peer)| Link::to(*peer)).collect();
@@ -37,7 +42,7 @@ impl Cluster {
                         advertised_port: peer.port(),
                         initial_cluster: initial_cluster.clone(),
                         scheme: "http",
-                        flags: &[],
+                        flags,
                         ctl_flags: Vec::new(),
                     })
                 })

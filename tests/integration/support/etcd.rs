@@ -8,11 +8,13 @@ use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Output, Stdio};
 use std::sync::{LazyLock, Mutex};
+use std::thread;
+use std::time::Duration;
 
 use rustix::process::Signal;
 
 use super::processes::{Process, alive};
-use super::{Certificates, LIMIT, eventually, unique};
+use super::{Certificates, LIMIT, boot_clock, eventually, unique};
 
 /// Runs etcd for as long as our end of its standard input is open, so that no server outlives the tests however they
 /// end. Each line it reads means: kill it and start it again. It prints the process id of each start.
@@ -282,6 +284,11 @@ impl Etcd {
         line
     }
 
+    /// Runs etcdctl where a failure is none of the test, and says whether it succeeded.
+    pub(crate) fn try_ctl(&self, args: &[&str]) -> bool {
+        self.ctl_output(args).status.success()
+    }
+
     fn ctl_output(&self, args: &[&str]) -> Output {
         let line = self.ctl_command();
         Command::new(&line[0])
@@ -368,9 +375,20 @@ impl Etcd {
     /// Waits until neither keys nor leases are left; a default term may pass, for a revoke may get lost.
     #[track_caller]
     pub(crate) fn assert_empty(&self) {
-        eventually(LIMIT * 2, "no key and no lease is left", || {
-            self.entries("").is_empty() && self.leases().is_empty()
-        });
+        let until = boot_clock() + LIMIT * 2;
+        loop {
+            let (entries, leases) = (self.entries(""), self.leases());
+            if entries.is_empty() && leases.is_empty() {
+                return;
+            }
+            let keys: Vec<String> = entries.into_iter().map(|entry| entry.key).collect();
+            assert!(
+                boot_clock() < until,
+                "left after {:?}: the keys {keys:?} and the leases {leases:?}",
+                LIMIT * 2
+            );
+            thread::sleep(Duration::from_millis(50));
+        }
     }
 
     /// Writes until there is no space left: to be started with a small `--quota-backend-bytes`.
@@ -380,6 +398,27 @@ impl Etcd {
         eventually(LIMIT, "the alarm is raised", || {
             self.ctl_output(&["put", &unique("fill"), &value]);
             self.ctl(&["alarm", "list"]).contains("NOSPACE")
+        });
+    }
+
+    /// Makes space again after [`Etcd::fill`] of a member of a cluster, for all members: forgets old revisions, gives their
+    /// space back, and takes the alarm away.
+    pub(crate) fn make_space(members: &[Self]) {
+        let one = &members[0];
+        eventually(LIMIT, "there is space again", || {
+            one.try_ctl(&["del", "--prefix", "fill"]);
+            let status = one.status().unwrap_or_default();
+            let mut lines = status.lines();
+            let revision = lines.find_map(|line| line.strip_prefix("\"Revision\" : "));
+            one.try_ctl(&["compact", revision.unwrap_or_default()]);
+            for member in members {
+                member.try_ctl(&["defrag"]);
+            }
+            one.try_ctl(&["alarm", "disarm"]);
+            // What was written last may have come late.
+            one.try_ctl(&["put", "fill", ""])
+                && one.try_ctl(&["del", "--prefix", "fill"])
+                && one.ctl(&["alarm", "list"]).is_empty()
         });
     }
 

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
@@ -36,6 +36,67 @@ pub(crate) enum Direction {
     ToServer,
     ToClient,
 }
+
+/// What a trap loses of the exchange that it waits for. The connection is then closed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Lost {
+    /// The request does not leave.
+    Request,
+    /// The server gets the request; its answer does not arrive.
+    Answer,
+}
+
+/// Which request a trap waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Bait {
+    /// One with these bytes in it.
+    Bytes(&'static str),
+    /// The one after so many packets of bytes.
+    After(u32),
+}
+
+/// Loses a chosen request, or its answer, so many times in a row on all the links that share it.
+#[derive(Debug)]
+pub(crate) struct Trap {
+    lost: Lost,
+    bait: Bait,
+    /// How many packets are still let through.
+    spare: AtomicU32,
+    times: AtomicU32,
+}
+
+impl Trap {
+    pub(crate) fn new(lost: Lost, bait: Bait, times: u32) -> Arc<Self> {
+        let spare = match bait {
+            Bait::Bytes(_) => 0,
+            Bait::After(count) => count,
+        };
+        Arc::new(Self {
+            lost,
+            bait,
+            spare: AtomicU32::new(spare),
+            times: AtomicU32::new(times),
+        })
+    }
+
+    /// What happens to these bytes, which are on their way to the server.
+    fn take(&self, bytes: &[u8]) -> Option<Lost> {
+        let one_less = |count: u32| count.checked_sub(1);
+        let order = Ordering::SeqCst;
+        let taken = match self.bait {
+            Bait::Bytes(wanted) => {
+                let mut windows = bytes.windows(wanted.len());
+                windows.any(|window| window == wanted.as_bytes())
+            }
+            Bait::After(_) => self.spare.fetch_update(order, order, one_less).is_err(),
+        };
+        let taken = taken && self.times.fetch_update(order, order, one_less).is_ok();
+        taken.then_some(self.lost)
+    }
+}
+
+/// How long a server has for a request whose answer is to be lost, before its connection is closed.
+const SERVED: Duration = Duration::from_millis(100);
 
 /// How the connections that are open come to an end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,6 +129,7 @@ struct State {
     /// Grows with every break; a connection of an older age suffers `broken`.
     age: AtomicU64,
     broken: Mutex<Break>,
+    trap: Mutex<Option<Arc<Trap>>>,
     /// Refuse new connections: nobody listens.
     refuse: AtomicBool,
     listening: AtomicBool,
@@ -101,6 +163,7 @@ impl Link {
             to_client: Mutex::new(Mode::Pass),
             age: AtomicU64::new(0),
             broken: Mutex::new(Break::Close),
+            trap: Mutex::new(None),
             refuse: AtomicBool::new(false),
             listening: AtomicBool::new(true),
             over: AtomicBool::new(false),
@@ -185,9 +248,15 @@ impl Link {
         }
     }
 
+    /// Sets a trap for a request, in the place of the one that may be there.
+    pub(crate) fn set_trap(&self, trap: Option<&Arc<Trap>>) {
+        *self.state.trap.lock().expect("no panic while locked") = trap.cloned();
+    }
+
     /// Takes connections again and passes everything on.
     pub(crate) fn heal(&self) {
         self.both(Mode::Pass);
+        self.set_trap(None);
         self.state.refuse.store(false, Ordering::SeqCst);
     }
 
@@ -229,6 +298,12 @@ impl State {
             }
         }
     }
+
+    /// What the trap does, if there is one, with these bytes on their way to the server.
+    fn spring(&self, bytes: &[u8]) -> Option<Lost> {
+        let trap = self.trap.lock().expect("no panic while locked").clone();
+        trap.filter(|_| !bytes.is_empty())?.take(bytes)
+    }
 }
 
 fn accept(port: u16, listener: TcpListener, state: &Arc<State>) {
@@ -252,6 +327,23 @@ fn accept(port: u16, listener: TcpListener, state: &Arc<State>) {
     }
 }
 
+/// What the two directions of one connection know of each other.
+struct Connection {
+    /// The client believes that it is connected before it could be: until it hears from the server, all that it does is
+    /// early by the handshake.
+    early: AtomicBool,
+    /// The client hears nothing any more: an answer is to be lost.
+    deaf: AtomicBool,
+}
+
+impl Connection {
+    /// Loses all answers from now on. Gives the moment at which the connection is to be closed.
+    fn deafen(&self) -> Duration {
+        self.deaf.store(true, Ordering::SeqCst);
+        boot_clock() + SERVED
+    }
+}
+
 /// Connects a client with the server. Without a server the client is kept and never answered.
 fn join(client: TcpStream, state: &Arc<State>) {
     client.set_nonblocking(false).expect("a socket");
@@ -260,8 +352,13 @@ fn join(client: TcpStream, state: &Arc<State>) {
         if state.server.port() == 0 {
             let sink = client.try_clone().expect("a socket");
             let state = Arc::clone(state);
-            let early = AtomicBool::new(false);
-            thread::spawn(move || pump(client, sink, Direction::ToServer, age, &early, &state));
+            let connection = Connection {
+                early: AtomicBool::new(false),
+                deaf: AtomicBool::new(false),
+            };
+            thread::spawn(move || {
+                pump(client, sink, Direction::ToServer, age, &connection, &state);
+            });
         }
         return;
     };
@@ -272,13 +369,14 @@ fn join(client: TcpStream, state: &Arc<State>) {
         (Direction::ToServer, client.try_clone(), server.try_clone()),
         (Direction::ToClient, Ok(server), Ok(client)),
     ];
-    // The client believes that it is connected before it could be: until it hears from the server, all that it does
-    // is early by the handshake.
-    let early = Arc::new(AtomicBool::new(true));
+    let connection = Arc::new(Connection {
+        early: AtomicBool::new(true),
+        deaf: AtomicBool::new(false),
+    });
     for (direction, from, to) in ends {
         let (from, to) = (from.expect("a socket"), to.expect("a socket"));
-        let (state, early) = (Arc::clone(state), Arc::clone(&early));
-        thread::spawn(move || pump(from, to, direction, age, &early, &state));
+        let (state, connection) = (Arc::clone(state), Arc::clone(&connection));
+        thread::spawn(move || pump(from, to, direction, age, &connection, &state));
     }
 }
 
@@ -288,9 +386,10 @@ fn pump(
     mut to: TcpStream,
     direction: Direction,
     mut age: u64,
-    early: &AtomicBool,
+    connection: &Connection,
     state: &State,
 ) {
+    let mut closes_at = None;
     let opened_at = boot_clock();
     // Bytes and when they are due; `None` waits for the end of a hold.
     let mut waiting: VecDeque<(Option<Duration>, Vec<u8>)> = VecDeque::new();
@@ -299,7 +398,7 @@ fn pump(
     let mut shut = false;
     let mut last_due = Duration::ZERO;
     loop {
-        if state.over.load(Ordering::SeqCst) {
+        if state.over.load(Ordering::SeqCst) || closes_at.is_some_and(|at| at <= boot_clock()) {
             break;
         }
         let now = state.age.load(Ordering::SeqCst);
@@ -330,6 +429,13 @@ fn pump(
         };
         if let (Ok(count), Direction::ToServer) = (&read, direction) {
             state.look_at(&buffer[..*count]);
+            if closes_at.is_none() {
+                match state.spring(&buffer[..*count]) {
+                    Some(Lost::Request) => break,
+                    Some(Lost::Answer) => closes_at = Some(connection.deafen()),
+                    None => {}
+                }
+            }
         }
         let mode = *state.mode(direction);
         match read {
@@ -340,12 +446,14 @@ fn pump(
                 }
             }
             Ok(_) if shut => {}
+            Ok(_) if direction == Direction::ToClient && connection.deaf.load(Ordering::SeqCst) => {
+            }
             Ok(count) => match mode {
                 Mode::Pass => waiting.push_back((Some(Duration::ZERO), buffer[..count].to_vec())),
                 Mode::Hold => waiting.push_back((None, buffer[..count].to_vec())),
                 Mode::Delay(late) => {
                     let due = match direction {
-                        Direction::ToServer if early.load(Ordering::SeqCst) => {
+                        Direction::ToServer if connection.early.load(Ordering::SeqCst) => {
                             boot_clock() + state.handshake + late
                         }
                         Direction::ToServer => boot_clock() + late,
@@ -370,7 +478,7 @@ fn pump(
                 break;
             };
             if direction == Direction::ToClient {
-                early.store(false, Ordering::SeqCst);
+                connection.early.store(false, Ordering::SeqCst);
             }
             if mode != Mode::Drop && to.write_all(&bytes).is_err() {
                 open = false;

@@ -1,7 +1,10 @@
 //! Tells without any clock whether two holders ever overlapped: the kernel's own flock, held by each whole tree.
 //! It must not know dlock.
 
-use super::{LIMIT, Scratch, child, eventually};
+use std::fs;
+use std::path::Path;
+
+use super::{LIMIT, Process, Scratch, child, eventually};
 
 /// A place where holders enter one after the other.
 pub(crate) struct Oracle(Scratch);
@@ -17,6 +20,49 @@ impl Oracle {
         let mut line = vec!["sh".to_owned(), child("exclusive.sh"), dir];
         line.extend(command.iter().map(ToString::to_string));
         line
+    }
+
+    /// The directory that `exclusive.sh` needs.
+    pub(crate) fn dir(&self) -> &str {
+        self.0.path().to_str().expect("a plain path")
+    }
+
+    /// The tokens of those who were inside beside somebody else.
+    pub(crate) fn overlaps(&self) -> Vec<u64> {
+        let text = self.0.read("tokens");
+        let lines = text.lines();
+        let tokens = lines.filter_map(|line| line.strip_prefix("OVERLAP "));
+        tokens
+            .map(|token| token.parse().unwrap_or_default())
+            .collect()
+    }
+
+    /// The tokens of those who have entered so far, in that order, whether they were alone or not.
+    pub(crate) fn tokens_now(&self) -> Vec<u64> {
+        let text = self.0.read("tokens");
+        text.lines().filter_map(|line| line.parse().ok()).collect()
+    }
+
+    /// The last ones who have entered or tried to, for people.
+    pub(crate) fn last_tokens(&self) -> String {
+        let text = self.0.read("tokens");
+        let lines: Vec<&str> = text.lines().collect();
+        lines[lines.len().saturating_sub(6)..].join(", ")
+    }
+
+    /// The processes that are inside now.
+    pub(crate) fn inside(&self) -> Vec<Process> {
+        let lock = self.0.file("oracle.lock");
+        let all = fs::read_dir("/proc").into_iter().flatten().flatten();
+        let has_it = |process: &Process| {
+            let open = fs::read_dir(format!("/proc/{}/fd", process.0));
+            let mut open = open.into_iter().flatten().flatten();
+            open.any(|file| fs::read_link(file.path()).is_ok_and(|path| path == Path::new(&lock)))
+        };
+        all.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+            .map(Process)
+            .filter(has_it)
+            .collect()
     }
 
     /// Fails if two holders were ever inside at once.

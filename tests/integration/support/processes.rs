@@ -48,6 +48,21 @@ impl Process {
         Duration::from_millis(ticks * 10)
     }
 
+    /// Its number, parent and command line, for people.
+    pub(crate) fn line(self) -> String {
+        let words = fs::read(format!("/proc/{}/cmdline", self.0)).unwrap_or_default();
+        let words = String::from_utf8_lossy(&words).replace('\0', " ");
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.0)).unwrap_or_default();
+        let after = stat.rsplit_once(") ").map_or("", |(_, rest)| rest);
+        let parent = after.split(' ').nth(1).unwrap_or("?");
+        let (name, state) = (self.name(), self.state());
+        format!(
+            "{} {name} {state} of {parent} ({})",
+            self.0,
+            words.trim_end()
+        )
+    }
+
     /// How many descriptors are open in it.
     pub(crate) fn descriptors(self) -> usize {
         fs::read_dir(format!("/proc/{}/fd", self.0)).map_or(0, Iterator::count)

@@ -1,0 +1,156 @@
+//! What one run is to do, by the dice: which lock it takes, in which way, for how long, and with which options.
+//! It must not know how a run is started, nor what becomes of it.
+
+use std::time::Duration;
+
+use super::dice::Dice;
+
+/// Between two starts of the lock that is for once in a while.
+pub(super) const ONCE_PER: Duration = Duration::from_secs(6);
+
+/// How many may hold the lock with slots.
+pub(super) const SLOTS: usize = 2;
+
+/// The locks, by the way in which they are used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Lock {
+    /// Alone, with a queue: the one that most of this is about.
+    Main,
+    OncePer,
+    Slots,
+    Shared,
+    /// Held by `dlock hold` for nobody, so that nothing is stopped when it is lost.
+    Borrowed,
+}
+
+impl Lock {
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Main => "chaos",
+            Self::OncePer => "once",
+            Self::Slots => "slots",
+            Self::Shared => "shared",
+            Self::Borrowed => "borrowed",
+        }
+    }
+}
+
+/// How the lock is held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Form {
+    Run,
+    /// `dlock hold --pid` of a script with so many children, which ends with `dlock release` or by itself.
+    Hold {
+        children: usize,
+        releases: bool,
+    },
+    /// `dlock hold` for nobody, and `dlock release`.
+    Borrow,
+}
+
+/// One run.
+#[derive(Clone, Debug)]
+pub(super) struct Plan {
+    pub(super) lock: Lock,
+    pub(super) form: Form,
+    pub(super) ttl: Duration,
+    pub(super) grace: Duration,
+    /// Nothing of the command minds SIGTERM.
+    pub(super) deaf: bool,
+    pub(super) stay: Duration,
+    /// What the command ends with.
+    pub(super) code: i32,
+    pub(super) min_hold: Option<Duration>,
+    /// It asks for the lock beside others.
+    pub(super) shares: bool,
+    pub(super) options: Vec<String>,
+    /// It may end because others come, or because it is not patient.
+    pub(super) may_be_busy: bool,
+}
+
+impl Plan {
+    /// For the lock that most of this is about.
+    pub(super) fn main(dice: &mut Dice) -> Self {
+        let children = dice.one_of(&[1, 40]);
+        let releases = dice.one_in(2);
+        let form = if dice.one_in(4) {
+            Form::Hold { children, releases }
+        } else {
+            Form::Run
+        };
+        let ttl = dice.one_of(&[5, 5, 5, 10, 30]);
+        let mut plan = Self::of(Lock::Main, form, ttl, dice);
+        // From much less to more than the term.
+        plan.stay = dice.span(10, 7000);
+        match dice.below(16) {
+            0 => plan.options.push("--supersede".to_owned()),
+            1 => plan.options.push("--supersede=holder".to_owned()),
+            2 => plan.options.push("--wait=8s".to_owned()),
+            3 => plan.min_hold = Some(Duration::from_secs(3)),
+            _ => {}
+        }
+        plan.finished()
+    }
+
+    /// For a lock that is used in another way.
+    pub(super) fn of_side(lock: Lock, dice: &mut Dice) -> Self {
+        let form = if lock == Lock::Borrowed {
+            Form::Borrow
+        } else {
+            Form::Run
+        };
+        let mut plan = Self::of(lock, form, 5, dice);
+        plan.stay = dice.span(10, 3000);
+        match lock {
+            Lock::OncePer => {
+                let span = ONCE_PER.as_secs();
+                plan.options.push(format!("--once-per={span}s"));
+                let min_hold = Duration::from_secs(3);
+                plan.min_hold = dice.one_in(2).then_some(min_hold);
+            }
+            Lock::Slots => plan.options.push(format!("--slots={SLOTS}")),
+            Lock::Shared => {
+                plan.shares = !dice.one_in(3);
+                plan.options
+                    .extend(plan.shares.then(|| "--shared".to_owned()));
+            }
+            Lock::Main | Lock::Borrowed => {}
+        }
+        plan.finished()
+    }
+
+    fn of(lock: Lock, form: Form, ttl: usize, dice: &mut Dice) -> Self {
+        // At most half of the TTL less half a second.
+        let most = (ttl * 500 - 500).min(6000);
+        let grace = if dice.one_in(2) {
+            dice.span(200, most)
+        } else {
+            Duration::from_secs((ttl / 5).try_into().expect("64 bits"))
+        };
+        Self {
+            lock,
+            form,
+            ttl: Duration::from_secs(ttl.try_into().expect("64 bits")),
+            grace,
+            deaf: dice.one_in(2),
+            stay: Duration::ZERO,
+            code: dice.one_of(&[0, 0, 0, 7]),
+            min_hold: None,
+            shares: false,
+            options: Vec::new(),
+            may_be_busy: false,
+        }
+    }
+
+    fn finished(mut self) -> Self {
+        let (ttl, grace) = (self.ttl.as_secs(), self.grace.as_millis());
+        self.options.push(format!("--ttl={ttl}s"));
+        self.options.push(format!("--kill-after={grace}ms"));
+        if let Some(span) = self.min_hold {
+            self.options.push(format!("--min-hold={}s", span.as_secs()));
+        }
+        // Anybody who waits may be superseded.
+        self.may_be_busy = matches!(self.lock, Lock::Main | Lock::OncePer);
+        self
+    }
+}

@@ -1,0 +1,273 @@
+//! The history of all keys of dlock's, heard from every member from the first revision on: what etcd says has happened.
+//! It must not know what any dlock says, nor which faults there are.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use etcd_client::{Client, ConnectOptions, Event, EventType, WatchOptions, WatchResponse};
+use tokio::time::{sleep, timeout};
+
+use crate::support::{Cluster, boot_clock};
+
+/// How many events are kept for people, the last ones.
+const TOLD: usize = 20_000;
+
+/// How much of a value is kept for people, in characters.
+const SHOWN: usize = 300;
+
+/// After this an attempt to connect to a member is given up, and made again.
+const CONNECT: Duration = Duration::from_secs(1);
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// A place in a queue, from its making to its end.
+#[derive(Clone, Debug)]
+pub(super) struct Place {
+    pub(super) lock: String,
+    /// In hexadecimal, as the key has it.
+    pub(super) lease: String,
+    /// The revision that made it.
+    pub(super) token: i64,
+    /// The number of the run, by its note.
+    pub(super) run: Option<usize>,
+    /// Not earlier than it was made.
+    pub(super) made_at: Duration,
+    /// The longest that was announced for the command.
+    pub(super) grace: Duration,
+    /// Somebody has asked its owner to go.
+    pub(super) asked: bool,
+    /// It stands for a command that has ended.
+    pub(super) cooling: bool,
+    pub(super) gone: Option<Gone>,
+}
+
+/// The end of a place.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Gone {
+    /// Not earlier than it went.
+    pub(super) at: Duration,
+    /// A release record was left by the same revision.
+    pub(super) released: bool,
+}
+
+impl Place {
+    /// Its owner gave it back, or its time to cool down is over.
+    pub(super) fn ended_well(&self) -> bool {
+        self.cooling || self.gone.is_some_and(|gone| gone.released)
+    }
+
+    /// It went without its owner's doing, as far as etcd can tell.
+    pub(super) fn vanished_at(&self) -> Option<Duration> {
+        self.gone.filter(|_| !self.ended_well()).map(|gone| gone.at)
+    }
+}
+
+/// All that was heard.
+#[derive(Default)]
+pub(super) struct History {
+    /// The last revision of which all is known.
+    heard_to: i64,
+    places: Vec<Place>,
+    /// The keys of places that stand now, and their number in `places`.
+    standing: BTreeMap<String, usize>,
+    told: VecDeque<(Duration, String)>,
+}
+
+impl History {
+    /// The places of one lock that stand now, the first first.
+    pub(super) fn queue(&self, lock: &str) -> Vec<&Place> {
+        let mut queue: Vec<&Place> = (self.standing.values())
+            .map(|number| &self.places[*number])
+            .filter(|place| place.lock == lock)
+            .collect();
+        queue.sort_by_key(|place| place.token);
+        queue
+    }
+
+    pub(super) fn places(&self) -> &[Place] {
+        &self.places
+    }
+
+    /// The place that a holder with this token had.
+    pub(super) fn place(&self, token: i64) -> Option<&Place> {
+        self.places.iter().find(|place| place.token == token)
+    }
+
+    /// What was heard between two moments, for people.
+    pub(super) fn told(&self, from: Duration, to: Duration) -> String {
+        let told = self.told.iter().filter(|(at, _)| (from..=to).contains(at));
+        let lines: Vec<String> = told
+            .map(|(at, line)| format!("    {:9.3} {line}", at.as_secs_f64()))
+            .collect();
+        lines.join("\n")
+    }
+
+    fn hear(&mut self, events: &[Event]) {
+        let at = boot_clock();
+        let revision = |event: &Event| event.kv().map_or(0, etcd_client::KeyValue::mod_revision);
+        let mut rest: Vec<&Event> = events.iter().collect();
+        rest.retain(|event| revision(event) > self.heard_to);
+        while let Some(first) = rest.first() {
+            let now = revision(first);
+            let (those, later): (Vec<&Event>, Vec<&Event>) =
+                rest.iter().partition(|event| revision(event) == now);
+            self.pass(at, now, &those);
+            self.heard_to = now;
+            rest = later;
+        }
+    }
+
+    /// Takes what one revision has done.
+    fn pass(&mut self, at: Duration, revision: i64, events: &[&Event]) {
+        let mut keys = Vec::new();
+        for event in events {
+            let Some(kv) = event.kv() else { continue };
+            let key = String::from_utf8_lossy(kv.key()).into_owned();
+            let value = String::from_utf8_lossy(kv.value()).into_owned();
+            let is_put = event.event_type() == EventType::Put;
+            let verb = if is_put { "put" } else { "del" };
+            let shown: String = value.chars().take(SHOWN).collect();
+            self.told
+                .push_back((at, format!("@{revision} {verb} {key} {shown}")));
+            keys.push((key, value, is_put, kv.create_revision()));
+        }
+        while self.told.len() > TOLD {
+            self.told.pop_front();
+        }
+        let released: Vec<String> = keys
+            .iter()
+            .filter_map(|(key, _, is_put, _)| {
+                let rest = is_put.then(|| key.strip_prefix("dlock/released/"))?;
+                rest.map(str::to_owned)
+            })
+            .collect();
+        for (key, value, is_put, token) in keys {
+            let Some((lock, lease)) = (key.strip_prefix("dlock/lock/"))
+                .and_then(|rest| rest.split_once('/'))
+                .filter(|(_, lease)| lease.bytes().all(|byte| byte.is_ascii_hexdigit()))
+            else {
+                continue;
+            };
+            if !is_put {
+                if let Some(number) = self.standing.remove(&key) {
+                    let released = released.contains(&format!("{lock}/{lease}"));
+                    self.places[number].gone = Some(Gone { at, released });
+                }
+                continue;
+            }
+            let record: serde_json::Value = serde_json::from_str(&value).unwrap_or_default();
+            let number = *self.standing.entry(key.clone()).or_insert_with(|| {
+                self.places.push(Place {
+                    lock: lock.to_owned(),
+                    lease: lease.to_owned(),
+                    token,
+                    run: run_of(&record),
+                    made_at: at,
+                    grace: Duration::ZERO,
+                    asked: false,
+                    cooling: false,
+                    gone: None,
+                });
+                self.places.len() - 1
+            });
+            let place = &mut self.places[number];
+            let grace = Duration::from_millis(record["grace_ms"].as_u64().unwrap_or_default());
+            place.grace = place.grace.max(grace);
+            place.asked |= !record["asked"].is_null();
+            place.cooling |= record["cooling"] == true;
+        }
+    }
+}
+
+/// The note of a run, by which its places are found.
+pub(super) fn note(run: usize) -> String {
+    format!("run {run}")
+}
+
+fn run_of(record: &serde_json::Value) -> Option<usize> {
+    record["note"].as_str()?.strip_prefix("run ")?.parse().ok()
+}
+
+/// Hears from every member; the earliest to tell counts, for others may be struck.
+pub(super) struct Witness {
+    history: Arc<Mutex<History>>,
+    over: Arc<AtomicBool>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Witness {
+    pub(super) fn of(cluster: &Cluster) -> Self {
+        let history = Arc::new(Mutex::new(History {
+            // Of the first revision there is nothing.
+            heard_to: 1,
+            ..History::default()
+        }));
+        let over = Arc::new(AtomicBool::new(false));
+        let threads = cluster.members().iter().map(|member| {
+            let (endpoint, history, over) =
+                (member.endpoint(), Arc::clone(&history), Arc::clone(&over));
+            thread::spawn(move || {
+                let runtime = tokio::runtime::Builder::new_current_thread()
+                    .enable_all()
+                    .build();
+                let runtime = runtime.expect("threads and descriptors are to be had");
+                while !over.load(Ordering::SeqCst) {
+                    // The member may be down, or have forgotten what another one has told us by now.
+                    let _ = runtime.block_on(listen(&endpoint, &history, &over));
+                    runtime.block_on(async { sleep(PAUSE).await });
+                }
+            })
+        });
+        let threads = threads.collect();
+        Self {
+            history,
+            over,
+            threads,
+        }
+    }
+
+    pub(super) fn history(&self) -> MutexGuard<'_, History> {
+        self.history.lock().expect("no panic while locked")
+    }
+}
+
+impl Drop for Witness {
+    fn drop(&mut self) {
+        self.over.store(true, Ordering::SeqCst);
+        for thread in self.threads.drain(..) {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Hears from one member, for as long as its connection lasts.
+async fn listen(
+    endpoint: &str,
+    history: &Mutex<History>,
+    over: &AtomicBool,
+) -> Result<(), etcd_client::Error> {
+    let options = ConnectOptions::new().with_connect_timeout(CONNECT);
+    let client = Client::connect([endpoint], Some(options)).await?;
+    let from = history.lock().expect("no panic while locked").heard_to + 1;
+    let options = WatchOptions::new().with_prefix().with_start_revision(from);
+    let mut watch = client.watch_client();
+    let Ok(stream) = timeout(CONNECT, watch.watch("dlock/", Some(options))).await else {
+        return Ok(());
+    };
+    let mut stream = stream?;
+    while !over.load(Ordering::SeqCst) {
+        match timeout(PAUSE, stream.message()).await {
+            Err(_) => {}
+            Ok(Ok(Some(heard))) if !heard.canceled() => hear(history, &heard),
+            Ok(ended) => return ended.map(|_| ()),
+        }
+    }
+    Ok(())
+}
+
+fn hear(history: &Mutex<History>, heard: &WatchResponse) {
+    let mut history = history.lock().expect("no panic while locked");
+    history.hear(heard.events());
+}
