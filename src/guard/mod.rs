@@ -334,7 +334,11 @@ impl Drop for Guard {
         if !self.busy {
             // It ends at once. Where init collects nobody, a zombie of every run would stay.
             let mut end = [PollFd::new(&self.process, PollFlags::IN)];
-            let _ = poll(&mut end, Some(&REAP));
+            if poll(&mut end, Some(&REAP)) == Ok(0) {
+                // A guard that was stopped would stay for ever, with what it has open. It guards nothing.
+                let _ = signals::send(self.process.as_fd(), libc::SIGKILL);
+                let _ = poll(&mut end, Some(&REAP));
+            }
         }
         let ended = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
         let _ = waitid(WaitId::PidFd(self.process.as_fd()), ended);

@@ -162,3 +162,13 @@ fn the_guard_itself_leaves_no_zombie() {
         assert_eq!(reap(|_, _| ()), Children::None);
     });
 }
+
+#[test]
+fn a_stopped_guard_without_a_command_ends_with_dlock() {
+    alone(|_| {
+        let guard = launch(shell("exit"), PATIENT, &Ties::default()).unwrap();
+        signals::send(guard.process.as_fd(), libc::SIGSTOP).unwrap();
+        drop(guard);
+        assert_eq!(reap(|_, _| ()), Children::None);
+    });
+}
