@@ -17,6 +17,10 @@
 //! 3. A revoke after the bar ends the lease, and with it a key that was put before the bar, if there is one. If it does not
 //!    find the lease, the grant comes later and the put with it, after the bar.
 //!
+//! 4. A member that has no leader, or that applies too slowly, refuses a grant before it passes it on (`newUnaryInterceptor` and
+//!    `processInternalRaftRequestOnce` in etcd). Such an attempt never was: there is nothing to revoke, nor to bar. In an outage
+//!    there may be thousands.
+//!
 //! Hence: revoke; if the lease is not found although its grant is open, bar it and revoke again. A grant that comes after
 //! that leaves a lease without a key, which is in nobody's way. The bar has a lease that nobody renews, much longer than
 //! any network keeps a request. Nothing of this is needed by an attempt that is answered.
@@ -37,6 +41,8 @@ pub enum Attempt {
     Barred,
     /// No: it was answered.
     Answered,
+    /// No, and it never did: a member refused the grant before the cluster knew of it.
+    Refused,
 }
 
 /// What has to be done about an attempt next.
@@ -53,7 +59,7 @@ impl Attempt {
     pub fn after_revoke(self, found: bool) -> Next {
         match self {
             Self::Open if !found => Next::Bar,
-            Self::Open | Self::Barred | Self::Answered => Next::Done,
+            Self::Open | Self::Barred | Self::Answered | Self::Refused => Next::Done,
         }
     }
 }

@@ -339,10 +339,15 @@ impl Contender {
                 let lease = random_lease()?;
                 self.abandoned.borrow_mut().push(lease);
                 self.late.borrow_mut().insert(lease, Attempt::Open);
-                let answered = || {
-                    self.late.borrow_mut().remove(&lease);
+                let hear = |attempt| {
+                    if attempt != Attempt::Open {
+                        self.late.borrow_mut().remove(&lease);
+                    }
+                    if attempt == Attempt::Refused {
+                        self.abandoned.borrow_mut().retain(|id| *id != lease);
+                    }
                 };
-                let entry = self.places.take(&connection, lease, answered).await;
+                let entry = self.places.take(&connection, lease, hear).await;
                 if matches!(&entry, Err(trouble) if trouble.kind == Kind::LeaseExists) {
                     // Somebody else's. Never adopt it, never revoke it.
                     self.abandoned.borrow_mut().retain(|id| *id != lease);

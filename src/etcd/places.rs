@@ -17,10 +17,10 @@ use tokio::time::sleep;
 
 use super::connection::Connection;
 use super::look::{Look, is_own};
-use super::trouble::{Kind, Trouble};
+use super::trouble::{Kind, Trouble, attempt_after};
 use super::{Cluster, random_lease};
 use crate::clock;
-use crate::core::abandoned::BAR;
+use crate::core::abandoned::{Attempt, BAR};
 use crate::core::evidence::Evidence;
 use crate::core::holder::Holder;
 use crate::core::lease::{Claim, FencingToken, Instant, LeaseId, Place, Terms};
@@ -130,12 +130,12 @@ impl Places {
     }
 
     /// Grants the lease `lease` and takes a place with it. Each request is boxed: together they would be 28 KiB, moved
-    /// about on a stack that nobody else needs as deep. `answered` is called when etcd has said what became of the grant.
+    /// about on a stack that nobody else needs as deep. `hear` is told what the answer to the grant says of this attempt.
     pub(super) async fn take(
         &self,
         etcd: &Connection,
         lease: LeaseId,
-        answered: impl Fn(),
+        hear: impl Fn(Attempt),
     ) -> Result<Entry, Trouble> {
         let mut leases = etcd.leases();
         let seconds = i64::try_from(self.terms.ttl().as_secs()).unwrap_or(i64::MAX);
@@ -145,9 +145,7 @@ impl Places {
             .grant(seconds, options)
             .map(|granted| {
                 let granted = granted.map_err(Trouble::from);
-                if !matches!(&granted, Err(trouble) if trouble.kind == Kind::Elsewhere) {
-                    answered();
-                }
+                hear(attempt_after(&granted));
                 granted
             })
             .boxed_local();

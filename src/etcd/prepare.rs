@@ -8,7 +8,7 @@ use tracing::warn;
 use super::contend::{Contender, LEAVE};
 use super::marks::{Claimed, Marked};
 use super::random_lease;
-use super::trouble::{Kind, Trouble};
+use super::trouble::{Kind, Trouble, attempt_after};
 use crate::clock;
 use crate::core::abandoned::{Attempt, Next};
 use crate::core::holder::{Ask, Holder};
@@ -101,8 +101,9 @@ impl Contender {
             self.abandoned.borrow_mut().push(lease);
             let sent_at = clock::now();
             let granted = self.places.grant(etcd, lease, ttl).await;
-            if matches!(&granted, Err(trouble) if trouble.kind == Kind::LeaseExists) {
-                // Somebody else's.
+            let exists = matches!(&granted, Err(trouble) if trouble.kind == Kind::LeaseExists);
+            if exists || attempt_after(&granted) == Attempt::Refused {
+                // Somebody else's, or nobody's.
                 self.abandoned.borrow_mut().retain(|id| *id != lease);
             }
             granted.map(|()| Grant { lease, sent_at })

@@ -6,6 +6,7 @@ use std::error::Error as _;
 use etcd_client::Error;
 use tonic::{Code, Status};
 
+use crate::core::abandoned::Attempt;
 pub(crate) use crate::trouble::{Kind, Trouble};
 
 impl From<Error> for Trouble {
@@ -49,6 +50,23 @@ impl From<&Status> for Trouble {
         }
     }
 }
+
+/// What the answer to a grant says of the attempt that it belongs to.
+pub(super) fn attempt_after<T>(granted: &Result<T, Trouble>) -> Attempt {
+    match granted {
+        Err(trouble) if trouble.kind == Kind::Elsewhere => {
+            if UNPROPOSED.contains(&trouble.cause.as_str()) {
+                Attempt::Refused
+            } else {
+                Attempt::Open
+            }
+        }
+        _ => Attempt::Answered,
+    }
+}
+
+/// The words of a member that refuses a grant before it is proposed to the cluster: see `core::abandoned`.
+const UNPROPOSED: [&str; 3] = ["no leader", "raft proposal dropped", "too many requests"];
 
 /// etcd's own words, or the innermost cause when the client library made up the status.
 fn describe(status: &Status) -> String {
@@ -199,6 +217,40 @@ mod tests {
         }
         let hint = handshake_hint(true, "invalid peer certificate: UnknownIssuer").unwrap();
         assert!(hint.contains("--cacert"));
+    }
+
+    #[test]
+    fn only_a_grant_that_was_never_proposed_is_forgotten() {
+        let after =
+            |code, message| attempt_after::<()>(&Err(Trouble::from(&Status::new(code, message))));
+        let refused = [
+            (Code::Unavailable, "etcdserver: no leader"),
+            (Code::ResourceExhausted, "etcdserver: too many requests"),
+            (Code::Unknown, "raft proposal dropped"),
+        ];
+        for (code, message) in refused {
+            assert_eq!(after(code, message), Attempt::Refused, "{message}");
+        }
+        // Each of these may be carried out yet.
+        for message in [
+            "etcdserver: request timed out",
+            "etcdserver: request timed out, possibly due to previous leader failure",
+            "etcdserver: leader changed",
+            "etcdserver: server stopped",
+            "no leader to be found",
+        ] {
+            assert_eq!(
+                after(Code::Unavailable, message),
+                Attempt::Open,
+                "{message}"
+            );
+        }
+        let full = after(
+            Code::ResourceExhausted,
+            "etcdserver: mvcc: database space exceeded",
+        );
+        assert_eq!(full, Attempt::Answered);
+        assert_eq!(attempt_after(&Ok(())), Attempt::Answered);
     }
 
     #[test]

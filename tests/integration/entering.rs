@@ -1,7 +1,11 @@
 //! Taking a place in the queue when etcd is late: one place for each dlock, and none when it has ended.
 //! It must not know how dlock asks for its place.
 
-use crate::support::{Cluster, Dlock, Running, etcdctl_program, hold_open};
+use std::time::Duration;
+
+use crate::support::{
+    Cluster, Dlock, LIMIT, Running, etcdctl_program, eventually, hold_open, let_pass,
+};
 
 /// Two endpoints, of which the first is a member that can be held back.
 struct Held<'a> {
@@ -78,4 +82,31 @@ fn a_request_that_comes_late_takes_no_second_place() {
     assert!(shown.contains("1 holding, 0 waiting"), "{shown}");
     holder.let_go().expect_silent();
     assert_eq!(held.queue("twice"), 0);
+}
+
+/// The same after a quorum that was lost: a member without a leader refuses several attempts a second before anybody else
+/// knows of them, and of none of those anything is kept in etcd.
+#[test]
+fn attempts_that_a_member_without_a_leader_refuses_leave_nothing_in_etcd() {
+    let cluster = Cluster::start();
+    let [one, two, three] = cluster.members() else {
+        panic!("three members")
+    };
+    one.stop();
+    two.stop();
+    eventually(LIMIT, "the third gives its leader up", || {
+        let status = three.status().unwrap_or_default();
+        status.contains("\"Leader\" : 0")
+    });
+    let mut run = Dlock::on(three)
+        .run(["--wait=60", "refused", "true"])
+        .start();
+    let_pass(Duration::from_secs(4));
+    one.cont();
+    two.cont();
+    run.wait().expect_code(0);
+    let kept = three.entries("dlock/released/");
+    let bars = kept.iter().filter(|entry| entry.value.is_empty()).count();
+    // What is under way when the leader comes back may get no answer.
+    assert!(bars <= 3, "{bars} attempts are barred");
 }
