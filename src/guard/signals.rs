@@ -90,11 +90,13 @@ pub(crate) fn receive(signals: impl Iterator<Item = i32>) -> io::Result<OwnedFd>
 pub(crate) fn stop_by(signal: i32) {
     let (ignored, mask) = (is_ignored(signal), mask());
     set_ignored(signal, false);
-    set_mask(mask & !set_of(signal));
+    // Before it is let through: one of the terminal's may be pending, too, and would stop us first. What continues us takes
+    // back both of them (signal(7)), but not one that is raised after that.
     // SAFETY: without a handler, no code of ours runs.
     unsafe {
         libc::raise(signal);
     }
+    set_mask(mask & !set_of(signal));
     set_mask(mask);
     set_ignored(signal, ignored);
 }

@@ -156,3 +156,30 @@ fn a_script_that_names_no_interpreter_is_run_by_the_shell() {
         assert_eq!(scratch.line("said"), "2 a b ours");
     });
 }
+
+/// A signal that the terminal sent stops dlock once, whichever way it learns of it first.
+#[test]
+fn a_stop_that_is_pending_already_stops_once() {
+    alone(|_| {
+        // SAFETY: the other thread of this process only waits for this one, as `alone` says.
+        let Some(dlock) = unsafe { spawn::fork() }.unwrap() else {
+            // A group of its own, whose parent can continue it: the kernel stops none that is orphaned.
+            rustix::process::setpgid(None, None).unwrap();
+            let _received = receive([libc::SIGTSTP].into_iter()).unwrap();
+            rustix::process::kill_process(getpid(), rustix::process::Signal::TSTP).unwrap();
+            stop_by(libc::SIGTSTP);
+            // SAFETY: ends this process, and runs nothing of the test's.
+            unsafe { libc::_exit(7) }
+        };
+        let wait = || {
+            let changes = rustix::process::WaitOptions::UNTRACED;
+            rustix::process::waitpid(Some(dlock), changes)
+                .unwrap()
+                .unwrap()
+                .1
+        };
+        assert_eq!(wait().stopping_signal(), Some(libc::SIGTSTP));
+        rustix::process::kill_process(dlock, rustix::process::Signal::CONT).unwrap();
+        assert_eq!(wait().exit_status(), Some(7));
+    });
+}
