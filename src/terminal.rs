@@ -6,10 +6,10 @@ use std::io::{self, IsTerminal as _};
 use std::sync::Mutex;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle, TermLike};
-use rustix::process::getpgrp;
 use rustix::stdio::stderr;
 use rustix::termios::{tcgetpgrp, tcgetwinsize};
 
+use crate::guard::group_of;
 use crate::log::{self, ERASE};
 
 /// For a terminal that does not say how wide it is.
@@ -32,7 +32,9 @@ pub(crate) fn behind_stderr() -> Stderr {
         return Stderr::Elsewhere;
     }
     match tcgetpgrp(stderr()) {
-        Ok(foreground) if foreground != getpgrp() => Stderr::Elsewhere,
+        Ok(foreground) if group_of(None).is_ok_and(|own| own != foreground.as_raw_pid()) => {
+            Stderr::Elsewhere
+        }
         // One that is not our session's own has no jobs.
         _ if is_dumb(env::var("TERM").ok().as_deref()) => Stderr::Paper,
         _ => Stderr::Screen,

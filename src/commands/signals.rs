@@ -8,7 +8,7 @@ use libc::{
     SIGABRT, SIGBUS, SIGCHLD, SIGCONT, SIGFPE, SIGHUP, SIGILL, SIGINT, SIGKILL, SIGPIPE, SIGQUIT,
     SIGSEGV, SIGSTOP, SIGSYS, SIGTRAP, SIGTSTP, SIGTTIN, SIGTTOU, SIGWINCH, SIGXCPU, SIGXFSZ,
 };
-use rustix::process::{getpid, getsid};
+use rustix::process::getpid;
 use tokio::net::unix::pipe::Receiver;
 
 use crate::guard::{self, Sender, Signal};
@@ -110,5 +110,6 @@ fn received(record: &[u8; RECORD]) -> Option<Signal> {
 
 /// Whether the terminal was closed: the kernel tells the leader of its session, and nobody else.
 fn is_hang_up_of_leader(number: i32) -> bool {
-    [SIGHUP, SIGCONT].contains(&number) && getsid(None).is_ok_and(|session| session == getpid())
+    [SIGHUP, SIGCONT].contains(&number)
+        && guard::session_of(None).is_ok_and(|session| session == getpid().as_raw_pid())
 }

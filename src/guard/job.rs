@@ -2,10 +2,9 @@
 //! It must not know deadlines, nor how a tree is killed.
 
 use rustix::fs::{Mode, OFlags};
-use rustix::process::{
-    Pid, Signal, WaitId, WaitIdOptions, getpgid, getpgrp, getppid, getsid, kill_process, waitid,
-};
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, getppid, kill_process, waitid};
 
+use super::groups::{group_of, session_of};
 use crate::core;
 use crate::core::forwarding::CommandGroup;
 
@@ -16,7 +15,7 @@ const TERMINAL: &str = "/dev/tty";
 pub(super) struct Job {
     dlock: Option<Pid>,
     /// The process group that dlock and the command were started in.
-    group: Pid,
+    group: Option<i32>,
     /// Whether there is a terminal, and above dlock a process that can continue what has stopped.
     is_controlled: bool,
     state: core::job::Job,
@@ -26,10 +25,10 @@ impl Job {
     /// To be called while this process is in the caller's group.
     pub(super) fn of_caller() -> Self {
         let dlock = getppid();
-        let leads_session = getsid(None).is_ok_and(|session| Some(session) == dlock);
+        let leads_session = session_of(None).is_ok_and(|session| Pid::from_raw(session) == dlock);
         Self {
             dlock,
-            group: getpgrp(),
+            group: group_of(None).ok(),
             is_controlled: !leads_session && has_terminal(),
             state: core::job::Job::default(),
         }
@@ -37,12 +36,12 @@ impl Job {
 
     /// Where the command is now. The command must not have been collected.
     pub(super) fn command_group(&self, command: Pid) -> CommandGroup {
-        if getpgid(Some(command)).is_ok_and(|group| group == self.group) {
+        if group_of(Some(command)).ok() == self.group {
             return CommandGroup::Shared;
         }
         match (
-            getsid(Some(command)),
-            self.dlock.map(|dlock| getsid(Some(dlock))),
+            session_of(Some(command)),
+            self.dlock.map(|dlock| session_of(Some(dlock))),
         ) {
             (Ok(session), Some(Ok(ours))) if session == ours => CommandGroup::Own,
             _ => CommandGroup::OtherSession,

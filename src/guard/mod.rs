@@ -5,10 +5,11 @@
 //! *the guard's loop?* process · *start?* spawn · *what did the caller hand on?* inherited · *find and signal the tree?* tree ·
 //! *which group, terminal and stop of the command?* job · *kill it?* hunt · *what of processes that are not ours?* other ·
 //! *what does one leave behind?* outcome · *leave the caller's shell?* detach ·
-//! *system calls?* signals, descriptors
+//! *system calls?* signals, descriptors, groups
 
 mod descriptors;
 mod detach;
+mod groups;
 mod hunt;
 mod inherited;
 mod job;
@@ -44,6 +45,7 @@ use rustix::stdio::{dup2_stdin, dup2_stdout};
 use rustix::time::{TimerfdClockId, TimerfdFlags, Timespec, timerfd_create};
 
 pub(crate) use self::detach::{Detached, Side, detach};
+pub(crate) use self::groups::{group_of, session_of};
 use self::hunt::{Children, Hunt, reap};
 pub(crate) use self::inherited::{blocked_at_start, ignored_at_start};
 use self::link::Link;

@@ -5,11 +5,12 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{
-    Pid, WaitStatus, getpgid, getpid, kill_process, kill_process_group, set_child_subreaper, setsid,
+    Pid, WaitStatus, getpid, kill_process, kill_process_group, set_child_subreaper, setsid,
 };
 use rustix::stdio::{dup2_stderr, dup2_stdin, dup2_stdout};
 use rustix::time::{Itimerspec, TimerfdTimerFlags, Timespec, timerfd_settime};
 
+use super::groups::group_of;
 use super::hunt::{Children, Hunt, reap};
 use super::job::Job;
 use super::link::Link;
@@ -312,8 +313,9 @@ impl<'a> Watch<'a> {
             Recipient::Nobody => {}
             Recipient::Command => self.signal_command(signal),
             Recipient::Group => {
-                if let (Ok(group), Some(signal)) = (
-                    getpgid(Some(self.command)),
+                let group = group_of(Some(self.command)).ok();
+                if let (Some(group), Some(signal)) = (
+                    group.and_then(Pid::from_raw),
                     rustix::process::Signal::from_named_raw(signal.number),
                 ) {
                     let _ = kill_process_group(group, signal);

@@ -236,3 +236,19 @@ fn a_signal_right_after_the_end_of_the_command_stops_its_leftovers() {
         .finish()
         .expect_code(3);
 }
+
+/// A container often runs dlock as its first process, in a process group and a session that were made outside of it.
+#[test]
+fn dlock_runs_as_the_first_process_of_a_pid_namespace() {
+    let (etcd, name) = (Etcd::shared(), unique("pid-1"));
+    let mut words = vec!["unshare"];
+    if !rustix::process::geteuid().is_root() {
+        words.extend(["--user", "--map-root-user"]);
+    }
+    words.extend(["--pid", "--fork", "--mount-proc", "--"]);
+    Dlock::on(etcd)
+        .under(words)
+        .run([&name, "sh", "-c", "exit 7"])
+        .finish()
+        .expect_code(7);
+}

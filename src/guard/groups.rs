@@ -1,0 +1,32 @@
+//! The process group and the session of a process, by number. It is 0 for one that was made outside of our pid namespace
+//! (`pid_namespaces(7)`), as that of PID 1 mostly is: rustix takes it for impossible.
+//! It must not know what is made of them.
+#![expect(unsafe_code, reason = "rustix does not offer a number that may be 0")]
+
+use std::io;
+
+use rustix::process::Pid;
+
+/// Of this process, or of another one.
+pub(crate) fn group_of(process: Option<Pid>) -> io::Result<i32> {
+    // SAFETY: answers a number only.
+    number(unsafe { libc::getpgid(raw(process)) })
+}
+
+/// Of this process, or of another one.
+pub(crate) fn session_of(process: Option<Pid>) -> io::Result<i32> {
+    // SAFETY: answers a number only.
+    number(unsafe { libc::getsid(raw(process)) })
+}
+
+fn raw(process: Option<Pid>) -> i32 {
+    process.map_or(0, Pid::as_raw_pid)
+}
+
+fn number(answer: i32) -> io::Result<i32> {
+    if answer < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(answer)
+    }
+}
