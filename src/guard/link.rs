@@ -86,7 +86,11 @@ impl Link {
                 Ok(length) => drop(self.unsent.drain(..length.min(self.unsent.len()))),
                 Err(Errno::AGAIN) => break,
                 Err(Errno::INTR) => {}
-                Err(error) => return Err(error.into()),
+                Err(error) => {
+                    // One that is gone will never read it, and who waits for room would wait for nothing at all.
+                    self.unsent.clear();
+                    return Err(error.into());
+                }
             }
         }
         Ok(())
@@ -146,6 +150,17 @@ mod tests {
         assert_eq!(other.receive::<u32>().unwrap(), Some(8));
         assert!(other.receive::<u32>().is_err());
         assert!(other.owe(&9).is_err());
+    }
+
+    #[test]
+    fn nothing_is_owed_to_a_peer_that_is_gone_and_its_last_words_are_read() {
+        let (mut one, mut other) = Link::pair().unwrap();
+        other.owe(&7).unwrap();
+        while one.offer(&0).unwrap() && !one.owes() {}
+        drop(other);
+        assert!(one.owe(&8).is_err());
+        assert!(!one.owes());
+        assert_eq!(one.receive::<u32>().unwrap(), Some(7));
     }
 
     #[test]
