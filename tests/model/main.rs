@@ -353,6 +353,7 @@ fn patient(announce: Announce) -> Experiment {
         pauses: 0,
         delay: None,
         graces: PATIENT,
+        rates: &[SLOW],
         announce,
         ..revoked(Duration::ZERO, Notice::Prompt)
     }
@@ -362,7 +363,6 @@ fn patient(announce: Announce) -> Experiment {
 fn killed(announce: Announce) -> Experiment {
     Experiment {
         mishap: Mishap::Kill,
-        rates: &[SLOW],
         ..patient(announce)
     }
 }
