@@ -93,11 +93,13 @@ impl Contend for Contender {
                 Err(outcome) => return Ok(outcome),
             };
             let mut all_asked = true;
-            if !entry.look.turn.blockers.is_empty() {
-                if self.wish.patience == Patience::None {
-                    self.leave().await;
-                    return self.busy(entry.look.ahead).await;
-                }
+            let is_free = entry.look.turn.blockers.is_empty();
+            if self.wish.patience == Patience::None && !(is_free && self.hand_over_left().is_zero())
+            {
+                self.leave().await;
+                return self.busy(entry.look.ahead).await;
+            }
+            if !is_free {
                 match self.supersede(entry.claim.place, limit).await {
                     Err(trouble) if trouble.kind == Kind::Elsewhere => {
                         tell(Waiting::Trouble(trouble));
@@ -444,6 +446,11 @@ impl Contender {
         }
         let own = record.grace();
         record.announcing(self.predecessors.borrow().grace(clock::now(), own))
+    }
+
+    /// For how long that still is.
+    pub(super) fn hand_over_left(&self) -> Duration {
+        self.predecessors.borrow().left(clock::now())
     }
 
     /// Lets others know for how long commands may run if we vanish, unless they do. What cannot be announced is announced

@@ -80,8 +80,11 @@ impl<'a> Vigil<'a> {
         tell: &mut impl FnMut(Waiting),
     ) -> Result<Option<Outcome>, Trouble> {
         self.see(self.proven_at);
+        let left = self.contender.hand_over_left();
         if self.free_at.is_none() {
             tell(Waiting::Behind(self.look.ahead.clone()));
+        } else if !left.is_zero() {
+            tell(Waiting::HandOver(left));
         }
         loop {
             let now = clock::now();

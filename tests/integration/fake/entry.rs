@@ -95,6 +95,27 @@ fn a_lost_answer_leaves_no_place_of_our_own_before_us() {
     });
 }
 
+/// "Whoever waits gives it that time", also one that has its place and has not looked yet who was before it.
+#[test]
+fn a_holder_that_vanishes_while_one_comes_is_waited_for() {
+    at_once([&[][..], &["-n"]], |options: &[&str]| {
+        let fake = Fake::start();
+        let mut holder = holder(&fake.endpoint());
+        fake.script.once(Point::Place, Act::Hold);
+        let newcomer = Dlock::at(&fake.endpoint()).args(["-v"]).run(options);
+        let mut newcomer = newcomer.args(["--ttl=5", "job", "true"]).start();
+        let place = fake.keys_of(2).remove(0);
+        fake.delete(&place);
+        fake.script.let_go();
+        let code = if options == ["-n"] { 75 } else { 0 };
+        let outcome = newcomer.wait().expect_code(code);
+        if code == 0 {
+            outcome.expect_stderr(&["vanished without releasing it"]);
+        }
+        holder.wait().expect_code(121);
+    });
+}
+
 /// "75: lock busy with `-n`": what our own lost attempt has left behind is nobody who holds the lock.
 #[test]
 fn a_lost_answer_does_not_make_a_free_lock_busy() {

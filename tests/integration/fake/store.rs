@@ -242,8 +242,28 @@ impl State {
         }
     }
 
+    /// The keys as they were at a revision; 0 for now.
+    fn at(&self, revision: i64) -> BTreeMap<Vec<u8>, PbKeyValue> {
+        if revision == 0 {
+            return self.keys.clone();
+        }
+        let mut keys = BTreeMap::new();
+        for event in &self.history {
+            let kv = event.kv.clone().expect("every event has its key");
+            if kv.mod_revision > revision {
+                break;
+            }
+            if event.r#type == DELETE {
+                keys.remove(&kv.key);
+            } else {
+                keys.insert(kv.key.clone(), kv);
+            }
+        }
+        keys
+    }
+
     fn range(&self, request: &PbRangeRequest) -> PbRangeResponse {
-        let mut found: Vec<PbKeyValue> = (self.keys.values())
+        let mut found: Vec<PbKeyValue> = (self.at(request.revision).values())
             .filter(|kv| within(&kv.key, &request.key, &request.range_end))
             .cloned()
             .collect();
