@@ -44,7 +44,7 @@ impl Post {
                 return Report::GuardDead;
             }
             if guard.owes() {
-                // What goes wrong here is met again by the next look for a report.
+                // The next look for a report meets the same error.
                 let _ = self.socket.try_io(Interest::WRITABLE, || {
                     guard.flush()?;
                     if guard.owes() {

@@ -79,7 +79,7 @@ impl Signals {
     }
 }
 
-/// What a record of `signalfd(2)` says, unless it is about dlock alone.
+/// The signal in a record of `signalfd(2)`, unless it is meant for dlock alone.
 fn received(record: &[u8; RECORD]) -> Option<Signal> {
     let word = |at: usize| {
         let bytes = record.get(at..at + 4)?.try_into().ok()?;

@@ -45,7 +45,7 @@ pub enum Attempt {
     Refused,
 }
 
-/// What has to be done about an attempt next.
+/// The next step to make an abandoned attempt harmless.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Next {
     /// Put its bar, then revoke its lease again.
@@ -55,7 +55,7 @@ pub enum Next {
 }
 
 impl Attempt {
-    /// What follows from the answer to a revoke of its lease. The attempt has to be as it was when the revoke was *sent*.
+    /// The step that follows from the answer to a revoke of its lease. The attempt has to be as it was when the revoke was *sent*.
     pub fn after_revoke(self, found: bool) -> Next {
         match self {
             Self::Open if !found => Next::Bar,
@@ -68,7 +68,7 @@ impl Attempt {
 mod tests {
     use super::*;
 
-    /// What etcd knows of one attempt.
+    /// The state of one attempt in etcd.
     #[derive(Clone, Copy, Debug, Default)]
     struct Etcd {
         lease: bool,

@@ -10,14 +10,14 @@ use super::heartbeat::NOTICE;
 use super::lease::{FencingToken, Instant, LeaseId, Terms};
 use super::mode::Mode;
 
-/// What the kernel may need to run the guard, and to kill.
+/// The time that the kernel may need to run the guard, and to kill.
 const KILLING: Duration = Duration::from_millis(500);
 /// For the clocks, which count the other two as well, and the rest in reserve.
 const RESERVE: Duration = Duration::from_millis(500);
-/// What a holder's tree may need beyond its grace when its key was taken from it.
+/// The time that a holder's tree may need beyond its grace when its key was taken from it.
 const MARGIN: Duration = NOTICE.saturating_add(KILLING).saturating_add(RESERVE);
 
-/// What etcd leaves out when it says in whole seconds how long a lease has still to live.
+/// The part of a second that etcd leaves out when it tells a lease's remaining time to live in whole seconds.
 const KEPT_LONGER: Duration = Duration::from_secs(1);
 
 /// How long the command of one that has vanished may still run, before its successor may start. Somebody revoked its lease
@@ -69,14 +69,14 @@ pub struct Kept {
     pub grace: Duration,
 }
 
-/// What one look has shown of those before us.
+/// The queue before us, as one look has shown it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Sight {
     /// Those for whom we wait, as far as their commands count.
     pub awaited: Vec<Predecessor>,
     /// There was nobody.
     pub none: bool,
-    /// What the first in the queue announces.
+    /// The grace that the first in the queue announces.
     pub first: Duration,
     /// The longest grace of those who have vanished since the last look.
     pub vanished: Option<Duration>,
@@ -187,7 +187,7 @@ impl Predecessors {
         self.free_at().map_or(Duration::ZERO, |at| at.since(now))
     }
 
-    /// What we have to announce for others, if `own` is what our own command needs: the longest grace of all whose commands
+    /// The grace that we announce for others, if `own` is what our own command needs: the longest of all whose commands
     /// may run when we vanish. Those behind us know of nobody else, and our end may come together with theirs, or after.
     pub fn grace(&self, now: Instant, own: Duration) -> Duration {
         let awaited = self.awaited.iter().map(Predecessor::grace);

@@ -16,7 +16,7 @@ const UNWATCHED: Duration = Duration::from_millis(500);
 /// A renewal that failed at once is not tried again before this, so that a dead etcd is not stormed.
 const PAUSE: Duration = Duration::from_millis(250);
 
-/// What became of the watch on our key, and on those for whom a waiter waits.
+/// The state of the watch on our key, and on those for whom a waiter waits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Watch {
     /// It is open, and began with a read.
@@ -197,7 +197,7 @@ mod tests {
         assert_eq!(heartbeat.due_at(), Some(at(1.7)));
     }
 
-    /// What happens to a heartbeat at one moment.
+    /// An event of a heartbeat at one moment.
     #[derive(Clone, Copy, Debug)]
     enum Event {
         Ask,
@@ -221,7 +221,7 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
-        /// Whoever has no open watch asks, and after an answer asks again, in time to hear of a loss within `NOTICE`; and
+        /// A dlock without an open watch renews, and renews again after an answer, in time to hear of a loss within `NOTICE`; and
         /// nothing shortens the pause after a failure.
         #[test]
         fn without_a_watch_renewals_take_its_place(ttl in 5..3600_u64, events in events()) {

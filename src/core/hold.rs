@@ -1,5 +1,5 @@
-//! What a `dlock hold` says of its end, and what `dlock release` makes of that.
-//! It must not know how the words get from one process to the other.
+//! The end of a `dlock hold` as it reports it, and the outcome that `dlock release` derives from that.
+//! It must not know how the report gets from one process to the other.
 
 use std::time::Duration;
 

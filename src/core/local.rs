@@ -88,7 +88,7 @@ impl Ticket {
         format!("{}.cooling", self.token)
     }
 
-    /// What that file is called until its holder has ended as it should: a dlock that is killed leaves no lock that cools
+    /// The name of that file until its holder has ended as it should: a dlock that is killed leaves no lock that cools
     /// down.
     pub fn prepared_cooling(self) -> String {
         self.cooling() + ".ready"
@@ -113,7 +113,7 @@ pub fn is_unnumbered(file: &str) -> bool {
     file.starts_with("new.")
 }
 
-/// What a folder is called that is to become the folder of a lock, once it has its mode: no name of a lock gives such a
+/// The name of a folder that becomes the folder of a lock once it has its mode: no name of a lock gives such a
 /// one, see [`folder_of`].
 pub fn unfinished_folder(random: u64) -> String {
     format!(".new.{random:016x}")

@@ -110,7 +110,7 @@ pub enum Scope {
 }
 
 impl fmt::Display for Scope {
-    /// What stands behind a token in `DLOCK_HELD`: nothing for the usual prefix.
+    /// The prefix as it follows a token in `DLOCK_HELD`: empty for the usual one.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Machine => write!(f, "/local"),

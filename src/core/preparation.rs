@@ -1,4 +1,4 @@
-//! What has to be in etcd before a command may start, and how old that may be when it starts.
+//! The leases and keys that have to be in etcd before a command may start, and their greatest age when it starts.
 //! It must not know how it is asked for.
 
 use std::time::Duration;

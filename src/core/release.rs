@@ -13,7 +13,7 @@ pub enum Finding {
     Absent { record: bool },
 }
 
-/// What follows from all answers to one release.
+/// The conclusion from all answers to one release.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Conclusion {
     /// The lock was ours until the command was dead, and it is ours no longer.
@@ -48,7 +48,7 @@ impl Findings {
         }
     }
 
-    /// What follows. A request that was sent and not answered proves nothing: it may have met a dead connection. So a key
+    /// The conclusion. A request that was sent and not answered proves nothing: it may have met a dead connection. So a key
     /// that is gone without our record is lost, unless it was seen after the command's end.
     pub fn conclusion(self) -> Conclusion {
         match self {
@@ -97,7 +97,7 @@ mod tests {
         assert_eq!(conclusion(&[]), Conclusion::Open);
     }
 
-    /// What really happens to a key, for the property below.
+    /// An event of a key in etcd, for the property below.
     #[derive(Clone, Copy, Debug)]
     enum Deed {
         /// Somebody else revokes the lease: key and record go.

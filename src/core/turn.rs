@@ -282,7 +282,7 @@ mod tests {
         let queue = [1, 2, 3].map(|token| standing(token, Some(Mode::Exclusive), false));
         let waiters = [(3, AskTo::Yield), (2, AskTo::Yield)];
         assert_eq!(asked(&queue, Supersede::Waiters), waiters);
-        // Whoever of them gets the lock meanwhile has to stop as well.
+        // A waiter that gets the lock meanwhile has to stop as well.
         let all = [(3, AskTo::Stop), (2, AskTo::Stop), (1, AskTo::Stop)];
         assert_eq!(asked(&queue, Supersede::Holder), all);
     }

@@ -63,7 +63,7 @@ pub(crate) struct Contender {
     pub(super) slot: Cell<Option<u16>>,
     /// The lease that keeps the lock taken after the command.
     pub(super) cooldown: Cell<Option<Grant>>,
-    /// What keeps further runs from starting.
+    /// The mark that keeps further runs from starting.
     pub(super) mark: Cell<Option<Mark>>,
 }
 

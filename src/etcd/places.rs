@@ -57,7 +57,7 @@ pub(super) struct Leaving {
     pub(super) slot: Option<u16>,
     /// The place is to stay taken for as long as this lease lives.
     pub(super) cooldown: Option<Cooldown>,
-    /// Of all attempts, of which two may be under way at a time.
+    /// The answers to all attempts, of which two may be under way at a time.
     pub(super) findings: Cell<Findings>,
 }
 

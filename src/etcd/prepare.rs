@@ -1,4 +1,4 @@
-//! What is done in etcd for a command before it may start, and taken back when it does not start.
+//! The leases and keys that a command needs in etcd before it may start, and their removal when it does not start.
 //! It must not know whose turn it is, nor what keeps the place.
 
 use std::time::Duration;

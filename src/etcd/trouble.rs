@@ -51,7 +51,7 @@ impl From<&Status> for Trouble {
     }
 }
 
-/// What the answer to a grant says of the attempt that it belongs to.
+/// The state of an attempt, as the answer to its grant tells it.
 pub(super) fn attempt_after<T>(granted: &Result<T, Trouble>) -> Attempt {
     match granted {
         Err(trouble) if trouble.kind == Kind::Elsewhere => {

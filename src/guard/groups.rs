@@ -7,13 +7,13 @@ use std::io;
 
 use rustix::process::Pid;
 
-/// Of this process, or of another one.
+/// The process group of `process`, or of this one.
 pub(crate) fn group_of(process: Option<Pid>) -> io::Result<i32> {
     // SAFETY: answers a number only.
     number(unsafe { libc::getpgid(raw(process)) })
 }
 
-/// Of this process, or of another one.
+/// The session of `process`, or of this one.
 pub(crate) fn session_of(process: Option<Pid>) -> io::Result<i32> {
     // SAFETY: answers a number only.
     number(unsafe { libc::getsid(raw(process)) })

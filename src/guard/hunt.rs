@@ -57,7 +57,7 @@ impl Hunt {
             let new = !self.met.contains(&identity);
             news |= new;
             met.insert(identity);
-            // Who is dead already needs no signal; who may not be signalled by us is met again until he dies.
+            // A dead process needs no signal; one that we may not signal is met again until it dies.
             if process.is_alive() {
                 let living = if process.is_dlock() {
                     &mut dlocks

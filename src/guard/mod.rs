@@ -235,7 +235,7 @@ impl Guard {
 
     /// Later deadlines, and a ping that is answered by [`Report::Beat`]. Earlier ones are no error and change nothing.
     pub(crate) fn extend(&mut self, beat: u64, deadlines: Deadlines) -> io::Result<()> {
-        // Of several that a stopped guard does not take, none is missed: the next one says what is true then.
+        // An extension that a stopped guard does not take is not missed: the next one has the newest deadlines.
         if self.link.offer(&Order::Extend { beat, deadlines })? && !self.link.owes() {
             return Ok(());
         }

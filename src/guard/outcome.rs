@@ -1,4 +1,4 @@
-//! What a process leaves behind for one that is not its parent: a file in memory (`memfd_create(2)`), which the other
+//! A report that a process leaves for one that is not its parent: a file in memory (`memfd_create(2)`), which the other
 //! opens through /proc while the process lives, and reads when it has ended. Only its own user, and root, may open it there.
 //! It must not know what stands in the file.
 
@@ -33,7 +33,7 @@ impl Outcome {
         Ok(Self(made?.into()))
     }
 
-    /// What must stay open for it.
+    /// The descriptor that must stay open for it.
     pub(crate) fn descriptor(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
     }
@@ -60,7 +60,7 @@ impl Theirs {
         Err(Errno::NOENT.into())
     }
 
-    /// What stands there, complete once the process has ended.
+    /// The content of the file, complete once the process has ended.
     pub(crate) fn read(self) -> io::Result<Vec<u8>> {
         let mut text = Vec::new();
         self.0.take(LONGEST).read_to_end(&mut text)?;
@@ -69,7 +69,7 @@ impl Theirs {
 }
 
 impl Other {
-    /// What the process will have left behind when it ends.
+    /// The report that the process leaves when it ends.
     pub(crate) fn outcome(&self) -> io::Result<Theirs> {
         let theirs = Theirs::open(self.name().0.pid)?;
         // Else its pid may have gone to another one.

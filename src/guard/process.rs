@@ -279,7 +279,7 @@ impl<'a> Watch<'a> {
                 }
                 Ok(Some(Order::Forward(signal))) => self.forward(&signal),
                 Ok(Some(Order::Resumed)) => {
-                    // Whoever continued dlock has most likely continued the command as well.
+                    // The process that continued dlock has most likely continued the command as well.
                     self.follow_job();
                     let again = self.job.resumed();
                     self.stop_dlock(again);

@@ -222,7 +222,7 @@ impl Tree {
             let Some(process) = process.ok().filter(|found| found.identity == identity) else {
                 continue;
             };
-            // What is below one that was met before has been met with it.
+            // The descendants of a process that was met before have been met with it.
             let mut note = |process: &Process| {
                 let new = met.insert(process.identity);
                 if new {
@@ -297,7 +297,7 @@ impl Tree {
         }
     }
 
-    /// Who of the tree is alive, or has ended and is kept by the process that traces it.
+    /// The processes of the tree that are alive, or that have ended and are kept by the process that traces them.
     pub(super) fn survivors(&mut self) -> Vec<Survivor> {
         let mut survivors = Vec::new();
         self.walk(|process| {
