@@ -104,7 +104,6 @@ fn chaos(seed: u64, span: Duration, story: &mut Story) {
     let descriptors = world.elders_end_well();
     world.finish(RECOVERY);
     world.newcomer().wait_within(RECOVERY).expect_code(0);
-    world.wake_guards();
     let until = boot_clock() + LIMIT;
     while !world.everything().is_empty() {
         let left: Vec<String> = world.everything().iter().map(|it| it.line()).collect();
@@ -262,8 +261,14 @@ impl Story {
             self.too_often = world.once.len();
             self.fail(world, &told, None, boot_clock());
         }
+        for told in world.stuck() {
+            self.fail(world, &told, None, boot_clock());
+        }
+        let now = boot_clock();
         while let Some(ended) = self.ended.front()
             && since(ended.over_at) > SETTLED
+            // What etcd has to tell may come late then.
+            && !world.stalls.of_any(now.saturating_sub(SETTLED), now)
         {
             let ended = self.ended.pop_front().expect("there is one");
             let faults = world.judge(&ended);

@@ -32,8 +32,6 @@ pub(super) struct Run {
     pub(super) dlock_struck: bool,
     pub(super) guard_struck: bool,
     pub(super) tree_struck: bool,
-    /// It stays stopped when its dlock has ended.
-    stopped_guard: Option<Process>,
 }
 
 impl Run {
@@ -62,7 +60,6 @@ impl Run {
             dlock_struck: false,
             guard_struck: false,
             tree_struck: false,
-            stopped_guard: None,
         }
     }
 
@@ -116,7 +113,6 @@ impl Run {
                 };
                 self.guard_struck = true;
                 let kills = matches!(blow, Blow::KillGuard);
-                self.stopped_guard = Some(guard).filter(|_| !kills);
                 guard.signal(if kills { Signal::KILL } else { Signal::STOP });
                 return format!("guard {} of run {}", guard.0, self.number);
             }
@@ -145,19 +141,8 @@ impl Run {
         format!("{name} {} of run {number}", process.0)
     }
 
-    /// The guard goes on, if it was stopped.
-    pub(super) fn wake_guard(&self) {
-        if let Some(guard) = self.stopped_guard {
-            guard.signal(Signal::CONT);
-        }
-    }
-
-    /// Whoever is stopped goes on; a guard only where no command `has_begun` that it is to guard: dlock takes its place
-    /// then, and ends.
-    pub(super) fn recover(&self, has_begun: bool) {
-        if !has_begun {
-            self.wake_guard();
-        }
+    /// Whoever is stopped goes on, but the guard.
+    pub(super) fn recover(&self) {
         if let Some(dlock) = self.dlock() {
             dlock.signal(Signal::CONT);
         }

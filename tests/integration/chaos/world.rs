@@ -41,6 +41,10 @@ const SIDE: u64 = 12;
 /// The space that members have: for as many keys as an hour brings, with those that are forgotten.
 const SPACE: &str = "--quota-backend-bytes=33554432";
 
+/// The longest time from the end of a command to that of its dlock: a grace of 6 s for what it leaves behind, a release that
+/// is not answered, and what a busy machine needs.
+const ENDING: Duration = Duration::from_secs(40);
+
 /// How often somebody looks whether a run has ended.
 const PACE: Duration = Duration::from_millis(50);
 
@@ -87,6 +91,8 @@ pub(super) struct World {
     ups: Vec<Duration>,
     /// Starts of the lock that is for once in a while.
     pub(super) once: Vec<(Duration, usize)>,
+    /// Runs that did not end.
+    stuck: BTreeSet<usize>,
     elders: Elders,
     began_at: Duration,
     /// With which lock beside the main one it begins.
@@ -142,6 +148,7 @@ impl World {
             hosts: Vec::new(),
             ups: Vec::new(),
             once: Vec::new(),
+            stuck: BTreeSet::new(),
             elders,
             began_at: boot_clock(),
             first_side: seed,
@@ -282,6 +289,30 @@ impl World {
         faults
     }
 
+    /// Runs whose commands have ended, and that do not come to an end themselves; each is told of once.
+    pub(super) fn stuck(&mut self) -> Vec<String> {
+        let mut told = Vec::new();
+        for host in &self.hosts {
+            let number = host.run.number;
+            let begun = self.journal.of(number);
+            let ended_at = begun.and_then(|begun| begun.ended_at);
+            if let Some(ended_at) = ended_at
+                && host.rests_until.is_zero()
+                && since(ended_at) > ENDING
+                && self.stuck.insert(number)
+            {
+                let all = host.run.running.everything();
+                let all: Vec<String> = all.iter().map(|it| it.line()).collect();
+                told.push(format!(
+                    "run {number} does not end, though its command has ended {:?} ago: {}",
+                    since(ended_at),
+                    all.join(", ")
+                ));
+            }
+        }
+        told
+    }
+
     /// Waits for the end of whatever contends now; nobody follows.
     pub(super) fn finish(&mut self, limit: Duration) {
         let until = boot_clock() + limit;
@@ -340,12 +371,6 @@ impl World {
                 holder => return holder,
             }
         }
-    }
-
-    /// Guards that were stopped go on. One whose dlock has ended meanwhile has nothing to do, and ends.
-    pub(super) fn wake_guards(&self) {
-        let runs = self.hosts.iter().map(|host| &host.run);
-        runs.chain(&self.gone).for_each(Run::wake_guard);
     }
 
     /// Everything that was started and lives, the elders apart.
@@ -444,9 +469,7 @@ impl World {
             self.troubles.end(boot_clock() + aftermath);
         }
         if let Some((_, host)) = blow {
-            self.read_on();
-            let has_begun = self.journal.of(self.hosts[host].run.number).is_some();
-            self.hosts[host].recover(has_begun);
+            self.hosts[host].recover();
         }
         told
     }
@@ -561,8 +584,8 @@ impl Host {
     }
 
     /// Whoever is stopped goes on, and the clock goes right; a guard stays as it is.
-    fn recover(&self, has_begun: bool) {
-        self.run.recover(has_begun);
+    fn recover(&self) {
+        self.run.recover();
         self.wall.jump("+0");
     }
 }
