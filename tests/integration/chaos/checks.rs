@@ -77,12 +77,20 @@ pub(super) struct Evidence<'a> {
     pub(super) taken: &'a BTreeSet<String>,
     /// Leaders that come back may take keys of good leases.
     pub(super) leaders_take_leases: bool,
+    /// Other tests run at the same time: what a busy machine delays is no fault then, and a lease that is lost for lack of a
+    /// proof in time is none either. A soak has the machine for itself.
+    pub(super) shares_machine: bool,
 }
 
 impl Evidence<'_> {
     /// Whether something lasting was wrong for this host between these moments, or the machine was too busy.
     fn lasted(&self, host: usize, from: Duration, to: Duration) -> bool {
         self.troubles.lasted(host, from, to) || self.stalls.of_any(from, to)
+    }
+
+    /// Whether a delay, or a loss for lack of a proof, between these moments is no fault.
+    fn may_be_late(&self, host: usize, from: Duration, to: Duration) -> bool {
+        self.shares_machine || self.lasted(host, from, to)
     }
 
     /// What is not as it must be.
@@ -114,7 +122,8 @@ impl Evidence<'_> {
     fn without_start(&self, run: &Ended) -> Option<String> {
         let quiet = || {
             let from = run.began_at.saturating_sub(AFTERMATH);
-            !self.troubles.touched(run.host, from, run.over_at)
+            !self.shares_machine
+                && !self.troubles.touched(run.host, from, run.over_at)
                 && !self.stalls.of_any(from, run.over_at)
         };
         match run.code() {
@@ -143,7 +152,7 @@ impl Evidence<'_> {
     fn status(&self, run: &Ended, begun: &Begun, place: &Place) -> Option<String> {
         let lasted = |from: Duration| {
             let from = from.saturating_sub(AFTERMATH);
-            self.lasted(run.host, from, run.over_at)
+            self.may_be_late(run.host, from, run.over_at)
         };
         let unconfirmed = run.says("cannot confirm the release");
         let vanished_at = place.vanished_at();
@@ -181,7 +190,7 @@ impl Evidence<'_> {
             // Its own death, that of its command, or as a shell says it of a child.
             Some(125 | 137 | 143) | None if run.struck => None,
             // What is to be killed needs a processor to die.
-            Some(122) if self.stalls.of_us(begun.at, run.over_at) => None,
+            Some(122) if self.shares_machine || self.stalls.of_us(begun.at, run.over_at) => None,
             // What becomes of a script whose lock is lost.
             _ if run.plan.form != Form::Run && run.reported.is_none() && run.struck => None,
             code => Some(format!(
@@ -225,7 +234,7 @@ impl Evidence<'_> {
         }
         let late = begun.at.saturating_sub(free_at + wait);
         let from = free_at.saturating_sub(AFTERMATH);
-        let excused = self.lasted(run.host, from, begun.at);
+        let excused = self.may_be_late(run.host, from, begun.at);
         (late > MARGIN && !excused).then(|| {
             format!(
                 "it began {:?} after the lock was free, with a delay of {wait:?}",
@@ -266,7 +275,7 @@ impl Evidence<'_> {
             let stays = gone_at > run.over_at + COUNTED && !it.cooling;
             let ended_well = matches!(run.code(), Some(0 | 7 | 75));
             let from = run.over_at.saturating_sub(AFTERMATH);
-            let excused = self.lasted(run.host, from, run.over_at);
+            let excused = self.may_be_late(run.host, from, run.over_at);
             (stays && ended_well && !excused && !run.says("cannot confirm the release"))
                 .then(|| format!("its place {} stays after its end", it.lease))
         })
@@ -277,7 +286,7 @@ impl Evidence<'_> {
         let until = begun.map_or(run.over_at, |begun| begun.at);
         let (from, span, used) = self.cpu.busiest(run.number, until)?;
         let most = span * PERCENT / 100 + START;
-        (used > most).then(|| {
+        (used > most && !self.shares_machine).then(|| {
             let after = from.saturating_sub(run.began_at);
             format!("it used {used:?} of a processor within {span:?} of waiting, {after:?} after its start")
         })

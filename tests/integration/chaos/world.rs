@@ -101,6 +101,8 @@ pub(super) struct World {
     /// successor has renewed those leases (etcd issue 15247, mended in 3.4.31 and 3.5.13). Whoever comes to the empty queue
     /// then cannot know that the holder's command is just being stopped; the man page says so.
     pub(super) leaders_take_leases: bool,
+    /// Other tests run at the same time.
+    shares_machine: bool,
     /// When a member was last stopped.
     pub(super) stopped_at: Option<Duration>,
     /// Runs that have ended, since somebody has asked for them.
@@ -111,7 +113,7 @@ pub(super) struct World {
 }
 
 impl World {
-    pub(super) fn new(seed: u64) -> Self {
+    pub(super) fn new(seed: u64, shares_machine: bool) -> Self {
         let cluster = Cluster::start_with(&[SPACE]);
         let witness = Arc::new(Witness::of(&cluster));
         let stalls = Stalls::of(&cluster);
@@ -153,6 +155,7 @@ impl World {
             began_at: boot_clock(),
             first_side: seed,
             leaders_take_leases,
+            shares_machine,
             stopped_at: None,
             ended: Vec::new(),
             gone: Vec::new(),
@@ -283,6 +286,7 @@ impl World {
             late: &late,
             taken: &self.taken,
             leaders_take_leases: self.leaders_take_leases,
+            shares_machine: self.shares_machine,
         };
         let faults = evidence.judge(run);
         self.cpu.forget(run.number);
