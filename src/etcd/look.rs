@@ -3,7 +3,9 @@
 
 use std::time::Duration;
 
-use etcd_client::{GetOptions, KeyValue, SortOrder, SortTarget, Txn, TxnOp, TxnOpResponse};
+use etcd_client::{
+    GetOptions, KeyValue, SortOrder, SortTarget, Txn, TxnOp, TxnOpResponse, TxnResponse,
+};
 
 use super::Cluster;
 use super::ask::places;
@@ -82,6 +84,15 @@ pub(super) fn seen(key: &KeyValue) -> Standing {
         changed: key.mod_revision(),
         record: Holder::parse(key.value()),
     }
+}
+
+/// The keys that each read of a transaction has found, in the order of its operations; none for a put or a delete.
+pub(super) fn reads_of(answer: &TxnResponse) -> Vec<Vec<KeyValue>> {
+    let reads = answer.op_responses().into_iter().map(|read| match read {
+        TxnOpResponse::Get(mut read) => read.take_kvs(),
+        _ => Vec::new(),
+    });
+    reads.collect()
 }
 
 /// Whether our key is there as we put it.
@@ -259,11 +270,7 @@ impl Places {
     ) -> Result<(Header, Vec<Vec<KeyValue>>), Trouble> {
         let answer = etcd.kv().txn(Txn::new().and_then(reads)).await?;
         let header = self.cluster.observe(answer.header())?;
-        let reads = answer.op_responses().into_iter().map(|read| match read {
-            TxnOpResponse::Get(mut read) => read.take_kvs(),
-            _ => Vec::new(),
-        });
-        Ok((header, reads.collect()))
+        Ok((header, reads_of(&answer)))
     }
 
     fn ahead_of(&self, counted: &[KeyValue], oldest: Option<Standing>) -> Ahead {

@@ -5,11 +5,10 @@ use std::time::Duration;
 
 use etcd_client::{
     Compare, CompareOp, GetOptions, KeyValue, LeaseGrantOptions, PutOptions, Txn, TxnOp,
-    TxnOpResponse,
 };
 
 use super::connection::Connection;
-use super::look::is_own;
+use super::look::{is_own, reads_of};
 use super::places::Places;
 use super::trouble::{Kind, Trouble};
 use crate::core::holder::{Ask, Holder};
@@ -83,10 +82,7 @@ impl Places {
             if answer.succeeded() {
                 return Ok(Marked::Ours);
             }
-            let mut reads = answer.op_responses().into_iter().map(|read| match read {
-                TxnOpResponse::Get(mut read) => read.take_kvs(),
-                _ => Vec::new(),
-            });
+            let mut reads = reads_of(&answer).into_iter();
             let mut next = || reads.next().unwrap_or_default();
             let (there, own) = (next().pop(), next());
             replaceable = match there {

@@ -16,7 +16,7 @@ use rustix::thread::set_current_timer_slack;
 use tokio::time::sleep;
 
 use super::connection::Connection;
-use super::look::{Look, is_own};
+use super::look::{Look, is_own, reads_of};
 use super::trouble::{Kind, Trouble, attempt_after};
 use super::{Cluster, random_lease};
 use crate::clock;
@@ -405,13 +405,11 @@ impl Places {
                 self.shown.replace(Shown { record, changed });
                 return Ok(());
             }
-            let read = answer.op_responses().into_iter().next();
-            let Some(TxnOpResponse::Get(read)) = read else {
+            let read = reads_of(&answer).into_iter().next().unwrap_or_default();
+            // Without our place there is nothing to announce: the watch tells of that.
+            let Some(there) = read.first().filter(|_| is_own(&read, place)) else {
                 return Ok(());
             };
-            let there = read.kvs().first().filter(|_| is_own(read.kvs(), place));
-            // Without our place there is nothing to announce: the watch tells of that.
-            let Some(there) = there else { return Ok(()) };
             let record = Holder::parse(there.value()).unwrap_or(record);
             let changed = there.mod_revision();
             let is_announced = record.grace() == grace;
