@@ -341,18 +341,17 @@ impl Contender {
                 let lease = random_lease()?;
                 self.abandoned.borrow_mut().push(lease);
                 self.late.borrow_mut().insert(lease, Attempt::Open);
-                let hear = |attempt| {
-                    if attempt != Attempt::Open {
+                let hear = |attempt| match attempt {
+                    Attempt::Open => {}
+                    Attempt::Refused => self.forget(lease),
+                    Attempt::Answered | Attempt::Barred => {
                         self.late.borrow_mut().remove(&lease);
-                    }
-                    if attempt == Attempt::Refused {
-                        self.abandoned.borrow_mut().retain(|id| *id != lease);
                     }
                 };
                 let entry = self.places.take(&connection, lease, hear).await;
                 if matches!(&entry, Err(trouble) if trouble.kind == Kind::LeaseExists) {
                     // Somebody else's. Never adopt it, never revoke it.
-                    self.abandoned.borrow_mut().retain(|id| *id != lease);
+                    self.forget(lease);
                 }
                 entry
             });
@@ -367,7 +366,7 @@ impl Contender {
             }
         };
         let place = entry.claim.place;
-        self.abandoned.borrow_mut().retain(|id| *id != place.lease);
+        self.forget(place.lease);
         self.place.set(Some(place));
         self.note(&entry.look);
         // What looked like somebody before us may have been an attempt of our own.

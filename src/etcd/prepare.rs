@@ -104,18 +104,24 @@ impl Contender {
             let exists = matches!(&granted, Err(trouble) if trouble.kind == Kind::LeaseExists);
             if exists || attempt_after(&granted) == Attempt::Refused {
                 // Somebody else's, or nobody's.
-                self.abandoned.borrow_mut().retain(|id| *id != lease);
+                self.forget(lease);
             }
             granted.map(|()| Grant { lease, sent_at })
         });
         let grant = granted.await?;
-        self.abandoned.borrow_mut().retain(|id| *id != grant.lease);
+        self.forget(grant.lease);
         Ok(grant)
     }
 
     /// Has a lease revoked with the next that are cleared up.
     pub(super) fn abandon(&self, lease: Option<LeaseId>) {
         self.abandoned.borrow_mut().extend(lease);
+    }
+
+    /// Strikes an attempt from those that are cleared up: its lease is in use, is not ours, or was never granted.
+    pub(super) fn forget(&self, lease: LeaseId) {
+        self.abandoned.borrow_mut().retain(|id| *id != lease);
+        self.late.borrow_mut().remove(&lease);
     }
 
     /// Takes back what was done for a command that does not start: first of all the mark, for those behind us are not to
