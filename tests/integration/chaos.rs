@@ -46,7 +46,8 @@ const SHOWN: usize = 40;
 /// "No process of the command's tree runs after the first moment at which etcd could give the lock to somebody else":
 /// under random faults on dlock, guard, tree, members, network and clocks, and by a third hand. And beside that: each
 /// status is what the history of the keys says, nothing runs more often than once in its time, a free lock is taken, and
-/// nobody burns a processor (the last two only in a soak, which has the machine for itself). A seed decides the faults, though not to the millisecond: `DLOCK_TEST_SEED=n` has them again,
+/// nobody burns a processor. Delays, losses for lack of a proof, and processor time are judged only in a soak, which has the
+/// machine for itself. A seed decides the faults, though not to the millisecond: `DLOCK_TEST_SEED=n` has them again,
 /// `DLOCK_TEST_SOAK=3600` goes on for an hour, and `DLOCK_TEST_GO_ON=1` goes on after a failure, to find others.
 #[test]
 fn random_faults_never_make_two_holders() {
@@ -159,7 +160,7 @@ fn assert_nothing_stays(member: &Etcd) {
     }
 }
 
-/// What has happened so far, and what was wrong with it.
+/// The events so far, and the faults among them.
 struct Story {
     seed: u64,
     goes_on: bool,
@@ -255,7 +256,7 @@ impl Story {
             } else {
                 self.fail(world, &told, None, now);
             }
-            // Whoever goes on wants to find something else.
+            // A run that goes on after a failure looks for other faults.
             for process in ground.main.inside() {
                 process.signal(Signal::KILL);
             }
@@ -270,7 +271,7 @@ impl Story {
         let now = boot_clock();
         while let Some(ended) = self.ended.front()
             && since(ended.over_at) > SETTLED
-            // What etcd has to tell may come late then.
+            // The news from etcd may come late then.
             && !world.stalls.of_any(now.saturating_sub(SETTLED), now)
         {
             let ended = self.ended.pop_front().expect("there is one");

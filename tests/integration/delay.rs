@@ -5,7 +5,7 @@ use std::process::Stdio;
 
 use crate::support::{Dlock, Etcd, LIMIT, Oracle, Running, Signal, eventually, hold_open, unique};
 
-/// What ignores everything but a kill.
+/// A command that ignores everything but a kill.
 const STUBBORN: &str = "trap '' TERM; sleep 600; sleep 600; sleep 600";
 
 /// A holder under the oracle whose command takes its whole grace of 14 seconds.

@@ -107,6 +107,6 @@ fn attempts_that_a_member_without_a_leader_refuses_leave_nothing_in_etcd() {
     run.wait().expect_code(0);
     let kept = three.entries("dlock/released/");
     let bars = kept.iter().filter(|entry| entry.value.is_empty()).count();
-    // What is under way when the leader comes back may get no answer.
+    // A request that is under way when the leader comes back may get no answer.
     assert!(bars <= 3, "{bars} attempts are barred");
 }

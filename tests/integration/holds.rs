@@ -72,7 +72,7 @@ fn a_hold_that_had_lost_its_lock_is_no_success() {
         .expect_code(121)
         .expect_stderr(&[NOT_HELD, "its key"]);
     holder.wait().expect_code(121);
-    // Of this machine.
+    // A lock of this machine.
     let state = Scratch::new();
     let local = Dlock::nowhere().env("DLOCK_LOCAL", state.file("state"));
     let (mut holder, hold_name) = hold(local, &name);

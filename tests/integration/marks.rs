@@ -1,4 +1,4 @@
-//! What has to be in etcd before a command may start: its mark, its slot, the lease that keeps the lock afterwards.
+//! The keys and leases that have to be in etcd before a command may start: its mark, its slot, the lease that keeps the lock afterwards.
 //! It must not know how a lock is lost, nor who else waits for it.
 
 use std::time::Duration;
@@ -23,7 +23,7 @@ fn snare(link: &Link, words: &[String], orders: &[(Direction, Mode)]) {
     link.snare(&words, orders);
 }
 
-/// What is left of the lease of the key `key`, in whole seconds.
+/// The remaining time of the lease of the key `key`, in whole seconds.
 fn left(etcd: &Etcd, key: &str) -> u64 {
     let [entry] = &etcd.entries(key)[..] else {
         panic!("not one key {key}");

@@ -92,7 +92,7 @@ fn a_watch_follows_requests_to_another_endpoint() {
     waiter.wait().expect_code(0);
 }
 
-/// Who waits while etcd is gone sleeps nearly all the time, also when it would be its turn; and with `-v` it does not
+/// A waiter sleeps nearly all the time while etcd is gone, also when it would be its turn; and with `-v` it does not
 /// write the same again and again.
 #[test]
 fn a_waiter_without_etcd_is_no_burden() {

@@ -31,7 +31,7 @@ impl Experiment {
         terms.deadlines(NOW - client.proof_age)
     }
 
-    /// What a waiter announces that has seen these before it.
+    /// The grace that a waiter announces which has seen these before it.
     pub(crate) fn announced(
         &self,
         own: Duration,
@@ -229,7 +229,7 @@ impl Experiment {
         let before = world.clients[number].before;
         if let Some(one) = before {
             let released = world.end(one) == Some(End::Released);
-            // What is told is as true as the one who tells it.
+            // A record is as true as the client that wrote it.
             let told = self.believes && world.forged == Some(one.client);
             if (released || told) && world.is_there(number) {
                 return Outlook::Free;
@@ -243,7 +243,7 @@ impl Experiment {
             .map_or(Outlook::Free, Outlook::Vanished)
     }
 
-    /// What the one announced who went uncleanly, of those that were waited for.
+    /// The grace that the client announced which went uncleanly, of those that were waited for.
     fn vanished(world: &World, mut before: Option<Before>) -> Option<Duration> {
         while let Some(one) = before {
             before = match world.end(one) {

@@ -34,11 +34,11 @@
 //! has left: that it had the lock alone, or for whom it has waited itself. A waiter that goes without such a word hides
 //! an unclean end before it from the one behind, who finds both gone at one look.
 //!
-//! What it knows of the grace of those before it is what the one right before it announces. That one announces the longest
+//! It knows the grace of those before it from the announcement of the one right before it. That one announces the longest
 //! grace of all before itself, as [`Predecessors::grace`](dlock::core::evidence::Predecessors::grace) has it: it may be
 //! killed, and a whole queue may be deleted at once, and then nobody is left who could tell of the holder.
 //!
-//! What is told of a release is believed only when the key of that one is gone.
+//! A release record is believed only when the key of its writer is gone.
 //!
 //! # Bounds
 //!

@@ -49,16 +49,16 @@ pub(crate) enum Word {
     Names,
 }
 
-/// What a waiter announces in its record.
+/// The grace that a waiter announces in its record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Announce {
-    /// What its own command needs.
+    /// The grace of its own command.
     Own,
     /// [`Predecessors::grace`](dlock::core::evidence::Predecessors::grace).
     Longest,
 }
 
-/// What may happen once besides.
+/// An event that may happen once besides.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Mishap {
     None,
@@ -81,7 +81,7 @@ pub(crate) struct Experiment {
     /// The graces of the clients, the oldest first; those of `terms` for the others.
     pub(crate) graces: &'static [Duration],
     pub(crate) announce: Announce,
-    /// What is told of a release counts although the key is there.
+    /// A release record counts although the key is there.
     pub(crate) believes: bool,
     pub(crate) notice: Notice,
     pub(crate) word: Word,

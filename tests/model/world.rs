@@ -50,7 +50,7 @@ impl Member {
 pub(crate) struct Before {
     pub(crate) client: usize,
     pub(crate) token: i64,
-    /// What it announced.
+    /// The grace that it announced.
     pub(crate) grace: Duration,
 }
 
@@ -76,7 +76,7 @@ pub(crate) enum Key {
         left: Duration,
         /// Its create revision: its place in the queue.
         token: i64,
-        /// What its record announces.
+        /// The grace that its record announces.
         grace: Duration,
     },
     Gone(End),
@@ -292,7 +292,7 @@ impl World {
         before.max_by_key(|before| before.token)
     }
 
-    /// What there is now of one that was seen before: its key as it is there, or `None`.
+    /// The present state of a client that was seen before: its key as it is there, or `None`.
     pub(crate) fn still(&self, before: Before) -> Option<Before> {
         match self.keys[before.client] {
             Key::Present { token, grace, .. } if token == before.token => {

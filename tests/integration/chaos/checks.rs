@@ -1,4 +1,4 @@
-//! What must be true of a run that has ended, held against the history of the keys, the journal of the commands and the
+//! The checks of a run that has ended: it is held against the history of the keys, the journal of the commands and the
 //! faults that there were. It must not know how any of these came about.
 
 use std::collections::{BTreeSet, HashMap};
@@ -12,23 +12,23 @@ use super::troubles::Troubles;
 use super::witness::{History, Place};
 use crate::support::Outcome;
 
-/// What a busy machine may need for what takes a moment: a start after the lock was free, a release, a restart.
+/// The time that a busy machine may need for what takes a moment: a start after the lock was free, a release, a restart.
 const MARGIN: Duration = Duration::from_secs(5);
 
-/// What lies at most between the moment from which etcd counts a time and the start of the command; and between two clocks.
+/// The longest time between the moment from which etcd counts and the start of the command; and between two clocks.
 const COUNTED: Duration = Duration::from_secs(1);
 
 /// For so long a trouble that is over may be the reason for what happens.
 const AFTERMATH: Duration = Duration::from_secs(4);
 
-/// What has vanished earlier than that before the lock was free has had its time long since.
+/// A holder that vanished earlier than that before the lock was free has had its time long since.
 const LONG_AGO: Duration = Duration::from_mins(1);
 
-/// Of one processor, the most that a dlock may need while it waits, in percent, and what its start takes.
+/// The most that a dlock may need of one processor while it waits, in percent, and the processor time of its start.
 const PERCENT: u32 = 10;
 const START: Duration = Duration::from_millis(400);
 
-/// What a command ends with that is inside beside another: the oracle tells of it.
+/// The status of a command that is inside beside another: the oracle tells of it.
 const OVERLAP: i32 = 99;
 
 /// A run that has ended.
@@ -71,7 +71,7 @@ pub(super) struct Evidence<'a> {
     pub(super) troubles: &'a Troubles,
     pub(super) stalls: &'a Stalls,
     pub(super) cpu: &'a Sampler,
-    /// Whose commands have lived on after their keys were gone, by their leases, and for how long.
+    /// The commands that have lived on after their keys were gone, by their leases, and for how long.
     pub(super) late: &'a HashMap<String, Duration>,
     /// The leases whose keys a third hand has taken.
     pub(super) taken: &'a BTreeSet<String>,
@@ -93,7 +93,7 @@ impl Evidence<'_> {
         self.shares_machine || self.lasted(host, from, to)
     }
 
-    /// What is not as it must be.
+    /// The faults of a run.
     pub(super) fn judge(&self, run: &Ended) -> Vec<String> {
         let begun = self.journal.of(run.number);
         let place = begun.and_then(|begun| self.history.place(begun.token));
@@ -118,7 +118,7 @@ impl Evidence<'_> {
         faults
     }
 
-    /// Of one whose command has not begun.
+    /// The fault of a run whose command has not begun.
     fn without_start(&self, run: &Ended) -> Option<String> {
         let quiet = || {
             let from = run.began_at.saturating_sub(AFTERMATH);
@@ -189,9 +189,9 @@ impl Evidence<'_> {
             }
             // Its own death, that of its command, or as a shell says it of a child.
             Some(125 | 137 | 143) | None if run.struck => None,
-            // What is to be killed needs a processor to die.
+            // A process that is killed needs a processor to die.
             Some(122) if self.shares_machine || self.stalls.of_us(begun.at, run.over_at) => None,
-            // What becomes of a script whose lock is lost.
+            // The end of a script whose lock is lost.
             _ if run.plan.form != Form::Run && run.reported.is_none() && run.struck => None,
             code => Some(format!(
                 "status {code:?}, signal {:?} of a run that began",

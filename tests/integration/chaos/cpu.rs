@@ -14,7 +14,7 @@ const PACE: Duration = Duration::from_millis(200);
 /// Less than that is no rate.
 const WINDOW: Duration = Duration::from_secs(5);
 
-/// What was looked up of one dlock.
+/// The samples of one dlock.
 #[derive(Default)]
 struct Samples {
     dlock: Option<Process>,

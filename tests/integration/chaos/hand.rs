@@ -1,7 +1,7 @@
 //! A third hand that takes keys away with etcdctl, where the man page promises something for that case.
 //! It must not know whether the promise was kept.
 //!
-//! What the page excludes is left out here: a holder that is cut off or stopped in that moment, a holder behind which
+//! The cases that the page excludes are left out here: a holder that is cut off or stopped in that moment, a holder behind which
 //! nobody waits, and newcomers while nobody in the queue knows of a command that is being stopped.
 
 use std::thread;

@@ -1,4 +1,4 @@
-//! What the commands themselves have noted: when each began and ended, and with which token.
+//! The notes of the commands themselves: when each began and ended, and with which token.
 //! It must not know what etcd or dlock say of them.
 
 use std::collections::BTreeMap;
@@ -98,7 +98,7 @@ impl Journal {
         new
     }
 
-    /// What the command of a run has noted, if it has begun.
+    /// The notes of the command of a run, if it has begun.
     pub(super) fn of(&self, run: usize) -> Option<&Begun> {
         self.begun.get(&run)
     }

@@ -1,4 +1,4 @@
-//! What one run is to do, by the dice: which lock it takes, in which way, for how long, and with which options.
+//! The plan of one run, by the dice: which lock it takes, in which way, for how long, and with which options.
 //! It must not know how a run is started, nor what becomes of it.
 
 use std::time::Duration;
@@ -58,7 +58,7 @@ pub(super) struct Plan {
     /// Nothing of the command minds SIGTERM.
     pub(super) deaf: bool,
     pub(super) stay: Duration,
-    /// What the command ends with.
+    /// The exit status of the command.
     pub(super) code: i32,
     pub(super) min_hold: Option<Duration>,
     /// It asks for the lock beside others.

@@ -75,7 +75,7 @@ impl Run {
             && (self.plan.form == Form::Run || !self.running.everything().iter().any(is_dlock))
     }
 
-    /// What the report says that dlock itself has ended with, as a shell sees it.
+    /// The status of dlock itself by its report, as a shell sees it.
     pub(super) fn reported(&self) -> Option<i64> {
         let report = self.running.written(REPORT);
         let report: serde_json::Value = serde_json::from_str(&report).ok()?;

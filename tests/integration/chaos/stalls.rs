@@ -54,7 +54,7 @@ impl Stalls {
                     .build();
                 let runtime = runtime.expect("threads and descriptors are to be had");
                 while !ended.load(Ordering::SeqCst) {
-                    // What failed is no answer either, and nor is there one until the next attempt.
+                    // A failed request is no answer either, nor is there one until the next attempt.
                     let _ = runtime.block_on(ask(&endpoint, &spans, &ended));
                     let from = boot_clock().saturating_sub(LATE);
                     runtime.block_on(async { sleep(ASK_PACE).await });

@@ -14,7 +14,7 @@ pub(super) const ALL: usize = CONTENDERS + 3;
 const HOSTS: usize = ALL + 1;
 const MEMBERS: usize = 3;
 
-/// What befalls the members, or the ways from one host to them.
+/// A fault of the members, or of the ways from one host to them.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Outage {
     StopLeader,
@@ -37,7 +37,7 @@ pub(super) enum Outage {
     Lose(Lost, Bait, u32),
 }
 
-/// What befalls the processes or the clock of one host.
+/// A fault of the processes or the clock of one host.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Blow {
     KillDlock,
@@ -86,7 +86,7 @@ pub(super) struct Ways {
 /// Which host is meant.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Target {
-    /// Whoever holds the lock at that moment, or this one if nobody does.
+    /// The holder of the lock at that moment, or this host if there is none.
     HolderOr(usize),
     Host(usize),
 }
@@ -101,7 +101,7 @@ pub(super) struct Hand {
     pub(super) gap: Duration,
 }
 
-/// What happens right before a third hand comes. None of it cuts a holder off from etcd.
+/// A fault right before a third hand comes. None of it cuts a holder off from etcd.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Before {
     Nothing,
@@ -116,7 +116,7 @@ pub(super) enum Before {
     KillNext,
 }
 
-/// What a third hand does with etcdctl.
+/// An act of a third hand with etcdctl.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Act {
     /// Revokes the lease of the first in the queue.
@@ -190,7 +190,7 @@ fn outage(dice: &mut Dice) -> Outage {
     let some = dice.one_in(3).then_some(direction);
     let lose = |dice: &mut Dice| {
         let lost = dice.one_of(&[Lost::Request, Lost::Answer]);
-        // What a record has, what a release leaves, what a mark has, and whatever comes next, as a grant or a renewal.
+        // Bytes of a record, of a release record, of a mark, and of the next request, as a grant or a renewal.
         let after = Bait::After(u32::try_from(dice.below(8)).expect("a small number"));
         let bait = dice.one_of(&[
             Bait::Bytes("grace_ms"),

@@ -29,7 +29,7 @@ impl Troubles {
         });
     }
 
-    /// What has begun is over at this moment.
+    /// The trouble that has begun is over at this moment.
     pub(super) fn end(&mut self, at: Duration) {
         for trouble in &mut self.0 {
             trouble.to.get_or_insert(at);

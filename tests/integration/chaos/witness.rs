@@ -95,7 +95,7 @@ impl History {
         self.places.iter().find(|place| place.token == token)
     }
 
-    /// What was heard between two moments, for people.
+    /// The events between two moments, for people.
     pub(super) fn told(&self, from: Duration, to: Duration) -> String {
         let told = self.told.iter().filter(|(at, _)| (from..=to).contains(at));
         let lines: Vec<String> = told
@@ -200,7 +200,7 @@ pub(super) struct Witness {
 impl Witness {
     pub(super) fn of(cluster: &Cluster) -> Self {
         let history = Arc::new(Mutex::new(History {
-            // Of the first revision there is nothing.
+            // The first revision has no event.
             heard_to: 1,
             ..History::default()
         }));

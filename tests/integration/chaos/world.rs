@@ -32,7 +32,7 @@ const BETWEEN: Duration = Duration::from_secs(2);
 /// proof is less than 3 s old, or its command would be dead, so its lease of 5 s has not run out by that leader's count.
 const SHORT_STOP: Duration = Duration::from_millis(1900);
 
-/// What a cluster needs for an election and for members that come back.
+/// The time that a cluster needs for an election and for members that come back.
 const ELECTION: Duration = Duration::from_secs(3);
 
 /// How often the lock beside the main one changes.
@@ -272,7 +272,7 @@ impl World {
         }
     }
 
-    /// What is not as it must be of a run that has ended.
+    /// The faults of a run that has ended.
     pub(super) fn judge(&self, run: &Ended) -> Vec<String> {
         // Before the history is locked, which its thread needs in turn.
         let late = self.watch.late();

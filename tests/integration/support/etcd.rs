@@ -415,7 +415,7 @@ impl Etcd {
                 member.try_ctl(&["defrag"]);
             }
             one.try_ctl(&["alarm", "disarm"]);
-            // What was written last may have come late.
+            // The last write may have come late.
             one.try_ctl(&["put", "fill", ""])
                 && one.try_ctl(&["del", "--prefix", "fill"])
                 && one.ctl(&["alarm", "list"]).is_empty()

@@ -37,7 +37,7 @@ pub(crate) enum Direction {
     ToClient,
 }
 
-/// What a trap loses of the exchange that it waits for. The connection is then closed.
+/// The part of the exchange that a trap loses. The connection is then closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Lost {
     /// The request does not leave.
@@ -79,7 +79,7 @@ impl Trap {
         })
     }
 
-    /// What happens to these bytes, which are on their way to the server.
+    /// The fate of these bytes, which are on their way to the server.
     fn take(&self, bytes: &[u8]) -> Option<Lost> {
         let one_less = |count: u32| count.checked_sub(1);
         let order = Ordering::SeqCst;
@@ -299,7 +299,7 @@ impl State {
         }
     }
 
-    /// What the trap does, if there is one, with these bytes on their way to the server.
+    /// The act of the trap, if there is one, on these bytes on their way to the server.
     fn spring(&self, bytes: &[u8]) -> Option<Lost> {
         let trap = self.trap.lock().expect("no panic while locked").clone();
         trap.filter(|_| !bytes.is_empty())?.take(bytes)
@@ -327,7 +327,7 @@ fn accept(port: u16, listener: TcpListener, state: &Arc<State>) {
     }
 }
 
-/// What the two directions of one connection know of each other.
+/// The state that the two directions of one connection share.
 struct Connection {
     /// The client believes that it is connected before it could be: until it hears from the server, all that it does is
     /// early by the handshake.
