@@ -2,6 +2,7 @@
 //! It must not know how a connection is made.
 
 pub(crate) mod credentials;
+pub(crate) mod duration;
 pub(crate) mod endpoint;
 pub(crate) mod file;
 pub(crate) mod layers;
@@ -18,17 +19,16 @@ use anyhow::{Context, anyhow};
 
 use self::credentials::Credentials;
 use self::endpoint::Endpoint;
-use self::layers::{Found, Layers};
+use self::layers::{Layers, SettingValue};
 use crate::cli::connection::Connection;
-use crate::cli::duration;
 use crate::core::cluster_id::ClusterId;
+use crate::core::keys;
 use crate::core::name::PREFIX;
-use crate::core::queue;
-use crate::exit::{Failure, OrFail};
+use crate::output::exit::{Failure, OrFail};
 
-const ENDPOINTS: &str = "127.0.0.1:2379";
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-const LONGEST_CONNECT_TIMEOUT: Duration = Duration::from_hours(24);
+const DEFAULT_ENDPOINTS: &str = "127.0.0.1:2379";
+const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+const MAX_CONNECT_TIMEOUT: Duration = Duration::from_hours(24);
 
 /// All that is needed to reach etcd.
 pub(crate) struct Settings {
@@ -71,14 +71,16 @@ pub(crate) fn resolve(
     let any_tls = tls != Tls::default();
     let prefix = layers
         .find(flags.prefix.as_deref(), "prefix")
-        .map_or_else(|| Ok(PREFIX.to_owned()), |found| found.parse(whole_prefix))?;
+        .map_or_else(|| Ok(PREFIX.to_owned()), |found| found.parse(parse_prefix))?;
     let cluster_id = layers
         .find(flags.cluster_id.as_deref(), "cluster-id")
         .map(|found| found.parse(str::parse))
         .transpose()?;
     let connect_timeout = layers
         .find(flags.connect_timeout.as_deref(), "connect-timeout")
-        .map_or(Ok(CONNECT_TIMEOUT), |found| found.parse(patience))?;
+        .map_or(Ok(DEFAULT_CONNECT_TIMEOUT), |found| {
+            found.parse(parse_connect_timeout)
+        })?;
     Ok(Settings {
         endpoints: endpoints(layers, flags, any_tls)?,
         tls,
@@ -98,14 +100,14 @@ fn endpoints(layers: &Layers, flags: &Connection, tls: bool) -> Result<Vec<Endpo
             .text
             .to_str()
             .ok_or_else(|| anyhow!("cannot use {found}: not UTF-8 text"))?,
-        None => ENDPOINTS,
+        None => DEFAULT_ENDPOINTS,
     };
     let list = endpoint::parse_list(text, tls);
     // The list itself is not repeated: it may hold a password in the wrong place.
     let place = || {
         found
             .as_ref()
-            .map_or_else(|| "--endpoints".to_owned(), Found::place)
+            .map_or_else(|| "--endpoints".to_owned(), SettingValue::origin_text)
     };
     Ok(list.map_err(|error| anyhow!("cannot use {}: {error}", place()))?)
 }
@@ -131,7 +133,7 @@ fn tls(layers: &Layers, flags: &Connection) -> Result<Tls, Failure> {
 }
 
 /// The path, once a byte could be read: better an error now than in the middle of a job.
-fn readable(found: &Found) -> Result<PathBuf, Failure> {
+fn readable(found: &SettingValue) -> Result<PathBuf, Failure> {
     let path = found.path();
     let read = || fs::File::open(&path)?.read(&mut [0]);
     match read() {
@@ -141,7 +143,7 @@ fn readable(found: &Found) -> Result<PathBuf, Failure> {
     }
 }
 
-fn whole_prefix(text: &str) -> Result<String, String> {
+fn parse_prefix(text: &str) -> Result<String, String> {
     if text.is_empty() {
         return Err("a prefix must not be empty".to_owned());
     }
@@ -150,7 +152,7 @@ fn whole_prefix(text: &str) -> Result<String, String> {
     }
     let slash = if text.ends_with('/') { "" } else { "/" };
     let prefix = format!("{text}{slash}");
-    if let Some((outer, kind)) = queue::kind_of(&prefix) {
+    if let Some((outer, kind)) = keys::kind_of(&prefix) {
         return Err(format!(
             "keys under '{outer}' that end with '{kind}/' are those of locks with the prefix '{outer}': give that one, or another"
         ));
@@ -158,9 +160,9 @@ fn whole_prefix(text: &str) -> Result<String, String> {
     Ok(prefix)
 }
 
-fn patience(text: &str) -> Result<Duration, String> {
+fn parse_connect_timeout(text: &str) -> Result<Duration, String> {
     let timeout = duration::parse(text)?;
-    if timeout.is_zero() || timeout > LONGEST_CONNECT_TIMEOUT {
+    if timeout.is_zero() || timeout > MAX_CONNECT_TIMEOUT {
         return Err("expected more than 0 and at most 24h".to_owned());
     }
     Ok(timeout)

@@ -5,7 +5,7 @@
 //! |---|---|
 //! | which word on the command line, which setting? | `cli/`, `config/` |
 //! | when is the command stopped or killed? | `core/watchdog.rs` |
-//! | what proves that the lock is ours, and for how long? | `core/lease.rs` |
+//! | what proves that the lock is ours, and for how long? | `core/proof.rs`, `core/time.rs` |
 //! | when is the next renewal? | `core/heartbeat.rs` |
 //! | which keys, whose turn? | `core/name.rs`, `core/queue.rs`, `core/turn.rs` |
 //! | whose command may still run when it is our turn? | `core/evidence.rs` |
@@ -26,33 +26,24 @@
 //! | what is shown while it waits, what is counted? | `core/scene.rs`, `core/ledger.rs`, `commands/report.rs`, `metrics.rs` |
 
 pub mod cli;
-mod clock;
 mod commands;
-mod complete;
 mod config;
-mod contest;
 pub mod core;
 mod etcd;
-pub mod events;
-pub mod exit;
-mod fence;
 mod guard;
+mod host;
 mod local;
-mod log;
-mod machine;
-pub mod metrics;
-mod notify;
-mod terminal;
-mod trouble;
-mod whoami;
-mod whole;
+mod lock;
+pub mod output;
+mod sys;
 
 use std::ffi::OsString;
 use std::io::Write as _;
 
 use cli::Request;
-use commands::hold;
-use exit::{Exit, Failure};
+use commands::{complete, hold};
+use output::exit::{Exit, Failure};
+use output::{events, log};
 
 /// The whole program.
 pub fn main() -> ! {
@@ -60,7 +51,7 @@ pub fn main() -> ! {
     // command may return must not follow.
     log::on_panic(|| end(Exit::Failed));
     end(run().unwrap_or_else(|failure| {
-        log::fail(&failure);
+        log::log_failure(&failure);
         failure.exit
     }))
 }
@@ -70,15 +61,15 @@ fn end(exit: Exit) -> ! {
         // A shell that evaluates nothing goes on without the lock, whatever the status of a busy one is to be.
         let _ = writeln!(std::io::stdout(), "exit {}", exit.code());
     }
-    exit.leave()
+    exit.exit_process()
 }
 
 fn run() -> Result<Exit, Failure> {
     let argv: Vec<OsString> = std::env::args_os().collect();
     if let Some((name, words)) = argv.split_first()
-        && name == hold::LINGER
+        && name == hold::HOLD_CHILD
     {
-        return hold::linger(words);
+        return hold::hold_child(words);
     }
     // Anything else in that variable is none of a shell's, and must not keep a command from running.
     let position = std::env::var(complete::VARIABLE).ok();
@@ -102,7 +93,7 @@ fn run() -> Result<Exit, Failure> {
             for warning in &task.warnings {
                 tracing::warn!(event = events::SETTING, "{warning}");
             }
-            commands::carry_out(&task.work)
+            commands::execute(&task.work)
         }
     }
 }

@@ -7,9 +7,10 @@ use std::fs;
 use std::path::Path;
 
 use clap_mangen::Man;
+use dlock::cli;
 use dlock::core::doctor::version;
-use dlock::core::ledger::Outcome;
-use dlock::{cli, events, exit, metrics};
+use dlock::core::run_stats::Outcome;
+use dlock::output::{events, exit, metrics};
 
 /// Of the hand-written parts; change it with them.
 const DATE: &str = "2026-11-25";
@@ -390,7 +391,7 @@ fn source_of(folder: &Path) -> String {
         let path = entry.unwrap().path();
         if path.is_dir() {
             source += &source_of(&path);
-        } else if !path.ends_with("src/events.rs") {
+        } else if !path.ends_with("output/events.rs") {
             let text = fs::read_to_string(&path).unwrap();
             source += text.split("#[cfg(test)]\nmod tests {").next().unwrap();
         }

@@ -1,6 +1,7 @@
 //! The rooms of the house keep to themselves: who may name what, and how long a file may be.
 //! It reads the sources as text and knows nothing of what they do.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -22,18 +23,18 @@ const WALLS: &[(&[&str], &[&str], &str)] = &[
     ),
     (
         &["indicatif"],
-        &["terminal.rs"],
-        "only terminal.rs draws, and never blocks",
+        &["output/live_line.rs"],
+        "only output/live_line.rs draws, and never blocks",
     ),
     (
         &["prometheus_client"],
-        &["metrics.rs"],
-        "only metrics.rs knows what Prometheus reads",
+        &["output/metrics.rs"],
+        "only output/metrics.rs knows what Prometheus reads",
     ),
     (
         &["unsafe"],
-        &["guard/"],
-        "only guard/ has to do with what needs it",
+        &["guard/", "sys/"],
+        "only guard/ and sys/ talk to the kernel past the libraries",
     ),
 ];
 
@@ -52,7 +53,7 @@ const ROOMS: &[(&str, &[&str], &str)] = &[
             "clap",
             "anyhow",
             "SystemTime",
-            "time::Instant",
+            "std::time::Instant",
             "std::env",
             "std::fs",
             "std::io",
@@ -85,7 +86,7 @@ const ROOMS: &[(&str, &[&str], &str)] = &[
     ),
     (
         "etcd/",
-        &["crate::guard", "crate::exit", "crate::cli"],
+        &["crate::guard", "crate::output::exit", "crate::cli"],
         "etcd/ knows no command",
     ),
     (
@@ -100,10 +101,34 @@ const ROOMS: &[(&str, &[&str], &str)] = &[
         "local/ knows no command, nor the other kind of lock",
     ),
     (
-        "contest.rs",
-        &["crate::etcd", "crate::local", "tokio", "rustix"],
-        "what every kind of lock has in common is none of them",
+        "lock/",
+        &["crate::etcd", "crate::local", "tokio", "rustix", "Exit"],
+        "what every kind of lock has in common is none of them, and knows no exit status",
     ),
+    (
+        "sys/",
+        &[
+            "crate::guard",
+            "crate::output",
+            "crate::lock",
+            "crate::etcd",
+            "crate::local",
+        ],
+        "sys/ knows the operating system, and no lock",
+    ),
+];
+
+/// The rooms from the ground up: a file imports from its own room and from lower floors only.
+const FLOORS: &[&[&str]] = &[
+    &["core"],
+    &["sys"],
+    &["guard"],
+    &["output"],
+    &["host", "lock"],
+    &["config"],
+    &["etcd", "local"],
+    &["cli"],
+    &["commands"],
 ];
 
 struct Source {
@@ -113,6 +138,10 @@ struct Source {
 }
 
 fn sources() -> Vec<Source> {
+    sources_in(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"))
+}
+
+fn sources_in(root: &Path) -> Vec<Source> {
     fn collect(folder: &Path, found: &mut Vec<PathBuf>) {
         for entry in fs::read_dir(folder).unwrap() {
             let path = entry.unwrap().path();
@@ -123,13 +152,12 @@ fn sources() -> Vec<Source> {
             }
         }
     }
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let mut paths = Vec::new();
-    collect(&root, &mut paths);
+    collect(root, &mut paths);
     assert!(!paths.is_empty());
     let source = |path: PathBuf| Source {
         path: path
-            .strip_prefix(&root)
+            .strip_prefix(root)
             .unwrap()
             .to_str()
             .unwrap()
@@ -206,6 +234,109 @@ fn uses(code: &str, name: &str) -> bool {
     whole || grouped
 }
 
+/// One file as a module, with the modules that it imports from. `root` is the crate's first file.
+struct Module {
+    path: String,
+    imports: Vec<String>,
+}
+
+/// The modules below `root`, a folder with the sources of one crate, and what each imports. A room's `mod.rs` only hands
+/// names on, so what is imported through it counts for nothing here, nor does what a file's own tests import.
+fn modules(root: &Path) -> Vec<Module> {
+    let sources = sources_in(root);
+    let name_of = |path: &str| {
+        let path = path.trim_end_matches(".rs").trim_end_matches("/mod");
+        path.replace('/', "::")
+    };
+    let names: BTreeMap<String, String> = sources
+        .iter()
+        .map(|source| (name_of(&source.path), source.path.clone()))
+        .collect();
+    let module = |source: &Source| {
+        let own = name_of(&source.path);
+        let code = code(&source.text);
+        let code = code.split("#[cfg(test)]\nmod tests {").next().unwrap();
+        let mut imports: Vec<String> = paths_in(code)
+            .into_iter()
+            .filter_map(|path| absolute(&path, &own))
+            .filter_map(|path| nearest(&path, &names))
+            .filter(|path| *path != source.path && !path.ends_with("mod.rs"))
+            .collect();
+        imports.sort();
+        imports.dedup();
+        Module {
+            path: source.path.clone(),
+            imports,
+        }
+    };
+    sources.iter().map(module).collect()
+}
+
+/// Every path in `code` that begins with `crate`, `super` or `self`; groups in braces are written out.
+fn paths_in(code: &str) -> Vec<String> {
+    fn written_out(prefix: &str, rest: &str, found: &mut Vec<String>) -> usize {
+        let end = rest
+            .find(|c: char| !(c.is_alphanumeric() || c == '_' || c == ':'))
+            .unwrap_or(rest.len());
+        let path = format!("{prefix}{}", &rest[..end]);
+        if !(path.ends_with("::") && rest[end..].starts_with('{')) {
+            found.push(path.trim_end_matches(':').to_owned());
+            return end;
+        }
+        let mut at = end + 1;
+        while at < rest.len() {
+            let next = rest[at..].chars().next().unwrap();
+            match next {
+                '}' => return at + 1,
+                _ if next.is_alphabetic() || next == '_' => {
+                    at += written_out(&path, &rest[at..], found);
+                }
+                _ => at += next.len_utf8(),
+            }
+        }
+        at
+    }
+    let mut found = Vec::new();
+    for start in ["crate::", "super::", "self::"] {
+        for (at, _) in code.match_indices(start) {
+            let before = code[..at].chars().next_back();
+            if before.is_none_or(|c| !(c.is_alphanumeric() || c == '_' || c == ':')) {
+                written_out("", &code[at..], &mut found);
+            }
+        }
+    }
+    found
+}
+
+/// `path`, as the module `own` says it, from the crate's root on.
+fn absolute(path: &str, own: &str) -> Option<String> {
+    let mut base: Vec<&str> = own.split("::").collect();
+    let mut steps = path.split("::").peekable();
+    match steps.next()? {
+        "crate" => base.clear(),
+        "super" => {
+            base.pop();
+            while steps.next_if_eq(&"super").is_some() {
+                base.pop();
+            }
+        }
+        _ => {}
+    }
+    base.extend(steps);
+    Some(base.join("::"))
+}
+
+/// The file of the module that `path` leads into.
+fn nearest(path: &str, names: &BTreeMap<String, String>) -> Option<String> {
+    let mut path = path;
+    loop {
+        if let Some(file) = names.get(path) {
+            return Some(file.clone());
+        }
+        path = path.rsplit_once("::")?.0;
+    }
+}
+
 #[test]
 fn every_room_keeps_to_itself() {
     let mut broken = Vec::new();
@@ -256,6 +387,101 @@ fn no_file_is_long() {
 }
 
 #[test]
+fn no_files_import_each_other_in_a_circle() {
+    for root in ["src", "benches/faults", "benches/speed"] {
+        let modules = modules(&Path::new(env!("CARGO_MANIFEST_DIR")).join(root));
+        let mut left: BTreeMap<&str, BTreeSet<&str>> = modules
+            .iter()
+            .map(|module| {
+                let imports = module.imports.iter().map(String::as_str).collect();
+                (module.path.as_str(), imports)
+            })
+            .collect();
+        // A file that imports nothing that is left is on no circle, nor is one that nothing left imports.
+        loop {
+            let imported: BTreeSet<&str> = left.values().flatten().copied().collect();
+            let gone: Vec<&str> = left
+                .iter()
+                .filter(|(path, imports)| {
+                    !imported.contains(*path) || imports.iter().all(|it| !left.contains_key(it))
+                })
+                .map(|(path, _)| *path)
+                .collect();
+            if gone.is_empty() {
+                break;
+            }
+            for path in gone {
+                left.remove(path);
+            }
+            for imports in left.values_mut() {
+                let stays: BTreeSet<&str> = imports.clone();
+                *imports = stays;
+            }
+            let there: BTreeSet<&str> = left.keys().copied().collect();
+            for imports in left.values_mut() {
+                imports.retain(|it| there.contains(it));
+            }
+        }
+        assert!(left.is_empty(), "circles in {root}: {left:#?}");
+    }
+}
+
+#[test]
+fn no_import_runs_upwards() {
+    let floor = |path: &str| {
+        let room = path.split(['/', '.']).next().unwrap();
+        FLOORS.iter().position(|rooms| rooms.contains(&room))
+    };
+    let mut broken = Vec::new();
+    for module in modules(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src")) {
+        // `lib.rs` and `main.rs` stand above all rooms.
+        let Some(own) = floor(&module.path) else {
+            continue;
+        };
+        // The guard's tests show what dlock does when it panics.
+        if module.path.contains("/tests") {
+            continue;
+        }
+        let room = |path: &str| path.split(['/', '.']).next().unwrap().to_owned();
+        for import in &module.imports {
+            let Some(other) = floor(import) else {
+                broken.push(format!("src/{} imports src/{import}", module.path));
+                continue;
+            };
+            // The flags are not a layer of the configuration yet.
+            if import == "cli/connection.rs" {
+                continue;
+            }
+            let beside = other == own && room(import) != room(&module.path);
+            if other > own || beside {
+                broken.push(format!("src/{} imports src/{import}", module.path));
+            }
+        }
+    }
+    assert!(broken.is_empty(), "\n{}", broken.join("\n"));
+}
+
+#[test]
+fn imports_are_found_however_they_are_written() {
+    let code = "use crate::core::{lease::{self, Terms}, name::LockName};\nfn f() { super::super::clock::now(); }\n";
+    let mut paths = paths_in(code);
+    paths.sort();
+    assert_eq!(
+        paths,
+        [
+            "crate::core::lease::Terms",
+            "crate::core::lease::self",
+            "crate::core::name::LockName",
+            "super::super::clock::now",
+        ]
+    );
+    assert_eq!(
+        absolute("super::super::clock::now", "a::b::c").unwrap(),
+        "a::clock::now"
+    );
+}
+
+#[test]
 fn the_walls_see_through_comments_and_texts() {
     let code = code(
         "// tokio\n/// \"unsafe\n let a = \"tonic \\\" tokio\"; let b = r#\"unsafe \" x\"#; let c = '\"'; libc::kill();\n",
@@ -267,10 +493,13 @@ fn the_walls_see_through_comments_and_texts() {
             && !uses(&code, "tonic")
     );
     assert!(uses("use std::{fs, io};", "std::fs"));
-    assert!(uses("use std::time::{Duration, Instant};", "time::Instant"));
+    assert!(uses(
+        "use std::time::{Duration, Instant};",
+        "std::time::Instant"
+    ));
     assert!(!uses(
         "use std::time::Duration; struct Instant;",
-        "time::Instant"
+        "std::time::Instant"
     ));
     assert!(!uses("unsafe_code", "unsafe"));
     assert_eq!(code.lines().count(), 3);

@@ -106,7 +106,7 @@ fn enter(shape: &str, dir: &Path, who: &str, span: Duration) {
     // Every descendant inherits it, so that the kernel keeps the lock until the last one is dead.
     fcntl_setfd(&lock, FdFlags::empty()).expect("an open file");
     if refused {
-        note(dir, &format!("refused-{who}"));
+        record(dir, &format!("refused-{who}"));
     }
     beat(&mut append(dir, &format!("beats-{who}")));
     match shape {
@@ -120,7 +120,7 @@ fn enter(shape: &str, dir: &Path, who: &str, span: Duration) {
         until
     };
     beat_until(dir, who, own_end);
-    note(dir, &format!("ended-{who}"));
+    record(dir, &format!("ended-{who}"));
 }
 
 fn descend(role: &str, dir: &Path, who: &str, until: Duration) {
@@ -171,7 +171,7 @@ fn beat(beats: &mut File) {
 }
 
 /// Writes the moment into a file of its own.
-fn note(dir: &Path, name: &str) {
+fn record(dir: &Path, name: &str) {
     beat(&mut append(dir, name));
 }
 

@@ -42,7 +42,7 @@ impl Agents {
     /// The number of the server that leads now.
     pub(crate) fn leader(&self) -> usize {
         eventually(LIMIT, "consul has a leader", || {
-            let leader = self.0[0].ask("GET", "/v1/status/leader")?;
+            let leader = self.0[0].request("GET", "/v1/status/leader")?;
             let port = leader.as_str()?.rsplit_once(':')?.1.parse::<u16>().ok()?;
             self.0.iter().position(|agent| agent.server == port)
         })
@@ -117,31 +117,31 @@ impl Agent {
     pub(crate) fn restart(&self) {
         self.revive();
         eventually(LIMIT, "consul comes back", || {
-            let leader = self.ask("GET", "/v1/status/leader")?;
+            let leader = self.request("GET", "/v1/status/leader")?;
             (leader != "").then_some(())
         });
     }
 
     /// The session that holds the lock, once somebody waits behind it.
     pub(crate) fn contended(&self, lock: &str) -> Option<String> {
-        let sessions = self.ask("GET", "/v1/session/list")?;
-        let entry = self.ask("GET", &format!("/v1/kv/{lock}/.lock"))?;
+        let sessions = self.request("GET", "/v1/session/list")?;
+        let entry = self.request("GET", &format!("/v1/kv/{lock}/.lock"))?;
         let holder = entry[0]["Session"].as_str()?.to_owned();
         (sessions.as_array()?.len() > 1).then_some(holder)
     }
 
     pub(crate) fn destroy(&self, session: &str) {
-        let done = self.ask("PUT", &format!("/v1/session/destroy/{session}"));
+        let done = self.request("PUT", &format!("/v1/session/destroy/{session}"));
         assert_eq!(done, Some(Value::Bool(true)), "the session is destroyed");
     }
 
     pub(crate) fn delete(&self, lock: &str) {
-        let done = self.ask("DELETE", &format!("/v1/kv/{lock}/.lock"));
+        let done = self.request("DELETE", &format!("/v1/kv/{lock}/.lock"));
         assert_eq!(done, Some(Value::Bool(true)), "the key is deleted");
     }
 
     /// One request of the HTTP API; `None` when it is not answered, or refused.
-    fn ask(&self, method: &str, path: &str) -> Option<Value> {
+    fn request(&self, method: &str, path: &str) -> Option<Value> {
         let mut stream = TcpStream::connect(("127.0.0.1", self.http)).ok()?;
         let patience = Some(Duration::from_secs(5));
         stream.set_read_timeout(patience).ok()?;

@@ -5,13 +5,13 @@
 
 mod command;
 mod consul;
-mod contest;
+mod contenders;
 mod fault;
 mod report;
 #[path = "../shared/section.rs"]
 mod section;
 mod server;
-mod stage;
+mod testbed;
 #[path = "../shared/tool.rs"]
 mod tool;
 
@@ -31,10 +31,10 @@ use std::thread;
 
 use clap::Parser;
 
-use contest::Measured;
+use contenders::Measured;
 use fault::{FAULTS, Fault};
 use integration::support;
-use stage::Stage;
+use testbed::Testbed;
 use tool::Tool;
 
 /// Runs the faults on dlock, `etcdctl lock`, flock and, where it is installed, `consul lock`.
@@ -92,12 +92,12 @@ fn main() -> ExitCode {
     for fault in FAULTS {
         if fault.name.contains(&arguments.only) {
             let row = suffer(fault);
-            say(&format!("{}\n", report::row(&row)));
+            print_line(&format!("{}\n", report::row(&row)));
             rows.push(row);
         }
     }
     suffer_slowly(&mut rows);
-    say(&format!("\n{}", report::markdown(&rows)));
+    print_line(&format!("\n{}", report::markdown(&rows)));
     if let Some(path) = &arguments.json {
         std::fs::write(path, report::json(&rows)).expect("the file for the JSON can be written");
     }
@@ -107,7 +107,7 @@ fn main() -> ExitCode {
     let mut code = ExitCode::SUCCESS;
     for row in &rows {
         if let Some(why) = row.broken_promise() {
-            say(&format!("dlock, {}: {why}\n", row.fault.name));
+            print_line(&format!("dlock, {}: {why}\n", row.fault.name));
             code = ExitCode::FAILURE;
         }
     }
@@ -155,7 +155,7 @@ fn suffer_slowly(rows: &mut [Row]) {
                     let measured =
                         measure(row.fault, &[Tool::Consul]).and_then(|mut one| one.pop());
                     row.cells[column] = measured.map_or(Cell::Failed, Cell::Measured);
-                    say(&format!("{}\n", report::row(row)));
+                    print_line(&format!("{}\n", report::row(row)));
                 }
             });
         }
@@ -163,11 +163,11 @@ fn suffer_slowly(rows: &mut [Row]) {
 }
 
 fn measure(fault: &'static Fault, tools: &[Tool]) -> Option<Vec<Measured>> {
-    catch_unwind(AssertUnwindSafe(|| Stage::set(fault, tools).measure())).ok()
+    catch_unwind(AssertUnwindSafe(|| Testbed::set(fault, tools).measure())).ok()
 }
 
 /// Writes to standard output; nobody there is no failure.
-fn say(text: &str) {
+fn print_line(text: &str) {
     let mut stdout = std::io::stdout();
     let _ = stdout.write_all(text.as_bytes());
     let _ = stdout.flush();

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use crate::contest::{Exit, Measured};
+use crate::contenders::{Exit, Measured};
 use crate::fault::{Demand, Fault};
 use crate::tool::Tool;
 use crate::{Cell, Row};

@@ -2,7 +2,7 @@
 //! It must not know when it is struck.
 
 use crate::consul::Agent;
-use crate::contest::Stake;
+use crate::contenders::Stake;
 use crate::support::{Etcd, Signal, alive};
 use crate::tool::Tool;
 

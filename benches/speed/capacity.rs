@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use crate::crowd::{Crowd, Kind};
+use crate::contenders::{Contenders, Kind};
 use crate::handover::{count, in_order, latencies, rate};
 use crate::report::Table;
 use crate::sample::Sample;
@@ -55,7 +55,7 @@ pub(crate) fn measure(crowds: &[usize], table: &mut Table) {
 /// the queue is broken.
 fn contend(size: usize, one_lock: bool) -> Seen {
     let etcd = Etcd::start();
-    let mut crowd = Crowd::new(Kind::Tool(Tool::Dlock), &etcd, "30");
+    let mut crowd = Contenders::new(Kind::Tool(Tool::Dlock), &etcd, "30");
     let began_at = boot_clock();
     if one_lock {
         crowd.join("crowded", true);

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use crate::crowd::{Crowd, Kind};
+use crate::contenders::{Contenders, Kind};
 use crate::handover::count;
 use crate::report::Table;
 use crate::sample::Sample;
@@ -41,7 +41,7 @@ pub(crate) fn measure(peers: &mut Table) {
 
 fn watch(tool: Tool) -> [f64; 4] {
     let etcd = Etcd::start();
-    let mut crowd = Crowd::new(Kind::Tool(tool), &etcd, "30");
+    let mut crowd = Contenders::new(Kind::Tool(tool), &etcd, "30");
     for holder in 0..HOLDERS {
         crowd.join(&format!("held-{holder}"), true);
     }

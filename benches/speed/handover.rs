@@ -1,7 +1,7 @@
 //! How fast a lock goes from one to the next when many wait, and whom that wakes.
 //! It must not know how a tool learns that it is its turn.
 
-use crate::crowd::{Crowd, Kind};
+use crate::contenders::{Contenders, Kind};
 use crate::report::Table;
 use crate::sample::Sample;
 use crate::server::Counters;
@@ -79,7 +79,7 @@ fn percentile(seen: &Seen, percent: usize) -> Vec<f64> {
 
 fn drain(kind: Kind, waiters: usize, seen: &mut Seen) {
     let etcd = Etcd::start();
-    let mut crowd = Crowd::new(kind, &etcd, TTL);
+    let mut crowd = Contenders::new(kind, &etcd, TTL);
     crowd.join("drained", true);
     crowd.await_begun(1);
     for _ in 0..waiters {

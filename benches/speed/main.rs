@@ -3,14 +3,14 @@
 //!
 //! `make bench`, or `cargo bench --bench speed -- --only hand-over --json figures.json`.
 
+mod baseline;
 mod capacity;
-mod crowd;
-mod distance;
-mod floor;
+mod contenders;
 mod footprint;
 mod handover;
 mod machine;
 mod report;
+mod round_trips;
 mod sample;
 #[path = "../shared/section.rs"]
 mod section;
@@ -69,8 +69,8 @@ struct Arguments {
 
 fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().skip(1).collect();
-    if let Some(role) = words.strip_prefix(&[floor::WORD.to_owned()]) {
-        return floor::run(role);
+    if let Some(role) = words.strip_prefix(&[baseline::WORD.to_owned()]) {
+        return baseline::run(role);
     }
     if let Some(role) = words.strip_prefix(&[stamp::WORD.to_owned()]) {
         return stamp::run(role);
@@ -83,7 +83,7 @@ fn main() -> ExitCode {
         uncontended::measure(arguments.runs, &mut peers, &mut floor);
     }
     if wanted("distance") {
-        distance::measure(arguments.runs, &mut peers, &mut floor);
+        round_trips::measure(arguments.runs, &mut peers, &mut floor);
     }
     if wanted("hand-over") {
         handover::measure(arguments.waiters, &mut peers, &mut floor);
@@ -96,7 +96,7 @@ fn main() -> ExitCode {
     }
     let tables = [peers, floor, capacity];
     let text = report::markdown(&tables);
-    say(&format!("\n{text}"));
+    print_line(&format!("\n{text}"));
     if let Some(path) = &arguments.json {
         std::fs::write(path, report::json(&tables)).expect("the file for the JSON can be written");
     }
@@ -107,7 +107,7 @@ fn main() -> ExitCode {
 }
 
 /// Writes to standard output; nobody there is no failure.
-fn say(text: &str) {
+fn print_line(text: &str) {
     let mut stdout = std::io::stdout();
     let _ = stdout.write_all(text.as_bytes());
     let _ = stdout.flush();

@@ -5,7 +5,7 @@ use std::process::Command;
 
 use serde_json::Value;
 
-use crate::floor;
+use crate::baseline;
 use crate::report::Table;
 use crate::sample::Sample;
 use crate::support::{Etcd, Scratch};
@@ -23,8 +23,8 @@ pub(crate) fn measure(runs: usize, peers: &mut Table, beside_floor: &mut Table) 
         .map(|tool| tool.line(&etcd.endpoint(), &file, "uncontended", "30"))
         .collect();
     lines.extend(
-        [floor::PIPELINED, floor::SEQUENTIAL]
-            .map(|way| floor::line(way, &etcd.endpoint(), floor::PLAIN, "floor")),
+        [baseline::PIPELINED, baseline::SEQUENTIAL]
+            .map(|way| baseline::line(way, &etcd.endpoint(), baseline::PLAIN, "floor")),
     );
     let mut walls: Vec<Vec<f64>> = vec![Vec::new(); lines.len()];
     for turn in 0..runs.div_ceil(TURN) {

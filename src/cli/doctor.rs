@@ -7,18 +7,18 @@ use std::path::Path;
 use clap::{Args, ValueHint};
 
 use super::connection::Connection;
-use super::{Asked, Work, lock, settings};
+use super::{Resolver, Work, lock, settings};
 use crate::config::Settings;
 use crate::config::origins::{Origin, origin};
-use crate::core::lease::Terms;
-use crate::core::text::span;
-use crate::exit::Failure;
+use crate::core::text::format_duration;
+use crate::core::time::LeaseTimings;
+use crate::output::exit::Failure;
 
 /// How dlock talks decides nothing about a lock.
-const TALK: [&str; 3] = ["verbose", "quiet", "log-format"];
+const OUTPUT_OPTIONS: [&str; 3] = ["verbose", "quiet", "log-format"];
 
 #[derive(Args, Debug)]
-pub(crate) struct Words {
+pub(crate) struct DoctorArgs {
     /// The TTL to judge by, as dlock run has it; default 30s
     #[arg(long, value_name = "DURATION", value_hint = ValueHint::Other, allow_negative_numbers = true)]
     ttl: Option<OsString>,
@@ -35,37 +35,37 @@ pub(crate) struct Words {
 /// What the words mean.
 #[derive(Debug)]
 pub(crate) struct Options {
-    pub(crate) terms: Terms,
+    pub(crate) timings: LeaseTimings,
     pub(crate) json: bool,
     pub(crate) settings: Vec<Origin>,
     /// What is odd about the settings.
     pub(crate) warnings: Vec<String>,
 }
 
-impl Words {
+impl DoctorArgs {
     /// Puts the words together with the variables, the file and the defaults.
-    pub(super) fn resolve(self, asked: &mut Asked) -> Result<Work, Failure> {
+    pub(super) fn resolve(self, asked: &mut Resolver) -> Result<Work, Failure> {
         let (ttl, grace) = lock::times(
             &asked.layers,
             self.ttl.as_deref(),
             self.kill_after.as_deref(),
         )?;
         let settings = asked.settings()?;
-        let terms = Terms::new(ttl, grace);
+        let timings = LeaseTimings::new(ttl, grace);
         let options = Options {
-            terms,
+            timings,
             json: self.json,
-            settings: self.origins(asked, &settings, terms),
+            settings: self.origins(asked, &settings, timings),
             warnings: std::mem::take(&mut asked.warnings),
         };
         Ok(Work::Doctor(settings, options))
     }
 
     /// Every setting that is set, for whichever sub-command, and the defaults of those that count here.
-    fn origins(&self, asked: &Asked, resolved: &Settings, terms: Terms) -> Vec<Origin> {
+    fn origins(&self, asked: &Resolver, resolved: &Settings, timings: LeaseTimings) -> Vec<Origin> {
         let mut origins = Vec::new();
         for (option, ..) in settings() {
-            if TALK.contains(&option.as_str()) {
+            if OUTPUT_OPTIONS.contains(&option.as_str()) {
                 continue;
             }
             let flag = match option.as_str() {
@@ -73,7 +73,7 @@ impl Words {
                 "kill-after" => self.kill_after.clone(),
                 _ => flag(asked.connection, &option),
             };
-            let shown = shown(&option, asked.layers.file(), resolved, terms);
+            let shown = shown(&option, asked.layers.file(), resolved, timings);
             origins.extend(origin(&asked.layers, flag.as_deref(), &option, shown));
             if let ("password-file", Some(credentials)) = (&*option, &resolved.credentials) {
                 origins.push(Origin {
@@ -88,7 +88,7 @@ impl Words {
 }
 
 /// The value of a setting as it counts, where its text does not say it or says too much.
-fn shown(option: &str, file: &Path, resolved: &Settings, terms: Terms) -> Option<String> {
+fn shown(option: &str, file: &Path, resolved: &Settings, timings: LeaseTimings) -> Option<String> {
     let path = |path: &Option<std::path::PathBuf>| Some(path.as_ref()?.display().to_string());
     match option {
         "endpoints" => {
@@ -102,9 +102,9 @@ fn shown(option: &str, file: &Path, resolved: &Settings, terms: Terms) -> Option
         "user" => Some(resolved.credentials.as_ref()?.user.clone()),
         "prefix" => Some(resolved.prefix.clone()),
         "cluster-id" => resolved.cluster_id.map(|id| id.to_string()),
-        "connect-timeout" => Some(span(resolved.connect_timeout).to_string()),
-        "ttl" => Some(span(terms.ttl()).to_string()),
-        "kill-after" => Some(span(terms.grace()).to_string()),
+        "connect-timeout" => Some(format_duration(resolved.connect_timeout).to_string()),
+        "ttl" => Some(format_duration(timings.ttl()).to_string()),
+        "kill-after" => Some(format_duration(timings.grace()).to_string()),
         "config" if file == Path::new("") => Some("none".to_owned()),
         "config" => Some(file.display().to_string()),
         _ => None,

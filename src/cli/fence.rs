@@ -7,14 +7,14 @@ use std::path::PathBuf;
 use anyhow::anyhow;
 use clap::{Args, ValueHint};
 
-use crate::config::layers::{Found, Layers, Source};
-use crate::core::fence::token_of;
-use crate::core::lease::FencingToken;
+use crate::config::layers::{Layers, SettingValue, Source};
+use crate::core::fence::parse_token;
 use crate::core::name::LockName;
-use crate::exit::{Failure, OrFail};
+use crate::core::proof::FencingToken;
+use crate::output::exit::{Failure, OrFail};
 
 #[derive(Args, Debug)]
-pub(crate) struct Words {
+pub(crate) struct FenceArgs {
     /// File that holds the highest token seen of every lock; made when it is not there
     #[arg(value_hint = ValueHint::FilePath)]
     file: PathBuf,
@@ -68,11 +68,11 @@ pub(crate) enum Task {
     },
 }
 
-impl Words {
+impl FenceArgs {
     /// Puts the words together with what the command of `dlock run` gets.
     pub(crate) fn resolve(self, layers: &Layers) -> Result<Options, Failure> {
-        let name = given(layers, self.name.as_deref(), "name", "DLOCK_NAME")
-            .map(|found| found.parse(|text| text.parse().map_err(unfit)))
+        let name = flag_or_env(layers, self.name.as_deref(), "name", "DLOCK_NAME")
+            .map(|found| found.parse(|text| text.parse().map_err(invalid_name)))
             .transpose()?;
         let task = if self.peek {
             Task::Peek(name)
@@ -99,32 +99,32 @@ impl Words {
     }
 }
 
-fn unfit(error: crate::core::name::Unfit) -> String {
+fn invalid_name(error: crate::core::name::InvalidName) -> String {
     error.to_string()
 }
 
 fn token(layers: &Layers, flag: Option<&OsStr>) -> Result<FencingToken, Failure> {
-    given(layers, flag, "token", "DLOCK_FENCING_TOKEN")
+    flag_or_env(layers, flag, "token", "DLOCK_FENCING_TOKEN")
         .ok_or_else(|| anyhow!("no token to check"))
         .or_hint("--token NUMBER says it; the command of dlock run has it in DLOCK_FENCING_TOKEN")?
         .parse(|text| number(text, 1))
 }
 
 fn number(text: &str, lowest: i64) -> Result<FencingToken, String> {
-    token_of(text)
+    parse_token(text)
         .filter(|token| token.0 >= lowest)
         .ok_or_else(|| format!("expected a whole number, {lowest} or more"))
 }
 
 /// A flag, else what the command of `dlock run` got. Never from the file: it is of one moment.
-fn given(
+fn flag_or_env(
     layers: &Layers,
     text: Option<&OsStr>,
     option: &'static str,
     variable: &str,
-) -> Option<Found> {
+) -> Option<SettingValue> {
     let from_variable = || {
-        Some(Found {
+        Some(SettingValue {
             option,
             text: layers.variable(variable)?,
             source: Source::Variable(variable.to_owned()),
@@ -134,8 +134,8 @@ fn given(
         .or_else(from_variable)
 }
 
-fn flag(option: &'static str, text: OsString) -> Found {
-    Found {
+fn flag(option: &'static str, text: OsString) -> SettingValue {
+    SettingValue {
         option,
         text,
         source: Source::Flag,

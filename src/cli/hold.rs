@@ -6,14 +6,14 @@ use std::ffi::{OsStr, OsString};
 use anyhow::anyhow;
 use clap::{Args, ValueHint};
 
-use super::{Asked, Work, local, lock};
+use super::{Resolver, Work, local, lock};
 use crate::config::layers::Layers;
-use crate::config::site::Site;
+use crate::config::site::BackendConfig;
 use crate::core::name::LockName;
-use crate::exit::{Failure, OrFail as _};
+use crate::output::exit::{Failure, OrFail as _};
 
 #[derive(Args, Debug)]
-pub(crate) struct Words {
+pub(crate) struct HoldArgs {
     /// Name of the lock, 1 to 255 bytes
     #[arg(value_hint = ValueHint::Other)]
     name: OsString,
@@ -40,14 +40,14 @@ pub(crate) struct Words {
     json: bool,
 
     #[command(flatten)]
-    local: local::Words,
+    local: local::LocalArgs,
 
     #[command(flatten)]
-    lock: lock::Words,
+    lock: lock::LockArgs,
 }
 
 #[derive(Args, Debug)]
-pub(crate) struct ReleaseWords {
+pub(crate) struct ReleaseArgs {
     /// Which dlock hold; default `DLOCK_HOLD`
     #[arg(value_name = "HOLD", value_hint = ValueHint::Other)]
     hold: Option<OsString>,
@@ -64,11 +64,11 @@ pub(crate) struct Options {
     pub(crate) json: bool,
 }
 
-impl Words {
+impl HoldArgs {
     /// Puts the words together with the variables, the file and the defaults.
-    pub(super) fn resolve(self, asked: &mut Asked) -> Result<Work, Failure> {
+    pub(super) fn resolve(self, asked: &mut Resolver) -> Result<Work, Failure> {
         let site = self.local.resolve(asked);
-        let options = self.options(&asked.layers, matches!(site, Ok(Site::Local(_))))?;
+        let options = self.options(&asked.layers, matches!(site, Ok(BackendConfig::Local(_))))?;
         Ok(Work::Hold(site?, options))
     }
 
@@ -91,7 +91,7 @@ fn pid(text: &OsStr) -> Result<i32, Failure> {
     Ok(pid.ok_or_else(|| anyhow!("cannot use --pid '{}': no process id", text.display()))?)
 }
 
-impl ReleaseWords {
+impl ReleaseArgs {
     /// Names the process to be ended, as `dlock hold` told it.
     pub(crate) fn resolve(self, layers: &Layers) -> Result<String, Failure> {
         let hold = self.hold.or_else(|| layers.variable("DLOCK_HOLD"));

@@ -7,15 +7,15 @@ use std::path::PathBuf;
 use anyhow::anyhow;
 use clap::{Args, ValueHint};
 
-use super::Asked;
+use super::Resolver;
 use super::connection::Connection;
-use crate::config::layers::Found;
-use crate::config::site::{self, Site};
-use crate::exit::{Failure, OrFail as _};
+use crate::config::layers::SettingValue;
+use crate::config::site::{self, BackendConfig};
+use crate::output::exit::{Failure, OrFail as _};
 
 #[derive(Args, Debug)]
 #[group(skip)]
-pub(crate) struct Words {
+pub(crate) struct LocalArgs {
     /// Use the locks of this machine alone, in files instead of etcd
     ///
     /// In DIR, else in /var/lib/dlock for root and in ~/.local/state/dlock for others. Without it an etcd that cannot be
@@ -24,43 +24,48 @@ pub(crate) struct Words {
     local: Option<OsString>,
 }
 
-impl Words {
+impl LocalArgs {
     /// Where the locks are, by all that is said about it.
-    pub(super) fn resolve(&self, asked: &mut Asked) -> Result<Site, Failure> {
+    pub(super) fn resolve(&self, asked: &mut Resolver) -> Result<BackendConfig, Failure> {
         match chosen(asked, self.local.as_deref())? {
-            Some((found, folder)) => {
+            Some((found, directory)) => {
                 no_connection(&found, asked.connection)?;
-                Ok(Site::Local(folder))
+                Ok(BackendConfig::Local(directory))
             }
-            None => asked.settings().map(Site::Etcd),
+            None => asked.settings().map(BackendConfig::Etcd),
         }
     }
 }
 
 /// What says that the locks are those of this machine, and in which folder; `None` when they are in etcd.
-fn chosen(asked: &Asked, flag: Option<&OsStr>) -> Result<Option<(Found, PathBuf)>, Failure> {
+fn chosen(
+    asked: &Resolver,
+    flag: Option<&OsStr>,
+) -> Result<Option<(SettingValue, PathBuf)>, Failure> {
     let Some(found) = asked.layers.find(flag, "local") else {
         return Ok(None);
     };
-    let folder = site::folder(&asked.layers, &found)?;
-    Ok(folder.map(|folder| (found, folder)))
+    let directory = site::state_dir(&asked.layers, &found)?;
+    Ok(directory.map(|directory| (found, directory)))
 }
 
 /// Refuses what only etcd can do, `tried`, when the locks are those of this machine.
 pub(super) fn refuse(
-    asked: &Asked,
+    asked: &Resolver,
     flag: Option<&OsStr>,
     tried: &str,
     hint: &str,
 ) -> Result<(), Failure> {
     match chosen(asked, flag)? {
-        Some((found, _)) => Err(anyhow!("cannot {tried} with {}", found.place())).or_hint(hint),
+        Some((found, _)) => {
+            Err(anyhow!("cannot {tried} with {}", found.origin_text())).or_hint(hint)
+        }
         None => Ok(()),
     }
 }
 
 /// What says how etcd is reached was meant for a lock in etcd. Variables and the file are there for all locks.
-fn no_connection(local: &Found, flags: &Connection) -> Result<(), Failure> {
+fn no_connection(local: &SettingValue, flags: &Connection) -> Result<(), Failure> {
     let given = [
         ("endpoints", !flags.endpoints.is_empty()),
         ("cacert", flags.cacert.is_some()),
@@ -75,7 +80,7 @@ fn no_connection(local: &Found, flags: &Connection) -> Result<(), Failure> {
     match given.iter().find(|(_, given)| *given) {
         Some((option, _)) => Err(anyhow!(
             "cannot use --{option} together with {}: a local lock has no etcd",
-            local.place()
+            local.origin_text()
         ))
         .or_hint("--local=false takes the lock in etcd"),
         None => Ok(()),

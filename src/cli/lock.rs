@@ -8,22 +8,23 @@ use std::time::Duration;
 use anyhow::anyhow;
 use clap::{Args, ValueHint};
 
-use super::{duration, signal};
-use crate::config::layers::{Found, Layers};
-use crate::core::lease::Terms;
-use crate::core::mode::{Mode, Patience, Supersede, Wish};
+use super::signal;
+use crate::config::duration;
+use crate::config::layers::{Layers, SettingValue};
 use crate::core::name::LockName;
-use crate::core::text::span;
-use crate::exit::{self, Failure, OrFail};
+use crate::core::request::{LockRequest, Mode, Supersede, WaitPolicy};
+use crate::core::text::format_duration;
+use crate::core::time::LeaseTimings;
+use crate::output::exit::{self, Failure, OrFail};
 
-const TTL: Duration = Duration::from_secs(30);
+const DEFAULT_TTL: Duration = Duration::from_secs(30);
 /// Below it a renewal, its second try and the margins of `core::lease` do not fit any more.
-const SHORTEST_TTL: Duration = Duration::from_secs(5);
-const LONGEST_TTL: Duration = Terms::LONGEST_TTL;
+const MIN_TTL: Duration = Duration::from_secs(5);
+const MAX_TTL: Duration = LeaseTimings::LONGEST_TTL;
 
 #[derive(Args, Debug)]
 #[group(skip)]
-pub(crate) struct Words {
+pub(crate) struct LockArgs {
     /// If the lock is busy, end at once
     #[arg(short, long)]
     no_wait: bool,
@@ -133,7 +134,7 @@ pub(crate) struct Options {
     /// The stop signal.
     pub(crate) signal: i32,
     pub(crate) note: Option<String>,
-    pub(crate) wish: Wish,
+    pub(crate) request: LockRequest,
     /// How long the command may run.
     pub(crate) max_hold: Option<Duration>,
     /// Where it is told what became of it.
@@ -156,22 +157,22 @@ pub(crate) fn name(text: &OsStr) -> Result<LockName, Failure> {
     Ok(name)
 }
 
-impl Words {
+impl LockArgs {
     /// Puts the words together with the variables, the file and the defaults.
     pub(crate) fn resolve(self, layers: &Layers, local: bool) -> Result<Options, Failure> {
         if local {
             self.refuse_what_etcd_does(layers)?;
         }
-        let patience = patience(layers, self.no_wait, self.wait.as_deref())?;
+        let patience = wait_policy(layers, self.no_wait, self.wait.as_deref())?;
         let kill_after = self.kill_after.as_deref();
         let (ttl, grace) = if local {
-            (TTL, grace_without_a_lease(layers, kill_after)?)
+            (DEFAULT_TTL, grace_without_a_lease(layers, kill_after)?)
         } else {
             times(layers, self.ttl.as_deref(), kill_after)?
         };
         let find = |flag: Option<&OsStr>, option| layers.find(flag, option);
         let conflict = find(self.conflict_exit_code.as_deref(), "conflict-exit-code")
-            .map(|found| found.parse(status))
+            .map(|found| found.parse(parse_status))
             .transpose()?;
         let signal = find(self.signal.as_deref(), "signal")
             .map(|found| found.parse(signal::parse))
@@ -180,9 +181,9 @@ impl Words {
             .map(|found| found.parse(|text| Ok(text.to_owned())))
             .transpose()?;
         let max_hold = find(self.max_hold.as_deref(), "max-hold")
-            .map(|found| found.parse(some_time))
+            .map(|found| found.parse(parse_positive_duration))
             .transpose()?;
-        let wish = self.wish(layers, patience, local)?;
+        let request = self.lock_request(layers, patience, local)?;
         let file = |flag, option| find(flag, option).map(|found| found.path());
         Ok(Options {
             conflict: conflict.unwrap_or(exit::BUSY),
@@ -190,7 +191,7 @@ impl Words {
             grace,
             signal: signal.unwrap_or(signal_hook::consts::SIGTERM),
             note: note.filter(|note| !note.is_empty()),
-            wish,
+            request,
             max_hold,
             report: file(self.report.as_deref(), "report"),
             metrics: file(self.metrics.as_deref(), "metrics"),
@@ -223,36 +224,51 @@ impl Words {
         Ok(())
     }
 
-    fn wish(&self, layers: &Layers, patience: Patience, local: bool) -> Result<Wish, Failure> {
-        let shared = layers.switch(self.shared, "shared")?;
+    fn lock_request(
+        &self,
+        layers: &Layers,
+        patience: WaitPolicy,
+        local: bool,
+    ) -> Result<LockRequest, Failure> {
+        let shared = layers.find_switch(self.shared, "shared")?;
         let slots = layers.find(self.slots.as_deref(), "slots");
-        let mode = match Found::stronger(shared, slots)? {
+        let mode = match SettingValue::stronger(shared, slots)? {
             Some(found) if found.option == "shared" => Mode::Shared,
-            Some(found) => Mode::Slots(found.parse(slots_number)?),
+            Some(found) => Mode::Slots(found.parse(parse_slots)?),
             None => Mode::Exclusive,
         };
         let whole = |flag: Option<&OsStr>, option| {
             let found = layers.find(flag, option);
-            let time = if local { some_time } else { whole_time };
+            let time = if local {
+                parse_positive_duration
+            } else {
+                parse_whole_seconds
+            };
             found.map(|found| found.parse(time)).transpose()
         };
         let supersede = layers.find(self.supersede.as_deref().map(OsStr::new), "supersede");
         if let Some(found) = &supersede {
             let why = match (patience, mode) {
-                (Patience::None, _) => Some("--no-wait: who does not wait has nobody to send away"),
+                (WaitPolicy::NoWait, _) => {
+                    Some("--no-wait: who does not wait has nobody to send away")
+                }
                 (_, Mode::Shared) => Some("--shared: readers do not stand in each other's way"),
                 _ => None,
             };
             if let Some(why) = why {
-                return Err(anyhow!("cannot use {} together with {why}", found.place()).into());
+                return Err(
+                    anyhow!("cannot use {} together with {why}", found.origin_text()).into(),
+                );
             }
         }
-        Ok(Wish {
+        Ok(LockRequest {
             mode,
-            patience,
+            wait_policy: patience,
             min_hold: whole(self.min_hold.as_deref(), "min-hold")?,
             once_per: whole(self.once_per.as_deref(), "once-per")?,
-            supersede: supersede.map(|found| found.parse(whom)).transpose()?,
+            supersede: supersede
+                .map(|found| found.parse(parse_supersede))
+                .transpose()?,
         })
     }
 }
@@ -263,19 +279,23 @@ fn grace_without_a_lease(layers: &Layers, flag: Option<&OsStr>) -> Result<Durati
     let grace = found
         .map(|found| found.parse(duration::parse))
         .transpose()?;
-    Ok(grace.unwrap_or(Terms::default_grace(TTL)))
+    Ok(grace.unwrap_or(LeaseTimings::default_grace(DEFAULT_TTL)))
 }
 
-fn patience(layers: &Layers, no_wait: bool, wait: Option<&OsStr>) -> Result<Patience, Failure> {
-    let no_wait = layers.switch(no_wait, "no-wait")?;
+fn wait_policy(
+    layers: &Layers,
+    no_wait: bool,
+    wait: Option<&OsStr>,
+) -> Result<WaitPolicy, Failure> {
+    let no_wait = layers.find_switch(no_wait, "no-wait")?;
     let wait = layers.find(wait, "wait");
-    match Found::stronger(no_wait, wait)? {
-        Some(found) if found.option == "no-wait" => Ok(Patience::None),
+    match SettingValue::stronger(no_wait, wait)? {
+        Some(found) if found.option == "no-wait" => Ok(WaitPolicy::NoWait),
         Some(found) => Ok(match found.parse(duration::parse)? {
-            Duration::ZERO => Patience::None,
-            limit => Patience::For(limit),
+            Duration::ZERO => WaitPolicy::NoWait,
+            limit => WaitPolicy::Timeout(limit),
         }),
-        None => Ok(Patience::Endless),
+        None => Ok(WaitPolicy::Forever),
     }
 }
 
@@ -287,20 +307,20 @@ pub(super) fn times(
 ) -> Result<(Duration, Duration), Failure> {
     let ttl = layers
         .find(ttl, "ttl")
-        .map(|found| found.parse(whole_ttl))
+        .map(|found| found.parse(parse_ttl))
         .transpose()?
-        .unwrap_or(TTL);
+        .unwrap_or(DEFAULT_TTL);
     let Some(found) = layers.find(kill_after, "kill-after") else {
-        return Ok((ttl, Terms::default_grace(ttl)));
+        return Ok((ttl, LeaseTimings::default_grace(ttl)));
     };
     let grace = found.parse(duration::parse)?;
-    let longest = Terms::longest_grace(ttl);
+    let longest = LeaseTimings::max_grace(ttl);
     if grace > longest {
         let fitting = (grace + Duration::from_millis(500)) * 2;
         return Err(anyhow!(
             "cannot use {found} with a TTL of {}: at most {} leaves room for two renewals",
-            span(ttl),
-            span(longest)
+            format_duration(ttl),
+            format_duration(longest)
         ))
         .or_hint(format!(
             "it would need --ttl {}s or more",
@@ -310,9 +330,9 @@ pub(super) fn times(
     Ok((ttl, grace))
 }
 
-fn whole_ttl(text: &str) -> Result<Duration, String> {
+fn parse_ttl(text: &str) -> Result<Duration, String> {
     let ttl = duration::parse(text)?;
-    if !(SHORTEST_TTL..=LONGEST_TTL).contains(&ttl) {
+    if !(MIN_TTL..=MAX_TTL).contains(&ttl) {
         return Err("a TTL has 5s to 24h".to_owned());
     }
     if ttl.subsec_nanos() != 0 {
@@ -321,7 +341,7 @@ fn whole_ttl(text: &str) -> Result<Duration, String> {
     Ok(ttl)
 }
 
-fn status(text: &str) -> Result<u8, String> {
+fn parse_status(text: &str) -> Result<u8, String> {
     let digits = text.bytes().all(|byte| byte.is_ascii_digit());
     text.parse()
         .ok()
@@ -329,14 +349,14 @@ fn status(text: &str) -> Result<u8, String> {
         .ok_or_else(|| "an exit status is a number from 0 to 255".to_owned())
 }
 
-fn slots_number(text: &str) -> Result<u16, String> {
+fn parse_slots(text: &str) -> Result<u16, String> {
     let slots = text.parse().ok();
     slots
-        .filter(|slots| (1..=Mode::MOST_SLOTS).contains(slots) && !text.starts_with('+'))
-        .ok_or_else(|| format!("expected a number from 1 to {}", Mode::MOST_SLOTS))
+        .filter(|slots| (1..=Mode::MAX_SLOTS).contains(slots) && !text.starts_with('+'))
+        .ok_or_else(|| format!("expected a number from 1 to {}", Mode::MAX_SLOTS))
 }
 
-fn some_time(text: &str) -> Result<Duration, String> {
+fn parse_positive_duration(text: &str) -> Result<Duration, String> {
     let time = duration::parse(text)?;
     if time.is_zero() {
         return Err("expected more than 0".to_owned());
@@ -345,15 +365,15 @@ fn some_time(text: &str) -> Result<Duration, String> {
 }
 
 /// For a lease.
-fn whole_time(text: &str) -> Result<Duration, String> {
-    let time = some_time(text)?;
+fn parse_whole_seconds(text: &str) -> Result<Duration, String> {
+    let time = parse_positive_duration(text)?;
     if time.subsec_nanos() != 0 {
         return Err("etcd counts it in whole seconds".to_owned());
     }
     Ok(time)
 }
 
-fn whom(text: &str) -> Result<Supersede, String> {
+fn parse_supersede(text: &str) -> Result<Supersede, String> {
     match text {
         "waiters" => Ok(Supersede::Waiters),
         "holder" => Ok(Supersede::Holder),

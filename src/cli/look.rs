@@ -7,29 +7,30 @@ use std::time::Duration;
 use anyhow::anyhow;
 use clap::{Args, ValueHint};
 
-use super::{Asked, Work, duration, local, lock};
-use crate::core::lease::FencingToken;
+use super::{Resolver, Work, local, lock};
+use crate::config::duration;
 use crate::core::name::LockName;
-use crate::exit::{Failure, OrFail as _};
+use crate::core::proof::FencingToken;
+use crate::output::exit::{Failure, OrFail as _};
 
 /// How long `break` waits for the owner to go, unless it is told otherwise.
-const WAIT: Duration = Duration::from_secs(30);
+const BREAK_TIMEOUT: Duration = Duration::from_secs(30);
 
 #[derive(Args, Debug)]
-pub(crate) struct ListWords {
+pub(crate) struct ListArgs {
     /// Only locks whose names begin so
     #[arg(value_name = "PREFIX", default_value = "", hide_default_value = true, value_hint = ValueHint::Other)]
     beginning: OsString,
 
     #[command(flatten)]
-    local: local::Words,
+    local: local::LocalArgs,
 
     #[command(flatten)]
     form: Form,
 }
 
 #[derive(Args, Debug)]
-pub(crate) struct StatusWords {
+pub(crate) struct StatusArgs {
     /// Name of the lock
     #[arg(value_hint = ValueHint::Other)]
     name: OsString,
@@ -39,7 +40,7 @@ pub(crate) struct StatusWords {
     held: bool,
 
     #[command(flatten)]
-    local: local::Words,
+    local: local::LocalArgs,
 
     #[command(flatten)]
     form: Form,
@@ -59,7 +60,7 @@ pub(crate) struct Form {
 }
 
 #[derive(Args, Debug)]
-pub(crate) struct CheckWords {
+pub(crate) struct CheckArgs {
     /// Name of the lock; default `DLOCK_NAME`
     #[arg(long, value_name = "NAME", value_hint = ValueHint::Other)]
     name: Option<OsString>,
@@ -69,11 +70,11 @@ pub(crate) struct CheckWords {
     token: Option<OsString>,
 
     #[command(flatten)]
-    local: local::Words,
+    local: local::LocalArgs,
 }
 
 #[derive(Args, Debug)]
-pub(crate) struct BreakWords {
+pub(crate) struct BreakArgs {
     /// Name of the lock
     #[arg(value_hint = ValueHint::Other)]
     name: OsString,
@@ -108,7 +109,7 @@ pub(crate) struct BreakWords {
 
 /// What `ls` and `status` are to show.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Look {
+pub(crate) enum ListRequest {
     List(String, Form),
     Status(LockName, Form),
     Held(LockName),
@@ -132,8 +133,8 @@ pub(crate) struct Break {
     pub(crate) wait: Duration,
 }
 
-impl ListWords {
-    pub(super) fn resolve(self, asked: &mut Asked) -> Result<Work, Failure> {
+impl ListArgs {
+    pub(super) fn resolve(self, asked: &mut Resolver) -> Result<Work, Failure> {
         let site = self.local.resolve(asked)?;
         let prefix = self.beginning.into_string();
         let prefix = prefix.map_err(|text| {
@@ -142,26 +143,26 @@ impl ListWords {
                 text.display()
             )
         })?;
-        Ok(Work::Look(site, Look::List(prefix, self.form)))
+        Ok(Work::Look(site, ListRequest::List(prefix, self.form)))
     }
 }
 
-impl StatusWords {
-    pub(super) fn resolve(self, asked: &mut Asked) -> Result<Work, Failure> {
+impl StatusArgs {
+    pub(super) fn resolve(self, asked: &mut Resolver) -> Result<Work, Failure> {
         let site = self.local.resolve(asked)?;
         let name = lock::name(&self.name)?;
         let look = if self.held {
-            Look::Held(name)
+            ListRequest::Held(name)
         } else {
-            Look::Status(name, self.form)
+            ListRequest::Status(name, self.form)
         };
         Ok(Work::Look(site, look))
     }
 }
 
-impl CheckWords {
+impl CheckArgs {
     /// Puts the words together with the variables of the lock around us.
-    pub(super) fn resolve(self, asked: &mut Asked) -> Result<Work, Failure> {
+    pub(super) fn resolve(self, asked: &mut Resolver) -> Result<Work, Failure> {
         let site = self.local.resolve(asked)?;
         let layers = &asked.layers;
         let inherited = |word: Option<OsString>, variable| {
@@ -175,14 +176,14 @@ impl CheckWords {
         let token = inherited(self.token, "DLOCK_FENCING_TOKEN")?;
         let check = Check {
             name: lock::name(&name)?,
-            token: number(&token)?,
+            token: parse_token(&token)?,
         };
         Ok(Work::Check(site, check))
     }
 }
 
-impl BreakWords {
-    pub(super) fn resolve(self, asked: &mut Asked) -> Result<Work, Failure> {
+impl BreakArgs {
+    pub(super) fn resolve(self, asked: &mut Resolver) -> Result<Work, Failure> {
         let hint = "its holder is a process of this machine, dlock status --local NAME shows it: kill PID hands a signal on to its command";
         local::refuse(asked, self.local.as_deref(), "break a lock", hint)?;
         let wait = self.wait.as_deref().map(|text| {
@@ -191,17 +192,17 @@ impl BreakWords {
         });
         let order = Break {
             name: lock::name(&self.name)?,
-            token: number(&self.token)?,
+            token: parse_token(&self.token)?,
             reason: self.reason,
             yes: self.yes,
             now: self.now,
-            wait: wait.transpose()?.unwrap_or(WAIT),
+            wait: wait.transpose()?.unwrap_or(BREAK_TIMEOUT),
         };
         Ok(Work::Break(asked.settings()?, order))
     }
 }
 
-fn number(text: &OsStr) -> Result<FencingToken, Failure> {
+fn parse_token(text: &OsStr) -> Result<FencingToken, Failure> {
     let token = text.to_str().and_then(|text| text.parse::<i64>().ok());
     let token = token.filter(|token| *token > 0);
     let token = token.ok_or_else(|| {

@@ -3,7 +3,6 @@
 
 pub(crate) mod connection;
 pub(crate) mod doctor;
-pub(crate) mod duration;
 pub(crate) mod fence;
 pub(crate) mod hold;
 mod local;
@@ -24,11 +23,11 @@ use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
 use self::connection::{Connection, Output};
 use crate::config::file::File;
-use crate::config::layers::{self, Found, Layers};
-use crate::config::site::Site;
+use crate::config::layers::{self, Layers, SettingValue};
+use crate::config::site::BackendConfig;
 use crate::config::{self, Settings};
-use crate::exit::Failure;
-use crate::log;
+use crate::output::exit::Failure;
+use crate::output::log;
 
 /// Run a command under an etcd lock, and kill it before anybody else can get the lock
 #[derive(Parser, Debug)]
@@ -38,7 +37,7 @@ use crate::log;
     arg_required_else_help = false,
     max_term_width = 100
 )]
-struct Words {
+struct DlockArgs {
     #[command(flatten)]
     connection: Connection,
     #[command(flatten)]
@@ -54,32 +53,32 @@ enum Command {
     #[command(
         override_usage = "dlock run [OPTIONS] NAME [--] COMMAND [ARG]...\n       dlock run [OPTIONS] NAME -c STRING"
     )]
-    Run(Box<run::Words>),
+    Run(Box<run::RunArgs>),
     /// Refuse a token that is lower than the highest one seen, else run a command
     #[command(
         override_usage = "dlock fence [OPTIONS] FILE [[--] COMMAND [ARG]...]\n       dlock fence FILE --peek [--name NAME]\n       dlock fence FILE --reset NUMBER [--name NAME]"
     )]
-    Fence(fence::Words),
+    Fence(fence::FenceArgs),
     /// Hold a lock without a command
-    Hold(Box<hold::Words>),
+    Hold(Box<hold::HoldArgs>),
     /// End a dlock hold that runs in the background
-    Release(hold::ReleaseWords),
+    Release(hold::ReleaseArgs),
     /// List the locks
-    Ls(look::ListWords),
+    Ls(look::ListArgs),
     /// Show the queue of a lock
-    Status(look::StatusWords),
+    Status(look::StatusArgs),
     /// Test whether a token still has its lock
-    Check(look::CheckWords),
+    Check(look::CheckArgs),
     /// Send away who has a lock, or waits for it
-    Break(look::BreakWords),
+    Break(look::BreakArgs),
     /// Say what would go wrong tonight
-    Doctor(doctor::Words),
+    Doctor(doctor::DoctorArgs),
     /// Print the completions for a shell
-    Completions(CompletionsWords),
+    Completions(CompletionsArgs),
 }
 
 #[derive(Args, Debug)]
-struct CompletionsWords {
+struct CompletionsArgs {
     /// The shell
     shell: Shell,
 }
@@ -102,7 +101,7 @@ pub(crate) enum Request {
 
 /// Work, and how to talk about it.
 pub(crate) struct Task {
-    pub(crate) output: log::Form,
+    pub(crate) output: log::LogFormat,
     /// What is odd but works, to be said once the log is there.
     pub(crate) warnings: Vec<String>,
     pub(crate) work: Work,
@@ -110,11 +109,11 @@ pub(crate) struct Task {
 
 /// The work of one sub-command with all that it needs.
 pub(crate) enum Work {
-    Run(Site, run::Options),
+    Run(BackendConfig, run::Options),
     Fence(fence::Options),
-    Hold(Site, hold::Options),
-    Look(Site, look::Look),
-    Check(Site, look::Check),
+    Hold(BackendConfig, hold::Options),
+    Look(BackendConfig, look::ListRequest),
+    Check(BackendConfig, look::Check),
     Break(Settings, look::Break),
     /// By the name of the process that holds the lock.
     Release(String),
@@ -149,18 +148,18 @@ fn definitions() -> clap::Command {
 fn with_subcommands(wanted: impl Fn(&str) -> bool) -> clap::Command {
     let all = Command::augment_subcommands(clap::Command::new(""));
     let wanted = all.get_subcommands().filter(|sub| wanted(sub.get_name()));
-    Words::command()
+    DlockArgs::command()
         .subcommand_required(true)
         .subcommands(wanted.cloned())
 }
 
 /// What the words say. Each sub-command has all the options that stand before it, too, and to define them for those
 /// that no word names is half of the instructions of reading a command line (callgrind). Only an error speaks of all.
-fn read(argv: &[OsString]) -> Result<(Words, Command), clap::Error> {
+fn read(argv: &[OsString]) -> Result<(DlockArgs, Command), clap::Error> {
     let read = |command: clap::Command| {
         let matches = command.try_get_matches_from(argv)?;
         Ok((
-            Words::from_arg_matches(&matches)?,
+            DlockArgs::from_arg_matches(&matches)?,
             Command::from_arg_matches(&matches)?,
         ))
     };
@@ -232,8 +231,8 @@ pub(crate) fn parse(
             _ => return Err(usage::failure(&error)),
         },
     };
-    let Words { connection, output } = words;
-    let form = Form {
+    let DlockArgs { connection, output } = words;
+    let form = Globals {
         connection,
         output,
         variables,
@@ -255,27 +254,27 @@ pub(crate) fn parse(
 }
 
 /// What is said beside the words of a sub-command.
-struct Form<'a> {
+struct Globals<'a> {
     connection: Connection,
     output: Output,
     variables: &'a dyn Fn(&str) -> Option<OsString>,
 }
 
 /// The layers of settings, for the one sub-command that was asked for.
-struct Asked<'a> {
+struct Resolver<'a> {
     layers: Layers<'a>,
     connection: &'a Connection,
     warnings: Vec<String>,
 }
 
-impl Form<'_> {
+impl Globals<'_> {
     /// Reads the file, and puts together what `resolve` makes of everything.
     fn task(
         &self,
-        resolve: impl FnOnce(&mut Asked) -> Result<Work, Failure>,
+        resolve: impl FnOnce(&mut Resolver) -> Result<Work, Failure>,
     ) -> Result<Request, Failure> {
         let chosen = config::chosen_file(&self.connection, self.variables);
-        let mut asked = Asked {
+        let mut asked = Resolver {
             layers: Layers::new(self.variables, File::load(chosen, self.variables)?),
             connection: &self.connection,
             warnings: Vec::new(),
@@ -290,7 +289,7 @@ impl Form<'_> {
     }
 }
 
-impl Asked<'_> {
+impl Resolver<'_> {
     /// How etcd is reached.
     fn settings(&mut self) -> Result<Settings, Failure> {
         config::resolve(&self.layers, self.connection, &mut self.warnings)
@@ -322,11 +321,11 @@ fn completions(shell: Shell) -> &'static str {
     }
 }
 
-fn output(layers: &Layers, flags: &Output) -> Result<log::Form, Failure> {
+fn output(layers: &Layers, flags: &Output) -> Result<log::LogFormat, Failure> {
     let count = (flags.verbose > 0).then(|| OsString::from(flags.verbose.to_string()));
     let verbose = layers.find(count.as_deref(), "verbose");
-    let quiet = layers.switch(flags.quiet, "quiet")?;
-    let level = match Found::stronger(quiet, verbose)? {
+    let quiet = layers.find_switch(flags.quiet, "quiet")?;
+    let level = match SettingValue::stronger(quiet, verbose)? {
         None => log::Level::WARN,
         Some(found) if found.option == "quiet" => log::Level::ERROR,
         Some(found) => {
@@ -348,5 +347,5 @@ fn output(layers: &Layers, flags: &Output) -> Result<log::Form, Failure> {
             _ => Err("expected text or json".to_owned()),
         })
     })?;
-    Ok(log::Form { level, json })
+    Ok(log::LogFormat { level, json })
 }

@@ -10,7 +10,7 @@ use super::with_subcommands;
 use crate::config::file::File;
 use crate::config::layers::Layers;
 use crate::config::{self, Settings};
-use crate::exit::Failure;
+use crate::output::exit::Failure;
 
 fn matches(words: &[OsString]) -> Option<clap::ArgMatches> {
     let lenient = with_subcommands(|_| true).ignore_errors(true);

@@ -6,15 +6,15 @@ use std::ffi::{OsStr, OsString};
 use anyhow::anyhow;
 use clap::{Args, ValueHint};
 
-use super::{Asked, Work, local, lock};
+use super::{Resolver, Work, local, lock};
 use crate::config::layers::Layers;
-use crate::config::site::Site;
-use crate::core::leftovers::Leftovers;
+use crate::config::site::BackendConfig;
 use crate::core::name::LockName;
-use crate::exit::{Failure, OrFail};
+use crate::core::request::Leftovers;
+use crate::output::exit::{Failure, OrFail};
 
 #[derive(Args, Debug)]
-pub(crate) struct Words {
+pub(crate) struct RunArgs {
     /// Name of the lock, 1 to 255 bytes
     #[arg(value_hint = ValueHint::Other)]
     name: OsString,
@@ -28,10 +28,10 @@ pub(crate) struct Words {
     string: Option<OsString>,
 
     #[command(flatten)]
-    local: local::Words,
+    local: local::LocalArgs,
 
     #[command(flatten)]
-    lock: lock::Words,
+    lock: lock::LockArgs,
 
     /// What to do with processes that the command leaves behind: kill, wait or leave; default kill
     ///
@@ -68,11 +68,11 @@ impl Options {
     }
 }
 
-impl Words {
+impl RunArgs {
     /// Puts the words together with the variables, the file and the defaults.
-    pub(super) fn resolve(self, asked: &mut Asked) -> Result<Work, Failure> {
+    pub(super) fn resolve(self, asked: &mut Resolver) -> Result<Work, Failure> {
         let site = self.local.resolve(asked);
-        let options = self.options(&asked.layers, matches!(site, Ok(Site::Local(_))))?;
+        let options = self.options(&asked.layers, matches!(site, Ok(BackendConfig::Local(_))))?;
         Ok(Work::Run(site?, options))
     }
 
@@ -86,7 +86,7 @@ impl Words {
             command: command(layers, self.command, self.string)?,
             lock: self.lock.resolve(layers, local)?,
             leftovers: leftovers.unwrap_or(Leftovers::Kill),
-            reentrant: layers.switch(self.reentrant, "reentrant")?.is_some(),
+            reentrant: layers.find_switch(self.reentrant, "reentrant")?.is_some(),
         })
     }
 }

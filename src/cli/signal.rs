@@ -4,7 +4,7 @@
 use signal_hook::low_level::signal_name;
 
 /// `SIGRTMAX` of `signal(7)`; there is no signal above it.
-const HIGHEST: i32 = 64;
+const MAX_SIGNAL: i32 = 64;
 
 /// The number of the signal, or why it is none.
 pub(crate) fn parse(text: &str) -> Result<i32, String> {
@@ -13,12 +13,12 @@ pub(crate) fn parse(text: &str) -> Result<i32, String> {
         return text
             .parse()
             .ok()
-            .filter(|number| (1..=HIGHEST).contains(number))
-            .ok_or_else(|| format!("signals have the numbers 1 to {HIGHEST}"));
+            .filter(|number| (1..=MAX_SIGNAL).contains(number))
+            .ok_or_else(|| format!("signals have the numbers 1 to {MAX_SIGNAL}"));
     }
     let name = text.to_ascii_uppercase();
     let name = name.strip_prefix("SIG").unwrap_or(&name);
-    (1..=HIGHEST)
+    (1..=MAX_SIGNAL)
         .find(|number| {
             signal_name(*number).and_then(|known| known.strip_prefix("SIG")) == Some(name)
         })

@@ -13,13 +13,14 @@ use std::time::Duration;
 use super::fence::Task;
 use super::run::Options;
 use super::{Request, Work, definitions, fence, layers, parse, settings, with_subcommands};
-use crate::config::site::Site;
+use crate::config::site::BackendConfig;
 use crate::config::{Settings, file};
-use crate::core::lease::{FencingToken, Terms};
-use crate::core::leftovers::Leftovers;
-use crate::core::mode::{Mode, Patience, Supersede};
-use crate::exit::{Exit, Failure};
-use crate::log::{self, Level};
+use crate::core::proof::FencingToken;
+use crate::core::request::Leftovers;
+use crate::core::request::{Mode, Supersede, WaitPolicy};
+use crate::core::time::LeaseTimings;
+use crate::output::exit::{Exit, Failure};
+use crate::output::log::{self, Level};
 
 /// A folder that goes away with the test.
 struct Folder(PathBuf);
@@ -61,12 +62,12 @@ fn ask(words: &[&str], set: &[(&str, &str)]) -> Result<Request, Failure> {
 struct Run {
     settings: Settings,
     options: Options,
-    output: log::Form,
+    output: log::LogFormat,
     warnings: Vec<String>,
 }
 
 fn as_run(task: super::Task) -> Run {
-    let Work::Run(Site::Etcd(settings), options) = task.work else {
+    let Work::Run(BackendConfig::Etcd(settings), options) = task.work else {
         panic!("not a run in etcd");
     };
     Run {
@@ -142,7 +143,7 @@ fn options_stop_at_the_command() {
         let options = run(words);
         assert_eq!(options.command, command, "{words:?}");
         assert_eq!(options.name.to_string(), "x");
-        assert_eq!(options.lock.wish.patience, Patience::Endless);
+        assert_eq!(options.lock.request.wait_policy, WaitPolicy::Forever);
     }
     for words in [
         &["run", "-n", "x", "cmd"][..],
@@ -153,7 +154,11 @@ fn options_stop_at_the_command() {
     ] {
         let options = run(words);
         assert_eq!(options.command, ["cmd"], "{words:?}");
-        assert_eq!(options.lock.wish.patience, Patience::None, "{words:?}");
+        assert_eq!(
+            options.lock.request.wait_policy,
+            WaitPolicy::NoWait,
+            "{words:?}"
+        );
     }
 }
 
@@ -282,8 +287,8 @@ fn every_option() {
         "cmd",
     ]);
     assert_eq!(
-        options.lock.wish.patience,
-        Patience::For(Duration::from_secs(90))
+        options.lock.request.wait_policy,
+        WaitPolicy::Timeout(Duration::from_secs(90))
     );
     assert_eq!((options.lock.conflict, options.lock.signal), (0, 2));
     assert_eq!(
@@ -417,8 +422,8 @@ fn help_and_version_are_for_stdout() {
 
 #[test]
 fn flag_before_variable_before_etcdctl_before_file_before_default() {
-    let folder = Folder::new("layers");
-    let file = folder.file(
+    let directory = Folder::new("layers");
+    let file = directory.file(
         "c.toml",
         "endpoints = ['file:1', 'file:2']\nttl = 50\nprefix = 'file'\n",
     );
@@ -492,8 +497,8 @@ fn flag_before_variable_before_etcdctl_before_file_before_default() {
 
 #[test]
 fn a_wrong_value_is_named_with_its_place() {
-    let folder = Folder::new("places");
-    let file = folder.file("c.toml", "\n\nttl = 'x'\n");
+    let directory = Folder::new("places");
+    let file = directory.file("c.toml", "\n\nttl = 'x'\n");
     let words = ["run", "x", "y"];
     assert!(
         refused(&words, &[("DLOCK_TTL", "x")]).starts_with("cannot use DLOCK_TTL 'x': expected")
@@ -513,12 +518,13 @@ fn a_wrong_value_is_named_with_its_place() {
 
 #[test]
 fn of_two_that_contradict_the_stronger_layer_counts() {
-    let patience =
-        |words: &[&str], set: &[(&str, &str)]| run_with(words, set).options.lock.wish.patience;
-    let five = Patience::For(Duration::from_secs(5));
+    let patience = |words: &[&str], set: &[(&str, &str)]| {
+        run_with(words, set).options.lock.request.wait_policy
+    };
+    let five = WaitPolicy::Timeout(Duration::from_secs(5));
     assert_eq!(
         patience(&["run", "-n", "x", "y"], &[("DLOCK_WAIT", "5")]),
-        Patience::None
+        WaitPolicy::NoWait
     );
     assert_eq!(
         patience(&["run", "-w5", "x", "y"], &[("DLOCK_NO_WAIT", "1")]),
@@ -581,8 +587,8 @@ fn every_setting_is_looked_up_as_variable() {
 
 #[test]
 fn passwords() {
-    let folder = Folder::new("passwords");
-    let secret = folder.file("secret", "from file\n");
+    let directory = Folder::new("passwords");
+    let secret = directory.file("secret", "from file\n");
     let credentials = |words: &[&str], set: &[(&str, &str)]| {
         let words: Vec<&str> = [words, &["run", "x", "y"]].concat();
         let run = run_with(&words, set);
@@ -606,7 +612,7 @@ fn passwords() {
     );
     assert_eq!(credentials(&[], &[("ETCDCTL_USER", "b:c:d")]), "b c:d");
 
-    let file = folder.file("c.toml", "user = 'filed'\npassword-file = 'secret'\n");
+    let file = directory.file("c.toml", "user = 'filed'\npassword-file = 'secret'\n");
     assert_eq!(credentials(&["--config", &file], &[]), "filed from file");
     assert_eq!(credentials(&["--config", &file], &[own]), "filed own");
     assert_eq!(
@@ -619,7 +625,7 @@ fn passwords() {
     );
 
     for (text, password) in [("x", "x"), ("x\r\n", "x"), ("x\n\n", "x\n"), (" x ", " x ")] {
-        let path = folder.file("p", text);
+        let path = directory.file("p", text);
         assert_eq!(
             credentials(&["--user", "a", "--password-file", &path], &[]),
             format!("a {password}")
@@ -630,7 +636,7 @@ fn passwords() {
         ("\n", "empty"),
         (&"x".repeat(70_000), "64 KiB"),
     ] {
-        let path = folder.file("p", text);
+        let path = directory.file("p", text);
         let text = refused(
             &["--user", "a", "--password-file", &path, "run", "x", "y"],
             &[],
@@ -669,11 +675,11 @@ fn passwords() {
 
 #[test]
 fn tls_files() {
-    let folder = Folder::new("tls");
+    let directory = Folder::new("tls");
     let (ca, cert, key) = (
-        folder.file("ca", "x"),
-        folder.file("cert", "x"),
-        folder.file("key", "x"),
+        directory.file("ca", "x"),
+        directory.file("cert", "x"),
+        directory.file("key", "x"),
     );
     let words = [
         "run",
@@ -703,11 +709,11 @@ fn tls_files() {
         text.contains("'http://a'") && text.contains("TLS"),
         "{text}"
     );
-    let directory = folder.0.to_str().unwrap();
-    assert!(refused(&["run", "--cacert", directory, "x", "y"], &[]).contains("directory"));
-    let empty = folder.file("empty", "");
+    let path = directory.0.to_str().unwrap();
+    assert!(refused(&["run", "--cacert", path, "x", "y"], &[]).contains("directory"));
+    let empty = directory.file("empty", "");
     assert!(refused(&["run", "--cacert", &empty, "x", "y"], &[]).contains("empty"));
-    let file = folder.file("c.toml", "cacert = 'ca'\n");
+    let file = directory.file("c.toml", "cacert = 'ca'\n");
     let run = run_with(&["run", "--config", &file, "x", "y"], &[]);
     assert_eq!(
         run.settings.tls.cacert.as_deref().map(Path::as_os_str),
@@ -717,21 +723,24 @@ fn tls_files() {
 
 #[test]
 fn ways_to_share_a_lock() {
-    let wish = |words: &[&str]| {
+    let request = |words: &[&str]| {
         let words = [&["run", "x"], words, &["--", "y"]].concat();
-        run(&words).lock.wish
+        run(&words).lock.request
     };
-    assert_eq!(wish(&[]).mode, Mode::Exclusive);
-    assert_eq!(wish(&["-s"]).mode, Mode::Shared);
-    assert_eq!(wish(&["--slots", "7"]).mode, Mode::Slots(7));
-    assert_eq!(wish(&["--slots=1000"]).mode, Mode::Slots(1000));
-    assert_eq!(wish(&[]).supersede, None);
-    assert_eq!(wish(&["--supersede"]).supersede, Some(Supersede::Waiters));
+    assert_eq!(request(&[]).mode, Mode::Exclusive);
+    assert_eq!(request(&["-s"]).mode, Mode::Shared);
+    assert_eq!(request(&["--slots", "7"]).mode, Mode::Slots(7));
+    assert_eq!(request(&["--slots=1000"]).mode, Mode::Slots(1000));
+    assert_eq!(request(&[]).supersede, None);
     assert_eq!(
-        wish(&["--supersede=holder"]).supersede,
+        request(&["--supersede"]).supersede,
+        Some(Supersede::Waiters)
+    );
+    assert_eq!(
+        request(&["--supersede=holder"]).supersede,
         Some(Supersede::Holder)
     );
-    let times = wish(&["--min-hold", "50s", "--once-per=1h"]);
+    let times = request(&["--min-hold", "50s", "--once-per=1h"]);
     assert_eq!(times.min_hold, Some(Duration::from_secs(50)));
     assert_eq!(times.once_per, Some(Duration::from_hours(1)));
     let limited = run(&["run", "--max-hold", "1.5", "x", "y"]);
@@ -762,18 +771,18 @@ fn local(words: &[&str], set: &[(&str, &str)]) -> Option<(PathBuf, Options)> {
         panic!("{words:?} is refused");
     };
     match task.work {
-        Work::Run(Site::Local(folder), options) => Some((folder, options)),
-        Work::Run(Site::Etcd(_), _) => None,
+        Work::Run(BackendConfig::Local(directory), options) => Some((directory, options)),
+        Work::Run(BackendConfig::Etcd(_), _) => None,
         _ => panic!("not a run"),
     }
 }
 
 #[test]
 fn a_local_lock_is_asked_for_by_every_layer() {
-    let folder = |words: &[&str], set: &[(&str, &str)]| {
+    let directory = |words: &[&str], set: &[(&str, &str)]| {
         let words = [&["run"], words, &["x", "y"]].concat();
-        let (folder, _) = local(&words, set)?;
-        Some(folder.into_os_string().into_string().unwrap())
+        let (directory, _) = local(&words, set)?;
+        Some(directory.into_os_string().into_string().unwrap())
     };
     let own = |state: &str| {
         let usual = if rustix::process::geteuid().is_root() {
@@ -784,15 +793,18 @@ fn a_local_lock_is_asked_for_by_every_layer() {
         Some(usual)
     };
     let home = ("HOME", "/h");
-    assert_eq!(folder(&[], &[home]), None);
-    assert_eq!(folder(&["--local"], &[home]), own("/h/.local/state"));
+    assert_eq!(directory(&[], &[home]), None);
+    assert_eq!(directory(&["--local"], &[home]), own("/h/.local/state"));
     let state = [home, ("XDG_STATE_HOME", "/s"), ("DLOCK_LOCAL", "yes")];
-    assert_eq!(folder(&[], &state), own("/s"));
+    assert_eq!(directory(&[], &state), own("/s"));
     let relative = [home, ("XDG_STATE_HOME", "s"), ("DLOCK_LOCAL", "1")];
-    assert_eq!(folder(&[], &relative), own("/h/.local/state"));
-    assert_eq!(folder(&["--local=false"], &state), None);
-    assert_eq!(folder(&["--local=./a"], &state).as_deref(), Some("./a"));
-    assert_eq!(folder(&[], &[("DLOCK_LOCAL", "/v")]).as_deref(), Some("/v"));
+    assert_eq!(directory(&[], &relative), own("/h/.local/state"));
+    assert_eq!(directory(&["--local=false"], &state), None);
+    assert_eq!(directory(&["--local=./a"], &state).as_deref(), Some("./a"));
+    assert_eq!(
+        directory(&[], &[("DLOCK_LOCAL", "/v")]).as_deref(),
+        Some("/v")
+    );
     let here = Folder::new("local");
     let file = here.file(
         "config.toml",
@@ -804,14 +816,17 @@ fn a_local_lock_is_asked_for_by_every_layer() {
         .into_os_string()
         .into_string()
         .unwrap();
-    assert_eq!(folder(&["--config", &file], &[]), Some(beside));
+    assert_eq!(directory(&["--config", &file], &[]), Some(beside));
     let (_, options) = local(
         &["run", "--local=/v", "-k1h", "--min-hold=0.5", "x", "y"],
         &[],
     )
     .unwrap();
     assert_eq!(options.lock.grace, Duration::from_hours(1));
-    assert_eq!(options.lock.wish.min_hold, Some(Duration::from_millis(500)));
+    assert_eq!(
+        options.lock.request.min_hold,
+        Some(Duration::from_millis(500))
+    );
 }
 
 #[test]
@@ -885,15 +900,15 @@ fn the_doctor_judges_by_the_settings_of_a_run() {
     };
     let seconds = Duration::from_secs;
     let (_, options) = doctor(&[], &[]);
-    assert_eq!(options.terms, Terms::new(seconds(30), seconds(5)));
+    assert_eq!(options.timings, LeaseTimings::new(seconds(30), seconds(5)));
     assert!(!options.json);
     let words = ["--ttl=20", "-k", "3", "--json", "--prefix=team"];
     let (settings, options) = doctor(&words, &[("DLOCK_TTL", "1m")]);
-    assert_eq!(options.terms, Terms::new(seconds(20), seconds(3)));
+    assert_eq!(options.timings, LeaseTimings::new(seconds(20), seconds(3)));
     assert!(options.json);
     assert_eq!(settings.prefix, "team/");
     let (_, options) = doctor(&[], &[("DLOCK_TTL", "1m"), ("DLOCK_NO_WAIT", "1")]);
-    assert_eq!(options.terms.ttl(), seconds(60));
+    assert_eq!(options.timings.ttl(), seconds(60));
     let origin = |option: &str| {
         let mut all = options.settings.iter();
         let found = all.find(|origin| origin.option == option)?;

@@ -5,7 +5,7 @@ use anyhow::anyhow;
 use clap::Error;
 use clap::error::ErrorKind;
 
-use crate::exit::{Exit, Failure};
+use crate::output::exit::{Exit, Failure};
 
 /// Turns clap's paragraphs into a failure with a hint.
 pub(super) fn failure(error: &Error) -> Failure {

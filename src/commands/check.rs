@@ -7,18 +7,19 @@ use anyhow::anyhow;
 
 use super::{block_on, failed};
 use crate::cli::look::Check;
-use crate::config::site::Site;
-use crate::core::lease::FencingToken;
+use crate::config::site::BackendConfig;
+use crate::core::keys::LockKeys;
 use crate::core::name::{LockName, Scope};
-use crate::core::queue::Queue;
+use crate::core::proof::FencingToken;
 use crate::core::text::printable;
-use crate::etcd::contend::variables;
+use crate::etcd::acquire::command_variables;
 use crate::etcd::{self, Cluster};
-use crate::exit::{Exit, Failure, OrFail as _};
-use crate::{local, whoami};
+use crate::host::identity;
+use crate::local;
+use crate::output::exit::{Exit, Failure, OrFail as _};
 
 /// Says nothing when it is; else that it is not.
-pub(super) fn check(site: &Site, check: &Check) -> Result<Exit, Failure> {
+pub(super) fn check(site: &BackendConfig, check: &Check) -> Result<Exit, Failure> {
     let Check { name, token } = check;
     let tried = format!("cannot tell whether token {token} still has the lock '{name}'");
     ask_the_right_ones(site, check, &tried)?;
@@ -29,10 +30,10 @@ pub(super) fn check(site: &Site, check: &Check) -> Result<Exit, Failure> {
 }
 
 /// Refuses to ask etcd about a token that was given out on this machine, or under another prefix, and the other way round.
-fn ask_the_right_ones(site: &Site, check: &Check, tried: &str) -> Result<(), Failure> {
-    let (held, scope) = (whoami::held(), site.scope());
+fn ask_the_right_ones(site: &BackendConfig, check: &Check, tried: &str) -> Result<(), Failure> {
+    let (held, scope) = (identity::held(), site.scope());
     let token = check.token.0;
-    let here = held.link(&check.name, &scope);
+    let here = held.find(&check.name, &scope);
     if here.is_some_and(|link| link.token == token) {
         return Ok(());
     }
@@ -55,21 +56,21 @@ fn ask_the_right_ones(site: &Site, check: &Check, tried: &str) -> Result<(), Fai
 
 /// What a command gets of the lock that `token` has now, beside name and token; nothing if it has not got it.
 pub(super) fn held(
-    site: &Site,
+    site: &BackendConfig,
     name: &LockName,
     token: FencingToken,
     tried: impl Display,
 ) -> Result<Option<Vec<(&'static str, String)>>, Failure> {
     match site {
-        Site::Etcd(settings) => block_on(async {
-            let queue = Queue::new(&settings.prefix, name);
+        BackendConfig::Etcd(settings) => block_on(async {
+            let queue = LockKeys::new(&settings.prefix, name);
             let cluster = Cluster::new(settings);
-            let holder = etcd::look::holder(&cluster, &queue, token, settings.connect_timeout);
-            let holder = holder.await.map_err(|trouble| failed(tried, trouble))?;
-            Ok(holder.map(|place| variables(&queue, place)))
+            let holder = etcd::queue::holder(&cluster, &queue, token, settings.connect_timeout);
+            let holder = holder.await.map_err(|error| failed(tried, error))?;
+            Ok(holder.map(|entry| command_variables(&queue, entry)))
         }),
-        Site::Local(folder) => {
-            let holds = local::holds(folder, name, token);
+        BackendConfig::Local(directory) => {
+            let holds = local::holds(directory, name, token);
             let holds = holds.map_err(|failure| failed(tried, failure.into()))?;
             Ok(holds.then(Vec::new))
         }

@@ -14,20 +14,21 @@ use crate::config::Settings;
 use crate::config::endpoint::Endpoint;
 use crate::config::origins::Origin;
 use crate::core::doctor::certificate::Certificate;
-use crate::core::doctor::endpoints::{Asked, Asking};
-use crate::core::doctor::machine::Facts;
+use crate::core::doctor::endpoints::{Probe, ProbeSettings};
+use crate::core::doctor::machine::HostFacts;
 use crate::core::doctor::{Finding, Level, certificate, endpoints, machine, worst};
 use crate::core::text::printable;
 use crate::etcd::doctor::{Examined, certificates, examine};
-use crate::exit::{Exit, Failure, OrFail as _};
-use crate::{machine as here, whoami};
+use crate::host::facts as here;
+use crate::output::exit::{Exit, Failure, OrFail as _};
+use crate::sys::clock;
 
 /// Of the object that `--json` prints.
 const SCHEMA: u32 = 1;
 
 /// Everything that was found, as it is printed.
 #[derive(Serialize)]
-struct Report<'a> {
+struct DoctorReport<'a> {
     v: u32,
     level: Level,
     findings: Vec<Finding>,
@@ -41,7 +42,7 @@ pub(super) fn run(settings: &Settings, options: &Options) -> Result<Exit, Failur
         .or_hint(
             "raise the limit on processes: ulimit -u, TasksMax in systemd, --pids-limit in docker",
         )?;
-    let mut facts = here::look();
+    let mut facts = here::host_facts();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -49,14 +50,14 @@ pub(super) fn run(settings: &Settings, options: &Options) -> Result<Exit, Failur
     let all = settings
         .endpoints
         .iter()
-        .map(|endpoint| examine(endpoint, settings, options.terms));
+        .map(|endpoint| examine(endpoint, settings, options.timings));
     let examined = runtime.block_on(join_all(all));
     // A name look-up that hangs must not keep us: nobody waits for what it finds.
     runtime.shutdown_background();
     facts.lateness = napping.join().unwrap_or_default();
-    let findings = judge(examined, &facts, settings, options);
+    let findings = check(examined, &facts, settings, options);
     let level = worst(&findings);
-    let report = Report {
+    let report = DoctorReport {
         v: SCHEMA,
         level,
         findings,
@@ -70,21 +71,21 @@ pub(super) fn run(settings: &Settings, options: &Options) -> Result<Exit, Failur
     })
 }
 
-fn judge(
+fn check(
     examined: Vec<Examined>,
-    facts: &Facts,
+    facts: &HostFacts,
     settings: &Settings,
     options: &Options,
 ) -> Vec<Finding> {
-    let (asked, served): (Vec<Asked>, Vec<_>) = examined
+    let (asked, served): (Vec<Probe>, Vec<_>) = examined
         .into_iter()
         .map(|one| (one.asked, one.certificate))
         .unzip();
     let remote = |endpoint: &&Endpoint| !endpoint.https && !endpoint.is_local();
-    let asking = Asking {
+    let asking = ProbeSettings {
         user: settings.credentials.as_ref().map(|it| it.user.as_str()),
         prefix: &settings.prefix,
-        terms: options.terms,
+        timings: options.timings,
         cluster_id: settings.cluster_id,
         exposed: settings
             .endpoints
@@ -93,14 +94,15 @@ fn judge(
             .map(ToString::to_string)
             .collect(),
     };
-    let mut findings = endpoints::judge(&asked, &asking);
-    let now = whoami::since_1970();
+    let mut findings = endpoints::check_endpoints(&asked, &asking);
+    let now = clock::since_1970();
     for (one, certificate) in asked.iter().zip(&served) {
-        let judge = |it| certificate::judge(&one.endpoint, "server certificate", it, now);
+        let judge =
+            |it| certificate::check_certificate(&one.endpoint, "server certificate", it, now);
         findings.extend(certificate.as_ref().map(judge));
     }
     findings.extend(own_certificates(settings, now));
-    findings.extend(machine::judge(facts));
+    findings.extend(machine::check_host(facts));
     let odd = options.warnings.iter();
     findings.extend(odd.map(|warning| Finding::warning("settings", "password-file", warning)));
     findings
@@ -125,13 +127,13 @@ fn own_certificates(settings: &Settings, now: Duration) -> Vec<Finding> {
 fn of_file(path: &Path, what: &str, found: Option<Certificate>, now: Duration) -> Finding {
     let object = path.display().to_string();
     match found {
-        Some(found) => certificate::judge(&object, what, &found, now),
+        Some(found) => certificate::check_certificate(&object, what, &found, now),
         None => Finding::unusable("certificate", &object, "no certificate can be read in it"),
     }
 }
 
 /// To stdout: it is what was asked for.
-fn print(report: &Report, json: bool) -> Result<(), Failure> {
+fn print(report: &DoctorReport, json: bool) -> Result<(), Failure> {
     let text = if json {
         // Texts and numbers always serialise.
         serde_json::to_string_pretty(report).unwrap_or_default() + "\n"
@@ -152,7 +154,7 @@ fn print(report: &Report, json: bool) -> Result<(), Failure> {
 }
 
 /// For people: the findings, the settings, and what it comes to.
-fn table(report: &Report) -> String {
+fn table(report: &DoctorReport) -> String {
     let row = |finding: &Finding| {
         let level = level_name(finding.level);
         [level, finding.check, &finding.object, &finding.says].map(str::to_owned)

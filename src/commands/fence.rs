@@ -9,14 +9,15 @@ use anyhow::{Context as _, anyhow};
 use tracing::{info, warn};
 
 use super::program::{find, not_started};
-use super::waiting::tell_of_fence;
+use super::progress::report_fence_wait;
 use crate::cli::fence::{Options, Task};
-use crate::core::fence::{Refused, Seen};
-use crate::core::lease::FencingToken;
+use crate::core::fence::{HighestTokens, StaleToken};
 use crate::core::name::LockName;
-use crate::exit::{Exit, Failure};
-use crate::fence::{Fence, Locked};
-use crate::{events, guard};
+use crate::core::proof::FencingToken;
+use crate::guard;
+use crate::local::token_file::{Locked, TokenFile};
+use crate::output::events;
+use crate::output::exit::{Exit, Failure};
 
 /// What else a low token can mean.
 const RESTORED: &str = "a later holder of the lock has been here; if etcd was restored from a backup and its tokens went back, see --reset in dlock-fence(1)";
@@ -42,8 +43,8 @@ fn enter(
     argv: &[OsString],
 ) -> Result<Exit, Failure> {
     let found = (!argv.is_empty()).then(|| find(argv)).transpose()?;
-    let fence = Fence::open(file)?;
-    let admit = |seen: &mut Seen| {
+    let fence = TokenFile::open(file)?;
+    let admit = |seen: &mut HighestTokens| {
         seen.admit(name, token)
             .map_err(|refused| late(file, name, token, refused))
     };
@@ -78,11 +79,16 @@ fn enter(
     Err(not_started(&program, &error))
 }
 
-fn lock<'a>(fence: &'a Fence, file: &Path) -> Result<Locked<'a>, Failure> {
-    fence.lock(|| tell_of_fence(file))
+fn lock<'a>(fence: &'a TokenFile, file: &Path) -> Result<Locked<'a>, Failure> {
+    fence.lock(|| report_fence_wait(file))
 }
 
-fn late(file: &Path, name: &LockName, token: FencingToken, Refused(highest): Refused) -> Failure {
+fn late(
+    file: &Path,
+    name: &LockName,
+    token: FencingToken,
+    StaleToken(highest): StaleToken,
+) -> Failure {
     Failure {
         exit: Exit::Lost,
         hint: Some(RESTORED.to_owned()),
@@ -95,7 +101,7 @@ fn late(file: &Path, name: &LockName, token: FencingToken, Refused(highest): Ref
 }
 
 fn peek(file: &Path, name: Option<&LockName>) -> Result<Exit, Failure> {
-    let seen = Fence::open(file)?.read()?;
+    let seen = TokenFile::open(file)?.read()?;
     let text = match name {
         Some(name) => format!("{}\n", seen.highest(name).unwrap_or(FencingToken(0))),
         None => seen.lines(),
@@ -111,7 +117,7 @@ fn peek(file: &Path, name: Option<&LockName>) -> Result<Exit, Failure> {
 }
 
 fn reset(file: &Path, name: &LockName, token: FencingToken) -> Result<Exit, Failure> {
-    let fence = Fence::open(file)?;
+    let fence = TokenFile::open(file)?;
     fence.read()?;
     let locked = lock(&fence, file)?;
     let mut seen = fence.read()?;

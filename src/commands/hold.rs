@@ -8,102 +8,107 @@ use std::time::Duration;
 
 use anyhow::{Context as _, anyhow};
 
-use super::errand::Errand;
-use super::lock;
-use super::report::Books;
+use super::report::ReportFiles;
 use super::run::refuse_self_deadlock;
+use super::run_locked::LockedRun;
+use super::select_backend;
 use crate::cli::hold::Options;
-use crate::clock;
-use crate::config::site::Site;
-use crate::core::hold::{HoldEnd, Verdict, judge};
-use crate::core::lease::Instant;
-use crate::core::ledger::Ledger;
-use crate::core::leftovers::Leftovers;
-use crate::core::text::span;
-use crate::exit::{Exit, Failure, OrFail as _};
-use crate::guard::{self, Detached, Other, Outcome, Side, Status, Theirs, Ties};
+use crate::config::site::BackendConfig;
+use crate::core::hold::{HoldEnd, HoldVerdict, hold_verdict};
+use crate::core::request::Leftovers;
+use crate::core::run_stats::RunStats;
+use crate::core::text::format_duration;
+use crate::core::time::Instant;
+use crate::guard::{self, LaunchOptions};
+use crate::output::exit::{Exit, Failure, OrFail as _};
+use crate::sys::clock;
+use crate::sys::daemonize::{Background, Side};
+use crate::sys::outcome::{OtherOutcome, OutcomeFile};
+use crate::sys::pidfd::ProcessHandle;
+use crate::sys::process::ExitStatus;
 
 /// The name under which the child that waits runs: see [`linger`].
-pub(crate) const LINGER: &str = "dlock-linger";
+pub(crate) const HOLD_CHILD: &str = "dlock-linger";
 
 /// How long `dlock release` waits for the other dlock to release the lock.
-const RELEASE: Duration = Duration::from_secs(10);
+const RELEASE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Holds the lock, in the foreground or in the background.
-pub(super) fn hold(site: &Site, options: &Options) -> Result<Exit, Failure> {
+pub(super) fn hold(site: &BackendConfig, options: &Options) -> Result<Exit, Failure> {
     refuse_self_deadlock(&options.name, site, "")?;
     let owner = options.pid.map(owner).transpose()?;
-    let books = Books::open(&options.name, &options.lock)?;
+    let books = ReportFiles::open(&options.name, &options.lock)?;
     let keep = |background| {
-        let outcome = Outcome::make().context("cannot make a file for dlock release to read")?;
-        books.keep(|ledger| {
-            let ended = keep(site, options, owner.as_ref(), background, &outcome, ledger);
+        let outcome =
+            OutcomeFile::create().context("cannot make a file for dlock release to read")?;
+        books.record(|stats| {
+            let ended = keep(site, options, owner.as_ref(), background, &outcome, stats);
             // Without it dlock release does not believe that the lock was held to the end.
-            let _ = outcome.write(said_of(&ended, ledger).to_json().as_bytes());
+            let _ = outcome.write(said_of(&ended, stats).to_json().as_bytes());
             ended
         })
     };
     if !options.background {
         return keep(None);
     }
-    match guard::detach().context("cannot go to the background")? {
+    match crate::sys::daemonize::daemonize().context("cannot go to the background")? {
         Side::Background(background) => keep(Some(&background)),
         Side::Foreground(None) => Ok(Exit::Done),
         Side::Foreground(Some(status)) => Ok(match status {
-            Status::Exited(code) => Exit::Command(code),
-            Status::Signalled(signal) => Exit::Signalled(signal),
+            ExitStatus::Exited(code) => Exit::Command(code),
+            ExitStatus::Signalled(signal) => Exit::Signalled(signal),
         }),
     }
 }
 
 /// What `dlock release` is told of the end of a hold.
-fn said_of(ended: &Result<Exit, Failure>, ledger: &Ledger) -> HoldEnd {
+fn said_of(ended: &Result<Exit, Failure>, stats: &RunStats) -> HoldEnd {
     let (exit, failed) = match ended {
         Ok(exit) => (*exit, None),
         Err(failure) => (failure.exit, Some(format!("{:#}", failure.error))),
     };
     HoldEnd {
         exit_code: exit.code(),
-        held_until: ledger.over_at().map(Instant::since_boot),
-        reason: failed.or_else(|| ledger.reason().map(str::to_owned)),
+        held_until: stats.over_at().map(Instant::since_boot),
+        reason: failed.or_else(|| stats.reason().map(str::to_owned)),
     }
 }
 
-fn owner(pid: i32) -> Result<Other, Failure> {
-    let other = Other::find(pid);
+fn owner(pid: i32) -> Result<ProcessHandle, Failure> {
+    let other = ProcessHandle::find(pid);
     Ok(other.with_context(|| format!("cannot hold a lock for process '{pid}'"))?)
 }
 
 fn keep(
-    site: &Site,
+    site: &BackendConfig,
     options: &Options,
-    owner: Option<&Other>,
-    background: Option<&Detached>,
-    outcome: &Outcome,
-    ledger: &mut Ledger,
+    owner: Option<&ProcessHandle>,
+    background: Option<&Background>,
+    outcome: &OutcomeFile,
+    stats: &mut RunStats,
 ) -> Result<Exit, Failure> {
     // dlock's own stdin goes to the guard. In the background there is none to wait for.
     let input = options
         .until_eof
         .then(|| io::stdin().as_fd().try_clone_to_owned());
     let input = input.transpose().context("cannot keep standard input")?;
-    let ties = Ties {
+    let ties = LaunchOptions {
         adopted: owner,
         kept: input
             .iter()
             .map(AsFd::as_fd)
             .chain([outcome.descriptor()])
             .collect(),
-        ..Ties::default()
+        ..LaunchOptions::default()
     };
-    let hold = guard::Name::own().context("cannot find our own process")?;
+    let hold = crate::sys::proc::ProcessId::own().context("cannot find our own process")?;
     let unwanted = || {
-        owner.is_some_and(Other::has_ended)
-            || input.as_ref().is_some_and(guard::is_hung_up)
+        owner.is_some_and(ProcessHandle::has_ended)
+            || input.as_ref().is_some_and(crate::sys::pidfd::is_hung_up)
             // Whoever waits for our word may have been killed.
-            || background.is_some_and(Detached::is_forsaken)
+            || background.is_some_and(Background::parent_gone)
     };
-    let errand = Errand {
+    let run = LockedRun {
         name: &options.name,
         lock: &options.lock,
         program: OsStr::new("dlock hold"),
@@ -112,19 +117,19 @@ fn keep(
         unwanted: (owner.is_some() || input.is_some() || background.is_some()).then_some(&unwanted),
         background,
     };
-    match lock::carry_out(&errand, site, lingering(options, owner), ties, ledger)? {
+    match select_backend::execute(&run, site, hold_command(options, owner), ties, stats)? {
         // However the waiting for its end ended, or whoever ended it: that is what it was for.
-        Exit::Command(_) | Exit::Signalled(_) if ledger.was_held() => Ok(Exit::Done),
+        Exit::Command(_) | Exit::Signalled(_) if stats.was_held() => Ok(Exit::Done),
         exit => Ok(exit),
     }
 }
 
 /// dlock itself, as the command that does nothing but wait.
-fn lingering(options: &Options, owner: Option<&Other>) -> guard::Command {
+fn hold_command(options: &Options, owner: Option<&ProcessHandle>) -> guard::Command {
     let form = if options.json { "json" } else { "shell" };
     let until = if options.until_eof { "eof" } else { "" };
-    let owner = owner.map(|owner| owner.name().to_string());
-    let argv = [LINGER, form, until, &owner.unwrap_or_default()];
+    let owner = owner.map(|owner| owner.id().to_string());
+    let argv = [HOLD_CHILD, form, until, &owner.unwrap_or_default()];
     guard::Command {
         path: "/proc/self/exe".into(),
         argv: argv.map(OsString::from).into(),
@@ -133,7 +138,7 @@ fn lingering(options: &Options, owner: Option<&Other>) -> guard::Command {
 
 /// The child of `dlock hold` that has the caller's stdin and stdout: says that the lock is held, and ends when it is not
 /// wanted any more. By signals it is ended as any command is.
-pub(crate) fn linger(words: &[OsString]) -> Result<Exit, Failure> {
+pub(crate) fn hold_child(words: &[OsString]) -> Result<Exit, Failure> {
     let word = |position: usize| words.get(position).and_then(|word| word.to_str());
     let variables = VARIABLES.into_iter().filter_map(|name| {
         let value = std::env::var(name).ok()?;
@@ -146,12 +151,15 @@ pub(crate) fn linger(words: &[OsString]) -> Result<Exit, Failure> {
     };
     // Nobody may want to read it.
     let _ = writeln!(io::stdout(), "{line}");
-    let owner = word(2).and_then(|name| name.parse().ok()).map(Other::named);
+    let owner = word(2)
+        .and_then(|name| name.parse().ok())
+        .map(ProcessHandle::open);
     // One that has ended in the meantime needs no lock.
     let Ok(owner) = owner.transpose() else {
         return Ok(Exit::Done);
     };
-    guard::linger(word(1) == Some("eof"), owner.as_ref()).context("cannot wait")?;
+    crate::sys::pidfd::wait_until_unwanted(word(1) == Some("eof"), owner.as_ref())
+        .context("cannot wait")?;
     Ok(Exit::Done)
 }
 
@@ -191,33 +199,33 @@ fn json(variables: impl Iterator<Item = (&'static str, String)>) -> String {
 
 /// Ends a `dlock hold`, waits until it has released the lock, and tells whether the lock was held until then.
 pub(super) fn release(hold: &str) -> Result<Exit, Failure> {
-    let name = hold.parse::<guard::Name>();
+    let name = hold.parse::<crate::sys::proc::ProcessId>();
     let name = name.map_err(|()| anyhow!("cannot use DLOCK_HOLD '{hold}': it names no process"))?;
     let asked_at = clock::now();
-    let other = Other::named(name)
+    let other = ProcessHandle::open(name)
         .map_err(|_| not_held("the dlock that held it has ended before"))
         .or_exit(Exit::Lost)
         .or_hint("that dlock has said on its stderr how it ended")?;
     let outcome = other.outcome();
     let ended = other
-        .end(RELEASE)
+        .terminate(RELEASE_TIMEOUT)
         .with_context(|| format!("cannot ask process '{hold}' to release its lock"))?;
     if !ended {
         return Err(anyhow!(
             "process '{hold}' has not released its lock within {}",
-            span(RELEASE)
+            format_duration(RELEASE_TIMEOUT)
         )
         .into());
     }
-    let said = outcome.and_then(Theirs::read).map_err(|error| {
+    let said = outcome.and_then(OtherOutcome::read).map_err(|error| {
         let why = format!("what became of it cannot be read from process '{hold}': {error}");
         not_held(&why)
     });
     let said = HoldEnd::parse(&said.or_exit(Exit::Lost)?);
-    match judge(said.as_ref(), asked_at) {
-        Verdict::Released => Ok(Exit::Done),
-        Verdict::Lost(reason) => Err(not_held(&reason)).or_exit(Exit::Lost),
-        Verdict::Unkillable(reason) => {
+    match hold_verdict(said.as_ref(), asked_at) {
+        HoldVerdict::Released => Ok(Exit::Done),
+        HoldVerdict::Lost(reason) => Err(not_held(&reason)).or_exit(Exit::Lost),
+        HoldVerdict::Unkillable(reason) => {
             Err(anyhow!("the lock is not released: {reason}")).or_exit(Exit::Unkillable)
         }
     }

@@ -1,24 +1,25 @@
 //! One file per sub-command, and what several of them need to wait for: signals and the guard.
 //! It must not know gRPC, nor system calls.
 
+mod break_lock;
 mod check;
+pub(crate) mod complete;
 mod doctor;
-mod errand;
-mod evict;
 mod fence;
+mod guard_io;
 pub(crate) mod hold;
-mod lock;
-mod look;
+mod list;
 mod names;
-mod post;
+mod not_acquired;
 mod program;
-mod refusal;
+mod progress;
 mod report;
 mod run;
+mod run_locked;
+mod select_backend;
 mod signals;
 mod supervise;
 mod view;
-mod waiting;
 
 use std::fmt::Display;
 
@@ -26,8 +27,8 @@ use anyhow::{Context as _, anyhow};
 
 use crate::cli::Work;
 use crate::config::Settings;
-use crate::exit::{Exit, Failure};
-use crate::trouble::Trouble;
+use crate::lock::error::LockError;
+use crate::output::exit::{Exit, Failure};
 
 /// Runs what waits for etcd, processes and signals.
 fn block_on<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
@@ -44,10 +45,10 @@ fn block_on<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Fail
 }
 
 /// What was tried and did not go, with what etcd had to say.
-fn failed(tried: impl Display, trouble: Trouble) -> Failure {
+fn failed(tried: impl Display, error: LockError) -> Failure {
     Failure {
-        hint: trouble.hint,
-        ..anyhow!("{tried}: {}", trouble.cause).into()
+        hint: error.hint,
+        ..anyhow!("{tried}: {}", error.cause).into()
     }
 }
 
@@ -57,21 +58,21 @@ pub(crate) fn names(settings: &Settings, beginning: &str) -> Vec<String> {
 }
 
 /// Does the work of the sub-command that was asked for.
-pub(crate) fn carry_out(work: &Work) -> Result<Exit, Failure> {
+pub(crate) fn execute(work: &Work) -> Result<Exit, Failure> {
     match work {
-        Work::Run(site, options) => apart(|| run::run(site, options)),
-        Work::Fence(options) => apart(|| fence::fence(options)),
-        Work::Hold(site, options) => apart(|| hold::hold(site, options)),
-        Work::Look(site, look) => apart(|| look::look(site, look)),
-        Work::Check(site, check) => apart(|| check::check(site, check)),
-        Work::Break(settings, order) => apart(|| evict::evict(settings, order)),
-        Work::Release(hold) => apart(|| hold::release(hold)),
-        Work::Doctor(settings, options) => apart(|| doctor::run(settings, options)),
+        Work::Run(site, options) => own_stack_frame(|| run::run(site, options)),
+        Work::Fence(options) => own_stack_frame(|| fence::fence(options)),
+        Work::Hold(site, options) => own_stack_frame(|| hold::hold(site, options)),
+        Work::Look(site, look) => own_stack_frame(|| list::execute(site, look)),
+        Work::Check(site, check) => own_stack_frame(|| check::check(site, check)),
+        Work::Break(settings, order) => own_stack_frame(|| break_lock::break_lock(settings, order)),
+        Work::Release(hold) => own_stack_frame(|| hold::release(hold)),
+        Work::Doctor(settings, options) => own_stack_frame(|| doctor::run(settings, options)),
     }
 }
 
 /// What one sub-command needs of the stack would be reserved for each of them, and touched, if it were inlined.
 #[inline(never)]
-fn apart<T>(work: impl FnOnce() -> T) -> T {
+fn own_stack_frame<T>(work: impl FnOnce() -> T) -> T {
     work()
 }

@@ -7,20 +7,20 @@ use super::block_on;
 use crate::config::Settings;
 use crate::core::name::LockName;
 use crate::etcd::Cluster;
-use crate::etcd::survey::{self, Range};
+use crate::etcd::listing::{self, Range};
 
 /// Somebody sits there with a finger on TAB: what has not come by then is left out.
-const LIMIT: Duration = Duration::from_millis(300);
+const READ_TIMEOUT: Duration = Duration::from_millis(300);
 /// More are no help.
-const MOST: i64 = 500;
+const MAX_NAMES: i64 = 500;
 
 /// The names that begin with `beginning`; none when etcd does not answer at once.
 pub(super) fn beginning_with(settings: &Settings, beginning: &str) -> Vec<String> {
     let found = block_on(async {
         let cluster = Cluster::new(settings);
         let range = Range::beginning_with(&settings.prefix, beginning);
-        let asking = survey::names(&cluster, &range, MOST, LIMIT);
-        let found = tokio::time::timeout(LIMIT, asking).await;
+        let asking = listing::names(&cluster, &range, MAX_NAMES, READ_TIMEOUT);
+        let found = tokio::time::timeout(READ_TIMEOUT, asking).await;
         Ok(found.ok().and_then(Result::ok).unwrap_or_default())
     });
     let names = found.unwrap_or_default();

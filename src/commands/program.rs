@@ -6,8 +6,8 @@ use std::io;
 
 use anyhow::anyhow;
 
-use crate::exit::{Exit, Failure, OrFail as _};
 use crate::guard::{self, Lookup};
+use crate::output::exit::{Exit, Failure, OrFail as _};
 
 /// Finds the command before anybody queues for it.
 pub(super) fn find(argv: &[OsString]) -> Result<guard::Command, Failure> {

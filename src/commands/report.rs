@@ -10,28 +10,29 @@ use rustix::io::Errno;
 use tracing::warn;
 
 use crate::cli::lock;
-use crate::core::ledger::{Account, Ending, Ledger, Outcome};
 use crate::core::name::LockName;
-use crate::exit::{Exit, Failure, OrFail as _};
-use crate::metrics::Metrics;
-use crate::whole::{Whole, try_lock};
-use crate::{clock, events, whoami};
+use crate::core::run_stats::{Outcome, RunEnd, RunReport, RunStats};
+use crate::output::events;
+use crate::output::exit::{Exit, Failure, OrFail as _};
+use crate::output::metrics::Metrics;
+use crate::sys::atomic_file::{AtomicFile, try_lock};
+use crate::sys::clock;
 
 /// For others who write the same metrics; each takes a moment.
-const OTHERS: Duration = Duration::from_secs(5);
-const LOOK: Duration = Duration::from_millis(10);
+const METRICS_LOCK_TIMEOUT: Duration = Duration::from_secs(5);
+const LOCK_POLL_INTERVAL: Duration = Duration::from_millis(10);
 
 /// Far more than the locks of one machine can fill; keeps a wrong path from filling the memory.
-const LONGEST: u64 = 16 * 1024 * 1024;
+const MAX_METRICS_BYTES: u64 = 16 * 1024 * 1024;
 
 /// Where the books are to be shown. No descriptor is kept: the guard's launch closes all.
-pub(super) struct Books<'a> {
+pub(super) struct ReportFiles<'a> {
     name: &'a LockName,
     report: Option<PathBuf>,
     metrics: Option<PathBuf>,
 }
 
-impl<'a> Books<'a> {
+impl<'a> ReportFiles<'a> {
     /// Fails if what is asked for cannot be written: better now than after the work.
     pub(super) fn open(name: &'a LockName, options: &lock::Options) -> Result<Self, Failure> {
         let find = |path: &Option<PathBuf>, option: &str| {
@@ -44,55 +45,55 @@ impl<'a> Books<'a> {
             metrics: find(&options.metrics, "metrics")?,
         };
         if let Some(path) = &books.report {
-            Whole::open(path)?.rehearse()?;
+            AtomicFile::open(path)?.check_writable()?;
         }
         if let Some(path) = &books.metrics {
-            let file = Whole::open(path)?;
-            file.rehearse()?;
-            let _lock = file.lock(others)?;
+            let file = AtomicFile::open(path)?;
+            file.check_writable()?;
+            let _lock = file.lock(lock_within)?;
             read(&file)?;
         }
         Ok(books)
     }
 
     /// Does the work and shows what became of it. What cannot be written is a warning by then: the status is the work's.
-    pub(super) fn keep(
+    pub(super) fn record(
         &self,
-        work: impl FnOnce(&mut Ledger) -> Result<Exit, Failure>,
+        work: impl FnOnce(&mut RunStats) -> Result<Exit, Failure>,
     ) -> Result<Exit, Failure> {
-        let began = whoami::wall_clock();
-        let mut ledger = Ledger::new(clock::now());
-        let ended = work(&mut ledger);
+        let began = clock::wall_clock();
+        let mut stats = RunStats::new(clock::now());
+        let ended = work(&mut stats);
         if self.report.is_none() && self.metrics.is_none() {
             return ended;
         }
-        let ending = ending(&ledger, &ended, began);
-        let account = ledger.close(self.name, clock::now(), ending);
+        let ending = run_end(&stats, &ended, began);
+        let account = stats.finish(self.name, clock::now(), ending);
         if let Some(path) = &self.report {
-            complain(path, write_report(path, &account));
+            warn_not_written(path, write_report(path, &account));
         }
         if let Some(path) = &self.metrics {
-            complain(path, add_metrics(path, &account));
+            warn_not_written(path, add_metrics(path, &account));
         }
         ended
     }
 }
 
-fn ending(ledger: &Ledger, ended: &Result<Exit, Failure>, began: String) -> Ending {
+fn run_end(stats: &RunStats, ended: &Result<Exit, Failure>, began: String) -> RunEnd {
     let exit = match ended {
         Ok(exit) => *exit,
         Err(failure) => failure.exit,
     };
     let outcome = match exit {
         Exit::Done | Exit::Free | Exit::Warned | Exit::Command(_) | Exit::Signalled(_) => {
-            if ledger.was_held() {
+            if stats.was_held() {
                 Outcome::Completed
             } else {
                 Outcome::Interrupted
             }
         }
         Exit::Busy(_) => Outcome::Busy,
-        Exit::Lost if ledger.was_asked() => Outcome::Asked,
+        Exit::Lost if stats.was_stop_requested() => Outcome::Asked,
         Exit::Lost => Outcome::Lost,
         Exit::Unkillable => Outcome::Unkillable,
         Exit::TimedOut => Outcome::MaxHold,
@@ -110,34 +111,34 @@ fn ending(ledger: &Ledger, ended: &Result<Exit, Failure>, began: String) -> Endi
         }
         Ok(_) => None,
     };
-    Ending {
+    RunEnd {
         outcome,
         exit_code: exit.code(),
         signal,
         reason,
         began,
-        ended: whoami::wall_clock(),
+        ended: clock::wall_clock(),
     }
 }
 
-fn write_report(path: &Path, account: &Account) -> Result<(), Failure> {
-    let file = Whole::open(path)?;
-    file.replace_unlocked(account.to_json().as_bytes())
+fn write_report(path: &Path, account: &RunReport) -> Result<(), Failure> {
+    let file = AtomicFile::open(path)?;
+    Ok(file.replace_unlocked(account.to_json().as_bytes())?)
 }
 
-fn add_metrics(path: &Path, account: &Account) -> Result<(), Failure> {
-    let file = Whole::open(path)?;
-    let _lock = file.lock(others)?;
+fn add_metrics(path: &Path, account: &RunReport) -> Result<(), Failure> {
+    let file = AtomicFile::open(path)?;
+    let _lock = file.lock(lock_within)?;
     let mut metrics = read(&file)?;
-    metrics.add(account, whoami::since_1970().as_secs_f64());
-    file.replace_locked(metrics.to_text().as_bytes())
+    metrics.add(account, clock::since_1970().as_secs_f64());
+    Ok(file.replace_locked(metrics.to_text().as_bytes())?)
 }
 
-fn read(file: &Whole) -> Result<Metrics, Failure> {
-    let bytes = file.read(LONGEST)?.unwrap_or_default();
+fn read(file: &AtomicFile) -> Result<Metrics, Failure> {
+    let bytes = file.read(MAX_METRICS_BYTES)?.unwrap_or_default();
     let text = String::from_utf8(bytes)
         .ok()
-        .filter(|text| text.len() as u64 <= LONGEST);
+        .filter(|text| text.len() as u64 <= MAX_METRICS_BYTES);
     let metrics = text
         .ok_or_else(|| "it is too long, or no text".to_owned())
         .and_then(|text| Metrics::parse(&text));
@@ -147,17 +148,19 @@ fn read(file: &Whole) -> Result<Metrics, Failure> {
 }
 
 /// Until the lock that another dlock has is ours.
-fn others(lock: &OwnedFd) -> Result<(), Errno> {
-    let give_up_at = clock::now() + OTHERS;
+fn lock_within(lock: &OwnedFd) -> Result<(), Errno> {
+    let give_up_at = clock::now() + METRICS_LOCK_TIMEOUT;
     loop {
         match try_lock(lock) {
-            Err(Errno::WOULDBLOCK) if clock::now() < give_up_at => std::thread::sleep(LOOK),
+            Err(Errno::WOULDBLOCK) if clock::now() < give_up_at => {
+                std::thread::sleep(LOCK_POLL_INTERVAL);
+            }
             locked => return locked,
         }
     }
 }
 
-fn complain(path: &Path, written: Result<(), Failure>) {
+fn warn_not_written(path: &Path, written: Result<(), Failure>) {
     if let Err(failure) = written {
         let cause = format!("{:#}", failure.error);
         warn!(

@@ -4,32 +4,32 @@
 use anyhow::anyhow;
 
 use super::check::held;
-use super::errand::Errand;
-use super::lock::{self, NOT_OF_ALL};
 use super::program::{find, not_started};
-use super::report::Books;
+use super::report::ReportFiles;
+use super::run_locked::LockedRun;
+use super::select_backend::{self, KIND_SPECIFIC_VARIABLES};
 use crate::cli::run::Options;
-use crate::config::site::Site;
-use crate::core::lease::FencingToken;
-use crate::core::ledger::Ledger;
-use crate::core::mode::Mode;
-use crate::core::name::{Link, LockName};
-use crate::exit::{Exit, Failure, OrFail as _};
-use crate::guard::{self, Ties};
-use crate::whoami;
+use crate::config::site::BackendConfig;
+use crate::core::name::{HeldLock, LockName};
+use crate::core::proof::FencingToken;
+use crate::core::request::Mode;
+use crate::core::run_stats::RunStats;
+use crate::guard::{self, LaunchOptions};
+use crate::host::identity;
+use crate::output::exit::{Exit, Failure, OrFail as _};
 
 /// Runs the command under the lock and tells how it ended.
-pub(super) fn run(site: &Site, options: &Options) -> Result<Exit, Failure> {
-    let books = Books::open(&options.name, &options.lock)?;
-    books.keep(|ledger| carry_out(site, options, ledger))
+pub(super) fn run(site: &BackendConfig, options: &Options) -> Result<Exit, Failure> {
+    let books = ReportFiles::open(&options.name, &options.lock)?;
+    books.record(|stats| execute(site, options, stats))
 }
 
-fn carry_out(site: &Site, options: &Options, ledger: &mut Ledger) -> Result<Exit, Failure> {
+fn execute(site: &BackendConfig, options: &Options, stats: &mut RunStats) -> Result<Exit, Failure> {
     let command = find(&options.command)?;
-    if let Some(link) = whoami::held().link(&options.name, &site.scope()) {
-        return within(site, options, link, command);
+    if let Some(link) = identity::held().find(&options.name, &site.scope()) {
+        return run_reentrant(site, options, link, command);
     }
-    let errand = Errand {
+    let run = LockedRun {
         name: &options.name,
         lock: &options.lock,
         program: options.program(),
@@ -38,14 +38,14 @@ fn carry_out(site: &Site, options: &Options, ledger: &mut Ledger) -> Result<Exit
         unwanted: None,
         background: None,
     };
-    lock::carry_out(&errand, site, command, Ties::default(), ledger)
+    select_backend::execute(&run, site, command, LaunchOptions::default(), stats)
 }
 
 /// Runs the command under the lock that is held around us, or says why not.
-fn within(
-    site: &Site,
+fn run_reentrant(
+    site: &BackendConfig,
     options: &Options,
-    link: &Link,
+    link: &HeldLock,
     command: guard::Command,
 ) -> Result<Exit, Failure> {
     let (name, token) = (&options.name, link.token);
@@ -75,14 +75,18 @@ fn within(
         .map(|(name, value)| (name.to_owned(), value))
         .collect();
     // The guard around us guards this command too.
-    let error = guard::become_command(command, &variables, &NOT_OF_ALL);
+    let error = guard::become_command(command, &variables, &KIND_SPECIFIC_VARIABLES);
     Err(not_started(options.program(), &error))
 }
 
 /// Refuses to wait for a lock that is held around us.
-pub(super) fn refuse_self_deadlock(name: &LockName, site: &Site, or: &str) -> Result<(), Failure> {
-    let held = whoami::held();
-    let Some(Link { token, .. }) = held.link(name, &site.scope()) else {
+pub(super) fn refuse_self_deadlock(
+    name: &LockName,
+    site: &BackendConfig,
+    or: &str,
+) -> Result<(), Failure> {
+    let held = identity::held();
+    let Some(HeldLock { token, .. }) = held.find(name, &site.scope()) else {
         return Ok(());
     };
     Err(anyhow!(

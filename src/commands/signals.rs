@@ -11,7 +11,7 @@ use libc::{
 use rustix::process::getpid;
 use tokio::net::unix::pipe::Receiver;
 
-use crate::guard::{self, Sender, Signal};
+use crate::guard::{Sender, Signal};
 
 /// Those that are not handed on: they cannot be caught, are faults of dlock itself, or are about its own child, and TTOU
 /// stays blocked, for a line on stderr must not stop dlock in the background of a terminal (`stty tostop`).
@@ -43,8 +43,8 @@ impl Signals {
         let numbers = (1..=SIGSYS).chain(libc::SIGRTMIN()..=libc::SIGRTMAX());
         let wanted = numbers
             .filter(|number| !NOT_HANDED_ON.contains(number))
-            .filter(|number| !guard::ignored_at_start(*number));
-        let descriptor = guard::receive(wanted)?;
+            .filter(|number| !crate::sys::inherited::ignored_at_start(*number));
+        let descriptor = crate::sys::signals::receive(wanted)?;
         Ok(Self {
             descriptor: Receiver::from_owned_fd_unchecked(descriptor)?,
             waiting: VecDeque::new(),
@@ -72,7 +72,7 @@ impl Signals {
     }
 
     /// Keeps a signal for the command, which does not run yet.
-    pub(crate) fn keep(&mut self, kept: Vec<Signal>) {
+    pub(crate) fn hold_back(&mut self, kept: Vec<Signal>) {
         for signal in kept.into_iter().rev() {
             self.waiting.push_front(signal);
         }
@@ -111,5 +111,6 @@ fn received(record: &[u8; RECORD]) -> Option<Signal> {
 /// Whether the terminal was closed: the kernel tells the leader of its session, and nobody else.
 fn is_hang_up_of_leader(number: i32) -> bool {
     [SIGHUP, SIGCONT].contains(&number)
-        && guard::session_of(None).is_ok_and(|session| session == getpid().as_raw_pid())
+        && crate::sys::groups::session_of(None)
+            .is_ok_and(|session| session == getpid().as_raw_pid())
 }

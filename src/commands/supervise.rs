@@ -5,31 +5,35 @@ use std::time::Duration;
 
 use tracing::{Level, debug, enabled, info, warn};
 
-use super::post::Post;
+use super::guard_io::GuardIo;
 use super::signals::Signals;
-use crate::contest::{Keep, News};
-use crate::core::holder::AskTo;
-use crate::core::lease::{Doubt, Loss, Renewal};
-use crate::core::ledger::Ledger;
-use crate::core::leftovers::Leftovers;
+use crate::core::holder::StopKind;
 use crate::core::name::LockName;
-use crate::core::text::{printable, seconds, span};
-use crate::core::watchdog::{Action, Cut, Event, Standing, Watchdog};
-use crate::guard::{self, Cause, Detached, Report, Signal, Status, Survivor};
-use crate::{clock, events, notify};
+use crate::core::proof::{Inconclusive, LossReason, Renewal};
+use crate::core::request::Leftovers;
+use crate::core::run_stats::RunStats;
+use crate::core::text::{format_duration, printable, seconds};
+use crate::core::watchdog::{Action, Event, LockState, StopReason, Watchdog};
+use crate::guard::{Cause, GuardReport, Signal, Survivor};
+use crate::lock::backend::{LockSession, SessionEvent};
+use crate::output::events;
+use crate::output::systemd;
+use crate::sys::clock;
+use crate::sys::daemonize::Background;
+use crate::sys::process::ExitStatus;
 
 /// How long dlock itself tries to kill what a dead guard has left.
-const KILLING: Duration = Duration::from_secs(2);
+const KILL_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// How the command ended.
 #[derive(Debug)]
-pub(crate) enum End {
+pub(crate) enum SupervisionEnd {
     /// Nothing of it is left.
     Dead {
         /// That of the command itself, if it was started.
-        status: Option<Status>,
+        status: Option<ExitStatus>,
         /// Why it was stopped, if not because the lock was lost.
-        cut: Option<Cut>,
+        cut: Option<StopReason>,
     },
     /// It could not be started, for this reason.
     NotStarted { errno: i32 },
@@ -42,65 +46,65 @@ pub(crate) struct Supervision<'a, S> {
     pub(crate) name: &'a LockName,
     pub(crate) watchdog: Watchdog,
     pub(crate) session: S,
-    pub(crate) ledger: &'a mut Ledger,
-    pub(crate) post: &'a mut Post,
+    pub(crate) stats: &'a mut RunStats,
+    pub(crate) guard_io: &'a mut GuardIo,
     pub(crate) signals: &'a mut Signals,
     /// What is done with processes that the command leaves behind.
     pub(crate) policy: Leftovers,
     /// The command itself has ended and left others behind.
-    pub(crate) leftovers: Option<Status>,
+    pub(crate) leftovers: Option<ExitStatus>,
     /// Who waits in the foreground until the command runs.
-    pub(crate) background: Option<&'a Detached>,
+    pub(crate) background: Option<&'a Background>,
 }
 
 /// What can happen while the lock is held.
 enum Input {
-    Report(Report),
+    Report(GuardReport),
     Due,
-    News(News),
+    News(SessionEvent),
     Signal(Signal),
 }
 
-impl<S: Keep> Supervision<'_, S> {
+impl<S: LockSession> Supervision<'_, S> {
     /// Until nothing of the command is left, or what is left cannot be killed.
-    pub(crate) async fn run(&mut self) -> End {
+    pub(crate) async fn run(&mut self) -> SupervisionEnd {
         loop {
             // In this order: what the guard has done is done, and a deadline is older than the
             // answer that arrives with it.
             let input = tokio::select! {
                 biased;
-                report = self.post.report() => Input::Report(report),
+                report = self.guard_io.report() => Input::Report(report),
                 () = clock::until(self.watchdog.due_at()) => Input::Due,
-                news = self.session.news() => Input::News(news),
+                event = self.session.next_event() => Input::News(event),
                 signal = self.signals.next() => Input::Signal(signal),
             };
-            if let Some(end) = self.take(input) {
+            if let Some(end) = self.handle(input) {
                 return end;
             }
         }
     }
 
-    fn take(&mut self, input: Input) -> Option<End> {
+    fn handle(&mut self, input: Input) -> Option<SupervisionEnd> {
         match input {
             Input::Due => self.step(&Event::Tick),
-            Input::News(news) => self.hear(news),
+            Input::News(event) => self.on_session_event(event),
             Input::Signal(signal) => {
-                self.receive(signal);
+                self.on_signal(signal);
                 None
             }
-            Input::Report(report) => self.read(report),
+            Input::Report(report) => self.on_report(report),
         }
     }
 
-    fn step(&mut self, event: &Event) -> Option<End> {
-        let (standing, cut) = (self.watchdog.standing(), self.watchdog.cut());
+    fn step(&mut self, event: &Event) -> Option<SupervisionEnd> {
+        let (standing, cut) = (self.watchdog.state(), self.watchdog.stop_reason());
         let actions = self.watchdog.step(clock::now(), event);
         debug!("{event:?} -> {actions:?}");
-        if standing == Standing::Held {
-            self.tell_loss();
+        if standing == LockState::Held {
+            self.log_loss();
         }
-        if cut.is_none() && self.watchdog.cut() == Some(Cut::MaxHold) {
-            self.ledger.because("stopped at --max-hold");
+        if cut.is_none() && self.watchdog.stop_reason() == Some(StopReason::MaxHold) {
+            self.stats.set_reason("stopped at --max-hold");
             warn!(
                 event = events::MAX_HOLD,
                 lock = %self.name,
@@ -108,21 +112,21 @@ impl<S: Keep> Supervision<'_, S> {
                 self.name
             );
         }
-        let stops = standing != self.watchdog.standing() || cut != self.watchdog.cut();
+        let stops = standing != self.watchdog.state() || cut != self.watchdog.stop_reason();
         // Those who are to be named may be dead a moment later. The telling waits until they are told.
-        let living = (stops && enabled!(Level::INFO)).then(|| self.post.guard.living());
+        let living = (stops && enabled!(Level::INFO)).then(|| self.guard_io.guard.living());
         let mut end = None;
         for action in actions {
-            end = end.or(self.act(&action));
+            end = end.or(self.perform(&action));
         }
         if let Some(living) = living {
-            self.tell_stop(&living);
+            self.log_stop(&living);
         }
         end
     }
 
-    fn act(&mut self, action: &Action) -> Option<End> {
-        let guard = &mut self.post.guard;
+    fn perform(&mut self, action: &Action) -> Option<SupervisionEnd> {
+        let guard = &mut self.guard_io.guard;
         // A guard that cannot be told is dead or stopped; its silence leads to `KillTree`.
         let told = match *action {
             Action::Renew => {
@@ -140,32 +144,32 @@ impl<S: Keep> Supervision<'_, S> {
         None
     }
 
-    fn kill_tree(&mut self) -> End {
-        let survivors = self.post.guard.kill_tree(KILLING);
+    fn kill_tree(&mut self) -> SupervisionEnd {
+        let survivors = self.guard_io.guard.kill_tree(KILL_TIMEOUT);
         if !survivors.is_empty() {
-            return End::Survivors(survivors);
+            return SupervisionEnd::Survivors(survivors);
         }
         self.watchdog
             .step(clock::now(), &Event::TreeDead { in_time: true });
-        End::Dead {
+        SupervisionEnd::Dead {
             status: None,
             cut: None,
         }
     }
 
-    fn hear(&mut self, news: News) -> Option<End> {
-        match news {
-            News::Renewed(renewal) => {
-                self.tell_doubt(&renewal);
+    fn on_session_event(&mut self, event: SessionEvent) -> Option<SupervisionEnd> {
+        match event {
+            SessionEvent::Renewed(renewal) => {
+                self.log_inconclusive(&renewal);
                 let before = self.watchdog.deadlines();
                 let slack = before.stop_at.since(clock::now());
                 let end = self.step(&Event::Renewed(renewal));
                 if self.watchdog.deadlines() != before {
-                    self.ledger.proven(slack);
+                    self.stats.proven(slack);
                 }
                 end
             }
-            News::Failed { endpoint, cause } => {
+            SessionEvent::Failed { endpoint, cause } => {
                 info!(
                     event = events::RENEWAL_FAILED,
                     lock = %self.name,
@@ -173,16 +177,18 @@ impl<S: Keep> Supervision<'_, S> {
                     cause,
                     left_seconds = seconds(self.left()),
                     "cannot renew at '{endpoint}', {} left: {cause}",
-                    span(self.left())
+                    format_duration(self.left())
                 );
                 self.step(&Event::RenewalFailed)
             }
-            News::Kept => self.step(&Event::Kept),
-            News::Lost(loss) => self.step(&Event::Lost(loss)),
-            News::Watch(watch) => self.step(&Event::Watch(watch)),
-            News::Asked(ask) if ask.to == AskTo::Stop && self.watchdog.cut().is_none() => {
-                let by = ask.sentence();
-                self.ledger.asked(&format!("asked by {by}"));
+            SessionEvent::StillHeld => self.step(&Event::StillHeld),
+            SessionEvent::Lost(loss) => self.step(&Event::Lost(loss)),
+            SessionEvent::Watch(watch) => self.step(&Event::Watch(watch)),
+            SessionEvent::StopRequested(ask)
+                if ask.to == StopKind::Stop && self.watchdog.stop_reason().is_none() =>
+            {
+                let by = ask.describe();
+                self.stats.stop_requested(&format!("asked by {by}"));
                 warn!(
                     event = events::ASKED,
                     lock = %self.name,
@@ -190,22 +196,22 @@ impl<S: Keep> Supervision<'_, S> {
                     "asked to give up the lock '{}' by {by}: the command is stopped",
                     self.name,
                 );
-                self.step(&Event::GiveUp)
+                self.step(&Event::ReleaseRequested)
             }
             // Told again, or meant for those who still wait.
-            News::Asked(_) | News::Moved => None,
+            SessionEvent::StopRequested(_) | SessionEvent::QueueChanged => None,
         }
     }
 
-    fn receive(&mut self, signal: Signal) {
+    fn on_signal(&mut self, signal: Signal) {
         debug!("received {signal:?}");
-        let guard = &mut self.post.guard;
+        let guard = &mut self.guard_io.guard;
         let told = match self.leftovers {
             None => guard.forward(signal),
             // There is no command any more that could act on it; what it left is to go.
             Some(_) if signal.ends() => guard.stop(),
             Some(_) if signal.stops() => {
-                guard::stop_by(signal.number);
+                crate::sys::signals::stop_by(signal.number);
                 Ok(())
             }
             Some(_) => Ok(()),
@@ -215,28 +221,28 @@ impl<S: Keep> Supervision<'_, S> {
         }
     }
 
-    fn read(&mut self, report: Report) -> Option<End> {
+    fn on_report(&mut self, report: GuardReport) -> Option<SupervisionEnd> {
         match report {
-            Report::Started => match self.background.take() {
+            GuardReport::Started => match self.background.take() {
                 Some(background) if background.ready() => None,
                 Some(_) => {
-                    self.ledger.because("nobody wanted the lock any more");
-                    self.step(&Event::GiveUp)
+                    self.stats.set_reason("nobody wanted the lock any more");
+                    self.step(&Event::ReleaseRequested)
                 }
                 None => {
-                    notify::ready(&format!("holding the lock '{}'", self.name));
+                    systemd::ready(&format!("holding the lock '{}'", self.name));
                     None
                 }
             },
-            Report::Stopped(signal) => {
-                guard::stop_by(signal);
-                if let Err(error) = self.post.guard.resumed() {
+            GuardReport::Stopped(signal) => {
+                crate::sys::signals::stop_by(signal);
+                if let Err(error) = self.guard_io.guard.resumed() {
                     debug!("the guard cannot be told: {error}");
                 }
                 None
             }
-            Report::Beat(beat) => self.step(&Event::Beat(beat)),
-            Report::Leftovers { status, count } => {
+            GuardReport::Ack(beat) => self.step(&Event::Ack(beat)),
+            GuardReport::Leftovers { status, count } => {
                 let (policy, what) = match self.policy {
                     Leftovers::Kill => ("kill", ": stopping them"),
                     Leftovers::Wait => ("wait", ": waiting for them"),
@@ -253,21 +259,24 @@ impl<S: Keep> Supervision<'_, S> {
                 self.leftovers = Some(status);
                 None
             }
-            Report::Ended { status, cause } => {
+            GuardReport::Ended { status, cause } => {
                 let in_time = cause != Cause::Deadline;
                 let end = self.step(&Event::TreeDead { in_time });
-                let cut = self.watchdog.cut().filter(|_| cause == Cause::Ordered);
+                let cut = self
+                    .watchdog
+                    .stop_reason()
+                    .filter(|_| cause == Cause::Ordered);
                 if cause != Cause::Command {
-                    self.tell_killed(status);
+                    self.log_killed(status);
                 }
-                end.or(Some(End::Dead { status, cut }))
+                end.or(Some(SupervisionEnd::Dead { status, cut }))
             }
-            Report::CannotStart { errno } => {
+            GuardReport::CannotStart { errno } => {
                 let end = self.step(&Event::TreeDead { in_time: true });
-                end.or(Some(End::NotStarted { errno }))
+                end.or(Some(SupervisionEnd::NotStarted { errno }))
             }
-            Report::Survivors(survivors) => Some(End::Survivors(survivors)),
-            Report::GuardDead => self.step(&Event::GuardDead),
+            GuardReport::Survivors(survivors) => Some(SupervisionEnd::Survivors(survivors)),
+            GuardReport::GuardDead => self.step(&Event::GuardDead),
         }
     }
 
@@ -276,14 +285,14 @@ impl<S: Keep> Supervision<'_, S> {
         self.watchdog.deadlines().stop_at.since(clock::now())
     }
 
-    fn tell_loss(&mut self) {
+    fn log_loss(&mut self) {
         // That nobody guards the command is told at the end, as the error that it is.
-        if let Standing::Lost(loss) = self.watchdog.standing() {
+        if let LockState::Lost(loss) = self.watchdog.state() {
             let (name, cause) = (self.name, explain(loss));
-            if loss == Loss::Unproven {
-                self.ledger.unproven();
+            if loss == LossReason::Unproven {
+                self.stats.unproven();
             }
-            self.ledger.because(cause);
+            self.stats.set_reason(cause);
             warn!(
                 event = events::LOST,
                 lock = %name,
@@ -294,7 +303,7 @@ impl<S: Keep> Supervision<'_, S> {
     }
 
     /// Who it is that has to end now.
-    fn tell_stop(&self, living: &[Survivor]) {
+    fn log_stop(&self, living: &[Survivor]) {
         let processes: Vec<String> = living
             .iter()
             .map(|process| format!("{} ({})", process.pid, process.program))
@@ -308,10 +317,10 @@ impl<S: Keep> Supervision<'_, S> {
         );
     }
 
-    fn tell_killed(&self, status: Option<Status>) {
+    fn log_killed(&self, status: Option<ExitStatus>) {
         let result = match status {
-            Some(Status::Exited(code)) => format!("exit {code}"),
-            Some(Status::Signalled(signal)) => format!("signal {signal}"),
+            Some(ExitStatus::Exited(code)) => format!("exit {code}"),
+            Some(ExitStatus::Signalled(signal)) => format!("signal {signal}"),
             None => "never started".to_owned(),
         };
         info!(
@@ -322,14 +331,14 @@ impl<S: Keep> Supervision<'_, S> {
         );
     }
 
-    fn tell_doubt(&self, renewal: &Renewal) {
-        if let Some(doubt) = self.watchdog.doubt(renewal) {
+    fn log_inconclusive(&self, renewal: &Renewal) {
+        if let Some(doubt) = self.watchdog.inconclusive(renewal) {
             let cause = match doubt {
-                Doubt::OtherCluster => "the answer came from another cluster",
-                Doubt::OtherMember => "two members answered",
-                Doubt::OtherTerm => "a leader was being elected",
-                Doubt::OlderRevision => "the server went back in time",
-                Doubt::NoTimeLeft => "the server does not know the lease's time",
+                Inconclusive::OtherCluster => "the answer came from another cluster",
+                Inconclusive::OtherMember => "two members answered",
+                Inconclusive::OtherTerm => "a leader was being elected",
+                Inconclusive::OlderRevision => "the server went back in time",
+                Inconclusive::NoTimeLeft => "the server does not know the lease's time",
             };
             info!(
                 event = events::RENEWAL_DOUBTFUL,
@@ -337,18 +346,18 @@ impl<S: Keep> Supervision<'_, S> {
                 cause,
                 left_seconds = seconds(self.left()),
                 "a renewal proved nothing, {} left: {cause}",
-                span(self.left())
+                format_duration(self.left())
             );
         }
     }
 }
 
 /// The cause of a loss in plain words.
-fn explain(loss: Loss) -> &'static str {
+fn explain(loss: LossReason) -> &'static str {
     match loss {
-        Loss::Unproven => "etcd did not prove in time that it is still ours",
-        Loss::KeyGone => "its key is gone (lease expired or revoked, or key deleted)",
-        Loss::KeyTaken => "its key was overwritten",
-        Loss::FileGone => "its file in the state folder was removed or replaced",
+        LossReason::Unproven => "etcd did not prove in time that it is still ours",
+        LossReason::KeyGone => "its key is gone (lease expired or revoked, or key deleted)",
+        LossReason::KeyTaken => "its key was overwritten",
+        LossReason::FileGone => "its file in the state folder was removed or replaced",
     }
 }

@@ -5,18 +5,18 @@ use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::path::Path;
 use std::time::Duration;
 
-use crate::cli::look::Look;
+use crate::cli::look::ListRequest;
 use crate::config::Settings;
-use crate::config::site::Site;
-use crate::core::queue::Queue;
-use crate::core::survey::Lock;
+use crate::config::site::BackendConfig;
+use crate::core::keys::LockKeys;
+use crate::core::listing::ListedLock;
 use crate::etcd::Cluster;
-use crate::etcd::survey::{self, Range};
+use crate::etcd::listing::{self, Range};
 use crate::local::{self, Which};
-use crate::trouble::Trouble;
+use crate::lock::error::LockError;
 
 /// Between two looks at the state folder.
-const AGAIN: Duration = Duration::from_millis(500);
+const POLL_INTERVAL: Duration = Duration::from_millis(500);
 
 /// Where it is looked, and for what.
 pub(super) enum View<'a> {
@@ -26,63 +26,66 @@ pub(super) enum View<'a> {
         limit: Duration,
     },
     Local {
-        folder: &'a Path,
+        directory: &'a Path,
         which: Which<'a>,
     },
 }
 
 /// What was seen, so that it can be told from what comes later: a revision of etcd, or a number made of everything.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) struct Picture(i64);
+pub(super) struct Snapshot(i64);
 
 impl<'a> View<'a> {
-    pub(super) fn new(site: &'a Site, look: &'a Look) -> Self {
+    pub(super) fn new(site: &'a BackendConfig, look: &'a ListRequest) -> Self {
         match site {
-            Site::Etcd(settings) => Self::Etcd {
+            BackendConfig::Etcd(settings) => Self::Etcd {
                 cluster: Cluster::new(settings),
                 range: range(settings, look),
                 limit: settings.connect_timeout,
             },
-            Site::Local(folder) => Self::Local {
-                folder,
+            BackendConfig::Local(directory) => Self::Local {
+                directory,
                 which: match look {
-                    Look::List(prefix, _) => Which::BeginningWith(prefix),
-                    Look::Status(name, _) | Look::Held(name) => Which::One(name),
+                    ListRequest::List(prefix, _) => Which::BeginningWith(prefix),
+                    ListRequest::Status(name, _) | ListRequest::Held(name) => Which::One(name),
                 },
             },
         }
     }
 
     /// Hands every lock that somebody has or waits for to `take`.
-    pub(super) async fn read(&self, mut take: impl FnMut(Lock)) -> Result<Picture, Trouble> {
+    pub(super) async fn read(
+        &self,
+        mut take: impl FnMut(ListedLock),
+    ) -> Result<Snapshot, LockError> {
         match self {
             Self::Etcd {
                 cluster,
                 range,
                 limit,
-            } => survey::read(cluster, range, *limit, take)
+            } => listing::read(cluster, range, *limit, take)
                 .await
-                .map(Picture),
-            Self::Local { folder, which } => {
-                let locks = local::read(folder, which)?;
-                let picture = picture(&locks);
+                .map(Snapshot),
+            Self::Local { directory, which } => {
+                let locks = local::read(directory, which)?;
+                let snapshot = snapshot(&locks);
                 locks.into_iter().for_each(&mut take);
-                Ok(picture)
+                Ok(snapshot)
             }
         }
     }
 
     /// Waits until there is something else to be seen.
-    pub(super) async fn change(&self, Picture(before): Picture) -> Result<(), Trouble> {
+    pub(super) async fn change(&self, Snapshot(before): Snapshot) -> Result<(), LockError> {
         match self {
             Self::Etcd {
                 cluster,
                 range,
                 limit,
-            } => survey::change(cluster, range, before, *limit).await,
-            Self::Local { folder, which } => loop {
-                tokio::time::sleep(AGAIN).await;
-                if picture(&local::read(folder, which)?) != Picture(before) {
+            } => listing::change(cluster, range, before, *limit).await,
+            Self::Local { directory, which } => loop {
+                tokio::time::sleep(POLL_INTERVAL).await;
+                if snapshot(&local::read(directory, which)?) != Snapshot(before) {
                     return Ok(());
                 }
             },
@@ -90,23 +93,25 @@ impl<'a> View<'a> {
     }
 }
 
-fn range(settings: &Settings, look: &Look) -> Range {
+fn range(settings: &Settings, look: &ListRequest) -> Range {
     let namespace = &settings.prefix;
     match look {
-        Look::List(prefix, _) => Range::beginning_with(namespace, prefix),
-        Look::Status(name, _) | Look::Held(name) => Range::of(&Queue::new(namespace, name)),
+        ListRequest::List(prefix, _) => Range::beginning_with(namespace, prefix),
+        ListRequest::Status(name, _) | ListRequest::Held(name) => {
+            Range::of(&LockKeys::new(namespace, name))
+        }
     }
 }
 
-fn picture(locks: &[Lock]) -> Picture {
+fn snapshot(locks: &[ListedLock]) -> Snapshot {
     let mut hasher = DefaultHasher::new();
     for lock in locks {
         lock.name.hash(&mut hasher);
-        for place in &lock.places {
+        for entry in &lock.entries {
             // That time goes by is no change.
-            place.standing.key.hash(&mut hasher);
-            place.left.is_some().hash(&mut hasher);
+            entry.entry.key.hash(&mut hasher);
+            entry.left.is_some().hash(&mut hasher);
         }
     }
-    Picture(hasher.finish().cast_signed())
+    Snapshot(hasher.finish().cast_signed())
 }

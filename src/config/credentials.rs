@@ -9,11 +9,11 @@ use std::path::Path;
 
 use anyhow::{Context, anyhow};
 
-use super::layers::{Found, Layers};
+use super::layers::{Layers, SettingValue};
 use crate::cli::connection::Connection;
-use crate::exit::{Failure, OrFail};
+use crate::output::exit::{Failure, OrFail};
 
-const LONGEST_PASSWORD: u64 = 64 * 1024;
+const MAX_PASSWORD_BYTES: u64 = 64 * 1024;
 
 /// A user of etcd. No Debug: the password must not find its way into a log.
 #[derive(Clone, PartialEq, Eq)]
@@ -25,15 +25,15 @@ pub(crate) struct Credentials {
 }
 
 /// Where a password stands.
-enum Place {
-    File(Found),
+enum PasswordSource {
+    File(SettingValue),
     Variable(&'static str),
 }
 
-impl fmt::Display for Place {
+impl fmt::Display for PasswordSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::File(found) => f.write_str(&found.place()),
+            Self::File(found) => f.write_str(&found.origin_text()),
             Self::Variable(name) => f.write_str(name),
         }
     }
@@ -53,10 +53,14 @@ pub(crate) fn resolve(
         let set = names
             .into_iter()
             .find(|name| layers.variable(name).is_some());
-        set.map(Place::Variable)
+        set.map(PasswordSource::Variable)
     };
-    let place = file.map(Place::File).or_else(variable);
-    let in_file = || layers.find_in_file("password-file").map(Place::File);
+    let place = file.map(PasswordSource::File).or_else(variable);
+    let in_file = || {
+        layers
+            .find_in_file("password-file")
+            .map(PasswordSource::File)
+    };
     let Some(user) = user else {
         let Some(place) = place.or_else(in_file) else {
             return Ok(None);
@@ -69,7 +73,7 @@ pub(crate) fn resolve(
     let name = user
         .text
         .to_str()
-        .ok_or_else(|| anyhow!("cannot use {}: not UTF-8 text", user.place()))?;
+        .ok_or_else(|| anyhow!("cannot use {}: not UTF-8 text", user.origin_text()))?;
     // A name may hold a colon if the password stands elsewhere, as with etcdctl. The file's own
     // password-file is weaker than a NAME:PASSWORD that was set for this run.
     let split = name.split_once(':');
@@ -80,21 +84,21 @@ pub(crate) fn resolve(
     };
     let source = place
         .as_ref()
-        .map_or_else(|| user.place(), Place::to_string);
+        .map_or_else(|| user.origin_text(), PasswordSource::to_string);
     let (name, password) = match (place, split) {
         (Some(place), _) => (name, password(layers, place, warnings)?),
         (None, Some((name, password))) => (name, password.to_owned()),
         (None, None) => {
             return Err(anyhow!(
                 "cannot use the user '{name}' of {}: there is no password",
-                user.place()
+                user.origin_text()
             ))
             .or_hint("give it by --password-file or DLOCK_PASSWORD");
         }
     };
     if name.is_empty() || password.is_empty() {
         let what = if name.is_empty() { "user" } else { "password" };
-        return Err(anyhow!("cannot use {}: the {what} is empty", user.place()).into());
+        return Err(anyhow!("cannot use {}: the {what} is empty", user.origin_text()).into());
     }
     Ok(Some(Credentials {
         user: name.to_owned(),
@@ -103,14 +107,18 @@ pub(crate) fn resolve(
     }))
 }
 
-fn password(layers: &Layers, place: Place, warnings: &mut Vec<String>) -> Result<String, Failure> {
+fn password(
+    layers: &Layers,
+    place: PasswordSource,
+    warnings: &mut Vec<String>,
+) -> Result<String, Failure> {
     match place {
-        Place::Variable(name) => {
+        PasswordSource::Variable(name) => {
             let value = layers.variable(name).unwrap_or_default();
             let value = value.into_string();
             Ok(value.map_err(|_| anyhow!("cannot use {name}: not UTF-8 text"))?)
         }
-        Place::File(found) => {
+        PasswordSource::File(found) => {
             let path = found.path();
             let read = read(&path, warnings);
             Ok(read
@@ -123,8 +131,8 @@ fn read(path: &Path, warnings: &mut Vec<String>) -> anyhow::Result<String> {
     let file = fs::File::open(path)?;
     let metadata = file.metadata()?;
     let mut text = Vec::new();
-    file.take(LONGEST_PASSWORD + 1).read_to_end(&mut text)?;
-    if text.len() as u64 > LONGEST_PASSWORD {
+    file.take(MAX_PASSWORD_BYTES + 1).read_to_end(&mut text)?;
+    if text.len() as u64 > MAX_PASSWORD_BYTES {
         return Err(anyhow!("it is longer than 64 KiB"));
     }
     let text = String::from_utf8(text)

@@ -5,7 +5,7 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// etcd's client port, registered for it.
-const PORT: u16 = 2379;
+const DEFAULT_PORT: u16 = 2379;
 
 /// One member of the cluster.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -80,7 +80,7 @@ fn parse(word: &str, tls: bool) -> Result<Endpoint, String> {
     Ok(Endpoint {
         https,
         host: host_name(host)?,
-        port: port.map_or(Ok(PORT), port_number)?,
+        port: port.map_or(Ok(DEFAULT_PORT), port_number)?,
     })
 }
 

@@ -10,10 +10,10 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, anyhow};
 use toml::de::{DeTable, DeValue};
 
-use crate::exit::{Failure, OrFail};
+use crate::output::exit::{Failure, OrFail};
 
 /// Far more than all keys can fill; keeps a wrong path such as `/dev/zero` from filling the memory.
-const LONGEST: u64 = 64 * 1024;
+const MAX_FILE_BYTES: u64 = 64 * 1024;
 
 /// What may stand in the file: the long options that have a variable, but for the one that names the file. They stand here
 /// a second time, as to define every sub-command for their names' sake would take a twentieth of a short run.
@@ -74,7 +74,7 @@ impl File {
     ) -> Result<Self, Failure> {
         // One that cannot be looked at (another user's home) counts as missing.
         let usual = || {
-            usual(variables)
+            default_paths(variables)
                 .into_iter()
                 .find(|path| fs::metadata(path).is_ok())
         };
@@ -130,7 +130,7 @@ impl File {
 }
 
 /// Where the file is looked for.
-fn usual(variables: &dyn Fn(&str) -> Option<OsString>) -> Vec<PathBuf> {
+fn default_paths(variables: &dyn Fn(&str) -> Option<OsString>) -> Vec<PathBuf> {
     // The base directory specification: a relative path there is to be ignored.
     let absolute = |name| {
         variables(name)
@@ -140,16 +140,16 @@ fn usual(variables: &dyn Fn(&str) -> Option<OsString>) -> Vec<PathBuf> {
     let user = absolute("XDG_CONFIG_HOME").or_else(|| Some(absolute("HOME")?.join(".config")));
     user.into_iter()
         .chain([PathBuf::from("/etc")])
-        .map(|folder| folder.join("dlock/config.toml"))
+        .map(|directory| directory.join("dlock/config.toml"))
         .collect()
 }
 
 fn read(path: &Path) -> anyhow::Result<String> {
     let mut text = Vec::new();
     fs::File::open(path)?
-        .take(LONGEST + 1)
+        .take(MAX_FILE_BYTES + 1)
         .read_to_end(&mut text)?;
-    if text.len() as u64 > LONGEST {
+    if text.len() as u64 > MAX_FILE_BYTES {
         return Err(anyhow!("it is longer than 64 KiB"));
     }
     String::from_utf8(text).map_err(|_| anyhow!("it is not UTF-8 text"))
@@ -282,7 +282,7 @@ mod tests {
     #[test]
     fn the_usual_places() {
         let places = |set: &'static [(&str, &str)]| {
-            usual(&move |name| {
+            default_paths(&move |name| {
                 set.iter()
                     .find(|(key, _)| *key == name)
                     .map(|(_, value)| (*value).into())

@@ -8,10 +8,10 @@ use std::path::{Path, PathBuf};
 use anyhow::anyhow;
 
 use super::file::File;
-use crate::exit::{Failure, OrFail};
+use crate::output::exit::{Failure, OrFail};
 
 /// What etcdctl's users have set already.
-const ETCDCTL: [(&str, &str); 5] = [
+const ETCDCTL_VARIABLES: [(&str, &str); 5] = [
     ("endpoints", "ETCDCTL_ENDPOINTS"),
     ("cacert", "ETCDCTL_CACERT"),
     ("cert", "ETCDCTL_CERT"),
@@ -31,7 +31,7 @@ pub(crate) fn variable(option: &str) -> String {
 
 /// The variable of etcdctl that stands in for an option's own.
 pub(crate) fn fall_back(option: &str) -> Option<&'static str> {
-    let known = ETCDCTL.iter().find(|(known, _)| *known == option);
+    let known = ETCDCTL_VARIABLES.iter().find(|(known, _)| *known == option);
     known.map(|(_, name)| *name)
 }
 
@@ -43,7 +43,7 @@ pub(crate) struct Layers<'a> {
 
 /// A setting's text and where it was found.
 #[derive(Debug)]
-pub(crate) struct Found {
+pub(crate) struct SettingValue {
     /// The long option.
     pub(crate) option: &'static str,
     pub(crate) text: OsString,
@@ -69,19 +69,23 @@ impl<'a> Layers<'a> {
     }
 
     /// The strongest text for an option.
-    pub(crate) fn find(&self, flag: Option<&OsStr>, option: &'static str) -> Option<Found> {
+    pub(crate) fn find(&self, flag: Option<&OsStr>, option: &'static str) -> Option<SettingValue> {
         self.find_set(flag, option)
             .or_else(|| self.find_in_file(option))
     }
 
     /// The strongest text that was set for this run: by a flag or a variable.
-    pub(crate) fn find_set(&self, flag: Option<&OsStr>, option: &'static str) -> Option<Found> {
-        Some(Found::of(option, self.locate_set(flag, option)?))
+    pub(crate) fn find_set(
+        &self,
+        flag: Option<&OsStr>,
+        option: &'static str,
+    ) -> Option<SettingValue> {
+        Some(SettingValue::of(option, self.locate_set(flag, option)?))
     }
 
     /// The file's text for an option.
-    pub(crate) fn find_in_file(&self, option: &'static str) -> Option<Found> {
-        Some(Found::of(option, self.locate_in_file(option)?))
+    pub(crate) fn find_in_file(&self, option: &'static str) -> Option<SettingValue> {
+        Some(SettingValue::of(option, self.locate_in_file(option)?))
     }
 
     /// The strongest text for any option, and where it stands.
@@ -115,11 +119,11 @@ impl<'a> Layers<'a> {
     }
 
     /// A switch that is on; one that a layer turns off hides those below.
-    pub(crate) fn switch(
+    pub(crate) fn find_switch(
         &self,
         flag: bool,
         option: &'static str,
-    ) -> Result<Option<Found>, Failure> {
+    ) -> Result<Option<SettingValue>, Failure> {
         let flag = flag.then_some(OsStr::new("true"));
         let Some(found) = self.find(flag, option) else {
             return Ok(None);
@@ -133,7 +137,7 @@ impl<'a> Layers<'a> {
     }
 }
 
-impl Found {
+impl SettingValue {
     fn of(option: &'static str, (text, source): (OsString, Source)) -> Self {
         Self {
             option,
@@ -175,8 +179,8 @@ impl Found {
         match (one, other) {
             (Some(one), Some(other)) if rank(&one) == rank(&other) => Err(anyhow!(
                 "cannot use {} together with {}",
-                one.place(),
-                other.place()
+                one.origin_text(),
+                other.origin_text()
             ))
             .or_hint("the two contradict each other: choose one"),
             (Some(one), Some(other)) if rank(&other) < rank(&one) => Ok(Some(other)),
@@ -186,7 +190,7 @@ impl Found {
     }
 
     /// The place without the text, which may be a secret.
-    pub(crate) fn place(&self) -> String {
+    pub(crate) fn origin_text(&self) -> String {
         place_of(self.option, &self.source)
     }
 }
@@ -202,7 +206,7 @@ pub(crate) fn place_of(option: &str, source: &Source) -> String {
     }
 }
 
-impl fmt::Display for Found {
+impl fmt::Display for SettingValue {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let text = self.text.to_string_lossy();
         match &self.source {

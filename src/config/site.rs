@@ -6,21 +6,21 @@ use std::path::PathBuf;
 use anyhow::anyhow;
 
 use super::Settings;
-use super::layers::{Found, Layers};
+use super::layers::{Layers, SettingValue};
 use crate::core::name::Scope;
-use crate::exit::{Failure, OrFail as _};
+use crate::output::exit::{Failure, OrFail as _};
 
 /// The state folder of the machine, for root.
-const MACHINE: &str = "/var/lib/dlock";
+const SYSTEM_STATE_DIR: &str = "/var/lib/dlock";
 
 /// Where the locks are.
-pub(crate) enum Site {
+pub(crate) enum BackendConfig {
     Etcd(Settings),
     /// In files in this folder.
     Local(PathBuf),
 }
 
-impl Site {
+impl BackendConfig {
     /// The range in which a name stands for one lock there.
     pub(crate) fn scope(&self) -> Scope {
         match self {
@@ -31,7 +31,7 @@ impl Site {
 }
 
 /// The folder that `--local` asks for; `None` when it does not.
-pub(crate) fn folder(layers: &Layers, found: &Found) -> Result<Option<PathBuf>, Failure> {
+pub(crate) fn state_dir(layers: &Layers, found: &SettingValue) -> Result<Option<PathBuf>, Failure> {
     let on = found.parse(|text| match text.to_ascii_lowercase().as_str() {
         "1" | "true" | "yes" | "on" => Ok(Some(true)),
         "0" | "false" | "no" | "off" => Ok(Some(false)),
@@ -43,15 +43,15 @@ pub(crate) fn folder(layers: &Layers, found: &Found) -> Result<Option<PathBuf>, 
     })?;
     match on {
         Some(false) => Ok(None),
-        Some(true) => usual(layers).map(Some),
+        Some(true) => default_dir(layers).map(Some),
         None => Ok(Some(found.path())),
     }
 }
 
 /// Root's is the machine's, everybody else has his own.
-fn usual(layers: &Layers) -> Result<PathBuf, Failure> {
+fn default_dir(layers: &Layers) -> Result<PathBuf, Failure> {
     if rustix::process::geteuid().is_root() {
-        return Ok(MACHINE.into());
+        return Ok(SYSTEM_STATE_DIR.into());
     }
     // The base directory specification: a relative path there is to be ignored.
     let absolute = |name| {

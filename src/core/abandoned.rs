@@ -29,7 +29,7 @@ use std::time::Duration;
 
 /// How long the bar of an attempt stays. A kernel gives a connection up after a quarter of an hour without an answer (15
 /// retries, tcp(7)), and etcd its own requests after some seconds.
-pub const BAR: Duration = Duration::from_hours(1);
+pub const BAR_TTL: Duration = Duration::from_hours(1);
 
 /// Whether etcd may still carry out the grant of an attempt.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -47,7 +47,7 @@ pub enum Attempt {
 
 /// The next step to make an abandoned attempt harmless.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Next {
+pub enum AfterRevoke {
     /// Put its bar, then revoke its lease again.
     Bar,
     /// Nothing: its key is not there and will not be.
@@ -56,10 +56,10 @@ pub enum Next {
 
 impl Attempt {
     /// The step that follows from the answer to a revoke of its lease. The attempt has to be as it was when the revoke was *sent*.
-    pub fn after_revoke(self, found: bool) -> Next {
+    pub fn after_revoke(self, found: bool) -> AfterRevoke {
         match self {
-            Self::Open if !found => Next::Bar,
-            Self::Open | Self::Barred | Self::Answered | Self::Refused => Next::Done,
+            Self::Open if !found => AfterRevoke::Bar,
+            Self::Open | Self::Barred | Self::Answered | Self::Refused => AfterRevoke::Done,
         }
     }
 }
@@ -92,7 +92,12 @@ mod tests {
     }
 
     /// Goes on in every order in which etcd may carry out the late requests and ours, and gives the number of ends.
-    fn explore(etcd: Etcd, late: &[fn(&mut Etcd)], attempt: Attempt, next: Option<Next>) -> usize {
+    fn explore(
+        etcd: Etcd,
+        late: &[fn(&mut Etcd)],
+        attempt: Attempt,
+        next: Option<AfterRevoke>,
+    ) -> usize {
         let mut ends = 0;
         for (index, request) in late.iter().enumerate() {
             let mut etcd = etcd;
@@ -111,15 +116,15 @@ mod tests {
                     ends += explore(after, late, attempt, None);
                 }
             }
-            Some(Next::Bar) => {
+            Some(AfterRevoke::Bar) => {
                 after.bar = true;
                 ends += explore(after, late, Attempt::Barred, None);
             }
-            Some(Next::Done) if late.is_empty() => {
+            Some(AfterRevoke::Done) if late.is_empty() => {
                 assert!(!etcd.key, "a key that nobody uses: {etcd:?}");
                 ends += 1;
             }
-            Some(Next::Done) => {}
+            Some(AfterRevoke::Done) => {}
         }
         ends
     }
@@ -139,7 +144,7 @@ mod tests {
         for etcd in [granted, Etcd::default()] {
             assert!(explore(etcd, &[Etcd::put], Attempt::Answered, None) > 1);
         }
-        assert_eq!(Attempt::Answered.after_revoke(false), Next::Done);
+        assert_eq!(Attempt::Answered.after_revoke(false), AfterRevoke::Done);
     }
 
     #[test]

@@ -4,8 +4,8 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use super::lease::FencingToken;
 use super::name::LockName;
+use super::proof::FencingToken;
 use super::text::printable;
 
 const TITLE: &str = "dlock-fence";
@@ -15,11 +15,11 @@ const END: &str = "end";
 
 /// The highest token seen of every lock, by the lock's encoded name.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Seen(BTreeMap<String, FencingToken>);
+pub struct HighestTokens(BTreeMap<String, FencingToken>);
 
 /// Somebody with this token has been there before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Refused(pub FencingToken);
+pub struct StaleToken(pub FencingToken);
 
 /// Why a text is none that [`Seen`] wrote.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,7 +50,7 @@ impl fmt::Display for Unreadable {
     }
 }
 
-impl Seen {
+impl HighestTokens {
     /// Reads what [`Seen`] displays, and nothing else: a number that is guessed could be too low.
     pub fn parse(bytes: &[u8]) -> Result<Self, Unreadable> {
         let text = str::from_utf8(bytes).map_err(|_| Unreadable::Foreign)?;
@@ -87,9 +87,9 @@ impl Seen {
     }
 
     /// Lets `token` in, which is then the highest; answers whether that is news.
-    pub fn admit(&mut self, name: &LockName, token: FencingToken) -> Result<bool, Refused> {
+    pub fn admit(&mut self, name: &LockName, token: FencingToken) -> Result<bool, StaleToken> {
         match self.highest(name) {
-            Some(highest) if token < highest => Err(Refused(highest)),
+            Some(highest) if token < highest => Err(StaleToken(highest)),
             Some(highest) if token == highest => Ok(false),
             _ => {
                 self.set(name, token);
@@ -110,7 +110,7 @@ impl Seen {
     }
 }
 
-impl fmt::Display for Seen {
+impl fmt::Display for HighestTokens {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{TITLE} {VERSION}\n{}{END}\n", self.lines())
     }
@@ -119,11 +119,11 @@ impl fmt::Display for Seen {
 fn entry(line: &str) -> Option<(String, FencingToken)> {
     let (name, token) = line.split_once(' ')?;
     let name = LockName::decode(name)?.encoded();
-    Some((name, token_of(token)?))
+    Some((name, parse_token(token)?))
 }
 
 /// A token as [`FencingToken`] displays it; 0 is lower than every one that etcd gives out.
-pub fn token_of(text: &str) -> Option<FencingToken> {
+pub fn parse_token(text: &str) -> Option<FencingToken> {
     let token = text.parse::<i64>().ok().filter(|token| *token >= 0)?;
     (token.to_string() == text).then_some(FencingToken(token))
 }
@@ -139,13 +139,13 @@ mod tests {
         text.parse().unwrap()
     }
 
-    fn parse(text: &str) -> Result<Seen, Unreadable> {
-        Seen::parse(text.as_bytes())
+    fn parse(text: &str) -> Result<HighestTokens, Unreadable> {
+        HighestTokens::parse(text.as_bytes())
     }
 
     #[test]
     fn a_lower_token_is_refused_and_changes_nothing() {
-        let mut seen = Seen::default();
+        let mut seen = HighestTokens::default();
         let (job, other) = (name("job"), name("job/nightly"));
         assert_eq!(seen.highest(&job), None);
         assert_eq!(seen.admit(&job, FencingToken(33)), Ok(true));
@@ -154,7 +154,7 @@ mod tests {
         let before = seen.clone();
         assert_eq!(
             seen.admit(&job, FencingToken(33)),
-            Err(Refused(FencingToken(34)))
+            Err(StaleToken(FencingToken(34)))
         );
         assert_eq!(seen, before);
         assert_eq!(seen.admit(&other, FencingToken(1)), Ok(true));
@@ -171,7 +171,7 @@ mod tests {
         let seen = parse("dlock-fence 1\nz 9223372036854775807\na 0\nend\n").unwrap();
         assert_eq!(seen.highest(&name("z")), Some(FencingToken(i64::MAX)));
         assert_eq!(seen.lines(), "a 0\nz 9223372036854775807\n");
-        assert_eq!(parse("dlock-fence 1\nend\n"), Ok(Seen::default()));
+        assert_eq!(parse("dlock-fence 1\nend\n"), Ok(HighestTokens::default()));
     }
 
     #[test]
@@ -205,7 +205,10 @@ mod tests {
         ] {
             assert_eq!(parse(text), Err(why), "{text:?}");
         }
-        assert_eq!(Seen::parse(b"dlock-fence 1\n\xff 3\nend\n"), Err(Foreign));
+        assert_eq!(
+            HighestTokens::parse(b"dlock-fence 1\n\xff 3\nend\n"),
+            Err(Foreign)
+        );
     }
 
     #[test]
@@ -216,9 +219,9 @@ mod tests {
         assert!(!why.to_string().contains('\u{1b}'), "{why}");
     }
 
-    fn any_seen() -> impl Strategy<Value = Seen> {
+    fn any_seen() -> impl Strategy<Value = HighestTokens> {
         let names = "\\PC{1,30}".prop_map(|text| name(&text).encoded());
-        btree_map(names, (0..=i64::MAX).prop_map(FencingToken), 0..8).prop_map(Seen)
+        btree_map(names, (0..=i64::MAX).prop_map(FencingToken), 0..8).prop_map(HighestTokens)
     }
 
     proptest! {
@@ -226,7 +229,7 @@ mod tests {
 
         #[test]
         fn nothing_panics(bytes in vec(any::<u8>(), 0..80), near in "dlock-fence 1\n([a%F2 0-9]{0,6}\n){0,4}(end\n)?") {
-            let _ = Seen::parse(&bytes);
+            let _ = HighestTokens::parse(&bytes);
             if let Ok(seen) = parse(&near) {
                 prop_assert_eq!(parse(&seen.to_string()), Ok(seen));
             }
@@ -242,12 +245,12 @@ mod tests {
         fn no_part_of_it_is_taken_for_the_whole(seen in any_seen(), cut in any::<prop::sample::Index>()) {
             let text = seen.to_string();
             let part = &text.as_bytes()[..cut.index(text.len())];
-            prop_assert!(Seen::parse(part).is_err());
+            prop_assert!(HighestTokens::parse(part).is_err());
         }
 
         #[test]
         fn the_highest_never_falls(tokens in vec(0..50_i64, 1..30)) {
-            let (mut seen, job) = (Seen::default(), name("job"));
+            let (mut seen, job) = (HighestTokens::default(), name("job"));
             for token in tokens.into_iter().map(FencingToken) {
                 let before = seen.highest(&job);
                 let let_in = seen.admit(&job, token).is_ok();

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use super::lease::{Instant, Terms};
+use super::time::{Instant, LeaseTimings};
 
 /// A holder hears within this that its key was deleted or taken, as long as any endpoint answers it: of a watch that is
 /// open at once, and without one by its renewals. What a waiter gives a holder that vanished rests on that
@@ -14,7 +14,7 @@ pub const NOTICE: Duration = Duration::from_secs(1);
 const UNWATCHED: Duration = Duration::from_millis(500);
 
 /// A renewal that failed at once is not tried again before this, so that a dead etcd is not stormed.
-const PAUSE: Duration = Duration::from_millis(250);
+const RETRY_PAUSE: Duration = Duration::from_millis(250);
 
 /// The state of the watch on our key, and on those for whom a waiter waits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,9 +46,9 @@ pub struct Heartbeat {
 
 impl Heartbeat {
     /// The first renewal is due one period after `proven_at`; `seed` makes hosts differ.
-    pub fn new(terms: Terms, proven_at: Instant, seed: u64) -> Self {
+    pub fn new(timings: LeaseTimings, proven_at: Instant, seed: u64) -> Self {
         let mut heartbeat = Self {
-            period: terms.heartbeat(),
+            period: timings.renew_interval(),
             proven_at,
             due_at: proven_at,
             unwatched_at: None,
@@ -80,7 +80,7 @@ impl Heartbeat {
     }
 
     /// Whether to send a renewal now; the answer is awaited from then on.
-    pub fn ask(&mut self, now: Instant) -> bool {
+    pub fn start_renewal(&mut self, now: Instant) -> bool {
         let ask = self.due_at().is_some_and(|due_at| due_at <= now);
         if ask {
             self.asked_at = Some(now);
@@ -102,12 +102,12 @@ impl Heartbeat {
     /// A renewal failed or proved nothing.
     pub fn failed(&mut self, now: Instant) {
         let asked_at = self.asked_at.take().unwrap_or(now);
-        self.due_at = now.max(asked_at + PAUSE);
+        self.due_at = now.max(asked_at + RETRY_PAUSE);
         self.paused_until = Some(self.due_at);
     }
 
     /// The next renewal is due now, or when the pause after a failure is over.
-    pub fn hurry(&mut self, now: Instant) {
+    pub fn renew_now(&mut self, now: Instant) {
         self.due_at = self.due_at.min(now);
     }
 
@@ -131,12 +131,12 @@ impl Heartbeat {
 mod tests {
     use proptest::prelude::*;
 
-    use super::super::lease::tests::at;
+    use super::super::time::tests::at;
     use super::*;
 
     fn heartbeat() -> Heartbeat {
-        let terms = Terms::new(Duration::from_secs(10), Duration::from_secs(2));
-        Heartbeat::new(terms, at(0.0), 1)
+        let timings = LeaseTimings::new(Duration::from_secs(10), Duration::from_secs(2));
+        Heartbeat::new(timings, at(0.0), 1)
     }
 
     #[test]
@@ -151,32 +151,32 @@ mod tests {
     #[test]
     fn one_renewal_at_a_time() {
         let mut heartbeat = heartbeat();
-        assert!(!heartbeat.ask(at(1.0)));
-        assert!(heartbeat.ask(at(3.0)));
-        assert!(!heartbeat.ask(at(9.0)));
+        assert!(!heartbeat.start_renewal(at(1.0)));
+        assert!(heartbeat.start_renewal(at(3.0)));
+        assert!(!heartbeat.start_renewal(at(9.0)));
         assert_eq!(heartbeat.due_at(), None);
     }
 
     #[test]
     fn a_slow_failure_is_tried_again_at_once_and_a_quick_one_after_a_pause() {
         let mut heartbeat = heartbeat();
-        assert!(heartbeat.ask(at(3.0)));
+        assert!(heartbeat.start_renewal(at(3.0)));
         heartbeat.failed(at(4.25));
-        assert!(heartbeat.ask(at(4.25)));
+        assert!(heartbeat.start_renewal(at(4.25)));
         heartbeat.failed(at(4.26));
-        assert!(!heartbeat.ask(at(4.26)));
-        assert!(heartbeat.ask(at(4.5)));
+        assert!(!heartbeat.start_renewal(at(4.26)));
+        assert!(heartbeat.start_renewal(at(4.5)));
     }
 
     #[test]
     fn no_hurry_shortens_the_pause_after_a_failure() {
         let mut heartbeat = heartbeat();
-        heartbeat.hurry(at(1.0));
-        assert!(heartbeat.ask(at(1.0)));
+        heartbeat.renew_now(at(1.0));
+        assert!(heartbeat.start_renewal(at(1.0)));
         heartbeat.failed(at(1.01));
-        heartbeat.hurry(at(1.02));
+        heartbeat.renew_now(at(1.02));
         heartbeat.watch(at(1.03), Watch::Broken);
-        assert!(!heartbeat.ask(at(1.04)));
+        assert!(!heartbeat.start_renewal(at(1.04)));
         assert_eq!(heartbeat.due_at(), Some(at(1.25)));
     }
 
@@ -189,7 +189,7 @@ mod tests {
         heartbeat.watch(at(1.1), Watch::Open);
         assert_eq!(heartbeat.due_at(), usual);
         heartbeat.watch(at(1.2), Watch::Broken);
-        assert!(heartbeat.ask(at(1.2)));
+        assert!(heartbeat.start_renewal(at(1.2)));
         heartbeat.proven(at(1.2));
         assert_eq!(heartbeat.due_at(), Some(at(1.7)));
         // One that breaks again and again is no reason to storm etcd.
@@ -226,16 +226,16 @@ mod tests {
         #[test]
         fn without_a_watch_renewals_take_its_place(ttl in 5..3600_u64, events in events()) {
             let ttl = Duration::from_secs(ttl);
-            let terms = Terms::new(ttl, Terms::default_grace(ttl));
+            let timings = LeaseTimings::new(ttl, LeaseTimings::default_grace(ttl));
             let mut now = at(100.0);
-            let mut heartbeat = Heartbeat::new(terms, now, ttl.as_secs());
+            let mut heartbeat = Heartbeat::new(timings, now, ttl.as_secs());
             // Until when nothing was missed; `None` while the watch is open.
             let (mut known_at, mut paused_until, mut asked_at) = (None, now, None);
             let mut proven_at = now;
             for (pause, event) in events {
                 now = now + Duration::from_millis(pause);
                 match event {
-                    Event::Ask if heartbeat.ask(now) => {
+                    Event::Ask if heartbeat.start_renewal(now) => {
                         prop_assert!(asked_at.is_none() && paused_until <= now);
                         asked_at = Some(now);
                     }
@@ -246,10 +246,10 @@ mod tests {
                     }
                     Event::Failed => if let Some(sent_at) = asked_at.take() {
                         heartbeat.failed(now);
-                        paused_until = sent_at + PAUSE;
+                        paused_until = sent_at + RETRY_PAUSE;
                     }
                     Event::Ask => {}
-                    Event::Hurry => heartbeat.hurry(now),
+                    Event::Hurry => heartbeat.renew_now(now),
                     Event::Watch(watch) => {
                         heartbeat.watch(now, watch);
                         known_at = match watch {

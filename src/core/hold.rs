@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::lease::Instant;
+use super::time::Instant;
 
 /// The end of a hold, as it writes it for `dlock release`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -21,7 +21,7 @@ pub struct HoldEnd {
 
 /// What `dlock release` has to say.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Verdict {
+pub enum HoldVerdict {
     /// The lock was held until the release was asked for, and was given back then.
     Released,
     /// It cannot be shown that the lock was held until then.
@@ -31,7 +31,7 @@ pub enum Verdict {
 }
 
 /// The exit status of a hold that could not kill a process.
-const UNKILLABLE: u8 = 122;
+const UNKILLABLE_STATUS: u8 = 122;
 
 impl HoldEnd {
     pub fn to_json(&self) -> String {
@@ -46,19 +46,19 @@ impl HoldEnd {
 }
 
 /// Judges a hold that has ended, and left these words or none, after its release was asked for at `asked_at`.
-pub fn judge(end: Option<&HoldEnd>, asked_at: Instant) -> Verdict {
+pub fn hold_verdict(end: Option<&HoldEnd>, asked_at: Instant) -> HoldVerdict {
     let Some(end) = end else {
-        return Verdict::Lost("the dlock that held it was killed".to_owned());
+        return HoldVerdict::Lost("the dlock that held it was killed".to_owned());
     };
     let reason = || {
         let status = || format!("it ended with status {}", end.exit_code);
         end.reason.clone().unwrap_or_else(status)
     };
     match end.exit_code {
-        0 if end.held_until >= Some(asked_at.since_boot()) => Verdict::Released,
-        0 => Verdict::Lost("the dlock that held it had given it back before".to_owned()),
-        UNKILLABLE => Verdict::Unkillable(reason()),
-        _ => Verdict::Lost(reason()),
+        0 if end.held_until >= Some(asked_at.since_boot()) => HoldVerdict::Released,
+        0 => HoldVerdict::Lost("the dlock that held it had given it back before".to_owned()),
+        UNKILLABLE_STATUS => HoldVerdict::Unkillable(reason()),
+        _ => HoldVerdict::Lost(reason()),
     }
 }
 
@@ -74,16 +74,16 @@ mod tests {
         }
     }
 
-    fn lost(words: &str) -> Verdict {
-        Verdict::Lost(words.to_owned())
+    fn lost(words: &str) -> HoldVerdict {
+        HoldVerdict::Lost(words.to_owned())
     }
 
     #[test]
     fn only_a_lock_that_was_held_until_the_release_is_released() {
         let asked_at = Instant::from_boot(Duration::from_secs(10));
-        let judge = |end: HoldEnd| judge(Some(&end), asked_at);
-        assert_eq!(judge(end(0, Some(10), None)), Verdict::Released);
-        assert_eq!(judge(end(0, Some(11), None)), Verdict::Released);
+        let judge = |end: HoldEnd| hold_verdict(Some(&end), asked_at);
+        assert_eq!(judge(end(0, Some(10), None)), HoldVerdict::Released);
+        assert_eq!(judge(end(0, Some(11), None)), HoldVerdict::Released);
         let before = lost("the dlock that held it had given it back before");
         assert_eq!(judge(end(0, Some(9), None)), before);
         assert_eq!(judge(end(0, None, None)), before);
@@ -94,7 +94,7 @@ mod tests {
             lost("it ended with status 124")
         );
         let stuck = end(122, None, Some("cannot kill process 7"));
-        let words = Verdict::Unkillable("cannot kill process 7".to_owned());
+        let words = HoldVerdict::Unkillable("cannot kill process 7".to_owned());
         assert_eq!(judge(stuck), words);
     }
 
@@ -102,7 +102,7 @@ mod tests {
     fn one_that_says_nothing_was_killed() {
         let asked_at = Instant::from_boot(Duration::from_secs(10));
         let killed = lost("the dlock that held it was killed");
-        assert_eq!(judge(None, asked_at), killed);
+        assert_eq!(hold_verdict(None, asked_at), killed);
         assert_eq!(HoldEnd::parse(b""), None);
         assert_eq!(HoldEnd::parse(b"{\"exit_code\":0"), None);
     }

@@ -6,14 +6,14 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::mode::Mode;
-use super::text::{cut, printable};
+use super::request::Mode;
+use super::text::{printable, truncate};
 
 /// The version of the record that this dlock writes and understands.
 const VERSION: u32 = 1;
 
 /// In bytes: no record is longer.
-const LONGEST: usize = 1024;
+const MAX_RECORD_BYTES: usize = 1024;
 
 /// The record. Texts may hold anything: show them through [`printable`] or [`Holder::sentence`].
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -57,13 +57,13 @@ pub struct Holder {
     pub result: Option<String>,
     /// What somebody asks of its owner.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub asked: Option<Ask>,
+    pub asked: Option<StopRequest>,
 }
 
 /// What is asked of the owner of a place, by a change of its record.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Ask {
-    pub to: AskTo,
+pub struct StopRequest {
+    pub to: StopKind,
     /// Who asks, for people.
     #[serde(default)]
     pub by: String,
@@ -75,16 +75,16 @@ pub struct Ask {
 /// The kinds of [`Ask`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum AskTo {
+pub enum StopKind {
     /// Leave the queue, for a newer request came; who has the lock already keeps it.
     Yield,
     /// Stop the command and release the lock, or leave the queue.
     Stop,
 }
 
-impl Ask {
+impl StopRequest {
     /// For people: `alice@db1 pid 12, deploy.sh: "reason"`.
-    pub fn sentence(&self) -> String {
+    pub fn describe(&self) -> String {
         let why = self
             .why
             .as_ref()
@@ -106,12 +106,12 @@ impl Holder {
             slots: mode.slots(),
             ..Self::default()
         };
-        record.announcing(grace)
+        record.with_grace(grace)
     }
 
     /// The same with another grace: whoever finds its place gone waits for that.
     #[must_use]
-    pub fn announcing(self, grace: Duration) -> Self {
+    pub fn with_grace(self, grace: Duration) -> Self {
         Self {
             grace_ms: grace.as_millis().try_into().unwrap_or(u64::MAX),
             ..self
@@ -123,9 +123,7 @@ impl Holder {
         match self.mode.as_str() {
             "exclusive" if self.slots == 1 => Some(Mode::Exclusive),
             "shared" => Some(Mode::Shared),
-            "slots" if (1..=Mode::MOST_SLOTS).contains(&self.slots) => {
-                Some(Mode::Slots(self.slots))
-            }
+            "slots" if (1..=Mode::MAX_SLOTS).contains(&self.slots) => Some(Mode::Slots(self.slots)),
             _ => None,
         }
     }
@@ -141,7 +139,7 @@ impl Holder {
         loop {
             // A struct of texts and numbers always serialises.
             let json = serde_json::to_string(&record).unwrap_or_default();
-            let Some(excess) = json.len().checked_sub(LONGEST + 1) else {
+            let Some(excess) = json.len().checked_sub(MAX_RECORD_BYTES + 1) else {
                 return json;
             };
             record.shorten(excess + 1);
@@ -152,12 +150,12 @@ impl Holder {
     fn shorten(&mut self, excess: usize) {
         let length = |text: &Option<String>| text.as_ref().map_or(0, String::len);
         // Half a link is none.
-        if length(&self.url) > LONGEST / 2 {
+        if length(&self.url) > MAX_RECORD_BYTES / 2 {
             self.url = None;
             return;
         }
         let (by, why) = match &mut self.asked {
-            Some(Ask { by, why, .. }) => (Some(by), why.as_mut()),
+            Some(StopRequest { by, why, .. }) => (Some(by), why.as_mut()),
             None => (None, None),
         };
         let texts = [
@@ -172,7 +170,7 @@ impl Holder {
         ];
         match texts.into_iter().flatten().max_by_key(|text| text.len()) {
             Some(longest) if !longest.is_empty() => {
-                let end = cut(longest, longest.len().saturating_sub(excess)).len();
+                let end = truncate(longest, longest.len().saturating_sub(excess)).len();
                 longest.truncate(end);
             }
             // Escapes alone can make a short link long.
@@ -183,7 +181,7 @@ impl Holder {
     /// The record in `value`; nothing for another version, garbage, far more than a record can be, or an empty
     /// value (`etcdctl lock` writes one), which all mean "another client".
     pub fn parse(value: &[u8]) -> Option<Self> {
-        if value.len() > 4 * LONGEST {
+        if value.len() > 4 * MAX_RECORD_BYTES {
             return None;
         }
         let holder = serde_json::from_slice::<Self>(value).ok()?;
@@ -196,7 +194,7 @@ impl Holder {
     }
 
     /// The same where no moment is shown.
-    pub fn brief(&self) -> String {
+    pub fn describe_briefly(&self) -> String {
         self.words("")
     }
 
@@ -304,12 +302,12 @@ mod tests {
 
     #[test]
     fn what_is_asked_stands_in_the_record() {
-        let asked = Ask {
-            to: AskTo::Yield,
+        let asked = StopRequest {
+            to: StopKind::Yield,
             by: "bob@db2".into(),
             why: Some("a \"newer\" one\u{1b}".into()),
         };
-        assert_eq!(asked.sentence(), r#"bob@db2: "a 'newer' one\u{1b}""#);
+        assert_eq!(asked.describe(), r#"bob@db2: "a 'newer' one\u{1b}""#);
         let record = Holder {
             asked: Some(asked),
             ..alice()
@@ -351,7 +349,7 @@ mod tests {
             ..alice()
         };
         let json = long.to_json();
-        assert!(json.len() <= LONGEST, "{}", json.len());
+        assert!(json.len() <= MAX_RECORD_BYTES, "{}", json.len());
         let cut = Holder::parse(json.as_bytes()).unwrap();
         assert_eq!((cut.user.as_str(), cut.pid, cut.url), ("alice", 12, None));
     }
@@ -370,12 +368,12 @@ mod tests {
             host in "(?s).{0,99}", user in "(?s).{0,99}", note in "(?s).{0,2000}", since in "(?s).{0,40}",
             url in "(?s).{0,99}", by in "(?s).{0,99}", seconds in any::<u64>(),
         ) {
-            let asked = Some(Ask { to: AskTo::Stop, by, why: Some(note.clone()) });
+            let asked = Some(StopRequest { to: StopKind::Stop, by, why: Some(note.clone()) });
             let holder = Holder { host, user, note: Some(note), since, url: Some(url), asked: asked.clone(), ..alice() };
-            let asked = asked.map(|ask| ask.sentence()).unwrap_or_default();
-            for text in [holder.sentence(), holder.brief(), asked] {
+            let asked = asked.map(|ask| ask.describe()).unwrap_or_default();
+            for text in [holder.sentence(), holder.describe_briefly(), asked] {
                 prop_assert!(!text.chars().any(super::super::text::is_hostile), "{text:?}");
-                prop_assert!(text.len() <= 10 * LONGEST + 3);
+                prop_assert!(text.len() <= 10 * MAX_RECORD_BYTES + 3);
             }
             // Whatever the moment is: no panic.
             let _ = holder.age(Duration::from_secs(seconds));
@@ -383,10 +381,10 @@ mod tests {
 
         #[test]
         fn any_record_fits(note in ".{0,2000}", program in ".{0,2000}", host in ".{0,500}", url in ".{0,1500}", why in ".{0,900}") {
-            let asked = Some(Ask { to: AskTo::Stop, by: host.clone(), why: Some(why) });
+            let asked = Some(StopRequest { to: StopKind::Stop, by: host.clone(), why: Some(why) });
             let holder = Holder { note: Some(note), program, host, url: Some(url), asked, ..alice() };
             let json = holder.to_json();
-            prop_assert!(json.len() <= LONGEST);
+            prop_assert!(json.len() <= MAX_RECORD_BYTES);
             prop_assert!(Holder::parse(json.as_bytes()).is_some());
         }
     }

@@ -3,7 +3,7 @@
 
 /// The command and dlock as one job of the caller's shell.
 #[derive(Debug, Default)]
-pub struct Job {
+pub struct JobState {
     /// The signal that the command is stopped by.
     stopped_by: Option<i32>,
     /// Whether dlock was told to stop and has not said that it runs again.
@@ -12,7 +12,7 @@ pub struct Job {
     has_stopped_again: bool,
 }
 
-impl Job {
+impl JobState {
     /// The command was stopped. Answers the signal that dlock has to stop by, if it has to be told.
     pub const fn stopped(&mut self, signal: i32) -> Option<i32> {
         self.stopped_by = Some(signal);
@@ -55,7 +55,7 @@ mod tests {
 
     #[test]
     fn dlock_stops_and_continues_with_the_command() {
-        let mut job = Job::default();
+        let mut job = JobState::default();
         assert_eq!(job.stopped(20), Some(20));
         assert!(!job.owes_continue());
         job.continued();
@@ -66,7 +66,7 @@ mod tests {
 
     #[test]
     fn a_dlock_that_is_stopped_is_not_told_twice() {
-        let mut job = Job::default();
+        let mut job = JobState::default();
         assert_eq!(job.stopped(19), Some(19));
         // Continued by somebody, it read from the terminal in the background.
         assert_eq!(job.stopped(21), None);
@@ -77,7 +77,7 @@ mod tests {
 
     #[test]
     fn a_dlock_that_runs_beside_a_command_that_stopped_again_is_told_again() {
-        let mut job = Job::default();
+        let mut job = JobState::default();
         assert_eq!(job.stopped(19), Some(19));
         job.continued();
         assert_eq!(job.stopped(21), None);

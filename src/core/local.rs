@@ -6,15 +6,16 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::lease::{FencingToken, Instant};
 use super::name::LockName;
+use super::proof::FencingToken;
+use super::time::Instant;
 
 /// In bytes: what file systems take as a name (`NAME_MAX`).
-pub const LONGEST: usize = 255;
+pub const MAX_DIRECTORY_BYTES: usize = 255;
 
 /// The file systems of other machines, by the number that `statfs(2)` gives them (`linux/magic.h`), on which a lock can be
 /// taken from one who lives: NFS turns flock(2) into a lock of the server, which it forgets.
-const NETWORK: [(u32, &str); 7] = [
+const NETWORK_FILESYSTEMS: [(u32, &str); 7] = [
     (0x6969, "NFS"),
     (0x517b, "SMB"),
     (0xff53_4d42, "CIFS"),
@@ -25,8 +26,8 @@ const NETWORK: [(u32, &str); 7] = [
 ];
 
 /// What a file system of this number is called if it is one of other machines.
-pub fn network(number: i64) -> Option<&'static str> {
-    let known = NETWORK
+pub fn network_filesystem(number: i64) -> Option<&'static str> {
+    let known = NETWORK_FILESYSTEMS
         .iter()
         .find(|(known, _)| i64::from(*known) == number & 0xffff_ffff);
     known.map(|(_, name)| *name)
@@ -34,7 +35,7 @@ pub fn network(number: i64) -> Option<&'static str> {
 
 /// What the folder of a lock is called: the encoded name, which has no slash; a dot at its beginning is encoded too,
 /// since `.` and `..` are no names for a folder.
-pub fn folder_of(name: &LockName) -> String {
+pub fn directory_of(name: &LockName) -> String {
     let encoded = name.encoded();
     match encoded.strip_prefix('.') {
         Some(rest) => format!("%2E{rest}"),
@@ -43,22 +44,22 @@ pub fn folder_of(name: &LockName) -> String {
 }
 
 /// The lock whose folder is called so, if [`folder_of`] gives such a name.
-pub fn name_of(folder: &str) -> Option<LockName> {
-    let encoded = match folder.strip_prefix("%2E") {
+pub fn name_of(directory: &str) -> Option<LockName> {
+    let encoded = match directory.strip_prefix("%2E") {
         Some(rest) => format!(".{rest}"),
-        None => folder.to_owned(),
+        None => directory.to_owned(),
     };
-    LockName::decode(&encoded).filter(|name| folder_of(name) == folder)
+    LockName::decode(&encoded).filter(|name| directory_of(name) == directory)
 }
 
 /// What the file of a place in the queue is called: `TOKEN`, or `TOKEN.SLOT` once it has a slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Ticket {
+pub struct EntryName {
     pub token: FencingToken,
     pub slot: Option<u16>,
 }
 
-impl fmt::Display for Ticket {
+impl fmt::Display for EntryName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { token, slot } = self;
         match slot {
@@ -68,7 +69,7 @@ impl fmt::Display for Ticket {
     }
 }
 
-impl Ticket {
+impl EntryName {
     /// The ticket whose file is called so, if it is one.
     pub fn parse(file: &str) -> Option<Self> {
         let (token, slot) = match file.split_once('.') {
@@ -99,7 +100,7 @@ impl Ticket {
 pub fn cooled(file: &str) -> Option<FencingToken> {
     let file = file.strip_suffix(".new").unwrap_or(file);
     let file = file.strip_suffix(".ready").unwrap_or(file);
-    let ticket = Ticket::parse(file.strip_suffix(".cooling")?)?;
+    let ticket = EntryName::parse(file.strip_suffix(".cooling")?)?;
     ticket.slot.is_none().then_some(ticket.token)
 }
 
@@ -134,7 +135,7 @@ pub fn is_unfinished_lock(file: &str) -> bool {
 
 /// Until when a lock stays taken, by the clock that counts from the start of the machine.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Cooling {
+pub struct Cooldown {
     /// Of the start that is counted from: `/proc/sys/kernel/random/boot_id`.
     boot: String,
     /// Since that start.
@@ -143,7 +144,7 @@ pub struct Cooling {
     hold: Duration,
 }
 
-impl Cooling {
+impl Cooldown {
     /// For a lock that was taken at `taken_at`.
     pub fn new(boot: &str, taken_at: Instant, hold: Duration) -> Self {
         Self {
@@ -193,7 +194,7 @@ mod tests {
 
     #[test]
     fn every_name_has_a_folder_of_its_own() {
-        for (text, folder) in [
+        for (text, directory) in [
             ("job", "job"),
             ("a/b", "a%2Fb"),
             (".", "%2E"),
@@ -201,8 +202,8 @@ mod tests {
             (".hidden", "%2Ehidden"),
             ("%2E", "%252E"),
         ] {
-            assert_eq!(folder_of(&name(text)), folder);
-            assert_eq!(name_of(folder), Some(name(text)));
+            assert_eq!(directory_of(&name(text)), directory);
+            assert_eq!(name_of(directory), Some(name(text)));
         }
         for foreign in ["", ".", "..", ".x", "a b", "%2e", "%2Ejob%", "a/b"] {
             assert_eq!(name_of(foreign), None, "{foreign}");
@@ -211,14 +212,14 @@ mod tests {
 
     #[test]
     fn file_systems_of_other_machines_are_known() {
-        assert_eq!(network(0x6969), Some("NFS"));
+        assert_eq!(network_filesystem(0x6969), Some("NFS"));
         // Where the number has a sign, 32 bits are spread.
         assert_eq!(
-            network(i64::from(0xff53_4d42_u32.cast_signed())),
+            network_filesystem(i64::from(0xff53_4d42_u32.cast_signed())),
             Some("CIFS")
         );
         for local in [0xef53, 0x5846_5342, 0x9123_683e, 0x0102_1994, 0x794c_7630] {
-            assert_eq!(network(local), None);
+            assert_eq!(network_filesystem(local), None);
         }
     }
 
@@ -226,9 +227,9 @@ mod tests {
     fn a_ticket_comes_back_and_other_files_are_none() {
         let token = FencingToken(34);
         for (slot, file) in [(None, "34"), (Some(0), "34.0"), (Some(12), "34.12")] {
-            let ticket = Ticket { token, slot };
+            let ticket = EntryName { token, slot };
             assert_eq!(ticket.to_string(), file);
-            assert_eq!(Ticket::parse(file), Some(ticket));
+            assert_eq!(EntryName::parse(file), Some(ticket));
             assert_eq!(cooled(&ticket.cooling()), Some(token));
             assert_eq!(cooled(&(ticket.cooling() + ".new")), Some(token));
             let prepared = ticket.prepared_cooling();
@@ -253,7 +254,7 @@ mod tests {
             " 1",
             "99999999999999999999",
         ] {
-            assert_eq!(Ticket::parse(file), None, "{file}");
+            assert_eq!(EntryName::parse(file), None, "{file}");
         }
         for file in [
             "34",
@@ -269,7 +270,7 @@ mod tests {
         assert_eq!(name_of(&unfinished_folder(7)), None);
         for name in [".new.7", "new.7"] {
             let name = name.parse::<LockName>().unwrap();
-            assert!(!is_unfinished_folder(&folder_of(&name)), "{name}");
+            assert!(!is_unfinished_folder(&directory_of(&name)), "{name}");
         }
         assert!(is_unfinished_lock("token.lock.7f.new"));
         assert!(is_unfinished_lock("slots.lock.7f.new"));
@@ -289,20 +290,20 @@ mod tests {
 
     #[test]
     fn a_lock_cools_down_for_as_long_as_was_said() {
-        let cooling = Cooling::new("a", at(100), Duration::from_secs(50));
+        let cooling = Cooldown::new("a", at(100), Duration::from_secs(50));
         assert_eq!(
-            Cooling::parse(cooling.to_json().as_bytes()),
+            Cooldown::parse(cooling.to_json().as_bytes()),
             Some(cooling.clone())
         );
         assert_eq!(cooling.left("a", at(110)), Duration::from_secs(40));
         assert_eq!(cooling.left("a", at(150)), Duration::ZERO);
         assert_eq!(cooling.left("a", at(1)), Duration::from_secs(50));
-        assert_eq!(Cooling::parse(b"{"), None);
+        assert_eq!(Cooldown::parse(b"{"), None);
     }
 
     #[test]
     fn after_a_restart_it_counts_from_the_start() {
-        let cooling = Cooling::new("a", at(90_000), Duration::from_secs(50));
+        let cooling = Cooldown::new("a", at(90_000), Duration::from_secs(50));
         assert_eq!(cooling.left("b", at(20)), Duration::from_secs(30));
         assert_eq!(cooling.left("b", at(60)), Duration::ZERO);
     }
@@ -313,14 +314,14 @@ mod tests {
         #[test]
         fn a_folder_tells_its_lock(text in "[.%]{0,2}\\PC{1,40}") {
             let name = name(&text);
-            let folder = folder_of(&name);
-            prop_assert!(!folder.starts_with('.') && !folder.contains('/'));
-            prop_assert_eq!(name_of(&folder), Some(name));
+            let directory = directory_of(&name);
+            prop_assert!(!directory.starts_with('.') && !directory.contains('/'));
+            prop_assert_eq!(name_of(&directory), Some(name));
         }
 
         #[test]
         fn any_file_name_is_understood_or_not(file in "\\PC{0,30}") {
-            if let Some(ticket) = Ticket::parse(&file) {
+            if let Some(ticket) = EntryName::parse(&file) {
                 prop_assert_eq!(ticket.to_string(), file);
             }
         }

@@ -2,28 +2,28 @@
 //! Nothing in here knows a clock, input or output, tokio, etcd or a process id.
 
 pub mod abandoned;
+pub mod blockers;
 pub mod cluster_id;
 pub mod doctor;
-pub mod evidence;
 pub mod fence;
 pub mod forwarding;
 pub mod heartbeat;
 pub mod hold;
 pub mod holder;
 pub mod job;
-#[cfg(test)]
-mod laws;
-pub mod lease;
-pub mod ledger;
-pub mod leftovers;
+pub mod keys;
+pub mod listing;
 pub mod local;
-pub mod mode;
+pub mod lock_delay;
 pub mod name;
 pub mod preparation;
-pub mod queue;
+pub mod proof;
+#[cfg(test)]
+mod properties;
 pub mod release;
-pub mod scene;
-pub mod survey;
+pub mod request;
+pub mod run_stats;
 pub mod text;
-pub mod turn;
+pub mod time;
+pub mod wait_status;
 pub mod watchdog;

@@ -6,10 +6,10 @@ use std::str::FromStr;
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 
-use super::mode::Mode;
+use super::request::Mode;
 
 /// In bytes, before encoding: a file name's limit, so that every lock can have a file of its own.
-pub const LONGEST: usize = 255;
+pub const MAX_NAME_BYTES: usize = 255;
 
 /// All that is encoded: everything but `[A-Za-z0-9._~@:+=,-]`. `%` is in it, which makes the encoding
 /// injective; `/` is in it, which keeps `job` and `job/nightly` apart (etcd-io/website#710).
@@ -30,38 +30,38 @@ pub struct LockName(String);
 
 /// Why a text cannot name a lock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Unfit {
+pub enum InvalidName {
     Empty,
     /// Its length in bytes.
     TooLong(usize),
     Control,
 }
 
-impl fmt::Display for Unfit {
+impl fmt::Display for InvalidName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Empty => write!(f, "a lock's name must not be empty"),
             Self::TooLong(length) => write!(
                 f,
-                "a lock's name has at most {LONGEST} bytes, this one has {length}"
+                "a lock's name has at most {MAX_NAME_BYTES} bytes, this one has {length}"
             ),
             Self::Control => write!(f, "a lock's name must not hold control characters"),
         }
     }
 }
 
-impl std::error::Error for Unfit {}
+impl std::error::Error for InvalidName {}
 
 impl FromStr for LockName {
-    type Err = Unfit;
+    type Err = InvalidName;
 
-    fn from_str(text: &str) -> Result<Self, Unfit> {
+    fn from_str(text: &str) -> Result<Self, InvalidName> {
         if text.is_empty() {
-            Err(Unfit::Empty)
-        } else if text.len() > LONGEST {
-            Err(Unfit::TooLong(text.len()))
+            Err(InvalidName::Empty)
+        } else if text.len() > MAX_NAME_BYTES {
+            Err(InvalidName::TooLong(text.len()))
         } else if text.chars().any(char::is_control) {
-            Err(Unfit::Control)
+            Err(InvalidName::Control)
         } else {
             Ok(Self(text.to_owned()))
         }
@@ -122,7 +122,7 @@ impl fmt::Display for Scope {
 
 /// One lock that surrounds a command.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Link {
+pub struct HeldLock {
     pub name: LockName,
     pub token: i64,
     pub mode: Mode,
@@ -132,9 +132,9 @@ pub struct Link {
 /// The locks that surround a command, outermost first: the text of `DLOCK_HELD`,
 /// `outer:123 inner:130/local other:135/prefix=team%2F readers:140/shared pool:150/local/4`; the last has one of four slots.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Chain(Vec<Link>);
+pub struct HeldLocks(Vec<HeldLock>);
 
-impl Chain {
+impl HeldLocks {
     /// Reads what an outer dlock wrote. Whatever is no `<encoded name>:<token>` is left out: the
     /// variable belongs to everybody, and garbage in it must not stop a job.
     pub fn parse(text: &str) -> Self {
@@ -159,7 +159,7 @@ impl Chain {
             }
             let token = token.parse::<i64>().ok().filter(|token| *token > 0)?;
             let name = LockName::decode(name)?;
-            Some(Link {
+            Some(HeldLock {
                 name,
                 token,
                 mode,
@@ -170,30 +170,30 @@ impl Chain {
     }
 
     /// The innermost holding of `name` in this range.
-    pub fn link(&self, name: &LockName, scope: &Scope) -> Option<&Link> {
+    pub fn find(&self, name: &LockName, scope: &Scope) -> Option<&HeldLock> {
         let mut inner = self.0.iter().rev();
         inner.find(|link| link.name == *name && link.scope == *scope)
     }
 
     /// The holding of any lock `name` with this token.
-    pub fn with_token(&self, name: &LockName, token: i64) -> Option<&Link> {
+    pub fn with_token(&self, name: &LockName, token: i64) -> Option<&HeldLock> {
         let mut inner = self.0.iter().rev();
         inner.find(|link| link.name == *name && link.token == token)
     }
 
     /// The chain that the command under another lock gets.
     #[must_use]
-    pub fn with(mut self, link: Link) -> Self {
+    pub fn with(mut self, link: HeldLock) -> Self {
         self.0.push(link);
         self
     }
 }
 
-impl fmt::Display for Chain {
+impl fmt::Display for HeldLocks {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (position, link) in self.0.iter().enumerate() {
             let blank = if position == 0 { "" } else { " " };
-            let Link { token, scope, .. } = link;
+            let HeldLock { token, scope, .. } = link;
             write!(f, "{blank}{}:{token}{scope}", link.name.encoded())?;
             match link.mode {
                 Mode::Exclusive => {}
@@ -217,19 +217,19 @@ mod tests {
 
     #[test]
     fn unfit_names_are_refused() {
-        assert_eq!("".parse::<LockName>(), Err(Unfit::Empty));
+        assert_eq!("".parse::<LockName>(), Err(InvalidName::Empty));
         assert_eq!(
             "x".repeat(256).parse::<LockName>(),
-            Err(Unfit::TooLong(256))
+            Err(InvalidName::TooLong(256))
         );
         assert_eq!(
             "ä".repeat(128).parse::<LockName>(),
-            Err(Unfit::TooLong(256))
+            Err(InvalidName::TooLong(256))
         );
         for control in ["a\nb", "\0", "\u{7f}", "\u{85}", "a\tb", "\u{1b}[1m"] {
             assert_eq!(
                 control.parse::<LockName>(),
-                Err(Unfit::Control),
+                Err(InvalidName::Control),
                 "{control:?}"
             );
         }
@@ -245,7 +245,7 @@ mod tests {
 
     #[test]
     fn a_chain_reads_what_it_wrote() {
-        let link = |text, token, mode| Link {
+        let link = |text, token, mode| HeldLock {
             name: name(text),
             token,
             mode,
@@ -255,16 +255,16 @@ mod tests {
                 _ => Scope::Prefix("team/a b/".to_owned()),
             },
         };
-        let chain = Chain::default()
+        let held = HeldLocks::default()
             .with(link("outer x", 123, Mode::Exclusive))
             .with(link("a:b", 130, Mode::Shared))
             .with(link("p", 131, Mode::Slots(4)));
         assert_eq!(
-            chain.to_string(),
+            held.to_string(),
             "outer%20x:123/prefix=team%2Fa%20b%2F a:b:130/shared p:131/local/4"
         );
-        assert_eq!(Chain::parse(&chain.to_string()), chain);
-        let token = |text, scope| chain.link(&name(text), &scope).map(|link| link.token);
+        assert_eq!(HeldLocks::parse(&held.to_string()), held);
+        let token = |text, scope| held.find(&name(text), &scope).map(|link| link.token);
         let under = |prefix: &str| Scope::Prefix(prefix.to_owned());
         assert_eq!(token("a:b", under(PREFIX)), Some(130));
         assert_eq!(token("a:b", Scope::Machine), None);
@@ -272,16 +272,16 @@ mod tests {
         assert_eq!(token("a", under(PREFIX)), None);
         assert_eq!(token("outer x", under("team/a b/")), Some(123));
         assert_eq!(token("outer x", under(PREFIX)), None);
-        assert_eq!(chain.with_token(&name("p"), 131), chain.0.last());
+        assert_eq!(held.with_token(&name("p"), 131), held.0.last());
     }
 
     #[test]
     fn a_chain_leaves_garbage_out() {
-        let chain = Chain::parse(
+        let held = HeldLocks::parse(
             "  x :1 y:z a:5  %zz:1 n:-4 %41:7 m:0 b:6 c:1/x d:1/local/2/3 e:1/2/local f:1/prefix=a/b g:1/local/prefix=a",
         );
-        assert_eq!(chain.to_string(), "a:5 b:6");
-        assert_eq!(Chain::parse(""), Chain::default());
+        assert_eq!(held.to_string(), "a:5 b:6");
+        assert_eq!(HeldLocks::parse(""), HeldLocks::default());
     }
 
     proptest! {
@@ -306,8 +306,8 @@ mod tests {
             let text = String::from_utf8_lossy(&bytes);
             let _ = text.parse::<LockName>();
             let _ = LockName::decode(&text);
-            let chain = Chain::parse(&text);
-            prop_assert_eq!(Chain::parse(&chain.to_string()), chain);
+            let held = HeldLocks::parse(&text);
+            prop_assert_eq!(HeldLocks::parse(&held.to_string()), held);
         }
     }
 }

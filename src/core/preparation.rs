@@ -3,14 +3,15 @@
 
 use std::time::Duration;
 
-use super::lease::{Instant, LeaseId, Terms};
+use super::proof::LeaseId;
+use super::time::{Instant, LeaseTimings};
 
 /// A lease counts from its grant, and the times of `--once-per` and `--min-hold` from the start of the command: so much
 /// of them may be lost in between. etcd counts in whole seconds.
-const YOUNG: Duration = Duration::from_secs(1);
+const MAX_AGE: Duration = Duration::from_secs(1);
 
 /// After so many attempts etcd is too far away for that.
-const TRIES: u32 = 3;
+const MAX_TRIES: u32 = 3;
 
 /// A lease that nobody renews, and that counts from the start of a command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,13 +24,13 @@ pub struct Grant {
 impl Grant {
     /// Whether a command that starts now may count on the lease: neither a stall nor an outage has passed since the grant.
     /// `tries` is how often all has been made before.
-    pub fn is_young(self, now: Instant, terms: Terms, tries: u32) -> bool {
+    pub fn is_young(self, now: Instant, timings: LeaseTimings, tries: u32) -> bool {
         // A proof takes two round trips and counts for one heartbeat, the preparations take three: in three heartbeats both
         // are done, however slow an etcd is that proves a lock at all.
-        let limit = if tries < TRIES {
-            YOUNG
+        let limit = if tries < MAX_TRIES {
+            MAX_AGE
         } else {
-            (terms.heartbeat() * 3).max(YOUNG)
+            (timings.renew_interval() * 3).max(MAX_AGE)
         };
         now.since(self.sent_at) < limit
     }
@@ -45,20 +46,20 @@ pub struct Mark {
 
 impl Mark {
     /// Whether a command may start under it.
-    pub fn stands(self, now: Instant, terms: Terms, tries: u32) -> bool {
-        self.made && self.grant.is_young(now, terms, tries)
+    pub fn is_still_young(self, now: Instant, timings: LeaseTimings, tries: u32) -> bool {
+        self.made && self.grant.is_young(now, timings, tries)
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::lease::tests::at;
+    use super::super::time::tests::at;
     use super::*;
 
     const LEASE: LeaseId = LeaseId(7);
 
-    fn terms() -> Terms {
-        Terms::new(Duration::from_secs(10), Duration::from_secs(2))
+    fn timings() -> LeaseTimings {
+        LeaseTimings::new(Duration::from_secs(10), Duration::from_secs(2))
     }
 
     #[test]
@@ -67,8 +68,8 @@ mod tests {
             lease: LEASE,
             sent_at: at(5.0),
         };
-        assert!(grant.is_young(at(5.9), terms(), 0));
-        assert!(!grant.is_young(at(6.0), terms(), 2));
+        assert!(grant.is_young(at(5.9), timings(), 0));
+        assert!(!grant.is_young(at(6.0), timings(), 2));
     }
 
     #[test]
@@ -77,9 +78,9 @@ mod tests {
             lease: LEASE,
             sent_at: at(5.0),
         };
-        assert!(grant.is_young(at(10.9), terms(), 3));
-        assert!(!grant.is_young(at(11.1), terms(), 3));
-        let short = Terms::new(Duration::from_secs(1), Duration::ZERO);
+        assert!(grant.is_young(at(10.9), timings(), 3));
+        assert!(!grant.is_young(at(11.1), timings(), 3));
+        let short = LeaseTimings::new(Duration::from_secs(1), Duration::ZERO);
         assert!(grant.is_young(at(5.9), short, 3));
     }
 
@@ -90,8 +91,8 @@ mod tests {
             sent_at: at(5.0),
         };
         let mark = |made| Mark { grant, made };
-        assert!(mark(true).stands(at(5.5), terms(), 0));
-        assert!(!mark(false).stands(at(5.5), terms(), 0));
-        assert!(!mark(true).stands(at(8.0), terms(), 0));
+        assert!(mark(true).is_still_young(at(5.5), timings(), 0));
+        assert!(!mark(false).is_still_young(at(5.5), timings(), 0));
+        assert!(!mark(true).is_still_young(at(8.0), timings(), 0));
     }
 }

@@ -3,7 +3,7 @@
 
 /// One answer of etcd to a release, given after the last process of the command was dead.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Finding {
+pub enum ReleaseAnswer {
     /// Our transaction has compared our key and then deleted it, or passed it on to the cooldown.
     Deleted,
     /// Our key was there, as we created it.
@@ -15,7 +15,7 @@ pub enum Finding {
 
 /// The conclusion from all answers to one release.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Conclusion {
+pub enum ReleaseVerdict {
     /// The lock was ours until the command was dead, and it is ours no longer.
     Released,
     /// Somebody else ended our lease or deleted our key, maybe while the command ran.
@@ -27,20 +27,20 @@ pub enum Conclusion {
 /// The answers to one release so far. Requests are repeated and may overlap, so their order says nothing: the conclusion
 /// does not depend on it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Findings {
+pub struct ReleaseAnswers {
     /// Our key was there after the command's end.
     ours: bool,
     gone: bool,
 }
 
-impl Findings {
+impl ReleaseAnswers {
     /// The same with one more answer.
     #[must_use]
-    pub fn with(self, finding: Finding) -> Self {
+    pub fn with(self, finding: ReleaseAnswer) -> Self {
         let (ours, gone) = match finding {
-            Finding::Deleted | Finding::Absent { record: true } => (true, true),
-            Finding::Present => (true, false),
-            Finding::Absent { record: false } => (false, true),
+            ReleaseAnswer::Deleted | ReleaseAnswer::Absent { record: true } => (true, true),
+            ReleaseAnswer::Present => (true, false),
+            ReleaseAnswer::Absent { record: false } => (false, true),
         };
         Self {
             ours: self.ours || ours,
@@ -50,11 +50,11 @@ impl Findings {
 
     /// The conclusion. A request that was sent and not answered proves nothing: it may have met a dead connection. So a key
     /// that is gone without our record is lost, unless it was seen after the command's end.
-    pub fn conclusion(self) -> Conclusion {
+    pub fn verdict(self) -> ReleaseVerdict {
         match self {
-            Self { gone: false, .. } => Conclusion::Open,
-            Self { ours: true, .. } => Conclusion::Released,
-            Self { ours: false, .. } => Conclusion::Lost,
+            Self { gone: false, .. } => ReleaseVerdict::Open,
+            Self { ours: true, .. } => ReleaseVerdict::Released,
+            Self { ours: false, .. } => ReleaseVerdict::Lost,
         }
     }
 }
@@ -65,36 +65,39 @@ mod tests {
 
     use super::*;
 
-    const GONE: Finding = Finding::Absent { record: false };
-    const GONE_BY_US: Finding = Finding::Absent { record: true };
+    const GONE: ReleaseAnswer = ReleaseAnswer::Absent { record: false };
+    const GONE_BY_US: ReleaseAnswer = ReleaseAnswer::Absent { record: true };
 
-    fn conclusion(findings: &[Finding]) -> Conclusion {
+    fn conclusion(findings: &[ReleaseAnswer]) -> ReleaseVerdict {
         let all = findings.iter();
-        let all = all.fold(Findings::default(), |all, one| all.with(*one));
-        all.conclusion()
+        let all = all.fold(ReleaseAnswers::default(), |all, one| all.with(*one));
+        all.verdict()
     }
 
     #[test]
     fn a_key_that_is_gone_without_our_record_is_lost_however_often_we_have_asked() {
-        assert_eq!(conclusion(&[GONE]), Conclusion::Lost);
-        assert_eq!(conclusion(&[GONE, GONE]), Conclusion::Lost);
+        assert_eq!(conclusion(&[GONE]), ReleaseVerdict::Lost);
+        assert_eq!(conclusion(&[GONE, GONE]), ReleaseVerdict::Lost);
     }
 
     #[test]
     fn our_record_says_that_an_unanswered_request_of_ours_has_deleted_the_key() {
-        assert_eq!(conclusion(&[GONE_BY_US]), Conclusion::Released);
+        assert_eq!(conclusion(&[GONE_BY_US]), ReleaseVerdict::Released);
     }
 
     /// Without a record, as when etcd is out of space, the key that we see before we delete it serves as well.
     #[test]
     fn a_key_that_was_seen_after_the_command_s_end_was_ours_to_the_end() {
-        assert_eq!(conclusion(&[Finding::Present, GONE]), Conclusion::Released);
-        assert_eq!(conclusion(&[Finding::Present]), Conclusion::Open);
+        assert_eq!(
+            conclusion(&[ReleaseAnswer::Present, GONE]),
+            ReleaseVerdict::Released
+        );
+        assert_eq!(conclusion(&[ReleaseAnswer::Present]), ReleaseVerdict::Open);
     }
 
     #[test]
     fn without_an_answer_nothing_is_known() {
-        assert_eq!(conclusion(&[]), Conclusion::Open);
+        assert_eq!(conclusion(&[]), ReleaseVerdict::Open);
     }
 
     /// An event of a key in etcd, for the property below.
@@ -122,12 +125,12 @@ mod tests {
             ),
         ) {
             let (mut key, mut record) = (!before, false);
-            let mut findings = Findings::default();
+            let mut findings = ReleaseAnswers::default();
             for deed in deeds {
                 match deed {
                     Deed::Revoke => (key, record) = (false, false),
                     Deed::Request { put: true, answered } => {
-                        let finding = if key { Finding::Deleted } else { Finding::Absent { record } };
+                        let finding = if key { ReleaseAnswer::Deleted } else { ReleaseAnswer::Absent { record } };
                         record |= key;
                         key = false;
                         if answered {
@@ -136,20 +139,20 @@ mod tests {
                     }
                     // The read has to be answered, else nothing is deleted.
                     Deed::Request { put: false, answered } => {
-                        let read = if key { Finding::Present } else { Finding::Absent { record } };
+                        let read = if key { ReleaseAnswer::Present } else { ReleaseAnswer::Absent { record } };
                         findings = findings.with(read);
                         if key {
                             key = false;
                             if answered {
-                                findings = findings.with(Finding::Deleted);
+                                findings = findings.with(ReleaseAnswer::Deleted);
                             }
                         }
                     }
                 }
             }
-            let conclusion = findings.conclusion();
-            prop_assert!(!before || conclusion != Conclusion::Released);
-            prop_assert!(conclusion == Conclusion::Open || !key);
+            let conclusion = findings.verdict();
+            prop_assert!(!before || conclusion != ReleaseVerdict::Released);
+            prop_assert!(conclusion == ReleaseVerdict::Open || !key);
         }
     }
 }

@@ -7,10 +7,10 @@ use std::time::Duration;
 use serde::Serialize;
 
 /// In bytes: nothing shown from a record is longer.
-const LONGEST: usize = 1024;
+const MAX_SHOWN_BYTES: usize = 1024;
 
 /// A duration for people, to the millisecond: `14s 500ms`.
-pub fn span(duration: Duration) -> humantime::FormattedDuration {
+pub fn format_duration(duration: Duration) -> humantime::FormattedDuration {
     let millis = duration.as_millis().try_into().unwrap_or(u64::MAX);
     humantime::format_duration(Duration::from_millis(millis))
 }
@@ -24,13 +24,13 @@ pub fn seconds(duration: Duration) -> f64 {
 
 /// `text` without power over a terminal, cut at 1 KiB.
 pub fn printable(text: &str) -> String {
-    let shown = cut(text, LONGEST);
+    let shown = truncate(text, MAX_SHOWN_BYTES);
     let ellipsis = if shown.len() < text.len() { "..." } else { "" };
     escaped(shown) + ellipsis
 }
 
 /// The beginning of `text`, at most `limit` bytes of it.
-pub fn cut(text: &str, limit: usize) -> &str {
+pub fn truncate(text: &str, limit: usize) -> &str {
     let mut end = limit.min(text.len());
     while !text.is_char_boundary(end) {
         end -= 1;
@@ -100,7 +100,7 @@ mod tests {
             printable("a\u{1b}[2J\n\u{85}\u{202e}b ü 漢"),
             r"a\u{1b}[2J\n\u{85}\u{202e}b ü 漢"
         );
-        assert_eq!(printable(&"x".repeat(2000)).len(), LONGEST + 3);
+        assert_eq!(printable(&"x".repeat(2000)).len(), MAX_SHOWN_BYTES + 3);
     }
 
     proptest! {
@@ -118,7 +118,7 @@ mod tests {
             let shown = printable(&text);
             prop_assert!(!shown.chars().any(is_hostile));
             // Each character of the 1 KiB that is shown takes 10 bytes at most: `\u{10ffff}`.
-            prop_assert!(shown.len() <= 10 * LONGEST + 3);
+            prop_assert!(shown.len() <= 10 * MAX_SHOWN_BYTES + 3);
         }
 
         #[test]

@@ -4,10 +4,11 @@
 use std::time::Duration;
 
 use super::heartbeat::{Heartbeat, Watch};
-use super::lease::{Claim, Deadlines, Doubt, Instant, Loss, Renewal, Terms, Verdict};
+use super::proof::{Inconclusive, LossReason, Ownership, Renewal, Verdict};
+use super::time::{Deadlines, Instant, LeaseTimings};
 
 /// After an order to kill, a guard that has not answered within this does not run any more.
-const GUARD_ANSWERS: Duration = Duration::from_millis(250);
+const GUARD_ACK_TIMEOUT: Duration = Duration::from_millis(250);
 
 /// What happened.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,17 +20,17 @@ pub enum Event {
     /// A renewal was refused or not answered in time.
     RenewalFailed,
     /// A look showed that the lock, which no time ends, is still ours.
-    Kept,
+    StillHeld,
     /// A watch saw our key deleted or taken.
-    Lost(Loss),
+    Lost(LossReason),
     /// The watch on our key was opened, or is not open any more.
     Watch(Watch),
     /// The guard answered the message with this number.
-    Beat(u64),
+    Ack(u64),
     /// The guard is dead.
     GuardDead,
     /// Somebody who may ask for it wants the lock to be given up.
-    GiveUp,
+    ReleaseRequested,
     /// Nothing of the command is left; `in_time` when no deadline made it end.
     TreeDead { in_time: bool },
 }
@@ -51,11 +52,11 @@ pub enum Action {
 
 /// How it stands with the lock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Standing {
+pub enum LockState {
     /// As far as we can prove it is ours.
     Held,
     /// It is not, and never will be again.
-    Lost(Loss),
+    Lost(LossReason),
     /// It may well be ours, but nobody guards the command any more: it is being killed.
     Unguarded,
 }
@@ -69,75 +70,83 @@ pub enum Standing {
 /// 4. after a `Tick` at [`Watchdog::due_at`], either that moment moves on or there is none.
 #[derive(Clone, Debug)]
 pub struct Watchdog {
-    terms: Terms,
+    timings: LeaseTimings,
     /// What renewals are judged by, if there is a lease.
-    claim: Option<Claim>,
+    ownership: Option<Ownership>,
     deadlines: Deadlines,
     heartbeat: Heartbeat,
-    standing: Standing,
+    state: LockState,
     /// The last number told to the guard, and the last that it answered.
-    told: u64,
-    answered: u64,
+    sent: u64,
+    acked: u64,
     /// Since when the guard owes an answer.
     silent_since: Option<Instant>,
     /// When the guard is to be found out, while an order to kill is under way.
-    overdue_at: Option<Instant>,
+    check_guard_at: Option<Instant>,
     tree_dead: bool,
     /// When the command has had the lock for long enough.
-    limit_at: Option<Instant>,
+    max_hold_at: Option<Instant>,
     /// Why the command was stopped though we have the lock.
-    cut: Option<Cut>,
+    stop_reason: Option<StopReason>,
 }
 
 /// Why a command is stopped whose lock is not lost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Cut {
+pub enum StopReason {
     /// It ran for as long as it may.
     MaxHold,
     /// Somebody asked for it.
-    Asked,
+    Requested,
 }
 
 impl Watchdog {
     /// The command is started at `deadlines`, which follow from the proof sent at `proven_at`. The `heartbeat` is that of
     /// the waiting until now: it knows whether the watch is open.
-    pub fn new(terms: Terms, claim: Claim, proven_at: Instant, heartbeat: Heartbeat) -> Self {
+    pub fn new(
+        timings: LeaseTimings,
+        ownership: Ownership,
+        proven_at: Instant,
+        heartbeat: Heartbeat,
+    ) -> Self {
         Self {
-            claim: Some(claim),
-            deadlines: terms.deadlines(proven_at),
+            ownership: Some(ownership),
+            deadlines: timings.deadlines(proven_at),
             heartbeat,
-            ..Self::unending(terms, proven_at, 0)
+            ..Self::without_lease(timings, proven_at, 0)
         }
     }
 
     /// The same for a lock that no time ends, won at `won_at`. The TTL of `terms` only gives the rhythm of the looks at
     /// the lock and at the guard.
-    pub fn unending(terms: Terms, won_at: Instant, seed: u64) -> Self {
+    pub fn without_lease(timings: LeaseTimings, won_at: Instant, seed: u64) -> Self {
         Self {
-            terms,
-            claim: None,
+            timings,
+            ownership: None,
             deadlines: Deadlines::NEVER,
-            heartbeat: Heartbeat::new(terms, won_at, seed),
-            standing: Standing::Held,
-            told: 0,
-            answered: 0,
+            heartbeat: Heartbeat::new(timings, won_at, seed),
+            state: LockState::Held,
+            sent: 0,
+            acked: 0,
             silent_since: None,
-            overdue_at: None,
+            check_guard_at: None,
             tree_dead: false,
-            limit_at: None,
-            cut: None,
+            max_hold_at: None,
+            stop_reason: None,
         }
     }
 
     /// The same for a command that may not run longer than until `limit_at`.
     #[must_use]
-    pub fn limited(self, limit_at: Option<Instant>) -> Self {
-        Self { limit_at, ..self }
+    pub fn with_max_hold(self, limit_at: Option<Instant>) -> Self {
+        Self {
+            max_hold_at: limit_at,
+            ..self
+        }
     }
 
     /// Why the command was stopped though we have the lock.
-    pub const fn cut(&self) -> Option<Cut> {
-        self.cut
+    pub const fn stop_reason(&self) -> Option<StopReason> {
+        self.stop_reason
     }
 
     /// The deadlines in force.
@@ -146,8 +155,8 @@ impl Watchdog {
     }
 
     /// How it stands with the lock.
-    pub const fn standing(&self) -> Standing {
-        self.standing
+    pub const fn state(&self) -> LockState {
+        self.state
     }
 
     /// When to call with [`Event::Tick`] at the latest.
@@ -155,8 +164,8 @@ impl Watchdog {
         if self.tree_dead {
             return None;
         }
-        if let Standing::Held = self.standing {
-            let limit_at = self.limit_at.filter(|_| self.cut.is_none());
+        if let LockState::Held = self.state {
+            let limit_at = self.max_hold_at.filter(|_| self.stop_reason.is_none());
             let all = [
                 self.heartbeat.due_at(),
                 limit_at,
@@ -164,14 +173,14 @@ impl Watchdog {
             ];
             return all.into_iter().flatten().min();
         }
-        self.overdue_at
+        self.check_guard_at
     }
 
     /// Why a renewal did not count, for the log: call before [`Watchdog::step`] with the same renewal.
-    pub fn doubt(&self, renewal: &Renewal) -> Option<Doubt> {
-        let mut claim = self.claim?;
-        match claim.judge(renewal) {
-            Verdict::Doubtful(doubt) => Some(doubt),
+    pub fn inconclusive(&self, renewal: &Renewal) -> Option<Inconclusive> {
+        let mut ownership = self.ownership?;
+        match ownership.verify(renewal) {
+            Verdict::Inconclusive(doubt) => Some(doubt),
             Verdict::Proven(_) | Verdict::Lost(_) => None,
         }
     }
@@ -182,8 +191,8 @@ impl Watchdog {
             return Vec::new();
         }
         // A renewal that arrives with, or after, the end of our belief comes too late.
-        if self.standing == Standing::Held && self.deadlines.stop_at <= now {
-            let mut actions = self.lose(Loss::Unproven, now);
+        if self.state == LockState::Held && self.deadlines.stop_at <= now {
+            let mut actions = self.lose(LossReason::Unproven, now);
             actions.extend(self.decide(now, event));
             return actions;
         }
@@ -191,73 +200,73 @@ impl Watchdog {
     }
 
     fn decide(&mut self, now: Instant, event: &Event) -> Vec<Action> {
-        match (event, self.standing) {
+        match (event, self.state) {
             (Event::TreeDead { in_time }, standing) => {
                 self.tree_dead = true;
-                if !in_time && standing == Standing::Held {
-                    self.standing = Standing::Lost(Loss::Unproven);
+                if !in_time && standing == LockState::Held {
+                    self.state = LockState::Lost(LossReason::Unproven);
                 }
                 Vec::new()
             }
-            (Event::Beat(beat), _) => {
-                self.answered = self.answered.max(*beat);
-                if self.answered == self.told {
+            (Event::Ack(beat), _) => {
+                self.acked = self.acked.max(*beat);
+                if self.acked == self.sent {
                     self.silent_since = None;
                 }
                 Vec::new()
             }
-            (Event::GuardDead, Standing::Held) => self.unguarded(),
+            (Event::GuardDead, LockState::Held) => self.lose_guard(),
             (Event::GuardDead, _) => self.kill_tree(),
-            (Event::Renewed(renewal), Standing::Held) => self.judge(now, renewal),
-            (Event::RenewalFailed, Standing::Held) => {
+            (Event::Renewed(renewal), LockState::Held) => self.on_renewal(now, renewal),
+            (Event::RenewalFailed, LockState::Held) => {
                 self.heartbeat.failed(now);
                 Vec::new()
             }
-            (Event::Kept, Standing::Held) => {
+            (Event::StillHeld, LockState::Held) => {
                 self.heartbeat.proven(now);
                 Vec::new()
             }
-            (Event::Lost(loss), Standing::Held) => self.lose(*loss, now),
-            (Event::Watch(watch), Standing::Held) => {
+            (Event::Lost(loss), LockState::Held) => self.lose(*loss, now),
+            (Event::Watch(watch), LockState::Held) => {
                 self.heartbeat.watch(now, *watch);
                 Vec::new()
             }
-            (Event::Tick, Standing::Held) if self.limit_at.is_some_and(|at| at <= now) => {
-                let mut actions = self.cut_short(Cut::MaxHold);
+            (Event::Tick, LockState::Held) if self.max_hold_at.is_some_and(|at| at <= now) => {
+                let mut actions = self.stop_early(StopReason::MaxHold);
                 actions.extend(self.renew(now));
                 actions
             }
-            (Event::Tick, Standing::Held) => self.renew(now),
-            (Event::GiveUp, Standing::Held) => self.cut_short(Cut::Asked),
-            (Event::Tick, Standing::Lost(_)) => self.find_out(now),
+            (Event::Tick, LockState::Held) => self.renew(now),
+            (Event::ReleaseRequested, LockState::Held) => self.stop_early(StopReason::Requested),
+            (Event::Tick, LockState::Lost(_)) => self.check_guard(now),
             (
                 Event::Tick
                 | Event::Renewed(_)
                 | Event::RenewalFailed
-                | Event::Kept
+                | Event::StillHeld
                 | Event::Lost(_)
                 | Event::Watch(_)
-                | Event::GiveUp,
-                Standing::Lost(_) | Standing::Unguarded,
+                | Event::ReleaseRequested,
+                LockState::Lost(_) | LockState::Unguarded,
             ) => Vec::new(),
         }
     }
 
-    fn judge(&mut self, now: Instant, renewal: &Renewal) -> Vec<Action> {
-        let Some(claim) = &mut self.claim else {
+    fn on_renewal(&mut self, now: Instant, renewal: &Renewal) -> Vec<Action> {
+        let Some(ownership) = &mut self.ownership else {
             return Vec::new();
         };
-        match claim.judge(renewal) {
+        match ownership.verify(renewal) {
             Verdict::Proven(ttl) => {
                 self.heartbeat.proven(renewal.sent_at);
-                let proven = self.terms.granted(ttl).deadlines(renewal.sent_at);
+                let proven = self.timings.granted(ttl).deadlines(renewal.sent_at);
                 if proven.kill_at <= self.deadlines.kill_at {
                     return Vec::new();
                 }
                 self.deadlines = proven;
                 vec![self.extend()]
             }
-            Verdict::Doubtful(_) => {
+            Verdict::Inconclusive(_) => {
                 self.heartbeat.failed(now);
                 Vec::new()
             }
@@ -266,94 +275,95 @@ impl Watchdog {
     }
 
     /// Stops the command, and goes on renewing until it is dead.
-    fn cut_short(&mut self, cut: Cut) -> Vec<Action> {
-        if self.cut.is_some() {
+    fn stop_early(&mut self, cut: StopReason) -> Vec<Action> {
+        if self.stop_reason.is_some() {
             return Vec::new();
         }
-        self.cut = Some(cut);
+        self.stop_reason = Some(cut);
         vec![Action::Stop]
     }
 
     /// No guard, no renewals: one that has been silent for two heartbeats does not run. Not earlier, as
     /// a busy disk may hold it up, and what it has to do in time we do ourselves if it does not.
     fn renew(&mut self, now: Instant) -> Vec<Action> {
-        if !self.heartbeat.ask(now) {
+        if !self.heartbeat.start_renewal(now) {
             return Vec::new();
         }
-        let limit = self.terms.heartbeat() * 2;
+        let limit = self.timings.renew_interval() * 2;
         if self
             .silent_since
             .is_some_and(|since| now.since(since) >= limit)
         {
-            return self.unguarded();
+            return self.lose_guard();
         }
         self.silent_since.get_or_insert(now);
         vec![self.extend(), Action::Renew]
     }
 
     fn extend(&mut self) -> Action {
-        self.told += 1;
+        self.sent += 1;
         Action::Extend {
-            beat: self.told,
+            beat: self.sent,
             deadlines: self.deadlines,
         }
     }
 
-    fn lose(&mut self, loss: Loss, now: Instant) -> Vec<Action> {
-        self.standing = Standing::Lost(loss);
+    fn lose(&mut self, loss: LossReason, now: Instant) -> Vec<Action> {
+        self.state = LockState::Lost(loss);
         let kill_at = self.deadlines.kill_at;
-        if loss == Loss::Unproven {
+        if loss == LossReason::Unproven {
             // The guard stops the command by itself and has until `kill_at` for it.
-            self.overdue_at = Some(kill_at.max(now));
+            self.check_guard_at = Some(kill_at.max(now));
             return vec![self.extend()];
         }
         // A third hand took the lock. Who waits next gives us the grace (`core::queue::hand_over`).
-        self.overdue_at = Some((now + self.terms.grace()).min(kill_at).max(now));
+        self.check_guard_at = Some((now + self.timings.grace()).min(kill_at).max(now));
         vec![self.extend(), Action::Stop]
     }
 
     /// The guard had to kill by now; whether it still runs shows in its answers.
-    fn find_out(&mut self, now: Instant) -> Vec<Action> {
-        let Some(overdue_at) = self.overdue_at.filter(|at| *at <= now) else {
+    fn check_guard(&mut self, now: Instant) -> Vec<Action> {
+        let Some(overdue_at) = self.check_guard_at.filter(|at| *at <= now) else {
             return Vec::new();
         };
-        if self.answered < self.told {
+        if self.acked < self.sent {
             return self.kill_tree();
         }
         // It ran a moment ago. Ask again for as long as it takes: it reports what it cannot kill.
-        self.overdue_at = Some(overdue_at.max(now) + GUARD_ANSWERS);
+        self.check_guard_at = Some(overdue_at.max(now) + GUARD_ACK_TIMEOUT);
         vec![self.extend(), Action::Kill]
     }
 
-    fn unguarded(&mut self) -> Vec<Action> {
-        self.standing = Standing::Unguarded;
+    fn lose_guard(&mut self) -> Vec<Action> {
+        self.state = LockState::Unguarded;
         self.kill_tree()
     }
 
     fn kill_tree(&mut self) -> Vec<Action> {
-        self.overdue_at = None;
+        self.check_guard_at = None;
         vec![Action::KillTree]
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::lease::tests::{at, claim, renewal};
-    use super::super::lease::{Header, tests::HEADER};
+    use super::super::proof::tests::{ownership, renewal};
+    use super::super::proof::{Header, tests::HEADER};
+    use super::super::time::tests::at;
     use super::*;
 
     /// TTL 10 s, grace 2 s, proven at 0: renewals from 1.8 s, stop at 6.5 s, kill at 8.5 s.
     fn watchdog() -> Watchdog {
-        let terms = Terms::new(Duration::from_secs(10), Duration::from_secs(2));
-        let heartbeat = Heartbeat::new(terms, at(0.0), 1);
-        Watchdog::new(terms, claim(), at(0.0), heartbeat)
+        let timings = LeaseTimings::new(Duration::from_secs(10), Duration::from_secs(2));
+        let heartbeat = Heartbeat::new(timings, at(0.0), 1);
+        Watchdog::new(timings, ownership(), at(0.0), heartbeat)
     }
 
     /// Lets the guard answer whatever it was told.
     fn answer(watchdog: &mut Watchdog, now: Instant, actions: &[Action]) {
         for action in actions {
             if let Action::Extend { beat, .. } = action {
-                assert!(watchdog.step(now, &Event::Beat(*beat)).is_empty());
+                assert!(watchdog.step(now, &Event::Ack(*beat)).is_empty());
             }
         }
     }
@@ -384,12 +394,12 @@ mod tests {
 
     #[test]
     fn without_a_lease_no_time_ends_the_lock_and_a_third_hand_does() {
-        let terms = Terms::new(Duration::from_secs(10), Duration::from_secs(2));
-        let mut watchdog = Watchdog::unending(terms, at(0.0), 1);
+        let timings = LeaseTimings::new(Duration::from_secs(10), Duration::from_secs(2));
+        let mut watchdog = Watchdog::without_lease(timings, at(0.0), 1);
         assert_eq!(watchdog.deadlines(), Deadlines::NEVER);
         for _ in 0..1000 {
             let due_at = renew_once(&mut watchdog);
-            assert_eq!(watchdog.step(due_at, &Event::Kept), []);
+            assert_eq!(watchdog.step(due_at, &Event::StillHeld), []);
         }
         let late = watchdog.due_at().unwrap();
         assert!(late > at(1800.0));
@@ -401,8 +411,8 @@ mod tests {
             [Action::Extend { .. }, Action::Renew]
         ));
         answer(&mut watchdog, after, &actions);
-        assert_eq!(watchdog.standing(), Standing::Held);
-        let actions = watchdog.step(after, &Event::Lost(Loss::FileGone));
+        assert_eq!(watchdog.state(), LockState::Held);
+        let actions = watchdog.step(after, &Event::Lost(LossReason::FileGone));
         assert!(matches!(actions[..], [Action::Extend { .. }, Action::Stop]));
         assert_eq!(watchdog.due_at(), Some(after + Duration::from_secs(2)));
         let actions = watchdog.step(after + Duration::from_secs(2), &Event::Tick);
@@ -441,7 +451,10 @@ mod tests {
         let before = watchdog.deadlines();
         let mut doubtful = renewal(sent_at);
         doubtful.read.0 = Header { term: 4, ..HEADER };
-        assert_eq!(watchdog.doubt(&doubtful), Some(Doubt::OtherTerm));
+        assert_eq!(
+            watchdog.inconclusive(&doubtful),
+            Some(Inconclusive::OtherTerm)
+        );
         assert!(
             watchdog
                 .step(sent_at + Duration::from_secs(1), &Event::Renewed(doubtful))
@@ -457,7 +470,7 @@ mod tests {
         let sent_at = renew_once(&mut watchdog);
         let actions = watchdog.step(at(6.5), &Event::Renewed(renewal(sent_at)));
         assert!(matches!(actions[..], [Action::Extend { .. }]));
-        assert_eq!(watchdog.standing(), Standing::Lost(Loss::Unproven));
+        assert_eq!(watchdog.state(), LockState::Lost(LossReason::Unproven));
         assert_eq!(watchdog.deadlines().kill_at, at(8.5));
     }
 
@@ -466,19 +479,19 @@ mod tests {
         let mut watchdog = watchdog();
         let actions = watchdog.step(at(9999.0), &Event::Tick);
         assert!(!actions.contains(&Action::Renew));
-        assert_eq!(watchdog.standing(), Standing::Lost(Loss::Unproven));
+        assert_eq!(watchdog.state(), LockState::Lost(LossReason::Unproven));
     }
 
     #[test]
     fn a_key_that_is_gone_stops_and_kills_after_the_grace() {
         let mut watchdog = watchdog();
-        let actions = watchdog.step(at(1.0), &Event::Lost(Loss::KeyGone));
+        let actions = watchdog.step(at(1.0), &Event::Lost(LossReason::KeyGone));
         assert_eq!(actions.last(), Some(&Action::Stop));
         answer(&mut watchdog, at(1.0), &actions);
         assert_eq!(watchdog.due_at(), Some(at(3.0)));
         let actions = watchdog.step(at(3.0), &Event::Tick);
         assert_eq!(actions.last(), Some(&Action::Kill));
-        assert_eq!(watchdog.standing(), Standing::Lost(Loss::KeyGone));
+        assert_eq!(watchdog.state(), LockState::Lost(LossReason::KeyGone));
     }
 
     #[test]
@@ -497,46 +510,49 @@ mod tests {
 
     #[test]
     fn a_command_at_its_limit_is_stopped_once_and_the_lock_is_kept() {
-        let mut watchdog = watchdog().limited(Some(at(1.0)));
+        let mut watchdog = watchdog().with_max_hold(Some(at(1.0)));
         assert_eq!(watchdog.due_at(), Some(at(1.0)));
         assert_eq!(watchdog.step(at(1.0), &Event::Tick), [Action::Stop]);
-        assert_eq!(watchdog.cut(), Some(Cut::MaxHold));
-        assert!(watchdog.step(at(1.1), &Event::GiveUp).is_empty());
-        assert_eq!(watchdog.cut(), Some(Cut::MaxHold));
+        assert_eq!(watchdog.stop_reason(), Some(StopReason::MaxHold));
+        assert!(watchdog.step(at(1.1), &Event::ReleaseRequested).is_empty());
+        assert_eq!(watchdog.stop_reason(), Some(StopReason::MaxHold));
         let sent_at = renew_once(&mut watchdog);
         watchdog.step(sent_at, &Event::Renewed(renewal(sent_at)));
         assert!(watchdog.deadlines().kill_at > at(8.5));
-        assert_eq!(watchdog.standing(), Standing::Held);
+        assert_eq!(watchdog.state(), LockState::Held);
     }
 
     #[test]
     fn who_is_asked_to_give_up_stops_and_one_who_has_lost_does_not_care() {
         let mut asked = watchdog();
-        assert_eq!(asked.step(at(1.0), &Event::GiveUp), [Action::Stop]);
-        assert_eq!(asked.cut(), Some(Cut::Asked));
+        assert_eq!(
+            asked.step(at(1.0), &Event::ReleaseRequested),
+            [Action::Stop]
+        );
+        assert_eq!(asked.stop_reason(), Some(StopReason::Requested));
         let mut lost = watchdog();
-        lost.step(at(1.0), &Event::Lost(Loss::KeyGone));
-        assert!(lost.step(at(1.0), &Event::GiveUp).is_empty());
-        assert_eq!(lost.cut(), None);
+        lost.step(at(1.0), &Event::Lost(LossReason::KeyGone));
+        assert!(lost.step(at(1.0), &Event::ReleaseRequested).is_empty());
+        assert_eq!(lost.stop_reason(), None);
     }
 
     #[test]
     fn nothing_is_renewed_after_a_loss() {
         let mut watchdog = watchdog();
-        watchdog.step(at(1.0), &Event::Lost(Loss::KeyTaken));
+        watchdog.step(at(1.0), &Event::Lost(LossReason::KeyTaken));
         for seconds in 1..100 {
             let now = at(f64::from(seconds));
             let mut actions = watchdog.step(now, &Event::Tick);
             actions.extend(watchdog.step(now, &Event::Renewed(renewal(now))));
             assert!(!actions.contains(&Action::Renew));
         }
-        assert_eq!(watchdog.standing(), Standing::Lost(Loss::KeyTaken));
+        assert_eq!(watchdog.state(), LockState::Lost(LossReason::KeyTaken));
     }
 
     #[test]
     fn a_guard_that_does_not_answer_an_order_is_replaced_once() {
         let mut watchdog = watchdog();
-        watchdog.step(at(1.0), &Event::Lost(Loss::KeyGone));
+        watchdog.step(at(1.0), &Event::Lost(LossReason::KeyGone));
         let due_at = watchdog.due_at().unwrap();
         assert_eq!(due_at, at(3.0));
         assert_eq!(watchdog.step(due_at, &Event::Tick), [Action::KillTree]);
@@ -546,7 +562,7 @@ mod tests {
     #[test]
     fn a_guard_that_answers_is_left_to_its_work() {
         let mut watchdog = watchdog();
-        let actions = watchdog.step(at(1.0), &Event::Lost(Loss::KeyGone));
+        let actions = watchdog.step(at(1.0), &Event::Lost(LossReason::KeyGone));
         answer(&mut watchdog, at(1.01), &actions);
         let due_at = watchdog.due_at().unwrap();
         assert!(
@@ -573,7 +589,7 @@ mod tests {
             assert!(actions.contains(&Action::Renew));
             watchdog.step(due_at, &Event::Renewed(renewal(due_at)));
         }
-        assert_eq!(watchdog.standing(), Standing::Unguarded);
+        assert_eq!(watchdog.state(), LockState::Unguarded);
     }
 
     #[test]
@@ -591,10 +607,10 @@ mod tests {
     fn a_guard_that_stopped_the_command_at_a_deadline_means_a_loss() {
         let mut watchdog = watchdog();
         watchdog.step(at(1.0), &Event::TreeDead { in_time: false });
-        assert_eq!(watchdog.standing(), Standing::Lost(Loss::Unproven));
+        assert_eq!(watchdog.state(), LockState::Lost(LossReason::Unproven));
         let mut watchdog = self::watchdog();
         watchdog.step(at(1.0), &Event::TreeDead { in_time: true });
-        assert_eq!(watchdog.standing(), Standing::Held);
+        assert_eq!(watchdog.state(), LockState::Held);
         assert_eq!(watchdog.due_at(), None);
     }
 }

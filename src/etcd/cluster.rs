@@ -12,19 +12,19 @@ use tokio::time::{sleep, timeout};
 use tracing::{info, warn};
 
 use super::connection::{Connection, connect};
-use super::trouble::{Kind, Trouble, connect_hint};
+use super::error::{ErrorKind, LockError, connect_hint};
 use crate::config::credentials::Credentials;
 use crate::config::endpoint::Endpoint;
 use crate::config::{Settings, Tls};
 use crate::core::cluster_id::ClusterId;
-use crate::core::lease::Header;
-use crate::core::text::span;
-use crate::events;
+use crate::core::proof::Header;
+use crate::core::text::format_duration;
+use crate::output::events;
 
 /// An endpoint that has not answered within this gets a rival.
-const HEDGE: Duration = Duration::from_millis(500);
+const HEDGE_DELAY: Duration = Duration::from_millis(500);
 /// The pause after every endpoint has failed.
-const PAUSE: Duration = Duration::from_millis(200);
+const RETRY_PAUSE: Duration = Duration::from_millis(200);
 
 /// The members of one etcd cluster.
 ///
@@ -49,7 +49,7 @@ pub(crate) struct Cluster {
     /// Whether it was said that a member of another cluster has answered.
     warned: Cell<bool>,
     /// What each endpoint failed with last, for the final message.
-    troubles: RefCell<Vec<Option<Trouble>>>,
+    errors: RefCell<Vec<Option<LockError>>>,
 }
 
 impl Cluster {
@@ -69,7 +69,7 @@ impl Cluster {
             id_is_given: settings.cluster_id.is_some(),
             answered: Cell::new(false),
             warned: Cell::new(false),
-            troubles: RefCell::new(vec![None; count]),
+            errors: RefCell::new(vec![None; count]),
         }
     }
 
@@ -93,11 +93,11 @@ impl Cluster {
     /// Asks another endpoint from now on, unless that has been decided already.
     pub(crate) fn advance(&self, from: usize) {
         if self.current.get() == from {
-            self.turn_to((from + 1) % self.endpoints.len());
+            self.switch_to((from + 1) % self.endpoints.len());
         }
     }
 
-    fn turn_to(&self, index: usize) {
+    fn switch_to(&self, index: usize) {
         let before = self.current.replace(index);
         if before != index {
             let (from, to) = (self.name(before), self.name(index));
@@ -130,7 +130,7 @@ impl Cluster {
         &self,
         index: usize,
         limit: Duration,
-    ) -> Result<Connection, Trouble> {
+    ) -> Result<Connection, LockError> {
         let limit = limit.min(self.connect_limit);
         let mut slot = self.connections[index].lock().await;
         if let Some(connection) = &*slot {
@@ -146,7 +146,7 @@ impl Cluster {
         .boxed_local();
         let connection = connecting
             .await
-            .inspect_err(|trouble| self.note(index, trouble))?;
+            .inspect_err(|error| self.record_error(index, error))?;
         *slot = Some(connection.clone());
         Ok(connection)
     }
@@ -162,22 +162,25 @@ impl Cluster {
 
     /// Gives up a connection that has failed, and its endpoint with it, unless a newer one has taken its place. A token
     /// that ran out is no reason to leave the endpoint.
-    pub(crate) fn leave(&self, connection: &Connection, trouble: &Trouble) {
+    pub(crate) fn disconnect(&self, connection: &Connection, error: &LockError) {
         if let Some(index) = self.forget(connection)
-            && trouble.kind != Kind::Token
+            && error.kind != ErrorKind::AuthExpired
         {
             self.advance(index);
         }
     }
 
-    fn note(&self, index: usize, trouble: &Trouble) {
-        self.troubles.borrow_mut()[index] = Some(trouble.clone());
+    fn record_error(&self, index: usize, error: &LockError) {
+        self.errors.borrow_mut()[index] = Some(error.clone());
     }
 
     /// Reads an answer's header, and refuses a member of another cluster than that of the settings, or, where they name
     /// none, than the first that answered.
-    pub(crate) fn observe(&self, header: Option<&ResponseHeader>) -> Result<Header, Trouble> {
-        let header = header.ok_or_else(|| Trouble::elsewhere("an answer without a header"))?;
+    pub(crate) fn check_header(
+        &self,
+        header: Option<&ResponseHeader>,
+    ) -> Result<Header, LockError> {
+        let header = header.ok_or_else(|| LockError::retryable("an answer without a header"))?;
         let theirs = ClusterId(header.cluster_id());
         let id = *self.id.get_or_init(|| theirs);
         if theirs != id {
@@ -193,7 +196,7 @@ impl Cluster {
         })
     }
 
-    fn foreign(&self, theirs: ClusterId, id: ClusterId) -> Trouble {
+    fn foreign(&self, theirs: ClusterId, id: ClusterId) -> LockError {
         let (origin, hint) = if self.id_is_given {
             (
                 " of cluster-id",
@@ -202,10 +205,10 @@ impl Cluster {
         } else {
             ("", "name the members of one cluster only")
         };
-        Trouble::elsewhere(format!(
+        LockError::retryable(format!(
             "belongs to another cluster ({theirs}, not {id}{origin})"
         ))
-        .hinting(Some(hint))
+        .with_hint(Some(hint))
     }
 
     /// Without the setting it is a matter of chance which of the clusters a lock is taken in.
@@ -231,18 +234,18 @@ impl Cluster {
     pub(crate) async fn call<T>(
         &self,
         limit: Duration,
-        ask: impl AsyncFn(Connection) -> Result<T, Trouble>,
-    ) -> Result<T, Trouble> {
+        ask: impl AsyncFn(Connection) -> Result<T, LockError>,
+    ) -> Result<T, LockError> {
         // Boxed, as are the attempts: who asks would else need the stack of everything that it might ask.
-        let answer = timeout(limit, self.race(limit, &ask).boxed_local()).await;
+        let answer = timeout(limit, self.call_any(limit, &ask).boxed_local()).await;
         answer.unwrap_or_else(|_| Err(self.unreachable(limit)))
     }
 
-    async fn race<T>(
+    async fn call_any<T>(
         &self,
         limit: Duration,
-        ask: &impl AsyncFn(Connection) -> Result<T, Trouble>,
-    ) -> Result<T, Trouble> {
+        ask: &impl AsyncFn(Connection) -> Result<T, LockError>,
+    ) -> Result<T, LockError> {
         let count = self.endpoints.len();
         // A single endpoint has no rival that could use the time; its own failure says more than ours.
         let attempt = if count == 1 {
@@ -260,7 +263,7 @@ impl Cluster {
                     if rivals.len() == 0 {
                         std::future::pending::<()>().await;
                     }
-                    sleep(HEDGE).await;
+                    sleep(HEDGE_DELAY).await;
                 };
                 let ended = tokio::select! {
                     Some(ended) = racing.next() => Some(ended),
@@ -268,11 +271,11 @@ impl Cluster {
                 };
                 match ended {
                     Some((index, Ok(answer))) => {
-                        self.turn_to(index);
+                        self.switch_to(index);
                         return Ok(answer);
                     }
-                    Some((index, Err(trouble))) if trouble.kind == Kind::Refused => {
-                        return Err(self.named(index, trouble));
+                    Some((index, Err(error))) if error.kind == ErrorKind::Refused => {
+                        return Err(self.named(index, error));
                     }
                     Some(_) | None => {
                         if let Some(rival) = rivals.next() {
@@ -281,7 +284,7 @@ impl Cluster {
                     }
                 }
             }
-            sleep(PAUSE).await;
+            sleep(RETRY_PAUSE).await;
         }
     }
 
@@ -289,33 +292,33 @@ impl Cluster {
         &self,
         index: usize,
         limit: Duration,
-        ask: &impl AsyncFn(Connection) -> Result<T, Trouble>,
-    ) -> (usize, Result<T, Trouble>) {
+        ask: &impl AsyncFn(Connection) -> Result<T, LockError>,
+    ) -> (usize, Result<T, LockError>) {
         let connection = match self.connection(index, limit).await {
             Ok(connection) => connection,
-            Err(trouble) => return (index, Err(trouble)),
+            Err(error) => return (index, Err(error)),
         };
         let answer = timeout(limit, ask(connection.clone()).boxed_local())
             .await
-            .unwrap_or_else(|_| Err(Trouble::silence(limit)));
-        if let Err(trouble) = &answer {
-            if matches!(trouble.kind, Kind::Elsewhere | Kind::Token) {
+            .unwrap_or_else(|_| Err(LockError::no_answer(limit)));
+        if let Err(error) = &answer {
+            if matches!(error.kind, ErrorKind::Retryable | ErrorKind::AuthExpired) {
                 self.forget(&connection);
             }
-            self.note(index, &self.with_hint(index, trouble));
+            self.record_error(index, &self.with_hint(index, error));
         }
         (index, answer)
     }
 
-    fn with_hint(&self, index: usize, trouble: &Trouble) -> Trouble {
-        let hint = connect_hint(self.endpoints[index].https, &trouble.cause);
-        trouble.clone().hinting(hint)
+    fn with_hint(&self, index: usize, error: &LockError) -> LockError {
+        let hint = connect_hint(self.endpoints[index].https, &error.cause);
+        error.clone().with_hint(hint)
     }
 
-    fn named(&self, index: usize, trouble: Trouble) -> Trouble {
-        Trouble {
-            cause: format!("etcd at '{}': {}", self.name(index), trouble.cause),
-            ..trouble
+    fn named(&self, index: usize, error: LockError) -> LockError {
+        LockError {
+            cause: format!("etcd at '{}': {}", self.name(index), error.cause),
+            ..error
         }
     }
 
@@ -325,28 +328,25 @@ impl Cluster {
     }
 
     fn causes(&self) -> String {
-        let troubles = self.troubles.borrow();
+        let errors = self.errors.borrow();
         let causes = (0..self.endpoints.len()).map(|index| {
-            let cause = troubles[index]
+            let cause = errors[index]
                 .as_ref()
-                .map_or("no answer", |trouble| trouble.cause.as_str());
+                .map_or("no answer", |error| error.cause.as_str());
             format!("'{}': {cause}", self.name(index))
         });
         causes.collect::<Vec<_>>().join("; ")
     }
 
     /// What to say when no endpoint has answered in time: each with its own failure.
-    pub(super) fn unreachable(&self, limit: Duration) -> Trouble {
-        let troubles = self.troubles.borrow();
-        let hint = troubles
-            .iter()
-            .flatten()
-            .find_map(|trouble| trouble.hint.clone());
-        Trouble {
-            kind: Kind::Elsewhere,
+    pub(super) fn unreachable(&self, limit: Duration) -> LockError {
+        let errors = self.errors.borrow();
+        let hint = errors.iter().flatten().find_map(|error| error.hint.clone());
+        LockError {
+            kind: ErrorKind::Retryable,
             cause: format!(
                 "no endpoint answered within {}: {}",
-                span(limit),
+                format_duration(limit),
                 self.causes()
             ),
             hint,

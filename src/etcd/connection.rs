@@ -16,11 +16,11 @@ use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use super::trouble::{Kind, Trouble, connect_hint, handshake_hint};
+use super::error::{ErrorKind, LockError, connect_hint, handshake_hint};
 use crate::config::Tls;
 use crate::config::credentials::Credentials;
 use crate::config::endpoint::Endpoint;
-use crate::core::text::span;
+use crate::core::text::format_duration;
 
 /// A connection that is never made anew behind our back: when it breaks, everything on it fails, so
 /// all that it answered came from one server.
@@ -62,18 +62,18 @@ pub(crate) async fn connect(
     tls: &Tls,
     credentials: Option<&Credentials>,
     limit: Duration,
-) -> Result<Connection, Trouble> {
+) -> Result<Connection, LockError> {
     let client = timeout(limit, contact(endpoint, tls, credentials, limit))
         .await
         .unwrap_or_else(|_| {
-            Err(Trouble::elsewhere(format!(
+            Err(LockError::retryable(format!(
                 "no connection within {}",
-                span(limit)
+                format_duration(limit)
             )))
         })
-        .map_err(|trouble| {
-            let hint = connect_hint(endpoint.https, &trouble.cause);
-            trouble.hinting(hint)
+        .map_err(|error| {
+            let hint = connect_hint(endpoint.https, &error.cause);
+            error.with_hint(hint)
         })?;
     Ok(Connection { client })
 }
@@ -83,9 +83,9 @@ async fn contact(
     tls: &Tls,
     credentials: Option<&Credentials>,
     limit: Duration,
-) -> Result<Rc<Client>, Trouble> {
+) -> Result<Rc<Client>, LockError> {
     let mut target = tonic::transport::Endpoint::from_shared(endpoint.to_string())
-        .map_err(|error| Trouble::refused(error.to_string(), None))?;
+        .map_err(|error| LockError::refused(error.to_string(), None))?;
     if endpoint.https {
         target = target
             .tls_config(tls_options(endpoint, tls)?)
@@ -107,9 +107,9 @@ async fn contact(
         .boxed_local()
         .await
         .map_err(|error| {
-            let trouble = Trouble::from(Error::TransportError(error));
-            let hint = handshake_hint(endpoint.https, &trouble.cause);
-            trouble.hinting(hint)
+            let error = LockError::from(Error::TransportError(error));
+            let hint = handshake_hint(endpoint.https, &error.cause);
+            error.with_hint(hint)
         })?;
     authenticate(channel, credentials).boxed_local().await
 }
@@ -117,7 +117,7 @@ async fn contact(
 async fn authenticate(
     channel: tonic::transport::Channel,
     credentials: Option<&Credentials>,
-) -> Result<Rc<Client>, Trouble> {
+) -> Result<Rc<Client>, LockError> {
     // A member without a leader fails at once instead of after the server's 7 s.
     let options = ConnectOptions::new()
         .with_require_leader(true)
@@ -137,15 +137,15 @@ async fn authenticate(
     Ok(Rc::new(client.await?))
 }
 
-fn credentials_trouble(user: &str, error: Error) -> Trouble {
-    let trouble = Trouble::from(error);
-    if trouble.kind == Kind::Refused {
-        return Trouble {
-            cause: format!("cannot log in as '{user}': {}", trouble.cause),
-            ..trouble
+fn credentials_trouble(user: &str, error: Error) -> LockError {
+    let error = LockError::from(error);
+    if error.kind == ErrorKind::Refused {
+        return LockError {
+            cause: format!("cannot log in as '{user}': {}", error.cause),
+            ..error
         };
     }
-    trouble
+    error
 }
 
 /// Tries the addresses of a name one after the other, each with its share of the time.
@@ -167,10 +167,10 @@ pub(super) async fn dial(host: &str, port: u16, limit: Duration) -> std::io::Res
 }
 
 /// The files are read anew for every connection, so that rotated certificates are picked up.
-fn tls_options(endpoint: &Endpoint, tls: &Tls) -> Result<TlsOptions, Trouble> {
+fn tls_options(endpoint: &Endpoint, tls: &Tls) -> Result<TlsOptions, LockError> {
     let read = |path: &std::path::Path| {
         std::fs::read(path).map_err(|error| {
-            Trouble::refused(format!("cannot read '{}': {error}", path.display()), None)
+            LockError::refused(format!("cannot read '{}': {error}", path.display()), None)
         })
     };
     let mut options = TlsOptions::new().domain_name(endpoint.host.clone());

@@ -2,8 +2,8 @@
 //! It must not know which of the answers are bad, nor the other endpoints.
 
 pub(crate) mod certificates;
-mod trial;
-mod visit;
+mod http_probe;
+mod trial_lock;
 
 use std::time::Duration;
 
@@ -11,61 +11,74 @@ use etcd_client::{Error, ResponseHeader, StatusResponse};
 use tokio::time::timeout;
 
 use super::connection::{Connection, connect};
-use super::trouble::{Kind, Trouble, connect_hint};
-use crate::clock;
+use super::error::{ErrorKind, LockError, connect_hint};
 use crate::config::Settings;
 use crate::config::credentials::Credentials;
 use crate::config::endpoint::Endpoint;
 use crate::core::doctor::certificate::Certificate;
-use crate::core::doctor::endpoints::{Answer, Asked, Complaint, Member, Status};
-use crate::core::lease::{Header, Terms};
+use crate::core::doctor::endpoints::{Answer, Complaint, Member, MemberStatus, Probe};
+use crate::core::proof::Header;
+use crate::core::time::LeaseTimings;
+use crate::sys::clock;
 
 /// How long one request may take, unless it is a proof: those have the limit of a renewal.
-const STEP: Duration = Duration::from_secs(5);
+const STEP_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What one endpoint has shown.
 pub(crate) struct Examined {
-    pub(crate) asked: Asked,
+    pub(crate) asked: Probe,
     /// The server's certificate, where there is one that is trusted.
     pub(crate) certificate: Option<Certificate>,
 }
 
 /// Asks one endpoint everything. Until the first answer it may take as long as `--connect-timeout`.
-pub(crate) async fn examine(endpoint: &Endpoint, settings: &Settings, terms: Terms) -> Examined {
+pub(crate) async fn examine(
+    endpoint: &Endpoint,
+    settings: &Settings,
+    timings: LeaseTimings,
+) -> Examined {
     let (answer, visit) = tokio::join!(
-        ask(endpoint, settings, terms),
-        visit::visit(endpoint, &settings.tls, settings.connect_timeout.min(STEP))
+        probe(endpoint, settings, timings),
+        http_probe::probe(
+            endpoint,
+            &settings.tls,
+            settings.connect_timeout.min(STEP_TIMEOUT)
+        )
     );
     let answer = answer.map(|answer| Answer {
         version: answer.version.or(visit.version),
         ..answer
     });
     Examined {
-        asked: Asked {
+        asked: Probe {
             endpoint: endpoint.to_string(),
-            answer: answer.map_err(|trouble| {
-                let hint = connect_hint(endpoint.https, &trouble.cause);
-                complaint(trouble.hinting(hint))
+            answer: answer.map_err(|error| {
+                let hint = connect_hint(endpoint.https, &error.cause);
+                complaint(error.with_hint(hint))
             }),
         },
         certificate: visit.certificate,
     }
 }
 
-async fn ask(endpoint: &Endpoint, settings: &Settings, terms: Terms) -> Result<Answer, Trouble> {
+async fn probe(
+    endpoint: &Endpoint,
+    settings: &Settings,
+    timings: LeaseTimings,
+) -> Result<Answer, LockError> {
     let limit = settings.connect_timeout;
     let credentials = settings.credentials.as_ref();
     let asked_at = clock::now();
     let etcd = connect(endpoint, &settings.tls, credentials, limit).await?;
     let left = limit.saturating_sub(clock::now().since(asked_at));
     let status = match timeout(left, etcd.client().maintenance_client().status()).await {
-        Ok(status) => told(status)?,
-        Err(_) => return Err(Trouble::silence(limit)),
+        Ok(status) => status_answer(status)?,
+        Err(_) => return Err(LockError::no_answer(limit)),
     };
     let took = clock::now().since(asked_at);
     let users = users(&etcd, credentials).await;
     let members = members(&etcd).await;
-    let (trial, granted_by) = trial::run(&etcd, &settings.prefix, terms).await;
+    let (trial, granted_by) = trial_lock::run(&etcd, &settings.prefix, timings).await;
     let header = status.as_ref().and_then(|status| header(status.header()));
     Ok(Answer {
         took,
@@ -79,16 +92,18 @@ async fn ask(endpoint: &Endpoint, settings: &Settings, terms: Terms) -> Result<A
 }
 
 /// The status, or nothing where it is not for this user: since 3.4.42, 3.5.28 and 3.6.9 it is for root.
-fn told(status: Result<StatusResponse, Error>) -> Result<Option<StatusResponse>, Trouble> {
-    match status.map_err(Trouble::from) {
+fn status_answer(
+    status: Result<StatusResponse, Error>,
+) -> Result<Option<StatusResponse>, LockError> {
+    match status.map_err(LockError::from) {
         Ok(status) => Ok(Some(status)),
-        Err(trouble) if trouble.kind == Kind::Refused => Ok(None),
-        Err(trouble) => Err(trouble),
+        Err(error) if error.kind == ErrorKind::Refused => Ok(None),
+        Err(error) => Err(error),
     }
 }
 
-fn state(status: &StatusResponse) -> Status {
-    Status {
+fn state(status: &StatusResponse) -> MemberStatus {
+    MemberStatus {
         leader: status.leader(),
         learner: status.is_learner(),
         size: status.db_size(),
@@ -104,16 +119,16 @@ async fn users(etcd: &Connection, credentials: Option<&Credentials>) -> Option<b
     let mut auth = etcd.client().auth_client();
     let login = auth.authenticate(user.clone(), password.clone());
     // Who could not log in has no connection, so that only one refusal is left.
-    match within(STEP, login).await {
+    match within(STEP_TIMEOUT, login).await {
         Ok(_) => Some(true),
-        Err(trouble) if trouble.kind == Kind::Refused => Some(false),
+        Err(error) if error.kind == ErrorKind::Refused => Some(false),
         Err(_) => None,
     }
 }
 
 async fn members(etcd: &Connection) -> Vec<Member> {
     // Who may not ask does without.
-    let Ok(list) = within(STEP, etcd.client().cluster_client().member_list()).await else {
+    let Ok(list) = within(STEP_TIMEOUT, etcd.client().cluster_client().member_list()).await else {
         return Vec::new();
     };
     let member = |member: &etcd_client::Member| Member {
@@ -128,10 +143,10 @@ async fn members(etcd: &Connection) -> Vec<Member> {
 async fn within<T>(
     limit: Duration,
     answer: impl Future<Output = Result<T, Error>>,
-) -> Result<T, Trouble> {
+) -> Result<T, LockError> {
     match timeout(limit, answer).await {
-        Ok(answer) => answer.map_err(Trouble::from),
-        Err(_) => Err(Trouble::silence(limit)),
+        Ok(answer) => answer.map_err(LockError::from),
+        Err(_) => Err(LockError::no_answer(limit)),
     }
 }
 
@@ -144,10 +159,10 @@ fn header(header: Option<&ResponseHeader>) -> Option<Header> {
     })
 }
 
-fn complaint(trouble: Trouble) -> Complaint {
+fn complaint(error: LockError) -> Complaint {
     Complaint {
-        refused: trouble.kind == Kind::Refused,
-        cause: trouble.cause,
-        hint: trouble.hint,
+        refused: error.kind == ErrorKind::Refused,
+        cause: error.cause,
+        hint: error.hint,
     }
 }

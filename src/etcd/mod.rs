@@ -1,30 +1,30 @@
 //! Everything that is said to etcd and understood of its answers; the only room that names its client.
 //! It must not know the command that runs under the lock, nor exit codes.
 
-pub(crate) mod ask;
+pub(crate) mod acquire;
 mod cluster;
 mod connection;
-pub(crate) mod contend;
 pub(crate) mod doctor;
-pub(crate) mod look;
-mod marks;
-mod places;
+mod error;
+pub(crate) mod eviction;
+pub(crate) mod listing;
 mod prepare;
+pub(crate) mod queue;
+mod requests;
 pub(crate) mod session;
-pub(crate) mod survey;
-mod trouble;
-mod vigil;
+mod ttl_keys;
+mod wait;
 
 pub(crate) use cluster::Cluster;
 
-use crate::core::lease::LeaseId;
-use crate::trouble::Trouble;
+use crate::core::proof::LeaseId;
+use crate::lock::error::LockError;
 
 /// A random positive id: one that the server picks would be lost with the answer.
-fn random_lease() -> Result<LeaseId, Trouble> {
+fn random_lease() -> Result<LeaseId, LockError> {
     let mut bytes = [0_u8; 8];
     // Eight bytes come whole, and without waiting once the system is up (getrandom(2)).
     rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())
-        .map_err(|error| Trouble::refused(format!("no random lease id: {error}"), None))?;
+        .map_err(|error| LockError::refused(format!("no random lease id: {error}"), None))?;
     Ok(LeaseId((i64::from_ne_bytes(bytes) & i64::MAX).max(1)))
 }

@@ -5,65 +5,67 @@ use std::time::Duration;
 
 use tracing::warn;
 
-use super::contend::{Contender, LEAVE};
-use super::marks::{Claimed, Marked};
+use super::acquire::{EtcdBackend, LEAVE_TIMEOUT};
+use super::error::{ErrorKind, LockError, attempt_after};
 use super::random_lease;
-use super::trouble::{Kind, Trouble, attempt_after};
-use crate::clock;
-use crate::core::abandoned::{Attempt, Next};
-use crate::core::holder::{Ask, Holder};
-use crate::core::lease::{Instant, LeaseId, Place, Terms};
-use crate::core::mode::Mode;
+use super::ttl_keys::{Claimed, Marked};
+use crate::core::abandoned::{AfterRevoke, Attempt};
+use crate::core::holder::{Holder, StopRequest};
 use crate::core::preparation::{Grant, Mark};
-use crate::core::text::span;
-use crate::events;
+use crate::core::proof::{EntryId, LeaseId};
+use crate::core::request::Mode;
+use crate::core::text::format_duration;
+use crate::core::time::{Instant, LeaseTimings};
+use crate::output::events;
+use crate::sys::clock;
 
 /// How far the preparations went.
 pub(super) enum Prepared {
     Ready,
     /// To be tried again.
     NotYet,
-    PlaceLost,
-    Ran(Option<Holder>),
-    Asked(Ask),
+    EntryLost,
+    AlreadyRan(Option<Holder>),
+    StopRequested(StopRequest),
 }
 
-impl Contender {
+impl EtcdBackend {
     /// Whether all is done in etcd that a command needs which starts now. `tries` is how often all of it was done.
-    pub(super) fn is_prepared(&self, now: Instant, terms: Terms, tries: u32) -> bool {
-        let young = |grant: Grant| grant.is_young(now, terms, tries);
-        let stands = |mark: Mark| mark.stands(now, terms, tries);
-        (self.slot.get().is_some() || !matches!(self.wish.mode, Mode::Slots(_)))
-            && (self.wish.min_hold.is_none() || self.cooldown.get().is_some_and(young))
-            && (self.wish.once_per.is_none() || self.mark.get().is_some_and(stands))
+    pub(super) fn is_prepared(&self, now: Instant, timings: LeaseTimings, tries: u32) -> bool {
+        let young = |grant: Grant| grant.is_young(now, timings, tries);
+        let stands = |mark: Mark| mark.is_still_young(now, timings, tries);
+        (self.slot.get().is_some() || !matches!(self.request.mode, Mode::Slots(_)))
+            && (self.request.min_hold.is_none() || self.cooldown.get().is_some_and(young))
+            && (self.request.once_per.is_none() || self.mark.get().is_some_and(stands))
     }
 
     /// Takes a slot, and makes what outlives the holding of the lock: as far as it is not done, or done too long ago.
     pub(super) async fn prepare(
         &self,
-        place: Place,
-        terms: Terms,
+        entry: EntryId,
+        timings: LeaseTimings,
         tries: u32,
-    ) -> Result<Prepared, Trouble> {
-        let limit = terms.attempt() * 2;
-        let young = |grant: Grant| grant.is_young(clock::now(), terms, tries);
-        if let (Mode::Slots(slots), None) = (self.wish.mode, self.slot.get()) {
-            let claimed = async |etcd| self.places.claim(etcd, place, slots).await;
-            match self.ask_etcd(limit, claimed).await? {
+    ) -> Result<Prepared, LockError> {
+        let limit = timings.renew_timeout() * 2;
+        let young = |grant: Grant| grant.is_young(clock::now(), timings, tries);
+        if let (Mode::Slots(slots), None) = (self.request.mode, self.slot.get()) {
+            let claimed = async |etcd| self.requests.claim_slot(etcd, entry, slots).await;
+            match self.call(limit, claimed).await? {
                 Claimed::Slot(slot) => self.slot.set(Some(slot)),
                 Claimed::NoneFree => return Ok(Prepared::NotYet),
-                Claimed::PlaceLost => return Ok(Prepared::PlaceLost),
-                Claimed::Asked(ask) => return Ok(Prepared::Asked(ask)),
+                Claimed::EntryLost => return Ok(Prepared::EntryLost),
+                Claimed::Asked(ask) => return Ok(Prepared::StopRequested(ask)),
             }
         }
-        if let Some(ttl) = self.wish.min_hold
+        if let Some(ttl) = self.request.min_hold
             && !self.cooldown.get().is_some_and(young)
         {
             let before = self.cooldown.replace(Some(self.grant(ttl, limit).await?));
             self.abandon(before.map(|before| before.lease));
         }
-        if let Some(ttl) = self.wish.once_per
-            && !(self.mark.get()).is_some_and(|mark| mark.stands(clock::now(), terms, tries))
+        if let Some(ttl) = self.request.once_per
+            && !(self.mark.get())
+                .is_some_and(|mark| mark.is_still_young(clock::now(), timings, tries))
         {
             let kept = self
                 .mark
@@ -79,29 +81,33 @@ impl Contender {
             self.abandon(before.filter(|before| *before != grant.lease));
             // An attempt whose answer was lost may have made the mark under a lease that was given up since.
             let ours = self.abandoned.borrow().clone();
-            let marked = async |etcd| self.places.mark(etcd, place, grant.lease, &ours).await;
-            match self.ask_etcd(limit, marked).await? {
+            let marked = async |etcd| {
+                self.requests
+                    .mark_run(etcd, entry, grant.lease, &ours)
+                    .await
+            };
+            match self.call(limit, marked).await? {
                 Marked::Ours => self.mark.set(Some(Mark { grant, made: true })),
-                Marked::There(ran) => return Ok(Prepared::Ran(ran)),
-                Marked::PlaceLost => return Ok(Prepared::PlaceLost),
+                Marked::AlreadyRan(ran) => return Ok(Prepared::AlreadyRan(ran)),
+                Marked::EntryLost => return Ok(Prepared::EntryLost),
                 Marked::LeaseGone => {
                     self.mark.set(None);
                     return Ok(Prepared::NotYet);
                 }
             }
         }
-        self.clear_up(LEAVE).await;
+        self.revoke_abandoned(LEAVE_TIMEOUT).await;
         Ok(Prepared::Ready)
     }
 
     /// Grants a lease that nobody renews. Those of attempts whose answers are lost are taken back later.
-    pub(super) async fn grant(&self, ttl: Duration, limit: Duration) -> Result<Grant, Trouble> {
-        let granted = self.ask_etcd(limit, async |etcd| {
+    pub(super) async fn grant(&self, ttl: Duration, limit: Duration) -> Result<Grant, LockError> {
+        let granted = self.call(limit, async |etcd| {
             let lease = random_lease()?;
             self.abandoned.borrow_mut().push(lease);
             let sent_at = clock::now();
-            let granted = self.places.grant(etcd, lease, ttl).await;
-            let exists = matches!(&granted, Err(trouble) if trouble.kind == Kind::LeaseExists);
+            let granted = self.requests.grant(etcd, lease, ttl).await;
+            let exists = matches!(&granted, Err(error) if error.kind == ErrorKind::LeaseExists);
             if exists || attempt_after(&granted) == Attempt::Refused {
                 // Somebody else's, or nobody's.
                 self.forget(lease);
@@ -126,38 +132,38 @@ impl Contender {
 
     /// Takes back what was done for a command that does not start: first of all the mark, for those behind us are not to
     /// find it once the lock is free.
-    pub(super) async fn undo(&self, limit: Duration) {
+    pub(super) async fn revoke_unused(&self, limit: Duration) {
         let mark = self.mark.take().map(|mark| mark.grant);
         for grant in [self.cooldown.take(), mark].into_iter().flatten() {
             self.abandon(Some(grant.lease));
         }
         // The newest first: the older ones have no keys, as a rule.
         self.abandoned.borrow_mut().reverse();
-        self.clear_up(limit).await;
+        self.revoke_abandoned(limit).await;
     }
 
     /// Says so if a mark may still stand although no run has started.
     pub(super) fn warn_of_mark(&self, lease: LeaseId) {
-        let Some(once_per) = self.wish.once_per else {
+        let Some(once_per) = self.request.once_per else {
             return;
         };
         if !self.abandoned.borrow().contains(&lease) {
             return;
         }
-        let name = self.places.queue.lock();
+        let name = self.requests.keys.lock();
         warn!(
             event = events::MARK_LEFT,
             lock = %name,
             within_seconds = once_per.as_secs(),
             "etcd did not confirm that the mark of this run is taken back: no run of '{name}' may start within {}, although none has",
-            span(once_per)
+            format_duration(once_per)
         );
     }
 
     /// Sees to it that attempts whose end was not seen leave nothing behind, neither now nor later, as
     /// [`core::abandoned`](crate::core::abandoned) says. What etcd does not confirm is kept for the next time. Says whether
     /// there were any.
-    pub(super) async fn clear_up(&self, limit: Duration) -> bool {
+    pub(super) async fn revoke_abandoned(&self, limit: Duration) -> bool {
         let until = clock::now() + limit;
         let rest = || until.since(clock::now());
         let leases = self.abandoned.borrow().clone();
@@ -168,28 +174,28 @@ impl Contender {
         if to_bar.is_empty() {
             return true;
         }
-        let barring = async |etcd| self.places.bar(etcd, &to_bar).await;
-        match self.ask_etcd(rest(), barring).await {
+        let barring = async |etcd| self.requests.bar(etcd, &to_bar).await;
+        match self.call(rest(), barring).await {
             Ok(()) => {
                 let barred = to_bar.iter().map(|lease| (*lease, Attempt::Barred));
                 self.late.borrow_mut().extend(barred);
                 self.revoke(&to_bar, rest()).await;
             }
-            Err(trouble) => tracing::debug!("what comes late cannot be barred: {trouble}"),
+            Err(error) => tracing::debug!("what comes late cannot be barred: {error}"),
         }
         true
     }
 
     /// Revokes leases, and forgets those under which nothing can come any more; gives those that are to be barred.
     async fn revoke(&self, leases: &[LeaseId], limit: Duration) -> Vec<LeaseId> {
-        let gone = self.places.revoke(leases, limit).await;
+        let gone = self.requests.revoke(leases, limit).await;
         let mut late = self.late.borrow_mut();
         let (mut to_bar, mut done) = (Vec::new(), Vec::new());
         for (lease, found) in gone {
             let attempt = late.get(&lease).copied().unwrap_or(Attempt::Answered);
             match attempt.after_revoke(found) {
-                Next::Bar => to_bar.push(lease),
-                Next::Done => done.push(lease),
+                AfterRevoke::Bar => to_bar.push(lease),
+                AfterRevoke::Done => done.push(lease),
             }
         }
         self.abandoned

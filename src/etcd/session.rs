@@ -16,40 +16,41 @@ use tokio::time::{sleep, timeout};
 
 use super::Cluster;
 use super::connection::Connection;
-use super::look::counted;
-use super::trouble::{Kind, Trouble};
-use crate::clock;
-use crate::contest::{Keep, News};
+use super::error::{ErrorKind, LockError};
+use super::queue::count_before;
 use crate::core::heartbeat::Watch;
 use crate::core::holder::Holder;
-use crate::core::lease::{FencingToken, Header, LeaseId, Loss, Place, Renewal, Terms};
-use crate::core::queue::Queue;
+use crate::core::keys::LockKeys;
+use crate::core::proof::{EntryId, FencingToken, Header, LeaseId, LossReason, Renewal};
+use crate::core::time::LeaseTimings;
+use crate::lock::backend::{LockSession, SessionEvent};
+use crate::sys::clock;
 
 /// The pause before a watch that broke at once is opened again; one that has lived for longer is opened at once.
-const PAUSE: Duration = Duration::from_millis(250);
+const RETRY_PAUSE: Duration = Duration::from_millis(250);
 
 /// A holder's watch begins after this: a command that ends at once needs none.
-const SETTLE: Duration = Duration::from_millis(100);
+const WATCH_DELAY: Duration = Duration::from_millis(100);
 
 /// For whom a waiter waits.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) enum Awaited {
+pub(super) enum WatchTarget {
     #[default]
     Nobody,
     /// That this place ends or is changed, as it was at this revision.
     One { key: String, changed: i64 },
     /// That any of these ends or is changed.
     Any {
-        queue: Queue,
+        queue: LockKeys,
         keys: BTreeSet<String>,
         /// How many stood before us, whoever they were, as far as they are counted.
         count: usize,
     },
 }
 
-impl Awaited {
+impl WatchTarget {
     /// Whether an event at `key` is about one of those who are awaited.
-    fn concerns(&self, key: &[u8]) -> bool {
+    fn contains(&self, key: &[u8]) -> bool {
         match self {
             Self::Nobody => false,
             Self::One { key: awaited, .. } => awaited.as_bytes() == key,
@@ -59,88 +60,88 @@ impl Awaited {
 }
 
 /// Renews and watches in the background until it is dropped.
-pub(crate) struct Session {
-    orders: mpsc::UnboundedSender<()>,
-    news: mpsc::UnboundedReceiver<News>,
-    awaited: watch::Sender<Awaited>,
+pub(crate) struct EtcdSession {
+    requests: mpsc::UnboundedSender<()>,
+    events: mpsc::UnboundedReceiver<SessionEvent>,
+    target: watch::Sender<WatchTarget>,
     _tasks: JoinSet<()>,
 }
 
-impl Session {
+impl EtcdSession {
     /// Must be called inside a `tokio::task::LocalSet`.
-    pub(super) fn open(
+    pub(super) fn open_keepalive(
         cluster: &Rc<Cluster>,
         key: &str,
-        place: Place,
-        terms: Terms,
-        awaited: Awaited,
+        entry: EntryId,
+        timings: LeaseTimings,
+        awaited: WatchTarget,
     ) -> Self {
         let (orders, ordered) = mpsc::unbounded_channel();
-        let (tell, news) = mpsc::unbounded_channel();
+        let (tell, event) = mpsc::unbounded_channel();
         let (follow, awaited) = watch::channel(awaited);
-        let subject = Rc::new(Subject {
+        let subject = Rc::new(SessionState {
             cluster: Rc::clone(cluster),
             key: key.to_owned(),
-            place,
-            terms,
-            tell,
+            entry,
+            timings,
+            events: tell,
         });
         let mut tasks = JoinSet::new();
         tasks.spawn_local(renew(Rc::clone(&subject), ordered, awaited.clone()));
-        tasks.spawn_local(observe(subject, awaited));
+        tasks.spawn_local(watch_loop(subject, awaited));
         Self {
-            orders,
-            news,
-            awaited: follow,
+            requests: orders,
+            events: event,
+            target: follow,
             _tasks: tasks,
         }
     }
 
     /// Waits for others from now on.
-    pub(super) fn follow(&self, awaited: Awaited) {
-        self.awaited.send_replace(awaited);
+    pub(super) fn watch_for(&self, awaited: WatchTarget) {
+        self.target.send_replace(awaited);
     }
 }
 
-impl Keep for Session {
+impl LockSession for EtcdSession {
     fn renew(&self) {
         // The task ends with the session, so there is always somebody to hear it.
-        let _ = self.orders.send(());
+        let _ = self.requests.send(());
     }
 
-    async fn news(&mut self) -> News {
-        match self.news.recv().await {
-            Some(news) => news,
+    async fn next_event(&mut self) -> SessionEvent {
+        match self.events.recv().await {
+            Some(event) => event,
             None => std::future::pending().await,
         }
     }
 }
 
 /// What both tasks work for.
-struct Subject {
+struct SessionState {
     cluster: Rc<Cluster>,
     key: String,
-    place: Place,
-    terms: Terms,
-    tell: mpsc::UnboundedSender<News>,
+    entry: EntryId,
+    timings: LeaseTimings,
+    events: mpsc::UnboundedSender<SessionEvent>,
 }
 
-impl Subject {
-    fn tell(&self, news: News) {
-        let _ = self.tell.send(news);
+impl SessionState {
+    fn emit(&self, event: SessionEvent) {
+        let _ = self.events.send(event);
     }
 
     /// One linearizable read of our key and, while waiting, of those who are awaited.
     async fn read(
         &self,
         etcd: &Connection,
-        awaited: &Awaited,
-    ) -> Result<(Header, Option<Place>), Trouble> {
+        awaited: &WatchTarget,
+    ) -> Result<(Header, Option<EntryId>), LockError> {
         let mut reads = vec![TxnOp::get(self.key.as_str(), None)];
-        reads.extend(self.others(awaited));
+        reads.extend(self.read_target(awaited));
         // A transaction that only reads is linearizable (server/etcdserver/v3_server.go Txn).
         let answer = etcd.kv().txn(Txn::new().and_then(reads)).await?;
-        let header = self.cluster.observe(answer.header())?;
+        let header = self.cluster.check_header(answer.header())?;
         let mut reads = answer.op_responses().into_iter().map(|read| match read {
             TxnOpResponse::Get(read) => Some(read),
             _ => None,
@@ -150,43 +151,47 @@ impl Subject {
             .flatten()
             .and_then(|mut read| read.take_kvs().pop());
         if let Some(own) = &own {
-            self.listen(own);
+            self.check_stop_request(own);
         }
         let others = reads.next().flatten();
         let moved = others.is_some_and(|others| match awaited {
-            Awaited::Nobody => false,
-            Awaited::One { changed, .. } => {
+            WatchTarget::Nobody => false,
+            WatchTarget::One { changed, .. } => {
                 let latest = others.kvs().first().map(KeyValue::mod_revision);
                 latest != Some(*changed)
             }
-            Awaited::Any { count, .. } => others.kvs().len() != *count,
+            WatchTarget::Any { count, .. } => others.kvs().len() != *count,
         });
         if moved {
-            self.tell(News::Moved);
+            self.emit(SessionEvent::QueueChanged);
         }
-        let place = own.map(|own| Place {
+        let entry = own.map(|own| EntryId {
             token: FencingToken(own.create_revision()),
             lease: LeaseId(own.lease()),
         });
-        Ok((header, place))
+        Ok((header, entry))
     }
 
     /// The read that shows whether those who are awaited have moved.
-    fn others(&self, awaited: &Awaited) -> Option<TxnOp> {
+    fn read_target(&self, awaited: &WatchTarget) -> Option<TxnOp> {
         match awaited {
-            Awaited::Nobody => None,
-            Awaited::One { key, .. } => Some(TxnOp::get(
+            WatchTarget::Nobody => None,
+            WatchTarget::One { key, .. } => Some(TxnOp::get(
                 key.as_str(),
                 Some(GetOptions::new().with_keys_only()),
             )),
-            Awaited::Any { queue, .. } => Some(counted(queue, self.place.token.0)),
+            WatchTarget::Any { queue, .. } => Some(count_before(queue, self.entry.token.0)),
         }
     }
 
     /// Tells what a watch has seen.
-    fn hear(&self, answer: &WatchResponse, awaited: &Awaited) -> Result<(), Trouble> {
+    fn on_watch_response(
+        &self,
+        answer: &WatchResponse,
+        awaited: &WatchTarget,
+    ) -> Result<(), LockError> {
         if answer.canceled() {
-            return Err(Trouble::elsewhere(answer.cancel_reason()));
+            return Err(LockError::retryable(answer.cancel_reason()));
         }
         for event in answer.events() {
             let Some(key) = event.kv() else { continue };
@@ -194,72 +199,72 @@ impl Subject {
             // event that leaves no version (mvccpb/kv.proto).
             let deleted = key.version() == 0;
             if key.key() != self.key.as_bytes() {
-                if awaited.concerns(key.key()) {
-                    self.tell(News::Moved);
+                if awaited.contains(key.key()) {
+                    self.emit(SessionEvent::QueueChanged);
                 }
             } else if deleted {
-                self.tell(News::Lost(Loss::KeyGone));
-            } else if key.lease() != self.place.lease.0 {
-                self.tell(News::Lost(Loss::KeyTaken));
+                self.emit(SessionEvent::Lost(LossReason::KeyGone));
+            } else if key.lease() != self.entry.lease.0 {
+                self.emit(SessionEvent::Lost(LossReason::KeyTaken));
             } else {
-                self.listen(key);
+                self.check_stop_request(key);
             }
         }
         Ok(())
     }
 
     /// Reads what our own key has to say to us.
-    fn listen(&self, own: &KeyValue) {
+    fn check_stop_request(&self, own: &KeyValue) {
         let record = Holder::parse(own.value());
         if let Some(ask) = record.and_then(|record| record.asked) {
-            self.tell(News::Asked(ask));
+            self.emit(SessionEvent::StopRequested(ask));
         }
     }
 }
 
 /// A keepalive stream on one connection, with at most one question unanswered: answers carry no
 /// number, so a second question would make them ambiguous (measured: after a stall all come at once).
-struct Keeping {
+struct KeepAlive {
     etcd: Connection,
     keeper: LeaseKeeper,
     answers: LeaseKeepAliveStream,
 }
 
 async fn renew(
-    subject: Rc<Subject>,
+    subject: Rc<SessionState>,
     mut ordered: mpsc::UnboundedReceiver<()>,
-    awaited: watch::Receiver<Awaited>,
+    awaited: watch::Receiver<WatchTarget>,
 ) {
     let mut keeping = None;
     while ordered.recv().await.is_some() {
         let index = subject.cluster.current();
         let awaited = awaited.borrow().clone();
         // Boxed, so that its room is free between renewals, which is nearly always.
-        let attempt = attempt(&subject, &mut keeping, index, &awaited).boxed_local();
+        let attempt = renew_once(&subject, &mut keeping, index, &awaited).boxed_local();
         match attempt.await {
-            Ok(renewal) => subject.tell(News::Renewed(renewal)),
-            Err(trouble) => {
+            Ok(renewal) => subject.emit(SessionEvent::Renewed(renewal)),
+            Err(error) => {
                 // Whatever the old stream still says is dropped with it.
                 keeping = None;
-                subject.tell(News::Failed {
+                subject.emit(SessionEvent::Failed {
                     endpoint: subject.cluster.name(index),
-                    cause: trouble.cause,
+                    cause: error.cause,
                 });
             }
         }
     }
 }
 
-async fn attempt(
-    subject: &Subject,
-    keeping: &mut Option<Keeping>,
+async fn renew_once(
+    subject: &SessionState,
+    keeping: &mut Option<KeepAlive>,
     index: usize,
-    awaited: &Awaited,
-) -> Result<Renewal, Trouble> {
-    let (cluster, limit) = (&subject.cluster, subject.terms.attempt());
+    awaited: &WatchTarget,
+) -> Result<Renewal, LockError> {
+    let (cluster, limit) = (&subject.cluster, subject.timings.renew_timeout());
     let connecting = cluster.connection(index, limit).await;
-    let etcd = connecting.inspect_err(|trouble| {
-        if trouble.kind != Kind::Token {
+    let etcd = connecting.inspect_err(|error| {
+        if error.kind != ErrorKind::AuthExpired {
             cluster.advance(index);
         }
     })?;
@@ -267,23 +272,23 @@ async fn attempt(
         *keeping = None;
     }
     let proof = prove(subject, keeping, &etcd, awaited).await;
-    proof.inspect_err(|trouble| cluster.leave(&etcd, trouble))
+    proof.inspect_err(|error| cluster.disconnect(&etcd, error))
 }
 
 /// One exchange over this connection.
 async fn prove(
-    subject: &Subject,
-    keeping: &mut Option<Keeping>,
+    subject: &SessionState,
+    keeping: &mut Option<KeepAlive>,
     etcd: &Connection,
-    awaited: &Awaited,
-) -> Result<Renewal, Trouble> {
-    let limit = subject.terms.attempt();
+    awaited: &WatchTarget,
+) -> Result<Renewal, LockError> {
+    let limit = subject.timings.renew_timeout();
     if keeping.is_none() {
-        let opened = within(limit, open(subject.place.lease, etcd)).await?;
+        let opened = with_limit(limit, start_keepalive(subject.entry.lease, etcd)).await?;
         let Some(opened) = opened else {
             // Suspicion, not loss: a lagging or deposed leader says so too. The read decides.
             let sent_at = clock::now();
-            let read = within(limit, subject.read(etcd, awaited)).await?;
+            let read = with_limit(limit, subject.read(etcd, awaited)).await?;
             return Ok(Renewal {
                 sent_at,
                 keepalive: None,
@@ -293,46 +298,53 @@ async fn prove(
         *keeping = Some(opened);
     }
     let Some(kept) = keeping else {
-        return Err(Trouble::elsewhere("no keepalive stream"));
+        return Err(LockError::retryable("no keepalive stream"));
     };
-    within(limit, ask(subject, kept, awaited)).await
+    with_limit(limit, exchange(subject, kept, awaited)).await
 }
 
 /// Bounds a request; who has not answered by then is given up.
-async fn within<T>(
+async fn with_limit<T>(
     limit: Duration,
-    answer: impl Future<Output = Result<T, Trouble>>,
-) -> Result<T, Trouble> {
+    answer: impl Future<Output = Result<T, LockError>>,
+) -> Result<T, LockError> {
     timeout(limit, answer.boxed_local())
         .await
-        .unwrap_or_else(|_| Err(Trouble::silence(limit)))
+        .unwrap_or_else(|_| Err(LockError::no_answer(limit)))
 }
 
 /// Opens a keepalive stream; `None` when the server does not know the lease. The client library keeps
 /// the first answer of a new stream to itself.
-async fn open(lease: LeaseId, etcd: &Connection) -> Result<Option<Keeping>, Trouble> {
+async fn start_keepalive(
+    lease: LeaseId,
+    etcd: &Connection,
+) -> Result<Option<KeepAlive>, LockError> {
     let opened = etcd.leases().keep_alive(lease.0).await;
-    match opened.map_err(Trouble::from) {
-        Ok((keeper, answers)) => Ok(Some(Keeping {
+    match opened.map_err(LockError::from) {
+        Ok((keeper, answers)) => Ok(Some(KeepAlive {
             etcd: etcd.clone(),
             keeper,
             answers,
         })),
-        Err(trouble) if trouble.kind == Kind::LeaseNotFound => Ok(None),
-        Err(trouble) => Err(trouble),
+        Err(error) if error.kind == ErrorKind::LeaseNotFound => Ok(None),
+        Err(error) => Err(error),
     }
 }
 
-/// The keepalive, and only after its answer the read: see `core::lease::Claim::judge`.
-async fn ask(subject: &Subject, kept: &mut Keeping, awaited: &Awaited) -> Result<Renewal, Trouble> {
+/// The keepalive, and only after its answer the read: see `core::proof::Ownership::verify`.
+async fn exchange(
+    subject: &SessionState,
+    kept: &mut KeepAlive,
+    awaited: &WatchTarget,
+) -> Result<Renewal, LockError> {
     let sent_at = clock::now();
     kept.keeper.keep_alive().await?;
     let answer = kept.answers.message().await?;
-    let answer = answer.ok_or_else(|| Trouble::elsewhere("the keepalive stream was closed"))?;
-    if answer.id() != subject.place.lease.0 {
-        return Err(Trouble::elsewhere("a keepalive answer for another lease"));
+    let answer = answer.ok_or_else(|| LockError::retryable("the keepalive stream was closed"))?;
+    if answer.id() != subject.entry.lease.0 {
+        return Err(LockError::retryable("a keepalive answer for another lease"));
     }
-    let header = subject.cluster.observe(answer.header())?;
+    let header = subject.cluster.check_header(answer.header())?;
     let left = Duration::from_secs(answer.ttl().try_into().unwrap_or(0));
     let read = subject.read(&kept.etcd, awaited).await?;
     Ok(Renewal {
@@ -343,46 +355,49 @@ async fn ask(subject: &Subject, kept: &mut Keeping, awaited: &Awaited) -> Result
 }
 
 /// Watches our key and those who are awaited, and opens the watch again whenever anything is unclear.
-async fn observe(subject: Rc<Subject>, mut awaited: watch::Receiver<Awaited>) {
-    if *awaited.borrow() == Awaited::Nobody {
-        sleep(SETTLE).await;
+async fn watch_loop(subject: Rc<SessionState>, mut awaited: watch::Receiver<WatchTarget>) {
+    if *awaited.borrow() == WatchTarget::Nobody {
+        sleep(WATCH_DELAY).await;
     }
     loop {
         let others = awaited.borrow_and_update().clone();
         let opening_at = clock::now();
         let left = tokio::select! {
             left = watch_once(&subject, &others) => left,
-            () = others_awaited(&mut awaited) => Ok(()),
+            () = target_changed(&mut awaited) => Ok(()),
         };
-        let Err(trouble) = left else {
-            subject.tell(News::Watch(Watch::Reopening));
+        let Err(error) = left else {
+            subject.emit(SessionEvent::Watch(Watch::Reopening));
             continue;
         };
-        tracing::debug!("the watch broke: {trouble}");
-        subject.tell(News::Watch(Watch::Broken));
-        if clock::now().since(opening_at) < PAUSE {
-            sleep(PAUSE).await;
+        tracing::debug!("the watch broke: {error}");
+        subject.emit(SessionEvent::Watch(Watch::Broken));
+        if clock::now().since(opening_at) < RETRY_PAUSE {
+            sleep(RETRY_PAUSE).await;
         }
     }
 }
 
 /// Until others are awaited than before. When it is nobody any more, the watch goes on as it is: it has our key, and in
 /// a queue that moves on, one more read and one more watch for each turn are what etcd has most to do with.
-async fn others_awaited(awaited: &mut watch::Receiver<Awaited>) {
-    while awaited.changed().await.is_ok() && *awaited.borrow() == Awaited::Nobody {}
+async fn target_changed(awaited: &mut watch::Receiver<WatchTarget>) {
+    while awaited.changed().await.is_ok() && *awaited.borrow() == WatchTarget::Nobody {}
 }
 
 /// Until requests go another way, where the watch is to follow, or the watch breaks.
-async fn watch_once(subject: &Subject, awaited: &Awaited) -> Result<(), Trouble> {
+async fn watch_once(subject: &SessionState, awaited: &WatchTarget) -> Result<(), LockError> {
     let cluster = &subject.cluster;
     let mut turns = cluster.turns();
     // Like any request: at another endpoint as well when the one in use is slow.
-    let opening = cluster.call(subject.terms.attempt() * 2, async |etcd: Connection| {
-        let stream = open_watch(subject, &etcd, awaited).await?;
-        Ok((etcd, stream))
-    });
+    let opening = cluster.call(
+        subject.timings.renew_timeout() * 2,
+        async |etcd: Connection| {
+            let stream = open_watch(subject, &etcd, awaited).await?;
+            Ok((etcd, stream))
+        },
+    );
     let (etcd, mut stream) = opening.await?;
-    subject.tell(News::Watch(Watch::Open));
+    subject.emit(SessionEvent::Watch(Watch::Open));
     // Unbounded on purpose: silence is what a watch says while nothing happens. The renewals
     // find out when the endpoint is dead, and read the same keys.
     while cluster.uses(&etcd) {
@@ -391,14 +406,14 @@ async fn watch_once(subject: &Subject, awaited: &Awaited) -> Result<(), Trouble>
             answer = stream.message() => answer,
             _ = turns.changed() => continue,
         };
-        match answer.map_err(Trouble::from).transpose() {
-            Some(Ok(answer)) => subject.hear(&answer, awaited)?,
+        match answer.map_err(LockError::from).transpose() {
+            Some(Ok(answer)) => subject.on_watch_response(&answer, awaited)?,
             broken => {
-                let closed = || Trouble::elsewhere("the watch was closed");
-                let trouble = broken.and_then(Result::err).unwrap_or_else(closed);
+                let closed = || LockError::retryable("the watch was closed");
+                let error = broken.and_then(Result::err).unwrap_or_else(closed);
                 // Requests over the same connection would fail as well, and the next watch.
-                cluster.leave(&etcd, &trouble);
-                return Err(trouble);
+                cluster.disconnect(&etcd, &error);
+                return Err(error);
             }
         }
     }
@@ -408,15 +423,17 @@ async fn watch_once(subject: &Subject, awaited: &Awaited) -> Result<(), Trouble>
 /// Every watch begins with a linearizable read, as one from a revision that a restored server
 /// has not reached says nothing for ever (etcd issue 20221). It is open when etcd has said so.
 async fn open_watch(
-    subject: &Subject,
+    subject: &SessionState,
     etcd: &Connection,
-    awaited: &Awaited,
-) -> Result<WatchStream, Trouble> {
+    awaited: &WatchTarget,
+) -> Result<WatchStream, LockError> {
     let (header, own) = subject.read(etcd, awaited).await?;
-    if header.revision >= subject.place.token.0 {
+    if header.revision >= subject.entry.token.0 {
         match own {
-            None => subject.tell(News::Lost(Loss::KeyGone)),
-            Some(place) if place != subject.place => subject.tell(News::Lost(Loss::KeyTaken)),
+            None => subject.emit(SessionEvent::Lost(LossReason::KeyGone)),
+            Some(entry) if entry != subject.entry => {
+                subject.emit(SessionEvent::Lost(LossReason::KeyTaken));
+            }
             Some(_) => {}
         }
     }
@@ -424,21 +441,21 @@ async fn open_watch(
     let mut stream = etcd.watches().watch(subject.key.as_str(), from()).await?;
     let mut unopened = 1_u8;
     match awaited {
-        Awaited::Nobody => {}
-        Awaited::One { key, .. } => {
+        WatchTarget::Nobody => {}
+        WatchTarget::One { key, .. } => {
             stream.watch(key.as_str(), from()).await?;
             unopened += 1;
         }
-        Awaited::Any { queue, .. } => {
-            let all = from().map(|from| from.with_range(queue.end()));
+        WatchTarget::Any { queue, .. } => {
+            let all = from().map(|from| from.with_range(queue.ended()));
             stream.watch(queue.prefix(), all).await?;
             unopened += 1;
         }
     }
     while unopened > 0 {
         let answer = stream.message().await?;
-        let answer = answer.ok_or_else(|| Trouble::elsewhere("the watch was closed"))?;
-        subject.hear(&answer, awaited)?;
+        let answer = answer.ok_or_else(|| LockError::retryable("the watch was closed"))?;
+        subject.on_watch_response(&answer, awaited)?;
         unopened -= u8::from(answer.created());
     }
     Ok(stream)

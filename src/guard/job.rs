@@ -4,24 +4,24 @@
 use rustix::fs::{Mode, OFlags};
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, getppid, kill_process, waitid};
 
-use super::groups::{group_of, session_of};
 use crate::core;
 use crate::core::forwarding::CommandGroup;
+use crate::sys::groups::{group_of, session_of};
 
 /// The terminal that controls this session.
-const TERMINAL: &str = "/dev/tty";
+const TERMINAL_PATH: &str = "/dev/tty";
 
 /// The job that dlock and the command are for whoever called dlock.
-pub(super) struct Job {
+pub(super) struct CallerJob {
     dlock: Option<Pid>,
     /// The process group that dlock and the command were started in.
     group: Option<i32>,
     /// Whether there is a terminal, and above dlock a process that can continue what has stopped.
     is_controlled: bool,
-    state: core::job::Job,
+    state: core::job::JobState,
 }
 
-impl Job {
+impl CallerJob {
     /// To be called while this process is in the caller's group.
     pub(super) fn of_caller() -> Self {
         let dlock = getppid();
@@ -30,7 +30,7 @@ impl Job {
             dlock,
             group: group_of(None).ok(),
             is_controlled: !leads_session && has_terminal(),
-            state: core::job::Job::default(),
+            state: core::job::JobState::default(),
         }
     }
 
@@ -49,7 +49,7 @@ impl Job {
     }
 
     /// Looks what has happened to the command, which must not have been collected. Answers the signal that dlock has to stop by.
-    pub(super) fn look(&mut self, command: Pid) -> Option<i32> {
+    pub(super) fn read_stop(&mut self, command: Pid) -> Option<i32> {
         let changes = WaitIdOptions::STOPPED | WaitIdOptions::CONTINUED | WaitIdOptions::NOHANG;
         let mut told = None;
         while let Ok(Some(status)) = waitid(WaitId::Pid(command), changes) {
@@ -88,5 +88,5 @@ impl Job {
 
 fn has_terminal() -> bool {
     let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC | OFlags::NONBLOCK;
-    rustix::fs::open(TERMINAL, flags, Mode::empty()).is_ok()
+    rustix::fs::open(TERMINAL_PATH, flags, Mode::empty()).is_ok()
 }

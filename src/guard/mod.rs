@@ -7,20 +7,13 @@
 //! *what does one leave behind?* outcome · *leave the caller's shell?* detach ·
 //! *system calls?* signals, descriptors, groups
 
-mod descriptors;
-mod detach;
-mod groups;
-mod hunt;
-mod inherited;
+mod backchannel;
 mod job;
-mod link;
-mod message;
-mod other;
-mod outcome;
-mod plan;
-mod process;
-mod signals;
+mod kill_loop;
+mod protocol;
 mod spawn;
+mod supervisor;
+mod termination;
 mod tree;
 
 #[cfg(test)]
@@ -44,35 +37,31 @@ use rustix::process::{
 use rustix::stdio::{dup2_stdin, dup2_stdout};
 use rustix::time::{TimerfdClockId, TimerfdFlags, Timespec, timerfd_create};
 
-pub(crate) use self::detach::{Detached, Side, detach};
-pub(crate) use self::groups::{group_of, session_of};
-use self::hunt::{Children, Hunt, reap};
-pub(crate) use self::inherited::{blocked_at_start, ignored_at_start};
-use self::link::Link;
-use self::message::Order;
-pub(crate) use self::message::{Cause, Report, Sender, Signal, Status, Survivor};
-pub(crate) use self::other::{Name, Other, is_hung_up, linger};
-pub(crate) use self::outcome::{Outcome, Theirs};
-use self::process::Equipment;
-pub(crate) use self::signals::{die_of, receive, stop_by};
+use self::backchannel::Backchannel;
+use self::kill_loop::{Children, KillLoop, reap};
+use self::protocol::Order;
+pub(crate) use self::protocol::{Cause, GuardReport, Sender, Signal, Survivor};
 use self::spawn::Program;
 pub(crate) use self::spawn::{Lookup, become_command, lookup};
+use self::supervisor::Resources;
 use self::tree::Tree;
-use crate::clock;
-use crate::core::lease::Deadlines;
-use crate::core::leftovers::Leftovers;
+use crate::core::request::Leftovers;
+use crate::core::time::Deadlines;
+use crate::sys::pidfd::ProcessHandle;
+use crate::sys::{clock, descriptors, process, signals};
 
 /// Between two looks at a tree that is dying.
-const LOOK_AGAIN: Duration = Duration::from_millis(1);
+const POLL_INTERVAL: Duration = Duration::from_millis(1);
 
 /// For a guard to end that has nothing left to do, on a busy machine.
-const REAP: Timespec = Timespec {
+const REAP_TIMEOUT: Timespec = Timespec {
     tv_sec: 1,
     tv_nsec: 0,
 };
 
 /// How a socket says that the other end is gone.
-const ENDS: [io::ErrorKind; 2] = [io::ErrorKind::UnexpectedEof, io::ErrorKind::ConnectionReset];
+const CLOSED_KINDS: [io::ErrorKind; 2] =
+    [io::ErrorKind::UnexpectedEof, io::ErrorKind::ConnectionReset];
 
 /// What to run.
 #[derive(Clone, Debug)]
@@ -95,9 +84,9 @@ pub(crate) struct Policy {
 
 /// What a guard has to do with others than dlock and the command.
 #[derive(Clone, Default)]
-pub(crate) struct Ties<'a> {
+pub(crate) struct LaunchOptions<'a> {
     /// A process that is stopped and killed with the command.
-    pub(crate) adopted: Option<&'a Other>,
+    pub(crate) adopted: Option<&'a ProcessHandle>,
     /// Descriptors that dlock goes on using.
     pub(crate) kept: Vec<BorrowedFd<'a>>,
     /// A descriptor that dlock goes on using, and that the guard keeps, too, until nothing of the command is left. The
@@ -111,7 +100,7 @@ pub(crate) struct Ties<'a> {
 pub(crate) struct Guard {
     /// The guard's process, by pidfd.
     process: OwnedFd,
-    link: Link,
+    backchannel: Backchannel,
     tree: Tree,
     /// Whether it has been told to start the command and has not yet said that all is over.
     busy: bool,
@@ -119,20 +108,20 @@ pub(crate) struct Guard {
 
 /// Makes the guard of `command` and leaves to it what the caller handed on: dlock keeps stderr alone, and no other
 /// descriptor from 3 on but those that it is told. To be called while there is one thread and no child of ours exists.
-pub(crate) fn launch(command: Command, policy: Policy, ties: &Ties) -> io::Result<Guard> {
+pub(crate) fn launch(command: Command, policy: Policy, ties: &LaunchOptions) -> io::Result<Guard> {
     let guard = fork_guard(command, policy, ties)?;
-    guard.settle(ties)?;
+    guard.close_inherited(ties)?;
     Ok(guard)
 }
 
 /// Everything that may be missing is made and tried before the fork: an error means that nothing has been started.
 #[expect(unsafe_code, reason = "forks")]
-fn fork_guard(command: Command, policy: Policy, ties: &Ties) -> io::Result<Guard> {
+fn fork_guard(command: Command, policy: Policy, ties: &LaunchOptions) -> io::Result<Guard> {
     let program = Program::new(command, ties.cleared)?;
-    let (ours, theirs) = Link::pair()?;
+    let (ours, theirs) = Backchannel::pair()?;
     let mut tree = Tree::open()?;
     if let Some(other) = ties.adopted {
-        tree.adopt(other.name().0);
+        tree.adopt(other.id());
     }
     let deaths = signals::descriptor(libc::SIGCHLD)?;
     let timer = timerfd_create(
@@ -153,13 +142,13 @@ fn fork_guard(command: Command, policy: Policy, ties: &Ties) -> io::Result<Guard
     }
     let mask = signals::set_mask(signals::ALL);
     // SAFETY: dlock has one thread.
-    let forked = unsafe { spawn::fork() };
+    let forked = unsafe { process::fork() };
     if !matches!(forked, Ok(None)) {
         signals::set_mask(mask);
     }
     let Some(pid) = forked? else {
         drop(ours);
-        let equipment = Equipment {
+        let equipment = Resources {
             tree,
             deaths,
             timer,
@@ -169,7 +158,7 @@ fn fork_guard(command: Command, policy: Policy, ties: &Ties) -> io::Result<Guard
             policy,
         };
         // Nothing of dlock's own may run here. When the guard ends, whatever made it, the command dies with it.
-        let over = catch_unwind(AssertUnwindSafe(|| process::run(theirs, equipment)));
+        let over = catch_unwind(AssertUnwindSafe(|| supervisor::run(theirs, equipment)));
         let code = i32::from(!matches!(over, Ok(Ok(()))));
         // SAFETY: ends the process, and runs nothing of dlock's.
         unsafe { libc::_exit(code) }
@@ -177,7 +166,7 @@ fn fork_guard(command: Command, policy: Policy, ties: &Ties) -> io::Result<Guard
     let process = pidfd_open(pid, PidfdFlags::empty())?;
     Ok(Guard {
         process,
-        link: ours,
+        backchannel: ours,
         tree,
         busy: false,
     })
@@ -185,7 +174,7 @@ fn fork_guard(command: Command, policy: Policy, ties: &Ties) -> io::Result<Guard
 
 /// Tries all that [`launch`] will need of the kernel, and starts nothing. Says whether the kernel lists the children of
 /// a process.
-pub(crate) fn rehearse() -> io::Result<bool> {
+pub(crate) fn check_available() -> io::Result<bool> {
     let tree = Tree::open()?;
     signals::descriptor(libc::SIGCHLD)?;
     timerfd_create(TimerfdClockId::Boottime, TimerfdFlags::CLOEXEC)?;
@@ -196,17 +185,17 @@ pub(crate) fn rehearse() -> io::Result<bool> {
 
 impl Guard {
     /// Lets go of what the guard keeps for the command.
-    fn settle(&self, ties: &Ties) -> io::Result<()> {
+    fn close_inherited(&self, ties: &LaunchOptions) -> io::Result<()> {
         let null = descriptors::null()?;
         dup2_stdin(&null)?;
         dup2_stdout(&null)?;
         drop(null);
         let own = [
             self.process.as_raw_fd(),
-            self.link.as_fd().as_raw_fd(),
+            self.backchannel.as_fd().as_raw_fd(),
             self.tree.descriptor(),
         ];
-        let adopted = ties.adopted.map(Other::descriptor);
+        let adopted = ties.adopted.map(ProcessHandle::descriptor);
         let others = ties.kept.iter().chain(&ties.shared).chain(&adopted);
         let others = others.map(AsRawFd::as_raw_fd);
         descriptors::close_all_but(&own.into_iter().chain(others).collect::<Vec<_>>())?;
@@ -217,7 +206,7 @@ impl Guard {
 
     /// For its readiness only: readable means that [`report`](Self::report) has something to say.
     pub(crate) fn socket(&self) -> io::Result<UnixStream> {
-        self.link.socket().try_clone()
+        self.backchannel.socket().try_clone()
     }
 
     /// Runs the command with these variables on top of what it inherits, unless its deadline has passed.
@@ -236,7 +225,11 @@ impl Guard {
     /// Later deadlines, and a ping that is answered by [`Report::Beat`]. Earlier ones are no error and change nothing.
     pub(crate) fn extend(&mut self, beat: u64, deadlines: Deadlines) -> io::Result<()> {
         // An extension that a stopped guard does not take is not missed: the next one has the newest deadlines.
-        if self.link.offer(&Order::Extend { beat, deadlines })? && !self.link.owes() {
+        if self
+            .backchannel
+            .try_send(&Order::Extend { beat, deadlines })?
+            && !self.backchannel.has_unsent()
+        {
             return Ok(());
         }
         Err(io::ErrorKind::WouldBlock.into())
@@ -265,29 +258,33 @@ impl Guard {
 
     /// Never waits. What a guard that is stopped does not take is kept until [`flush`](Self::flush) can send it.
     fn order(&mut self, order: &Order) -> io::Result<()> {
-        self.link.owe(order)
+        self.backchannel.send(order)
     }
 
     /// Whether [`flush`](Self::flush) has something to send as soon as the socket is writable.
     pub(crate) fn owes(&self) -> bool {
-        self.link.owes()
+        self.backchannel.has_unsent()
     }
 
     /// Sends on the orders that have been kept, as far as there is room.
     pub(crate) fn flush(&mut self) -> io::Result<()> {
-        self.link.flush()
+        self.backchannel.flush()
     }
 
     /// What the guard has to say; `None` if nothing yet. Never waits.
-    pub(crate) fn report(&mut self) -> io::Result<Option<Report>> {
-        let report = match self.link.receive() {
+    pub(crate) fn report(&mut self) -> io::Result<Option<GuardReport>> {
+        let report = match self.backchannel.receive() {
             Ok(report) => report,
-            Err(error) if ENDS.contains(&error.kind()) => Some(Report::GuardDead),
+            Err(error) if CLOSED_KINDS.contains(&error.kind()) => Some(GuardReport::GuardDead),
             Err(error) => return Err(error),
         };
         if matches!(
             report,
-            Some(Report::Ended { .. } | Report::CannotStart { .. } | Report::GuardDead)
+            Some(
+                GuardReport::Ended { .. }
+                    | GuardReport::CannotStart { .. }
+                    | GuardReport::GuardDead
+            )
         ) {
             self.busy = false;
         }
@@ -305,17 +302,18 @@ impl Guard {
     /// or for as long as `limit`. Answers who is left. Blocks.
     pub(crate) fn kill_tree(&mut self, limit: Duration) -> Vec<Survivor> {
         let begun_at = clock::now();
-        let mut hunt = Hunt::new(begun_at);
+        let mut kill_loop = KillLoop::new(begun_at);
         // First, and without /proc: the command dies with it.
         let _ = signals::send(self.process.as_fd(), libc::SIGKILL);
         loop {
             let now = clock::now();
-            let again_at = hunt.round(&mut self.tree, now);
+            let again_at = kill_loop.round(&mut self.tree, now);
             let children = reap(|_, _| ());
             let nothing_new = again_at > now;
             // Only a round that met nobody, not even a zombie, says as much as no children: the orphans of somebody who
             // died during the round have not been met.
-            let none = children == Children::None || self.tree.has_strangers() && hunt.is_blind();
+            let none =
+                children == Children::None || self.tree.has_preexisting() && kill_loop.met_nobody();
             if none && !self.tree.adopted_lives() {
                 return Vec::new();
             }
@@ -323,7 +321,7 @@ impl Guard {
                 return self.tree.survivors();
             }
             if nothing_new && children != Children::More {
-                thread::sleep(LOOK_AGAIN);
+                thread::sleep(POLL_INTERVAL);
             }
         }
     }
@@ -332,14 +330,14 @@ impl Guard {
 impl Drop for Guard {
     fn drop(&mut self) {
         // Closing is not enough while somebody holds what `socket` gave him.
-        let _ = self.link.socket().shutdown(Shutdown::Both);
+        let _ = self.backchannel.socket().shutdown(Shutdown::Both);
         if !self.busy {
             // It ends at once. Where init collects nobody, a zombie of every run would stay.
             let mut end = [PollFd::new(&self.process, PollFlags::IN)];
-            if poll(&mut end, Some(&REAP)) == Ok(0) {
+            if poll(&mut end, Some(&REAP_TIMEOUT)) == Ok(0) {
                 // A guard that was stopped would stay for ever, with what it has open. It guards nothing.
                 let _ = signals::send(self.process.as_fd(), libc::SIGKILL);
-                let _ = poll(&mut end, Some(&REAP));
+                let _ = poll(&mut end, Some(&REAP_TIMEOUT));
             }
         }
         let ended = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;

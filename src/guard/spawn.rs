@@ -17,7 +17,9 @@ use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Pid, Signal, getpid, getppid, set_parent_process_death_signal};
 
-use super::{Command, inherited};
+use super::Command;
+use crate::sys::inherited;
+use crate::sys::process::fork;
 
 /// Where to look without PATH: glibc's `confstr(_CS_PATH)`.
 const DEFAULT_PATH: &str = "/bin:/usr/bin";
@@ -112,7 +114,7 @@ impl Program {
         let parent = getpid();
         // SAFETY: the child calls only functions that are async-signal-safe, and never returns.
         let Some(pid) = (unsafe { fork() })? else {
-            let error = image.become_it(parent);
+            let error = image.setup_and_exec(parent);
             // When the parent is not there to read it, nobody is.
             let _ = rustix::io::write(&report, &error.raw_os_error().to_ne_bytes());
             // SAFETY: ends the process, and runs nothing of the parent's.
@@ -121,12 +123,12 @@ impl Program {
         Ok(Launched { pid, outcome })
     }
 
-    fn image<'a>(&'a self, environment: &'a [Cow<'static, CStr>]) -> Image<'a> {
+    fn image<'a>(&'a self, environment: &'a [Cow<'static, CStr>]) -> ExecImage<'a> {
         let arguments = self.argv.iter().map(CString::as_c_str);
         let script = [SHELL, &self.path]
             .into_iter()
             .chain(arguments.clone().skip(1));
-        Image {
+        ExecImage {
             path: &self.path,
             argv: pointers(arguments),
             script: pointers(script),
@@ -164,30 +166,17 @@ pub(super) fn failure(outcome: &OwnedFd) -> Result<Option<i32>, Errno> {
     Ok((length > 0).then_some(i32::from_ne_bytes(errno)))
 }
 
-/// `fork(2)`; `None` is the child.
-///
-/// # Safety
-///
-/// As long as the process has several threads, the child may only call what is async-signal-safe.
-pub(super) unsafe fn fork() -> io::Result<Option<Pid>> {
-    // SAFETY: the caller keeps the promise.
-    match unsafe { libc::fork() } {
-        -1 => Err(io::Error::last_os_error()),
-        pid => Ok(Pid::from_raw(pid)),
-    }
-}
-
 /// What exec needs, ready to be handed over.
-struct Image<'a> {
+struct ExecImage<'a> {
     path: &'a CStr,
     argv: Vec<*const c_char>,
     script: Vec<*const c_char>,
     environment: Vec<*const c_char>,
 }
 
-impl Image<'_> {
+impl ExecImage<'_> {
     /// Turns this process into the command, or answers why not. Async-signal-safe.
-    fn become_it(&self, parent: Pid) -> Errno {
+    fn setup_and_exec(&self, parent: Pid) -> Errno {
         match prepare(parent) {
             Ok(()) => self.exec(),
             Err(error) => error,

@@ -2,50 +2,24 @@
 //! It must not know when or why somebody is signalled.
 
 use std::collections::{BTreeSet, VecDeque};
-use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::mem;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 
-use rustix::fs::{CWD, Dir, Mode, OFlags, openat};
-use rustix::process::getpid;
-
-use super::{Survivor, signals};
-use crate::clock;
-
-const DIRECTORY: OFlags = OFlags::RDONLY
-    .union(OFlags::DIRECTORY)
-    .union(OFlags::CLOEXEC);
-const FILE: OFlags = OFlags::RDONLY.union(OFlags::CLOEXEC);
+use super::Survivor;
+use crate::sys::proc::{self, ProcessId, Stat};
+use crate::sys::signals;
 
 /// Processes from a descendant up to the root.
 const DEEPEST: usize = 1 << 15;
 
-/// Clock ticks per second in /proc (`USER_HZ`), the same on every architecture that Rust builds for.
-const TICKS: u64 = 100;
-
 /// More names than this are of no use to anybody.
-const MOST_SURVIVORS: usize = 64;
-
-/// One process for as long as the machine is up: a pid comes back, but not within the same tick.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Identity {
-    pub(super) pid: i32,
-    /// Clock ticks since boot, field 22 of `proc_pid_stat(5)`.
-    pub(super) start: u64,
-}
-
-impl Identity {
-    #[cfg(test)]
-    pub(super) fn pid(self) -> i32 {
-        self.pid
-    }
-}
+const MAX_SURVIVORS: usize = 64;
 
 /// A process as it was found. Its directory goes stale when it has been reaped and never shows another.
 pub(super) struct Process {
     directory: OwnedFd,
-    identity: Identity,
+    identity: ProcessId,
     stat: Stat,
 }
 
@@ -57,38 +31,25 @@ pub(super) struct Tree {
     /// Whether the kernel lists children (`CONFIG_PROC_CHILDREN`); if not, every process is asked for its parent.
     lists: bool,
     /// Children that dlock had from the start, of a shell that said `exec dlock`: none of our business.
-    strangers: Vec<Identity>,
+    strangers: Vec<ProcessId>,
     /// A process that has to die with the tree though it does not descend from us, and what was found below it since: a
     /// descendant whose parent has died is a child of init, and nothing but this tells that it is one of them.
-    adopted: BTreeSet<Identity>,
+    adopted: BTreeSet<ProcessId>,
     /// Processes that are never among the adopted: dlock and its guard.
-    exempt: Vec<Identity>,
+    exempt: Vec<ProcessId>,
 }
 
 impl Tree {
     /// Of the calling process. Fails when the kernel or this /proc lacks what killing will need.
     pub(super) fn open() -> io::Result<Self> {
-        let unusable = |error: io::Error| {
-            io::Error::new(
-                error.kind(),
-                format!("/proc is needed to find its processes: {error}"),
-            )
-        };
-        let proc = openat(CWD, "/proc", DIRECTORY, Mode::empty())
-            .map_err(|error| unusable(error.into()))?;
         let mut tree = Self {
-            proc,
-            root: own_pid(),
+            proc: proc::open()?,
+            root: proc::own_pid(),
             lists: true,
             strangers: Vec::new(),
             adopted: BTreeSet::new(),
             exempt: Vec::new(),
         };
-        let itself = rustix::fs::readlinkat(&tree.proc, "self", Vec::new())
-            .map_err(|error| unusable(error.into()))?;
-        if itself.to_bytes() != tree.root.to_string().as_bytes() {
-            return Err(io::Error::other("/proc belongs to another pid namespace"));
-        }
         let root = tree.find(tree.root)?;
         root.signal(0)?;
         tree.exempt.push(root.identity);
@@ -109,7 +70,7 @@ impl Tree {
     /// The same for a process that has just been forked and so has no descendants yet.
     pub(super) fn rooted_here(self) -> Self {
         let mut tree = Self {
-            root: own_pid(),
+            root: proc::own_pid(),
             strangers: Vec::new(),
             ..self
         };
@@ -121,13 +82,8 @@ impl Tree {
         tree
     }
 
-    /// The process that has this pid now.
-    pub(super) fn identify(pid: i32) -> io::Result<Identity> {
-        Ok(Self::open()?.find(pid)?.identity)
-    }
-
     /// Counts another process and its descendants in.
-    pub(super) fn adopt(&mut self, adopted: Identity) {
+    pub(super) fn adopt(&mut self, adopted: ProcessId) {
         self.adopted.insert(adopted);
     }
 
@@ -150,7 +106,7 @@ impl Tree {
     }
 
     /// Whether there are children besides those of the tree.
-    pub(super) fn has_strangers(&self) -> bool {
+    pub(super) fn has_preexisting(&self) -> bool {
         !self.strangers.is_empty()
     }
 
@@ -179,10 +135,8 @@ impl Tree {
     }
 
     pub(super) fn find(&self, pid: i32) -> io::Result<Process> {
-        let directory = openat(&self.proc, pid.to_string(), DIRECTORY, Mode::empty())?;
-        let stat = Stat::parse(&read(&directory, "stat")?)
-            .ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))?;
-        let identity = Identity {
+        let (directory, stat) = proc::directory_of(&self.proc, pid)?;
+        let identity = ProcessId {
             pid,
             start: stat.start,
         };
@@ -194,7 +148,7 @@ impl Tree {
     }
 
     /// Sends `signal` to this process, and to none that has got its pid since.
-    pub(super) fn signal(&self, identity: Identity, signal: i32) -> io::Result<()> {
+    pub(super) fn signal(&self, identity: ProcessId, signal: i32) -> io::Result<()> {
         let process = self.find(identity.pid)?;
         if process.identity != identity {
             return Err(io::ErrorKind::NotFound.into());
@@ -241,13 +195,13 @@ impl Tree {
     fn walk_below(
         &self,
         top: &Process,
-        others: &[Identity],
+        others: &[ProcessId],
         visit: &mut impl FnMut(&Process) -> bool,
     ) {
         let all = if self.lists {
             Vec::new()
         } else {
-            self.everybody()
+            self.all_processes()
         };
         let below = |process: &Process| {
             if self.lists {
@@ -262,7 +216,7 @@ impl Tree {
         let mut queue = VecDeque::new();
         let enqueue = |parent: &Process, queue: &mut VecDeque<(i32, i32, u64)>| {
             let children = below(parent);
-            let listed = tick();
+            let listed = proc::tick();
             queue.extend(
                 children
                     .into_iter()
@@ -286,7 +240,7 @@ impl Tree {
 
     /// Asks every descendant to stop: `signal` to all, then SIGCONT to all, for a stopped process does not act on it.
     /// Whoever is forked meanwhile is left alone: it may be what cleans up.
-    pub(super) fn ask(&mut self, signal: i32) {
+    pub(super) fn send_stop_signal(&mut self, signal: i32) {
         let mut asked = Vec::new();
         self.walk(|process| asked.push(process.identity));
         for signal in [signal, libc::SIGCONT] {
@@ -301,7 +255,7 @@ impl Tree {
     pub(super) fn survivors(&mut self) -> Vec<Survivor> {
         let mut survivors = Vec::new();
         self.walk(|process| {
-            if survivors.len() >= MOST_SURVIVORS {
+            if survivors.len() >= MAX_SURVIVORS {
                 return;
             }
             let survivor = process.survivor();
@@ -320,8 +274,8 @@ impl Tree {
     }
 
     /// Everybody on this machine, as parent and child.
-    fn everybody(&self) -> Vec<(i32, i32)> {
-        numbers_in(&self.proc, ".")
+    fn all_processes(&self) -> Vec<(i32, i32)> {
+        proc::numbers_in(&self.proc, ".")
             .unwrap_or_default()
             .into_iter()
             .filter_map(|pid| Some((self.find(pid).ok()?.stat.parent, pid)))
@@ -330,7 +284,7 @@ impl Tree {
 }
 
 impl Process {
-    pub(super) fn identity(&self) -> Identity {
+    pub(super) fn identity(&self) -> ProcessId {
         self.identity
     }
 
@@ -356,25 +310,28 @@ impl Process {
     /// Of all its threads: the kernel keeps one list for each.
     fn children(&self) -> io::Result<Vec<i32>> {
         let threads = if self.stat.threads > 1 {
-            numbers_in(&self.directory, "task")?
+            proc::numbers_in(&self.directory, "task")?
         } else {
             vec![self.identity.pid]
         };
         let mut children = Vec::new();
         for thread in threads {
-            let list = match read(&self.directory, &format!("task/{thread}/children")) {
+            let list = match proc::read(&self.directory, &format!("task/{thread}/children")) {
                 Err(_) if thread != self.identity.pid => continue, // a thread that has ended meanwhile
                 list => list?,
             };
-            children.extend(list.split(|&byte| byte == b' ').filter_map(parse::<i32>));
+            children.extend(
+                list.split(|&byte| byte == b' ')
+                    .filter_map(proc::parse::<i32>),
+            );
         }
         Ok(children)
     }
 
     fn survivor(&self) -> Survivor {
-        let status = read(&self.directory, "status").unwrap_or_default();
-        let uid = first_number(&status, b"Uid:");
-        let tracer = first_number(&status, b"TracerPid:");
+        let status = proc::read(&self.directory, "status").unwrap_or_default();
+        let uid = proc::first_number(&status, b"Uid:");
+        let tracer = proc::first_number(&status, b"TracerPid:");
         Survivor {
             pid: self.identity.pid,
             state: self.stat.state,
@@ -386,106 +343,9 @@ impl Process {
     }
 }
 
-/// What we need of `proc_pid_stat(5)`.
-#[derive(Debug, PartialEq, Eq)]
-struct Stat {
-    program: String,
-    state: char,
-    parent: i32,
-    threads: u32,
-    start: u64,
-}
-
-impl Stat {
-    fn parse(line: &[u8]) -> Option<Self> {
-        // The name is in brackets and may itself hold brackets, blanks and line feeds.
-        let opens = line.iter().position(|&byte| byte == b'(')?;
-        let closes = line.iter().rposition(|&byte| byte == b')')?;
-        let program = String::from_utf8_lossy(line.get(opens + 1..closes)?).into_owned();
-        let mut fields = line.get(closes + 2..)?.split(|&byte| byte == b' ');
-        let state = char::from(*fields.next()?.first()?);
-        let parent = parse(fields.next()?)?;
-        // Fields 20 and 22, counted from 1; the parent is field 4.
-        let threads = parse(fields.nth(15)?)?;
-        let start = parse(fields.nth(1)?)?;
-        Some(Self {
-            program,
-            state,
-            parent,
-            threads,
-            start,
-        })
-    }
-}
-
-/// The first number of this line of `proc_pid_status(5)`.
-fn first_number<T: std::str::FromStr>(status: &[u8], name: &[u8]) -> Option<T> {
-    status
-        .split(|&byte| byte == b'\n')
-        .find_map(|line| line.strip_prefix(name))
-        .and_then(|numbers| numbers.split(u8::is_ascii_whitespace).find_map(parse::<T>))
-}
-
-fn parse<T: std::str::FromStr>(digits: &[u8]) -> Option<T> {
-    str::from_utf8(digits).ok()?.parse().ok()
-}
-
-fn read(directory: &OwnedFd, name: &str) -> io::Result<Vec<u8>> {
-    let mut content = Vec::with_capacity(512);
-    File::from(openat(directory, name, FILE, Mode::empty())?).read_to_end(&mut content)?;
-    Ok(content)
-}
-
-/// The clock that [`Identity::start`] is read from.
-fn tick() -> u64 {
-    let now = clock::now().since_boot();
-    now.as_secs() * TICKS + u64::from(now.subsec_nanos()) * TICKS / 1_000_000_000
-}
-
-fn own_pid() -> i32 {
-    getpid().as_raw_nonzero().get()
-}
-
-/// The entries of a directory whose names are numbers: processes or threads.
-fn numbers_in(directory: &OwnedFd, name: &str) -> io::Result<Vec<i32>> {
-    let entries = Dir::new(openat(directory, name, DIRECTORY, Mode::empty())?)?;
-    Ok(entries
-        .filter_map(|entry| parse(entry.ok()?.file_name().to_bytes()))
-        .collect())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn reads_a_stat_line_whatever_the_program_is_called() {
-        let line = b"42 (a) R 1 (b\n) S 7 42 42 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 3 0 123456 0 0\n";
-        let expected = Stat {
-            program: "a) R 1 (b\n".to_owned(),
-            state: 'S',
-            parent: 7,
-            threads: 3,
-            start: 123_456,
-        };
-        assert_eq!(Stat::parse(line), Some(expected));
-    }
-
-    #[test]
-    fn refuses_anything_else() {
-        for line in [
-            "",
-            "42",
-            "42 (",
-            "42 (sh)",
-            "42 (sh) S",
-            ") (",
-            "42 (sh) S x 1",
-            "42 (sh) S 1 2 3",
-        ] {
-            assert_eq!(Stat::parse(line.as_bytes()), None, "{line}");
-        }
-    }
 
     #[test]
     fn lists_and_the_scan_for_parents_agree() {

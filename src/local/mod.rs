@@ -9,11 +9,12 @@
 //! and no record; once it is not, no place of that token ever counts again. So nobody has to clean up after anybody, the
 //! one who waits sleeps in a shared flock on the place before it, and whose turn it is follows as in etcd (`core/turn.rs`).
 
-mod contend;
-mod folder;
-mod lane;
-mod place;
-mod survey;
+mod backend;
+mod entry;
+mod listing;
+mod lock_dir;
+mod state_dir;
+pub(crate) mod token_file;
 
-pub(crate) use contend::Contender;
-pub(crate) use survey::{Which, holds, read};
+pub(crate) use backend::LocalBackend;
+pub(crate) use listing::{Which, holds, read};

@@ -3,14 +3,14 @@
 
 mod checks;
 mod cpu;
-mod dice;
-mod hand;
+mod fault;
 mod journal;
 mod plan;
+mod rng;
 mod run;
 mod slack;
 mod stalls;
-mod strike;
+mod third_hand;
 mod troubles;
 mod witness;
 mod world;
@@ -24,9 +24,9 @@ use crate::support::{
     Etcd, LIMIT, Oracle, Signal, announce, assert_time_namespaces, boot_clock, eventually, since,
 };
 use checks::{Ended, too_often};
-use dice::Dice;
+use fault::{ALL, Strike};
 use plan::Lock;
-use strike::{ALL, Strike};
+use rng::Rng;
 use world::World;
 
 /// How soon after the last fault somebody holds the lock: a lease of 30 s that nobody renews, an election (7 s), the longest
@@ -66,7 +66,7 @@ fn random_faults_never_make_two_holders() {
         "chaos: DLOCK_TEST_SEED={seed}, faults for {span:?}"
     ));
     assert_time_namespaces();
-    let mut story = Story::new(seed, goes_on);
+    let mut story = EventLog::new(seed, goes_on);
     let run = catch_unwind(AssertUnwindSafe(|| {
         chaos(seed, span, shares_machine, &mut story);
     }));
@@ -83,25 +83,25 @@ fn random_faults_never_make_two_holders() {
     );
 }
 
-fn chaos(seed: u64, span: Duration, shares_machine: bool, story: &mut Story) {
+fn chaos(seed: u64, span: Duration, shares_machine: bool, story: &mut EventLog) {
     let mut world = World::new(seed, shares_machine);
-    let mut dice = Dice::of(seed, ALL);
+    let mut dice = Rng::new(seed, ALL);
     let (started_at, mut strikes) = (boot_clock(), 0);
     while since(started_at) < span {
         let strike = Strike::next(&mut dice);
         let struck_at = boot_clock();
         let told = world.suffer(strike);
-        story.tell(&format!("from {:.3} on: {told}", struck_at.as_secs_f64()));
+        story.record(&format!("from {:.3} on: {told}", struck_at.as_secs_f64()));
         strikes += 1;
-        story.go_on(&mut world);
+        story.continue_after(&mut world);
         world.live_for(strike.peace);
-        story.go_on(&mut world);
+        story.continue_after(&mut world);
     }
 
     // The faults are over, and everything is put right.
     let (healed_at, entered) = (boot_clock(), world.ground.main.tokens_now().len());
     eventually(RECOVERY, "somebody holds the lock again", || {
-        story.go_on(&mut world);
+        story.continue_after(&mut world);
         world.holder().is_some() || world.ground.main.tokens_now().len() > entered
     });
     let recovered = since(healed_at);
@@ -119,7 +119,7 @@ fn chaos(seed: u64, span: Duration, shares_machine: bool, story: &mut Story) {
         thread::sleep(Duration::from_millis(50));
     }
     thread::sleep(SETTLED);
-    story.judge(&mut world);
+    story.check_ended(&mut world);
     assert_nothing_stays(&world.cluster.members()[0]);
 
     let tokens = world.ground.main.tokens_now();
@@ -161,7 +161,7 @@ fn assert_nothing_stays(member: &Etcd) {
 }
 
 /// The events so far, and the faults among them.
-struct Story {
+struct EventLog {
     seed: u64,
     goes_on: bool,
     lines: VecDeque<String>,
@@ -174,7 +174,7 @@ struct Story {
     tally: Tally,
 }
 
-impl Story {
+impl EventLog {
     fn new(seed: u64, goes_on: bool) -> Self {
         Self {
             seed,
@@ -189,7 +189,7 @@ impl Story {
         }
     }
 
-    fn tell(&mut self, line: &str) {
+    fn record(&mut self, line: &str) {
         let now = boot_clock().as_secs_f64();
         self.lines.push_back(format!("{now:9.3} {line}"));
         while self.lines.len() > 2000 {
@@ -205,16 +205,16 @@ impl Story {
     }
 
     /// Starts new runs in the place of those that have ended, and judges these when all is known of them.
-    fn go_on(&mut self, world: &mut World) {
+    fn continue_after(&mut self, world: &mut World) {
         world.restart_the_ended();
-        self.judge(world);
+        self.check_ended(world);
     }
 
     /// Judges the runs of which all is known.
-    fn judge(&mut self, world: &mut World) {
+    fn check_ended(&mut self, world: &mut World) {
         for ended in world.ended.drain(..) {
             // The first lines are when they are said, which is not when it happened.
-            self.tell(&format!(
+            self.record(&format!(
                 "    run {} of '{}' on host {} ended at {:.3}: {:?}, struck {}",
                 ended.number,
                 ended.plan.lock.name(),
@@ -275,7 +275,7 @@ impl Story {
             && !world.stalls.of_any(now.saturating_sub(SETTLED), now)
         {
             let ended = self.ended.pop_front().expect("there is one");
-            let faults = world.judge(&ended);
+            let faults = world.verdicts(&ended);
             self.tally.count(&ended);
             if !faults.is_empty() {
                 let told = format!("run {}: {}", ended.number, faults.join("; "));
@@ -309,7 +309,7 @@ impl Story {
             )
         });
         let (runs, living) = (runs.join("\n"), living.collect::<Vec<_>>().join("\n"));
-        let heard = world.witness.history().told(from, at + SETTLED);
+        let heard = world.witness.history().describe(from, at + SETTLED);
         announce(&format!(
             "chaos: DLOCK_TEST_SEED={} FAILURE: {told}\n-- what has happened:\n{}\n-- what etcd says:\n{heard}\n-- the \
              runs:\n{runs}\n{living}\n-- end of FAILURE: {told}",

@@ -247,8 +247,8 @@ fn only_the_cluster_of_the_settings_is_used() {
     link.both(Mode::Pass);
     mine.queue_of("pinned", 2);
     assert_eq!(oracle.guests(), ["holder"]);
-    oracle.leave("holder");
-    oracle.leave("waiter");
+    oracle.exited("holder");
+    oracle.exited("waiter");
     holder.wait().expect_code(0).expect_silent();
     let outcome = waiter.wait().expect_code(0);
     let warning = "belongs to another cluster";

@@ -172,7 +172,7 @@ fn a_holder_whose_release_is_told_by_others_keeps_the_lock() {
     rewrite(etcd, &name, 5000, 6000);
     // It has looked.
     all_announce(etcd, &name, 1..2, 6000);
-    oracle.leave("holder");
+    oracle.exited("holder");
     holder.wait().expect_code(0);
     waiter.wait().expect_code(0);
     oracle.assert_no_overlap();

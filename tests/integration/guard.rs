@@ -420,10 +420,10 @@ fn the_command_reads_the_terminal() {
     let dlock = env!("CARGO_BIN_EXE_dlock");
     let name = unique("tty");
     terminal.line(&format!(r#"{dlock} run {name} sh -c 'echo ask-$((1+1)); read -r word; echo "got-$word"'; echo code-$?"#));
-    terminal.shows("ask-2");
+    terminal.await_text("ask-2");
     terminal.line("word");
-    terminal.shows("got-word");
-    terminal.shows("code-0");
+    terminal.await_text("got-word");
+    terminal.await_text("code-0");
 }
 
 /// "those that the terminal sent to the whole foreground group are not sent twice"
@@ -437,7 +437,7 @@ fn ctrl_c_reaches_the_command_once() {
     terminal.line(&format!(
         "{dlock} run {name} perl -e '{script}'; echo code-$?"
     ));
-    terminal.shows("on-2");
+    terminal.await_text("on-2");
     // Two that arrive in the same moment are one.
     for count in 1..=10 {
         terminal.ctrl('C');
@@ -446,7 +446,7 @@ fn ctrl_c_reaches_the_command_once() {
         });
     }
     terminal.line("");
-    terminal.shows("code-7");
+    terminal.await_text("code-7");
     assert_eq!(terminal.everything().matches("int\r\n").count(), 10);
 }
 
@@ -460,11 +460,11 @@ fn ctrl_c_ends_dlock_by_the_signal() {
     terminal.line(&format!(
         "for n in 1 2 3; do {dlock} run {name} sh -c 'echo on-$((1+1)); exec sleep 600'; done"
     ));
-    terminal.shows("on-2");
+    terminal.await_text("on-2");
     terminal.ctrl('C');
     terminal.prompts();
     terminal.line("echo code-$?");
-    terminal.shows("code-130");
+    terminal.await_text("code-130");
     assert!(etcd.queue(&name).is_empty());
 }
 
@@ -483,7 +483,7 @@ fn ctrl_c_leaves_the_queue() {
     terminal.ctrl('C');
     terminal.prompts();
     terminal.line("echo code-$?");
-    terminal.shows("code-130");
+    terminal.await_text("code-130");
     assert_eq!(etcd.queue(&name).len(), 1);
 }
 
@@ -496,18 +496,18 @@ fn ctrl_z_stops_and_fg_continues() {
     terminal.line(&format!(
         r#"{dlock} run --ttl 60 {name} sh -c 'echo ask-$((1+1)); read -r word; echo "got-$word"'"#
     ));
-    terminal.shows("ask-2");
+    terminal.await_text("ask-2");
     terminal.ctrl('Z');
-    terminal.shows("Stopped");
+    terminal.await_text("Stopped");
     terminal.prompts();
     terminal.line("echo shell-$((3+4))");
-    terminal.shows("shell-7");
+    terminal.await_text("shell-7");
     terminal.line("fg; echo code-$?");
-    terminal.shows(&format!("run --ttl 60 {name}"));
+    terminal.await_text(&format!("run --ttl 60 {name}"));
     let_pass(Duration::from_millis(300));
     terminal.line("word");
-    terminal.shows("got-word");
-    terminal.shows("code-0");
+    terminal.await_text("got-word");
+    terminal.await_text("code-0");
 }
 
 /// A job that stays stopped past its term is killed, like a stopped dlock.
@@ -520,16 +520,16 @@ fn a_job_stopped_past_the_term_is_lost() {
     terminal.line(&format!(
         "{dlock} run --ttl 5 {name} sh -c 'echo on-$((1+1)); exec sleep 600'"
     ));
-    terminal.shows("on-2");
+    terminal.await_text("on-2");
     terminal.ctrl('Z');
-    terminal.shows("Stopped");
+    terminal.await_text("Stopped");
     terminal.prompts();
     Dlock::on(etcd)
         .run(["--ttl=5", &name, "true"])
         .finish()
         .expect_code(0);
     terminal.line("fg; echo code-$?");
-    terminal.shows("code-121");
+    terminal.await_text("code-121");
 }
 
 /// "Everything else is as it would be without dlock": a caller without a terminal that has stopped a job of its own is not

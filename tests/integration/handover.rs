@@ -147,7 +147,7 @@ fn a_turn_is_nothing_without_a_place() {
         waiter.stderr().contains("queueing again")
     });
     for (guest, running) in [("next", &mut next), ("waiter", &mut waiter)] {
-        oracle.leave(guest);
+        oracle.exited(guest);
         running.wait().expect_code(0);
     }
     oracle.assert_no_overlap();
@@ -233,7 +233,7 @@ fn one_who_gives_up_behind_etcdctl_lets_nobody_in() {
         .start();
     oracle.entered(1);
     is_kept_out(etcd, &oracle, &name);
-    oracle.leave("other");
+    oracle.exited("other");
     other.wait().expect_code(0);
 }
 

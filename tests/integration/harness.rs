@@ -159,9 +159,9 @@ fn a_terminal_runs_what_is_typed() {
     let mut terminal = Terminal::open("http://127.0.0.1:1");
     let waits = r#"sh -c 'trap "echo got-\$((20+3)); exit" INT; echo on-$((1+1)); while :; do sleep 0.1; done'"#;
     terminal.line(waits);
-    terminal.shows("on-2");
+    terminal.await_text("on-2");
     terminal.ctrl('C');
-    terminal.shows("got-23");
+    terminal.await_text("got-23");
 }
 
 #[test]

@@ -2,7 +2,7 @@
 //! It must not know what happens when something is killed or broken; `local/crashes.rs` and `local/folder.rs` do.
 
 mod crashes;
-mod folder;
+mod state_dir;
 
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
@@ -263,7 +263,7 @@ fn the_queue_is_in_order() {
     let mut waiters = Vec::new();
     for who in 0..12 {
         waiters.push(guest(&state, &oracle, &[], &who.to_string()));
-        oracle.leave(&who.to_string());
+        oracle.exited(&who.to_string());
         state.queue_of(waiters.len() + 1);
     }
     holder.let_go();
@@ -286,14 +286,14 @@ fn a_writer_comes_in_its_turn() {
     state.queue_of(3);
     let mut late = guest(&state, &oracle, &["-s"], "r3");
     state.queue_of(4);
-    oracle.leave("r2");
+    oracle.exited("r2");
     second.wait().expect_code(0);
     assert_eq!(oracle.guests().len(), 2);
-    oracle.leave("r1");
+    oracle.exited("r1");
     first.wait().expect_code(0);
     eventually(LIMIT, "the writer is in", || oracle.guests().len() == 3);
-    oracle.leave("w");
-    oracle.leave("r3");
+    oracle.exited("w");
+    oracle.exited("r3");
     writer.wait().expect_code(0);
     late.wait().expect_code(0);
     assert_eq!(oracle.guests()[2..], ["w", "r3"]);
@@ -473,8 +473,8 @@ fn a_stopped_dlock_keeps_its_lock() {
     let mut waiter = guest(&state, &oracle, &[], "two");
     state.queue_of(2);
     holder.signal(Signal::STOP);
-    oracle.leave("one");
-    oracle.leave("two");
+    oracle.exited("one");
+    oracle.exited("two");
     let_pass(Duration::from_secs(2));
     assert_eq!(oracle.guests(), ["one"]);
     holder.signal(Signal::CONT);

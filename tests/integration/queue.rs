@@ -33,7 +33,7 @@ fn waiters_are_served_in_order_and_one_that_leaves_disturbs_nobody() {
     third.wait().expect_signal(Signal::INT).expect_stdout("");
     assert_eq!(etcd.queue(&name).len(), 5);
     for place in 1..=5 {
-        oracle.leave(&place.to_string());
+        oracle.exited(&place.to_string());
     }
     holder.let_go();
     for mut waiter in waiters {
@@ -56,7 +56,7 @@ fn a_killed_waiter_in_the_middle_blocks_nobody_beyond_its_lease() {
     etcd.queue_of(&name, 2);
     let mut last = run_guest(etcd, &oracle, &name, "last");
     etcd.queue_of(&name, 3);
-    oracle.leave("last");
+    oracle.exited("last");
     killed.signal(Signal::KILL);
     // The one behind must not jump ahead of the holder only because its predecessor is gone.
     eventually(LIMIT, "the lease of the killed waiter ends", || {
@@ -157,8 +157,8 @@ fn a_timed_out_middle_waiter_keeps_the_order() {
     let mut last = run_guest(etcd, &oracle, &name, "last");
     timed.wait().expect_code(75);
     etcd.queue_of(&name, 3);
-    oracle.leave("first");
-    oracle.leave("last");
+    oracle.exited("first");
+    oracle.exited("last");
     holder.let_go();
     first.wait().expect_code(0);
     last.wait().expect_code(0);
@@ -237,7 +237,7 @@ fn etcdctl_and_dlock_exclude_each_other_in_order() {
     for (place, who) in places.iter().enumerate() {
         eventually(LIMIT, who, || oracle.guests() == places[..=place]);
         oracle.assert_no_overlap();
-        oracle.leave(who);
+        oracle.exited(who);
     }
     for mut one in all {
         one.wait().expect_code(0);
@@ -430,9 +430,9 @@ fn a_waiter_outlives_a_restart_of_etcd() {
     let_pass(Duration::from_secs(2));
     assert_eq!(oracle.guests(), ["holder"]);
     assert_eq!(etcd.queue(name).len(), 2);
-    oracle.leave("holder");
+    oracle.exited("holder");
     holder.wait().expect_code(0);
-    oracle.leave("waiter");
+    oracle.exited("waiter");
     waiter.wait().expect_code(0);
     assert_eq!(oracle.tokens().len(), 2);
 }

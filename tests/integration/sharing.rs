@@ -35,15 +35,15 @@ fn readers_share_and_a_writer_comes_in_its_turn() {
     etcd.queue_of(&name, 3);
     let mut late = guest(etcd, &oracle, &["-s"], &name, "r3");
     etcd.queue_of(&name, 4);
-    oracle.leave("r1");
+    oracle.exited("r1");
     first.wait().expect_code(0);
     assert_eq!(oracle.guests().len(), 2);
-    oracle.leave("r2");
+    oracle.exited("r2");
     second.wait().expect_code(0);
     eventually(LIMIT, "the writer is in", || oracle.guests().len() == 3);
     assert_eq!(oracle.guests()[2], "w");
-    oracle.leave("w");
-    oracle.leave("r3");
+    oracle.exited("w");
+    oracle.exited("r3");
     writer.wait().expect_code(0);
     late.wait().expect_code(0);
     assert_eq!(oracle.guests()[3], "r3");
@@ -63,12 +63,12 @@ fn etcdctl_counts_as_a_writer() {
     etcd.queue_of(&name, 2);
     let mut late = guest(etcd, &oracle, &["-s"], &name, "r2");
     etcd.queue_of(&name, 3);
-    oracle.leave("r1");
+    oracle.exited("r1");
     reader.wait().expect_code(0);
     eventually(LIMIT, "etcdctl is in", || oracle.guests().len() == 2);
     assert_eq!(oracle.guests()[1], "w");
-    oracle.leave("w");
-    oracle.leave("r2");
+    oracle.exited("w");
+    oracle.exited("r2");
     writer.wait().expect_code(0);
     late.wait().expect_code(0);
 }

@@ -47,11 +47,11 @@ fn ctrl_c_reaches_a_command_in_a_group_of_its_own() {
     terminal.line(&format!(
         "{DLOCK} run {name} timeout 600 sh -c 'echo on-$((1+1)); exec sleep 600'"
     ));
-    terminal.shows("on-2");
+    terminal.await_text("on-2");
     terminal.ctrl('C');
     terminal.prompts();
     terminal.line("echo code-$?");
-    terminal.shows("code-130");
+    terminal.await_text("code-130");
     assert!(etcd.queue(&name).is_empty());
 }
 
@@ -65,11 +65,11 @@ fn a_command_that_stops_itself_gives_the_terminal_back() {
         terminal.line(&format!(
             "{DLOCK} run --ttl 60 {name} sh -c 'kill -{signal} $$; echo back-$((1+1)); exit 4'; echo code-$?"
         ));
-        terminal.shows(&format!("code-{code}"));
+        terminal.await_text(&format!("code-{code}"));
         terminal.prompts();
         terminal.line(&format!("fg; echo {signal}-$?"));
-        terminal.shows("back-2");
-        terminal.shows(&format!("{signal}-4"));
+        terminal.await_text("back-2");
+        terminal.await_text(&format!("{signal}-4"));
         terminal.prompts();
     }
 }
@@ -83,14 +83,14 @@ fn a_command_that_stopped_itself_past_the_term_is_lost() {
     terminal.line(&format!(
         "{DLOCK} run --ttl 5 {name} sh -c 'kill -STOP $$; echo never'; echo code-$?"
     ));
-    terminal.shows("code-147");
+    terminal.await_text("code-147");
     terminal.prompts();
     Dlock::on(etcd)
         .run(["--ttl=5", &name, "true"])
         .finish()
         .expect_code(0);
     terminal.line("fg; echo code-$?");
-    terminal.shows("code-121");
+    terminal.await_text("code-121");
     assert!(!terminal.everything().contains("\nnever"));
 }
 
@@ -103,16 +103,16 @@ fn a_command_that_is_continued_elsewhere_continues_dlock() {
     terminal.line(&format!(
         "{DLOCK} run --ttl 60 {name} sh -c 'echo $$ >$HOME/pid; kill -STOP $$; read -r word; exit 4'; echo code-$?"
     ));
-    terminal.shows("code-147");
+    terminal.await_text("code-147");
     terminal.prompts();
     terminal.line("kill -CONT $(cat $HOME/pid); wait; echo waited-$((1+1))");
     // In the background it may not read the terminal, and so stops again.
-    terminal.shows("waited-2");
+    terminal.await_text("waited-2");
     terminal.line("jobs -s; fg; echo code-$?");
-    terminal.shows(&format!("run --ttl 60 {name}"));
+    terminal.await_text(&format!("run --ttl 60 {name}"));
     let_pass(Duration::from_millis(300));
     terminal.line("word");
-    terminal.shows("code-4");
+    terminal.await_text("code-4");
     assert!(etcd.queue(&name).is_empty());
 }
 
@@ -124,11 +124,11 @@ fn ctrl_z_stops_neither_a_command_that_ignores_it_nor_dlock() {
     terminal.line(&format!(
         r#"{DLOCK} run {name} sh -c 'trap "" TSTP; echo on-$((1+1)); read -r word; echo "got-$word"'; echo code-$?"#
     ));
-    terminal.shows("on-2");
+    terminal.await_text("on-2");
     terminal.ctrl('Z');
     terminal.line("word");
-    terminal.shows("got-word");
-    terminal.shows("code-0");
+    terminal.await_text("got-word");
+    terminal.await_text("code-0");
     assert!(!terminal.everything().contains("Stopped"));
 }
 
@@ -144,14 +144,14 @@ fn ctrl_z_stops_a_waiter() {
     ));
     etcd.queue_of(&name, 2);
     terminal.ctrl('Z');
-    terminal.shows("code-148");
+    terminal.await_text("code-148");
     terminal.prompts();
     terminal.line("fg; echo code-$?");
     let waiter = terminal.process("dlock");
     eventually(LIMIT, "it waits on", || waiter.state() != 'T');
     holder.let_go();
-    terminal.shows("won-2");
-    terminal.shows("code-0");
+    terminal.await_text("won-2");
+    terminal.await_text("code-0");
 }
 
 /// "All signals that can be caught are passed on": also those that hardly anybody sends.

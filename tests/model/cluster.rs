@@ -14,7 +14,7 @@ impl Experiment {
         // A new leader gives every lease its whole time again (lessor.Promote).
         for key in &mut world.keys {
             if let Key::Present { left, .. } = key {
-                *left = self.terms.ttl();
+                *left = self.timings.ttl();
             }
         }
     }
@@ -59,7 +59,7 @@ impl Experiment {
                 world.revision += 1;
                 let token = world.revision;
                 world.keys[client] = Key::Present {
-                    left: self.terms.ttl(),
+                    left: self.timings.ttl(),
                     token,
                     grace: world.clients[client].grace,
                 };
@@ -72,7 +72,7 @@ impl Experiment {
                         // etcd blocks until the lease is gone: no answer.
                         Key::Present { left, .. } if left.is_zero() => return,
                         Key::Present { left, .. } => {
-                            *left = self.terms.ttl();
+                            *left = self.timings.ttl();
                             true
                         }
                         Key::Absent | Key::Gone(_) => false,

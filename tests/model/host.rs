@@ -3,11 +3,10 @@
 
 use std::time::Duration;
 
-use dlock::core::evidence::{Predecessor, Predecessors, Sight, hand_over};
 use dlock::core::heartbeat::{Heartbeat, Watch};
-use dlock::core::lease::{
-    Claim, Deadlines, FencingToken, Header, LeaseId, Place, Renewal, Terms, Verdict,
-};
+use dlock::core::lock_delay::{Predecessor, Predecessors, Sight, lock_delay};
+use dlock::core::proof::{EntryId, FencingToken, Header, LeaseId, Ownership, Renewal, Verdict};
+use dlock::core::time::{Deadlines, LeaseTimings};
 
 use super::steps::{Announce, Experiment, Mishap, Notice, Rule, Word};
 use super::world::{Before, Client, End, Key, Letter, Message, NOW, Role, Tree, World};
@@ -17,9 +16,9 @@ const CLUSTER: u64 = 7;
 /// How late a guard may run, by the promise (DESIGN 1 (b)); on the leader's clock.
 const GUARD_LATE: Duration = Duration::from_millis(500);
 
-fn place(client: usize, token: i64) -> Place {
+fn entry_id(client: usize, token: i64) -> EntryId {
     let lease = i64::try_from(client).expect("two or three clients") + 1;
-    Place {
+    EntryId {
         token: FencingToken(token),
         lease: LeaseId(lease),
     }
@@ -27,8 +26,8 @@ fn place(client: usize, token: i64) -> Place {
 
 impl Experiment {
     fn deadlines(&self, client: &Client) -> Deadlines {
-        let terms = Terms::new(self.terms.ttl(), client.grace);
-        terms.deadlines(NOW - client.proof_age)
+        let timings = LeaseTimings::new(self.timings.ttl(), client.grace);
+        timings.deadlines(NOW - client.proof_age)
     }
 
     /// The grace that a waiter announces which has seen these before it.
@@ -48,7 +47,7 @@ impl Experiment {
             ..Sight::default()
         };
         let mut predecessors = Predecessors::default();
-        predecessors.see(NOW, sight);
+        predecessors.update(NOW, sight);
         predecessors.grace(NOW, own)
     }
 
@@ -62,7 +61,7 @@ impl Experiment {
 
     /// How long a waiter waits for one that went uncleanly.
     fn delay(&self, grace: Duration) -> Duration {
-        self.delay.unwrap_or_else(|| hand_over(grace))
+        self.delay.unwrap_or_else(|| lock_delay(grace))
     }
 
     /// What the guard has done by now, as late as the promise allows: [`Terms::deadlines`] hold
@@ -92,7 +91,7 @@ impl Experiment {
     /// Whether a holder whose watch is broken has to renew by now: the product's own rule, from the last proof on.
     pub(crate) fn is_due(&self, client: &Client) -> bool {
         let proven_at = NOW - client.proof_age;
-        let mut heartbeat = Heartbeat::new(self.terms, proven_at, 0);
+        let mut heartbeat = Heartbeat::new(self.timings, proven_at, 0);
         if self.notice != Notice::Unhurried {
             heartbeat.watch(NOW, Watch::Broken);
         }
@@ -125,7 +124,7 @@ impl Experiment {
     }
 
     /// A dlock gets an answer.
-    pub(crate) fn hear(&self, world: &mut World, message: Message) {
+    pub(crate) fn on_message(&self, world: &mut World, message: Message) {
         let number = message.client;
         let client = &mut world.clients[number];
         match message.letter {
@@ -188,10 +187,10 @@ impl Experiment {
                 };
                 let renewal = Renewal {
                     sent_at: NOW - message.age,
-                    keepalive: kept.known.then_some((kept_by, self.terms.ttl())),
-                    read: (read_by, token.map(|token| place(number, token))),
+                    keepalive: kept.known.then_some((kept_by, self.timings.ttl())),
+                    read: (read_by, token.map(|token| entry_id(number, token))),
                 };
-                self.judge(client, number, &renewal);
+                self.verify(client, number, &renewal);
                 world.hang_up(number);
             }
             Letter::Enter
@@ -203,28 +202,28 @@ impl Experiment {
     }
 
     /// The product's own rule.
-    fn judge(&self, client: &mut Client, number: usize, renewal: &Renewal) {
-        let mut claim = Claim {
-            place: place(number, client.token),
+    fn verify(&self, client: &mut Client, number: usize, renewal: &Renewal) {
+        let mut ownership = Ownership {
+            entry: entry_id(number, client.token),
             cluster: CLUSTER,
             highest_revision: client.highest_revision,
         };
-        let verdict = claim.judge(renewal);
-        client.highest_revision = claim.highest_revision;
+        let verdict = ownership.verify(renewal);
+        client.highest_revision = ownership.highest_revision;
         match verdict {
             Verdict::Proven(ttl) => {
-                let proven = self.terms.granted(ttl).deadlines(renewal.sent_at);
+                let proven = self.timings.granted(ttl).deadlines(renewal.sent_at);
                 if self.deadlines(client).kill_at < proven.kill_at {
                     client.proof_age = NOW.since(renewal.sent_at);
                 }
             }
-            Verdict::Doubtful(_) => {}
+            Verdict::Inconclusive(_) => {}
             Verdict::Lost(_) => Self::lose(client),
         }
     }
 
     /// What a waiter sees of those before it, as `etcd/look.rs` does.
-    pub(crate) fn look(&self, world: &World, number: usize) -> Outlook {
+    pub(crate) fn outlook(&self, world: &World, number: usize) -> Outlook {
         // Who follows on one that had the lock alone looks at nobody else.
         let before = world.clients[number].before;
         if let Some(one) = before {
@@ -263,7 +262,7 @@ impl Experiment {
             }
             return;
         }
-        let outlook = self.look(world, number);
+        let outlook = self.outlook(world, number);
         let client = &mut world.clients[number];
         match (client.role, outlook) {
             (role @ (Role::Waiting | Role::Delaying { .. }), Outlook::Behind(one)) => {
@@ -291,7 +290,7 @@ impl Experiment {
             }
             (Role::Delaying { left, .. }, _) if !left.is_zero() => {}
             // The command starts only with a young proof (DESIGN 3).
-            _ if client.proof_age <= self.terms.heartbeat() => {
+            _ if client.proof_age <= self.timings.renew_interval() => {
                 client.role = Role::Holding;
                 client.tree = Tree::Running;
                 client.before = None;
@@ -317,7 +316,7 @@ impl Experiment {
         }
         world.revision += 1;
         world.keys[number] = Key::Present {
-            left: self.terms.ttl(),
+            left: self.timings.ttl(),
             token: world.revision,
             grace: client.grace,
         };
@@ -337,7 +336,7 @@ impl Experiment {
     }
 
     /// A waiter goes, and leaves word.
-    pub(crate) fn leave(&self, world: &mut World, number: usize) {
+    pub(crate) fn leave_queue(&self, world: &mut World, number: usize) {
         let client = &mut world.clients[number];
         if let (Word::Names, Role::Delaying { left, .. }) = (self.word, client.role)
             && !left.is_zero()

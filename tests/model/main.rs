@@ -65,9 +65,9 @@ mod world;
 
 use std::time::Duration;
 
-use dlock::core::evidence::hand_over;
 use dlock::core::heartbeat::NOTICE;
-use dlock::core::lease::Terms;
+use dlock::core::lock_delay::lock_delay;
+use dlock::core::time::LeaseTimings;
 use stateright::{Checker as _, HasDiscoveries, Model as _};
 
 use steps::{Announce, EXCLUSION, EXPIRY, Experiment, Mishap, Notice, PROGRESS, Rule, Word};
@@ -81,7 +81,7 @@ const TTL: Duration = Duration::from_secs(5);
 fn experiment() -> Experiment {
     Experiment {
         rule: Rule::Proof,
-        terms: Terms::new(TTL, Terms::default_grace(TTL)),
+        timings: LeaseTimings::new(TTL, LeaseTimings::default_grace(TTL)),
         delay: Some(Duration::ZERO),
         graces: &[],
         announce: Announce::Own,
@@ -121,7 +121,7 @@ fn enough(grace: Duration, notice: Duration) -> Duration {
 
 /// What the holder of a 5 s lease needs when it hears within one tick.
 fn enough_with_notice() -> Duration {
-    enough(Terms::default_grace(TTL), world::TICK)
+    enough(LeaseTimings::default_grace(TTL), world::TICK)
 }
 
 /// What is enough for a holder that hears nothing: its last proof runs out within one TTL of the
@@ -261,12 +261,12 @@ fn a_holder_whose_watch_may_break_hears_as_well_by_its_renewals() {
 /// A longer lease, as the usual renewals of the shortest one are a tick apart anyway.
 fn broken(notice: Notice) -> Experiment {
     let ttl = TTL * 3;
-    let terms = Terms::new(ttl, Duration::from_secs(1));
+    let timings = LeaseTimings::new(ttl, Duration::from_secs(1));
     Experiment {
-        terms,
+        timings,
         pauses: 0,
         rates: &[Rate::EXACT],
-        ..revoked(enough(terms.grace(), world::TICK), notice)
+        ..revoked(enough(timings.grace(), world::TICK), notice)
     }
 }
 
@@ -281,14 +281,14 @@ fn the_usual_renewals_do_not_take_the_place_of_a_broken_watch() {
 fn the_delay_that_waiters_wait_is_enough() {
     assert_eq!(NOTICE, world::TICK);
     for grace in (0..36_000).map(|tenths| Duration::from_millis(tenths * 100)) {
-        let (delay, enough) = (hand_over(grace), enough(grace, NOTICE));
+        let (delay, enough) = (lock_delay(grace), enough(grace, NOTICE));
         assert!(enough <= delay, "{grace:?}: {delay:?} and not {enough:?}");
     }
 }
 
 #[test]
 fn a_margin_that_forgets_the_clocks_is_too_short() {
-    let delay = Terms::default_grace(TTL) + world::TICK;
+    let delay = LeaseTimings::default_grace(TTL) + world::TICK;
     overlaps("grace and 1 s", revoked(delay, Notice::Prompt), 100);
 }
 

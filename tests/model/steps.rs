@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use dlock::core::lease::Terms;
+use dlock::core::time::LeaseTimings;
 use stateright::{Model, Property};
 
 use super::host::Outlook;
@@ -74,7 +74,7 @@ pub(crate) enum Mishap {
 #[derive(Clone, Debug)]
 pub(crate) struct Experiment {
     pub(crate) rule: Rule,
-    pub(crate) terms: Terms,
+    pub(crate) timings: LeaseTimings,
     /// How long a waiter waits after an unclean end before it, on its own clock; `None` for what the product makes of the
     /// grace that was announced.
     pub(crate) delay: Option<Duration>,
@@ -155,9 +155,9 @@ impl Experiment {
                 *since += passed;
             }
             self.guard(client);
-            if client.tree == Tree::None && self.terms.heartbeat() < client.proof_age {
+            if client.tree == Tree::None && self.timings.renew_interval() < client.proof_age {
                 // All proofs that are too old to start with are alike.
-                client.proof_age = self.terms.ttl();
+                client.proof_age = self.timings.ttl();
             }
             let given_up = client.asked.is_some_and(|asked| self.travel < asked.age);
             if given_up {
@@ -193,9 +193,9 @@ impl Experiment {
     /// does not age: a waiter that loses its lease starts nothing, so there is nothing to see.
     fn is_waiting(&self, world: &World, number: usize) -> bool {
         match world.clients[number].role {
-            Role::Waiting => self.look(world, number) != Outlook::Free,
+            Role::Waiting => self.outlook(world, number) != Outlook::Free,
             Role::Delaying { left, .. } => {
-                !left.is_zero() || self.look(world, number) != Outlook::Free
+                !left.is_zero() || self.outlook(world, number) != Outlook::Free
             }
             Role::Cooling { .. } => true,
             _ => false,
@@ -319,7 +319,7 @@ impl Model for Experiment {
                 let mut revision = 0;
                 for (number, client) in clients.iter_mut().enumerate() {
                     let grace = self.graces.get(number).copied();
-                    client.grace = grace.unwrap_or(self.terms.grace());
+                    client.grace = grace.unwrap_or(self.timings.grace());
                 }
                 if self.queued {
                     let mut before = None;
@@ -336,7 +336,7 @@ impl Model for Experiment {
                         client.token = revision;
                         client.highest_revision = revision;
                         *key = Key::Present {
-                            left: self.terms.ttl(),
+                            left: self.timings.ttl(),
                             token: revision,
                             grace,
                         };
@@ -416,10 +416,10 @@ impl Model for Experiment {
                     self.serve(world, message);
                 }
                 _ if world.clients[message.client].paused => return None,
-                _ => self.hear(world, message),
+                _ => self.on_message(world, message),
             },
             Step::Turn(client) => self.turn(world, client),
-            Step::Leave(client) => self.leave(world, client),
+            Step::Leave(client) => self.leave_queue(world, client),
             Step::Break(client) => {
                 world.clients[client].broken = true;
                 world.network.retain(|message| {

@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use dlock::core::lease::Instant;
+use dlock::core::time::Instant;
 
 /// The leader's clock goes from one whole second to the next; messages, people and elections act at
 /// whole seconds only, in every order. Guards act between them, to the millisecond.

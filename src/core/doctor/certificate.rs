@@ -4,14 +4,14 @@
 use std::time::Duration;
 
 use super::Finding;
-use crate::core::text::span;
+use crate::core::text::format_duration;
 
 const CHECK: &str = "certificate";
 
 const DAY: Duration = Duration::from_hours(24);
 
 /// Long enough for a person to renew it, and to hear of it more than once.
-const SOON: Duration = Duration::from_hours(14 * 24);
+const EXPIRY_NOTICE: Duration = Duration::from_hours(14 * 24);
 
 /// Nobody renews a certificate by hand as often as that: a machine does, and is late only when
 /// little of its life is left.
@@ -30,12 +30,21 @@ impl Certificate {
     /// From when on its end is near.
     fn notice(&self) -> Duration {
         let life = self.not_after.saturating_sub(self.not_before);
-        if life < SHORT_LIFE { life / 3 } else { SOON }
+        if life < SHORT_LIFE {
+            life / 3
+        } else {
+            EXPIRY_NOTICE
+        }
     }
 }
 
 /// What to say of the certificate of an endpoint or in a file, at the wall clock's time `now`.
-pub fn judge(object: &str, what: &str, certificate: &Certificate, now: Duration) -> Finding {
+pub fn check_certificate(
+    object: &str,
+    what: &str,
+    certificate: &Certificate,
+    now: Duration,
+) -> Finding {
     let Certificate {
         subject,
         issuer,
@@ -68,7 +77,7 @@ pub fn judge(object: &str, what: &str, certificate: &Certificate, now: Duration)
 /// Whole days, or what there is of one.
 fn days(time: Duration) -> String {
     match time.as_secs() / DAY.as_secs() {
-        0 => span(Duration::from_secs(time.as_secs())).to_string(),
+        0 => format_duration(Duration::from_secs(time.as_secs())).to_string(),
         1 => "1 day".to_owned(),
         days => format!("{days} days"),
     }
@@ -89,7 +98,7 @@ mod tests {
             not_before: DAY * (TODAY - began),
             not_after: DAY * (TODAY + ends) + Duration::from_mins(1),
         };
-        judge("x", "server certificate", &certificate, DAY * TODAY)
+        check_certificate("x", "server certificate", &certificate, DAY * TODAY)
     }
 
     #[test]
@@ -124,11 +133,11 @@ mod tests {
             not_before: DAY * (TODAY - 9),
             not_after: DAY * (TODAY - 2),
         };
-        let found = judge("x", "server certificate", &over, DAY * TODAY);
+        let found = check_certificate("x", "server certificate", &over, DAY * TODAY);
         assert_eq!(found.level, Level::Warning);
         assert!(found.says.contains("for 'nobody by name'"), "{found:?}");
         assert!(found.says.ends_with("ended 2 days ago"), "{found:?}");
-        let found = judge("x", "server certificate", &over, DAY * (TODAY - 10));
+        let found = check_certificate("x", "server certificate", &over, DAY * (TODAY - 10));
         assert!(
             found.says.ends_with("is not valid yet, for 1 day"),
             "{found:?}"

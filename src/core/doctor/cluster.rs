@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use super::endpoints::{Complaint, Member, Named, Status, Trial};
+use super::endpoints::{Complaint, Member, MemberStatus, Named, Trial};
 use super::{Finding, counted, version};
 use crate::core::cluster_id::ClusterId;
 
@@ -12,7 +12,11 @@ const NEARLY_FULL: i64 = 80;
 
 /// All that there is to say about the cluster, of which so many endpoints are `named` and these answer; `wanted` is the
 /// one in the settings.
-pub(super) fn judge(named: usize, answers: &[Named], wanted: Option<ClusterId>) -> Vec<Finding> {
+pub(super) fn check_cluster(
+    named: usize,
+    answers: &[Named],
+    wanted: Option<ClusterId>,
+) -> Vec<Finding> {
     let mut findings = unity(named, answers, wanted);
     findings.extend(versions(answers));
     findings.extend(alarms(answers));
@@ -158,13 +162,13 @@ fn versions(answers: &[Named]) -> Vec<Finding> {
     }
     let judged = by_version
         .iter()
-        .flat_map(|(version, names)| version::judge(version, &names.join(" and "), users));
+        .flat_map(|(version, names)| version::check_version(version, &names.join(" and "), users));
     judged.collect()
 }
 
 fn alarms(answers: &[Named]) -> Vec<Finding> {
     const CHECK: &str = "alarm";
-    let told: Vec<&Status> = answers
+    let told: Vec<&MemberStatus> = answers
         .iter()
         .filter_map(|(_, answer)| answer.status.as_ref())
         .collect();
@@ -196,7 +200,7 @@ fn alarms(answers: &[Named]) -> Vec<Finding> {
             .hinting("replace the member that differs, then `etcdctl alarm disarm`"),
         );
     }
-    let fill = |status: &&Status| {
+    let fill = |status: &&MemberStatus| {
         Some(status.size.saturating_mul(100) / status.quota.max(1)).filter(|_| status.quota > 0)
     };
     let fullest = told.iter().filter_map(fill).max();

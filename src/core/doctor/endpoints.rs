@@ -6,8 +6,9 @@ use std::time::Duration;
 use super::latency::{self, Proof};
 use super::{Finding, Level, cluster};
 use crate::core::cluster_id::ClusterId;
-use crate::core::lease::{Header, Terms};
-use crate::core::text::span;
+use crate::core::proof::Header;
+use crate::core::text::format_duration;
+use crate::core::time::LeaseTimings;
 
 const NO_LEADER: &str = "most members of the cluster are down or cut off from this one, or their disks hang, or an election goes on: ask again in a few seconds";
 
@@ -38,7 +39,7 @@ impl Complaint {
 
 /// An endpoint and what came of asking it.
 #[derive(Clone, Debug)]
-pub struct Asked {
+pub struct Probe {
     pub endpoint: String,
     pub answer: Result<Answer, Complaint>,
 }
@@ -54,7 +55,7 @@ pub struct Answer {
     /// Who answered; `None` when every request was refused.
     pub header: Option<Header>,
     /// What the member says of itself; `None` when it says that to root only.
-    pub status: Option<Status>,
+    pub status: Option<MemberStatus>,
     /// From the status, or from where etcd tells it to everybody.
     pub version: Option<String>,
     /// All members of the cluster that the endpoint belongs to, as far as it tells.
@@ -66,7 +67,7 @@ pub struct Answer {
 
 /// What a member says of itself.
 #[derive(Clone, Debug, Default)]
-pub struct Status {
+pub struct MemberStatus {
     /// 0 for none.
     pub leader: u64,
     pub learner: bool,
@@ -97,18 +98,18 @@ pub struct Trial {
 }
 
 /// Who asks, and for which keys.
-pub struct Asking<'a> {
+pub struct ProbeSettings<'a> {
     /// The user, or how somebody without a name is called.
     pub user: Option<&'a str>,
     pub prefix: &'a str,
-    pub terms: Terms,
+    pub timings: LeaseTimings,
     /// The cluster that the settings name.
     pub cluster_id: Option<ClusterId>,
     /// The endpoints of other machines that are reached without TLS.
     pub exposed: Vec<String>,
 }
 
-impl Asked {
+impl Probe {
     /// Whether a lock can be taken and kept through this endpoint, of this cluster if it is said.
     fn usable(&self, cluster: Option<ClusterId>) -> bool {
         let Ok(answer) = &self.answer else {
@@ -120,12 +121,12 @@ impl Asked {
         }
         let Trial { locks, key, proofs } = &answer.trial;
         let narrow = key.as_ref().is_err_and(Complaint::denied);
-        locks.is_ok() && (narrow || key.is_ok() && latency::keeps(proofs))
+        locks.is_ok() && (narrow || key.is_ok() && latency::can_hold_lock(proofs))
     }
 }
 
 /// All that there is to say about the endpoints.
-pub fn judge(asked: &[Asked], asking: &Asking) -> Vec<Finding> {
+pub fn check_endpoints(asked: &[Probe], asking: &ProbeSettings) -> Vec<Finding> {
     // What one endpoint cannot do matters little as long as another one can.
     let bad = if asked.iter().any(|one| one.usable(asking.cluster_id)) {
         Level::Warning
@@ -140,19 +141,23 @@ pub fn judge(asked: &[Asked], asking: &Asking) -> Vec<Finding> {
     if answers.is_empty() {
         return findings;
     }
-    findings.extend(cluster::judge(asked.len(), &answers, asking.cluster_id));
+    findings.extend(cluster::check_cluster(
+        asked.len(),
+        &answers,
+        asking.cluster_id,
+    ));
     findings.extend(user(&answers, asking));
     findings.extend(permission(&answers, asking));
     let proofs = answers
         .iter()
         .filter(|(_, answer)| !answer.trial.proofs.is_empty());
-    findings.extend(
-        proofs.map(|(name, answer)| latency::judge(name, &answer.trial.proofs, asking.terms, bad)),
-    );
+    findings.extend(proofs.map(|(name, answer)| {
+        latency::check_latency(name, &answer.trial.proofs, asking.timings, bad)
+    }));
     findings
 }
 
-fn endpoint(asked: &Asked, bad: Level) -> Finding {
+fn endpoint(asked: &Probe, bad: Level) -> Finding {
     const CHECK: &str = "endpoint";
     let name = &asked.endpoint;
     let answer = match &asked.answer {
@@ -172,10 +177,10 @@ fn endpoint(asked: &Asked, bad: Level) -> Finding {
             return Finding::new(CHECK, name, bad, &says).hinting(NO_LEADER);
         }
     }
-    let trouble = [&answer.trial.locks, &answer.trial.key]
+    let error = [&answer.trial.locks, &answer.trial.key]
         .into_iter()
         .find_map(|step| step.as_ref().err().filter(|it| !it.refused));
-    if let Some(complaint) = trouble {
+    if let Some(complaint) = error {
         let says = format!(
             "{says}, but a lock cannot be taken through it: {}",
             complaint.cause
@@ -213,7 +218,7 @@ fn describe(answer: &Answer) -> String {
     if size > 0 {
         words.push(format!("{} MiB", mebibytes(size)));
     }
-    let took = span((*took).max(Duration::from_millis(1)));
+    let took = format_duration((*took).max(Duration::from_millis(1)));
     words.push(format!("answers after {took}"));
     words.join(", ")
 }
@@ -224,7 +229,7 @@ fn mebibytes(bytes: i64) -> i64 {
     bytes / MEBI + i64::from(bytes % MEBI > 0)
 }
 
-fn user(answers: &[Named], asking: &Asking) -> Option<Finding> {
+fn user(answers: &[Named], asking: &ProbeSettings) -> Option<Finding> {
     const CHECK: &str = "user";
     let users = answers.iter().find_map(|(_, answer)| answer.users);
     match (asking.user, users) {
@@ -254,7 +259,7 @@ fn user(answers: &[Named], asking: &Asking) -> Option<Finding> {
     }
 }
 
-fn permission(answers: &[Named], asking: &Asking) -> Option<Finding> {
+fn permission(answers: &[Named], asking: &ProbeSettings) -> Option<Finding> {
     const CHECK: &str = "permission";
     let prefix = asking.prefix;
     let user = asking.user.unwrap_or("the certificate's user");

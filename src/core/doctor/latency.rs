@@ -4,8 +4,8 @@
 use std::time::Duration;
 
 use super::{Finding, Level, counted};
-use crate::core::lease::{Instant, Terms};
-use crate::core::text::span;
+use crate::core::text::format_duration;
+use crate::core::time::{Instant, LeaseTimings};
 
 const CHECK: &str = "latency";
 
@@ -17,12 +17,12 @@ pub type Proof = Result<Duration, String>;
 
 /// How many renewals in a row may stay unanswered, when a proof takes as long as `latency`, before the
 /// command is told to stop although the next one is answered.
-pub fn fatal(terms: Terms, latency: Duration) -> u32 {
+pub fn fatal_losses(timings: LeaseTimings, latency: Duration) -> u32 {
     let start = Instant::from_boot(Duration::ZERO);
-    let room = terms.deadlines(start).stop_at.since(start);
-    let first = terms.heartbeat() / JITTER * (JITTER + 1);
+    let room = timings.deadlines(start).stop_at.since(start);
+    let first = timings.renew_interval() / JITTER * (JITTER + 1);
     let spare = room.saturating_sub(first + latency);
-    let survived = spare.as_nanos() / terms.attempt().as_nanos().max(1);
+    let survived = spare.as_nanos() / timings.renew_timeout().as_nanos().max(1);
     1 + u32::try_from(survived).unwrap_or(u32::MAX - 1)
 }
 
@@ -34,21 +34,26 @@ fn median(times: &[Duration]) -> Duration {
 }
 
 /// Whether renewals through an endpoint with these proofs would keep a lock.
-pub fn keeps(proofs: &[Proof]) -> bool {
+pub fn can_hold_lock(proofs: &[Proof]) -> bool {
     proofs.iter().any(Result::is_ok)
 }
 
 /// What the proofs through one endpoint say; `bad` is what none that counts means.
-pub fn judge(endpoint: &str, proofs: &[Proof], terms: Terms, bad: Level) -> Finding {
+pub fn check_latency(
+    endpoint: &str,
+    proofs: &[Proof],
+    timings: LeaseTimings,
+    bad: Level,
+) -> Finding {
     let times: Vec<Duration> = proofs.iter().flatten().copied().collect();
     let failed = proofs.iter().find_map(|proof| proof.as_ref().err());
-    let limit = terms.attempt();
-    let slow = slow_hint(terms);
+    let limit = timings.renew_timeout();
+    let slow = slow_hint(timings);
     let Some(worst) = times.iter().max().copied() else {
         let cause = failed.map_or("none was tried", String::as_str);
         let says = format!(
             "no renewal would count: a proof has to take less than {}, and {cause}",
-            span(limit)
+            format_duration(limit)
         );
         return Finding::new(CHECK, endpoint, bad, &says).hinting(&slow);
     };
@@ -56,7 +61,7 @@ pub fn judge(endpoint: &str, proofs: &[Proof], terms: Terms, bad: Level) -> Find
         "a proof takes {}, at worst {} of {}",
         short(median(&times)),
         short(worst),
-        span(limit)
+        format_duration(limit)
     );
     if let Some(cause) = failed {
         let says = format!(
@@ -66,10 +71,10 @@ pub fn judge(endpoint: &str, proofs: &[Proof], terms: Terms, bad: Level) -> Find
         );
         return Finding::warning(CHECK, endpoint, &says).hinting(&slow);
     }
-    let count = fatal(terms, worst);
+    let count = fatal_losses(timings, worst);
     let says = format!(
         "{measured}; with a TTL of {} {} in a row without an answer would lose the lock",
-        span(terms.ttl()),
+        format_duration(timings.ttl()),
         counted(
             count.try_into().unwrap_or(usize::MAX),
             "renewal",
@@ -84,17 +89,17 @@ pub fn judge(endpoint: &str, proofs: &[Proof], terms: Terms, bad: Level) -> Find
 
 /// To the millisecond, and no less than one.
 fn short(time: Duration) -> String {
-    span(time.max(Duration::from_millis(1))).to_string()
+    format_duration(time.max(Duration::from_millis(1))).to_string()
 }
 
-fn slow_hint(terms: Terms) -> String {
+fn slow_hint(timings: LeaseTimings) -> String {
     /// From here on an attempt takes no longer, see [`Terms::attempt`].
     const PATIENT: Duration = Duration::from_secs(16);
     let server = "look at etcd's disks and the network in between";
-    if terms.ttl() < PATIENT {
+    if timings.ttl() < PATIENT {
         return format!(
             "--ttl {} or more gives each renewal more time; or {server}",
-            span(PATIENT)
+            format_duration(PATIENT)
         );
     }
     server.to_owned()
@@ -107,9 +112,9 @@ mod tests {
     use super::*;
     use crate::core::heartbeat::Heartbeat;
 
-    fn terms(seconds: u64) -> Terms {
+    fn timings(seconds: u64) -> LeaseTimings {
         let ttl = Duration::from_secs(seconds);
-        Terms::new(ttl, Terms::default_grace(ttl))
+        LeaseTimings::new(ttl, LeaseTimings::default_grace(ttl))
     }
 
     fn ms(millis: u64) -> Duration {
@@ -119,27 +124,27 @@ mod tests {
     #[test]
     fn the_usual_terms() {
         for (ttl, count) in [(5, 4), (10, 4), (30, 8), (60, 18)] {
-            assert_eq!(fatal(terms(ttl), ms(2)), count, "TTL {ttl}");
+            assert_eq!(fatal_losses(timings(ttl), ms(2)), count, "TTL {ttl}");
         }
         let ttl = Duration::from_secs(30);
-        let tight = Terms::new(ttl, Terms::longest_grace(ttl));
-        assert_eq!(fatal(tight, ms(2)), 3);
+        let tight = LeaseTimings::new(ttl, LeaseTimings::max_grace(ttl));
+        assert_eq!(fatal_losses(tight, ms(2)), 3);
     }
 
     /// Whether a holder that was proven at zero gets another proof in time after so many silences, by
     /// the machine that `dlock run` uses.
-    fn survives(terms: Terms, silences: u32, latency: Duration, seed: u64) -> bool {
+    fn survives(timings: LeaseTimings, silences: u32, latency: Duration, seed: u64) -> bool {
         let start = Instant::from_boot(Duration::from_secs(1000));
-        let mut heartbeat = Heartbeat::new(terms, start, seed);
+        let mut heartbeat = Heartbeat::new(timings, start, seed);
         let mut now = start;
         for _ in 0..silences {
             now = heartbeat.due_at().unwrap();
-            assert!(heartbeat.ask(now));
-            now = now + terms.attempt();
+            assert!(heartbeat.start_renewal(now));
+            now = now + timings.renew_timeout();
             heartbeat.failed(now);
         }
         now = now.max(heartbeat.due_at().unwrap()) + latency;
-        now < terms.deadlines(start).stop_at
+        now < timings.deadlines(start).stop_at
     }
 
     proptest! {
@@ -150,19 +155,19 @@ mod tests {
             ttl in 5..3600_u64, grace in 0..100_u64, latency in 0..2000_u64, seed in any::<u64>(),
         ) {
             let ttl = Duration::from_secs(ttl);
-            let grace = Terms::longest_grace(ttl) / 100 * u32::try_from(grace).unwrap();
-            let terms = Terms::new(ttl, grace);
-            let latency = ms(latency).min(terms.attempt());
-            let count = fatal(terms, latency);
+            let grace = LeaseTimings::max_grace(ttl) / 100 * u32::try_from(grace).unwrap();
+            let timings = LeaseTimings::new(ttl, grace);
+            let latency = ms(latency).min(timings.renew_timeout());
+            let count = fatal_losses(timings, latency);
             // The jitter of the real one is never longer, so that it survives at least as much.
-            prop_assert!(survives(terms, count - 1, latency, seed) || count == 1);
+            prop_assert!(survives(timings, count - 1, latency, seed) || count == 1);
         }
     }
 
     #[test]
     fn quick_proofs_are_fine() {
         let proofs = [Ok(ms(3)), Ok(ms(1)), Ok(Duration::from_micros(200))];
-        let found = judge("e", &proofs, terms(30), Level::Unusable);
+        let found = check_latency("e", &proofs, timings(30), Level::Unusable);
         assert_eq!(found.level, Level::Ok);
         assert_eq!(
             found.says,
@@ -173,30 +178,30 @@ mod tests {
     #[test]
     fn slow_ones_and_some_that_fail_are_a_warning() {
         let slow = [Ok(ms(10)), Ok(ms(400))];
-        let found = judge("e", &slow, terms(5), Level::Unusable);
+        let found = check_latency("e", &slow, timings(5), Level::Unusable);
         assert_eq!(found.level, Level::Warning, "{found:?}");
         assert!(found.hint.unwrap().starts_with("--ttl 16s"));
         assert_eq!(
-            judge("e", &slow, terms(30), Level::Unusable).level,
+            check_latency("e", &slow, timings(30), Level::Unusable).level,
             Level::Ok
         );
         let some = [Ok(ms(10)), Err("no answer within 2s".to_owned())];
-        let found = judge("e", &some, terms(30), Level::Unusable);
+        let found = check_latency("e", &some, timings(30), Level::Unusable);
         assert_eq!(found.level, Level::Warning);
         assert!(
             found
                 .says
                 .starts_with("1 of 2 proofs did not count: no answer")
         );
-        assert!(keeps(&some) && keeps(&slow));
+        assert!(can_hold_lock(&some) && can_hold_lock(&slow));
     }
 
     #[test]
     fn none_that_counts_is_as_bad_as_the_other_endpoints_make_it() {
         let none = [Err("no answer within 2s".to_owned())];
         for bad in [Level::Warning, Level::Unusable] {
-            assert_eq!(judge("e", &none, terms(30), bad).level, bad);
+            assert_eq!(check_latency("e", &none, timings(30), bad).level, bad);
         }
-        assert!(!keeps(&none) && !keeps(&[]));
+        assert!(!can_hold_lock(&none) && !can_hold_lock(&[]));
     }
 }

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use super::Finding;
-use crate::core::text::span;
+use crate::core::text::format_duration;
 
 /// From the moment it is due until it runs, the guard has half a second; more than half of that is a
 /// warning, as tonight will be busier than now.
@@ -18,7 +18,7 @@ const FEW_FILES: u64 = 64;
 
 /// What the machine shows. Whatever could not be read is `None`.
 #[derive(Clone, Debug, Default)]
-pub struct Facts {
+pub struct HostFacts {
     /// `current_clocksource` of the kernel.
     pub clock_source: Option<String>,
     /// By how much `CLOCK_BOOTTIME` is ahead of `CLOCK_MONOTONIC`.
@@ -38,14 +38,14 @@ pub struct Facts {
 }
 
 /// What to say of it.
-pub fn judge(facts: &Facts) -> Vec<Finding> {
+pub fn check_host(facts: &HostFacts) -> Vec<Finding> {
     let mut findings = vec![clock(facts), scheduling(facts.lateness)];
     findings.extend(guard(facts));
     findings.extend(limits(facts));
     findings
 }
 
-fn clock(facts: &Facts) -> Finding {
+fn clock(facts: &HostFacts) -> Finding {
     const CHECK: &str = "clock";
     let source = facts.clock_source.as_deref().unwrap_or("unknown");
     let slept = if facts.suspended.is_zero() {
@@ -53,7 +53,7 @@ fn clock(facts: &Facts) -> Finding {
     } else {
         format!(
             "{} of suspend since boot, which is counted",
-            span(Duration::from_secs(facts.suspended.as_secs().max(1)))
+            format_duration(Duration::from_secs(facts.suspended.as_secs().max(1)))
         )
     };
     match source {
@@ -85,7 +85,7 @@ fn scheduling(lateness: Duration) -> Finding {
     const CHECK: &str = "scheduling";
     let says = format!(
         "a process was woken at most {} late, the guard may be 500ms late",
-        span(lateness.max(Duration::from_millis(1)))
+        format_duration(lateness.max(Duration::from_millis(1)))
     );
     if lateness < LATE {
         return Finding::ok(CHECK, "wake-up", &says);
@@ -95,7 +95,7 @@ fn scheduling(lateness: Duration) -> Finding {
     )
 }
 
-fn guard(facts: &Facts) -> Option<Finding> {
+fn guard(facts: &HostFacts) -> Option<Finding> {
     const CHECK: &str = "guard";
     let hidden = if facts.hides_others {
         "; /proc hides the processes of other users (hidepid), so one that becomes another user's is not even named"
@@ -119,7 +119,7 @@ fn guard(facts: &Facts) -> Option<Finding> {
     })
 }
 
-fn limits(facts: &Facts) -> Vec<Finding> {
+fn limits(facts: &HostFacts) -> Vec<Finding> {
     const CHECK: &str = "limits";
     let judge = |object, number: Option<u64>, few, what: &str, hint| {
         let Some(number) = number else {
@@ -164,19 +164,19 @@ mod tests {
     use super::*;
     use crate::core::doctor::{Level, worst};
 
-    fn good() -> Facts {
-        Facts {
+    fn good() -> HostFacts {
+        HostFacts {
             clock_source: Some("tsc".to_owned()),
             guard: Some(Ok(true)),
             most_processes: Some(4096),
             most_files: Some(1024),
-            ..Facts::default()
+            ..HostFacts::default()
         }
     }
 
     #[test]
     fn a_usual_machine_is_clean() {
-        let findings = judge(&good());
+        let findings = check_host(&good());
         assert_eq!(worst(&findings), Level::Ok, "{findings:?}");
         let checks: Vec<&str> = findings.iter().map(|found| found.check).collect();
         assert_eq!(checks, ["clock", "scheduling", "guard", "limits", "limits"]);
@@ -184,7 +184,7 @@ mod tests {
 
     #[test]
     fn what_breaks_the_promise_is_named() {
-        type Case = (fn(&mut Facts), &'static str, Level);
+        type Case = (fn(&mut HostFacts), &'static str, Level);
         let cases: [Case; 8] = [
             (
                 |it| it.clock_source = Some("jiffies".into()),
@@ -218,7 +218,7 @@ mod tests {
         for (spoil, check, level) in cases {
             let mut facts = good();
             spoil(&mut facts);
-            let bad: Vec<Finding> = judge(&facts)
+            let bad: Vec<Finding> = check_host(&facts)
                 .into_iter()
                 .filter(|found| found.level != Level::Ok)
                 .collect();
@@ -230,7 +230,7 @@ mod tests {
 
     #[test]
     fn suspend_is_told() {
-        let facts = Facts {
+        let facts = HostFacts {
             suspended: Duration::from_secs(3723),
             ..good()
         };

@@ -200,7 +200,7 @@ impl Fault {
 }
 
 /// What is known about a version, of which `where_it_runs` tells. `users` says that etcd has users.
-pub fn judge(text: &str, where_it_runs: &str, users: bool) -> Vec<Finding> {
+pub fn check_version(text: &str, where_it_runs: &str, users: bool) -> Vec<Finding> {
     const CHECK: &str = "version";
     let Some(version) = Version::parse(text) else {
         let says = format!("not a version that dlock can judge, at {where_it_runs}");
@@ -226,7 +226,9 @@ mod tests {
     use super::*;
 
     fn references(text: &str, users: bool) -> Vec<String> {
-        let hints = judge(text, "x", users).into_iter().map(|found| found.hint);
+        let hints = check_version(text, "x", users)
+            .into_iter()
+            .map(|found| found.hint);
         hints.flatten().collect()
     }
 
@@ -254,7 +256,7 @@ mod tests {
     #[test]
     fn the_newest_are_clean() {
         for text in ["3.4.44", "3.5.30", "3.6.11", "3.7.0", "4.0.0"] {
-            let found = judge(text, "x", true);
+            let found = check_version(text, "x", true);
             let clean = found.iter().all(|finding| finding.level == Level::Ok);
             assert!(clean || text == "3.4.44", "{text}: {found:?}");
             assert_eq!(found.len(), 1, "{text}: {found:?}");
@@ -303,7 +305,7 @@ mod tests {
 
     #[test]
     fn what_is_no_version_is_said() {
-        let found = judge("fork\u{7}", "x", false);
+        let found = check_version("fork\u{7}", "x", false);
         assert_eq!(found[0].level, Level::Warning);
         assert_eq!(found[0].object, "fork\\u{7}");
     }

@@ -7,6 +7,8 @@ use std::os::unix::process::CommandExt;
 use rustix::fs::{CWD, FileType, Mode, OFlags};
 
 use super::*;
+use crate::sys::process::ExitStatus;
+use crate::sys::signals::{receive, stop_by};
 
 /// Nearly everything about itself that a command could notice. A shell changes the signals of what it starts.
 const MIRROR: &str = r#"
@@ -67,12 +69,15 @@ fn compare(
                     argv,
                 },
                 PATIENT,
-                &Ties::default(),
+                &LaunchOptions::default(),
             )
             .unwrap();
             guard.start(&[], far()).unwrap();
-            assert_eq!(next(&mut guard), Report::Started);
-            assert_eq!(next(&mut guard), ended(Status::Exited(0), Cause::Command));
+            assert_eq!(next(&mut guard), GuardReport::Started);
+            assert_eq!(
+                next(&mut guard),
+                ended(ExitStatus::Exited(0), Cause::Command)
+            );
             let [plain, guarded] = ["plain", "guarded"].map(|file| {
                 let content = fs::read_to_string(scratch.0.join(file)).unwrap();
                 content
@@ -147,12 +152,15 @@ fn a_script_that_names_no_interpreter_is_run_by_the_shell() {
             "a b".into(),
             scratch.0.join("said").into(),
         ];
-        let mut guard = launch(Command { path, argv }, PATIENT, &Ties::default()).unwrap();
+        let mut guard = launch(Command { path, argv }, PATIENT, &LaunchOptions::default()).unwrap();
         guard
             .start(&[("DIR".to_owned(), "ours".to_owned())], far())
             .unwrap();
-        assert_eq!(next(&mut guard), Report::Started);
-        assert_eq!(next(&mut guard), ended(Status::Exited(0), Cause::Command));
+        assert_eq!(next(&mut guard), GuardReport::Started);
+        assert_eq!(
+            next(&mut guard),
+            ended(ExitStatus::Exited(0), Cause::Command)
+        );
         assert_eq!(scratch.line("said"), "2 a b ours");
     });
 }
@@ -162,7 +170,7 @@ fn a_script_that_names_no_interpreter_is_run_by_the_shell() {
 fn a_stop_that_is_pending_already_stops_once() {
     alone(|_| {
         // SAFETY: the other thread of this process only waits for this one, as `alone` says.
-        let Some(dlock) = unsafe { spawn::fork() }.unwrap() else {
+        let Some(dlock) = unsafe { process::fork() }.unwrap() else {
             // A group of its own, whose parent can continue it: the kernel stops none that is orphaned.
             rustix::process::setpgid(None, None).unwrap();
             let _received = receive([libc::SIGTSTP].into_iter()).unwrap();

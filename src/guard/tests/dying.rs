@@ -2,6 +2,7 @@
 //! It must not know what the command is for.
 
 use super::*;
+use crate::sys::process::ExitStatus;
 
 #[test]
 fn at_the_deadline_the_whole_tree_is_dead() {
@@ -16,7 +17,7 @@ fn at_the_deadline_the_whole_tree_is_dead() {
         let far = scratch.pid("far");
         assert_eq!(
             next(&mut guard),
-            ended(Status::Signalled(libc::SIGKILL), Cause::Deadline)
+            ended(ExitStatus::Signalled(libc::SIGKILL), Cause::Deadline)
         );
         assert!(clock::now() >= deadlines.kill_at);
         assert!(!is_alive(far));
@@ -28,19 +29,17 @@ fn it_is_asked_before_it_is_killed_even_if_it_is_stopped() {
     alone(|scratch| {
         let script = r#"trap 'exit 3' TERM; echo $$ > "$DIR/pid"; kill -STOP $$; while :; do sleep 0.1; done"#;
         let mut guard = scratch.start(script, PATIENT);
-        let command = guard
-            .tree
-            .find(scratch.pid("pid"))
-            .unwrap()
-            .identity()
-            .pid();
+        let command = guard.tree.find(scratch.pid("pid")).unwrap().identity().pid;
         eventually(|| {
             fs::read_to_string(format!("/proc/{command}/status"))
                 .unwrap()
                 .contains("\nState:\tT")
         });
         guard.stop().unwrap();
-        assert_eq!(next(&mut guard), ended(Status::Exited(3), Cause::Ordered));
+        assert_eq!(
+            next(&mut guard),
+            ended(ExitStatus::Exited(3), Cause::Ordered)
+        );
     });
 }
 
@@ -52,7 +51,10 @@ fn the_whole_tree_is_asked() {
         let mut guard = scratch.start(&script, PATIENT);
         scratch.line("up");
         guard.stop().unwrap();
-        assert_eq!(next(&mut guard), ended(Status::Exited(3), Cause::Ordered));
+        assert_eq!(
+            next(&mut guard),
+            ended(ExitStatus::Exited(3), Cause::Ordered)
+        );
         scratch.line("asked");
     });
 }
@@ -70,7 +72,7 @@ fn a_stopped_command_is_killed() {
         guard.kill().unwrap();
         assert_eq!(
             next(&mut guard),
-            ended(Status::Signalled(libc::SIGKILL), Cause::Ordered)
+            ended(ExitStatus::Signalled(libc::SIGKILL), Cause::Ordered)
         );
     });
 }
@@ -92,8 +94,8 @@ fn without_dlock_the_tree_dies() {
 fn a_panic_of_dlock_is_its_end_and_the_trees() {
     alone(|scratch| {
         // SAFETY: the other thread of this process only waits for this one, as `alone` says.
-        let Some(dlock) = unsafe { spawn::fork() }.unwrap() else {
-            crate::log::on_panic(|| crate::exit::Exit::Failed.leave());
+        let Some(dlock) = unsafe { process::fork() }.unwrap() else {
+            crate::output::log::on_panic(|| crate::output::exit::Exit::Failed.exit_process());
             let _guard = scratch.start(
                 &format!(r#"trap "" TERM; echo $$ > "$DIR/pid"; {FAR} while :; do sleep 1; done"#),
                 HASTY,
@@ -123,14 +125,14 @@ fn the_last_word_reaches_a_dlock_that_did_not_read() {
         let mut beats = 0;
         let last = loop {
             match next(&mut guard) {
-                Report::Beat(_) => beats += 1,
+                GuardReport::Ack(_) => beats += 1,
                 report => break report,
             }
         };
         assert!(beats < 20_000, "the socket was never full");
         assert_eq!(
             last,
-            ended(Status::Signalled(libc::SIGTERM), Cause::Ordered)
+            ended(ExitStatus::Signalled(libc::SIGTERM), Cause::Ordered)
         );
     });
 }
@@ -144,7 +146,7 @@ fn without_its_guard_the_command_dies_and_dlock_kills_the_rest() {
         );
         let (command, far) = (scratch.pid("pid"), scratch.pid("far"));
         signals::send(guard.process.as_fd(), libc::SIGKILL).unwrap();
-        assert_eq!(next(&mut guard), Report::GuardDead);
+        assert_eq!(next(&mut guard), GuardReport::GuardDead);
         eventually(|| !is_alive(command));
         assert!(is_alive(far));
         assert_eq!(guard.kill_tree(LIMIT), []);
@@ -168,7 +170,7 @@ fn dlock_kills_a_stopped_guard_and_the_tree() {
 
 /// Forks and ends, as fast as possible. It ends by itself long after the test, so that a broken guard does not cost the
 /// machine its last process id.
-fn chain() -> ! {
+fn held() -> ! {
     let end_at = clock::now() + LIMIT * 2;
     loop {
         // SAFETY: neither parent nor child does anything else but look at the clock.
@@ -192,19 +194,19 @@ fn who_adopts_others_is_no_hiding_place() {
     }
     alone(|scratch| {
         let variables = [("ADOPTS", "1"), ("DIR", scratch.0.to_str().unwrap())];
-        let mut guard = launch(this_test(), PATIENT, &Ties::default()).unwrap();
+        let mut guard = launch(this_test(), PATIENT, &LaunchOptions::default()).unwrap();
         guard
             .start(
                 &variables.map(|(name, value)| (name.to_owned(), value.to_owned())),
                 far(),
             )
             .unwrap();
-        assert_eq!(next(&mut guard), Report::Started);
+        assert_eq!(next(&mut guard), GuardReport::Started);
         let far = scratch.pid("far");
         guard.kill().unwrap();
         assert_eq!(
             next(&mut guard),
-            ended(Status::Signalled(libc::SIGKILL), Cause::Ordered)
+            ended(ExitStatus::Signalled(libc::SIGKILL), Cause::Ordered)
         );
         assert!(!is_alive(far));
     });
@@ -225,25 +227,28 @@ fn chains_are_exhausted(count: usize) {
         for _ in 1..count {
             // SAFETY: as in `chain`.
             if unsafe { libc::fork() } == 0 {
-                chain();
+                held();
             }
         }
-        chain();
+        held();
     }
     alone(|_| {
         let policy = Policy {
             leftovers: Leftovers::Wait,
             ..PATIENT
         };
-        let mut guard = launch(this_test(), policy, &Ties::default()).unwrap();
+        let mut guard = launch(this_test(), policy, &LaunchOptions::default()).unwrap();
         guard
             .start(&[("CHAIN".to_owned(), "1".to_owned())], far())
             .unwrap();
-        assert_eq!(next(&mut guard), Report::Started);
-        assert!(matches!(next(&mut guard), Report::Leftovers { .. }));
+        assert_eq!(next(&mut guard), GuardReport::Started);
+        assert!(matches!(next(&mut guard), GuardReport::Leftovers { .. }));
         guard.kill().unwrap();
-        assert_eq!(next(&mut guard), ended(Status::Exited(0), Cause::Ordered));
-        assert_eq!(next(&mut guard), Report::GuardDead);
+        assert_eq!(
+            next(&mut guard),
+            ended(ExitStatus::Exited(0), Cause::Ordered)
+        );
+        assert_eq!(next(&mut guard), GuardReport::GuardDead);
         eventually(|| reap(|_, _| ()) == Children::None);
     });
 }
@@ -279,7 +284,7 @@ fn who_does_not_die_is_named_and_awaited() {
         );
         let undead = Undead::new(scratch.pid("pid"));
         guard.kill().unwrap();
-        let Report::Survivors(survivors) = next(&mut guard) else {
+        let GuardReport::Survivors(survivors) = next(&mut guard) else {
             panic!("no survivors");
         };
         assert!(
@@ -289,11 +294,11 @@ fn who_does_not_die_is_named_and_awaited() {
             "{survivors:?}"
         );
         guard.extend(1, far()).unwrap();
-        assert_eq!(next(&mut guard), Report::Beat(1));
+        assert_eq!(next(&mut guard), GuardReport::Ack(1));
         undead.let_go();
         assert_eq!(
             next(&mut guard),
-            ended(Status::Signalled(libc::SIGKILL), Cause::Ordered)
+            ended(ExitStatus::Signalled(libc::SIGKILL), Cause::Ordered)
         );
     });
 }
@@ -306,7 +311,7 @@ fn the_guard_stays_until_all_are_dead_though_dlock_is_gone() {
             HASTY,
         );
         let undead = Undead::new(scratch.pid("pid"));
-        guard.link.socket().shutdown(Shutdown::Both).unwrap();
+        guard.backchannel.socket().shutdown(Shutdown::Both).unwrap();
         let far = clock::now() + Duration::from_millis(2500);
         eventually(|| clock::now() >= far);
         let mut over = [PollFd::new(&guard.process, PollFlags::IN)];
@@ -363,18 +368,18 @@ fn an_orphan_of_the_adopted_process_is_killed_and_awaited() {
             .spawn()
             .unwrap();
         let orphan = scratch.pid("orphan");
-        let other = Other::find(i32::try_from(adopted.id()).unwrap()).unwrap();
-        let ties = Ties {
+        let other = ProcessHandle::find(i32::try_from(adopted.id()).unwrap()).unwrap();
+        let ties = LaunchOptions {
             adopted: Some(&other),
-            ..Ties::default()
+            ..LaunchOptions::default()
         };
         let mut guard = launch(shell("sleep 1000"), HASTY, &ties).unwrap();
         guard.start(&[], far()).unwrap();
-        assert_eq!(next(&mut guard), Report::Started);
+        assert_eq!(next(&mut guard), GuardReport::Started);
         guard.stop().unwrap();
         assert_eq!(
             next(&mut guard),
-            ended(Status::Signalled(libc::SIGTERM), Cause::Ordered)
+            ended(ExitStatus::Signalled(libc::SIGTERM), Cause::Ordered)
         );
         assert!(!is_alive(orphan));
         adopted.wait().unwrap();
@@ -389,7 +394,7 @@ fn a_zombie_that_its_tracer_keeps_is_named() {
         let pid = scratch.pid("pid");
         assert_eq!(Undead::ptrace(pid, libc::PTRACE_SEIZE, 0), 0);
         guard.kill().unwrap();
-        let Report::Survivors(survivors) = next(&mut guard) else {
+        let GuardReport::Survivors(survivors) = next(&mut guard) else {
             panic!("no survivors");
         };
         let named = survivors.iter().find(|survivor| survivor.pid == pid);
@@ -399,7 +404,7 @@ fn a_zombie_that_its_tracer_keeps_is_named() {
         eventually(|| unsafe { libc::waitpid(pid, std::ptr::null_mut(), libc::__WALL) } == pid);
         assert_eq!(
             next(&mut guard),
-            ended(Status::Signalled(libc::SIGKILL), Cause::Ordered)
+            ended(ExitStatus::Signalled(libc::SIGKILL), Cause::Ordered)
         );
     });
 }
@@ -419,14 +424,14 @@ fn an_order_that_does_not_fit_is_sent_when_the_guard_reads_again() {
         let last = loop {
             guard.flush().unwrap();
             match guard.report().unwrap() {
-                Some(Report::Beat(_)) => {}
+                Some(GuardReport::Ack(_)) => {}
                 Some(report) => break report,
                 None => thread::sleep(Duration::from_millis(1)),
             }
         };
         assert_eq!(
             last,
-            ended(Status::Signalled(libc::SIGTERM), Cause::Ordered)
+            ended(ExitStatus::Signalled(libc::SIGTERM), Cause::Ordered)
         );
     });
 }

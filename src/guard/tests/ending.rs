@@ -2,6 +2,7 @@
 //! It must not know deadlines.
 
 use super::*;
+use crate::sys::process::ExitStatus;
 
 #[test]
 fn leftovers_are_killed_before_the_end() {
@@ -10,14 +11,17 @@ fn leftovers_are_killed_before_the_end() {
             &format!(r#"{FAR} while ! [ -s "$DIR/far" ]; do sleep 0.01; done; exit 7"#),
             HASTY,
         );
-        let Report::Leftovers {
-            status: Status::Exited(7),
+        let GuardReport::Leftovers {
+            status: ExitStatus::Exited(7),
             count: 1..,
         } = next(&mut guard)
         else {
             panic!("no leftovers");
         };
-        assert_eq!(next(&mut guard), ended(Status::Exited(7), Cause::Command));
+        assert_eq!(
+            next(&mut guard),
+            ended(ExitStatus::Exited(7), Cause::Command)
+        );
         assert!(!is_alive(scratch.pid("far")));
     });
 }
@@ -33,10 +37,13 @@ fn leftovers_are_waited_for() {
             r#"mkfifo "$DIR/gate"; (read line < "$DIR/gate") & exit 7"#,
             policy,
         );
-        let status = Status::Exited(7);
-        assert_eq!(next(&mut guard), Report::Leftovers { status, count: 1 });
+        let status = ExitStatus::Exited(7);
+        assert_eq!(
+            next(&mut guard),
+            GuardReport::Leftovers { status, count: 1 }
+        );
         guard.extend(1, far()).unwrap();
-        assert_eq!(next(&mut guard), Report::Beat(1));
+        assert_eq!(next(&mut guard), GuardReport::Ack(1));
         fs::write(scratch.0.join("gate"), "go\n").unwrap();
         assert_eq!(next(&mut guard), ended(status, Cause::Command));
     });
@@ -53,8 +60,11 @@ fn leftovers_are_left() {
             &format!(r#"{FAR} while ! [ -s "$DIR/far" ]; do sleep 0.01; done; exit 7"#),
             policy,
         );
-        assert_eq!(next(&mut guard), ended(Status::Exited(7), Cause::Command));
-        assert_eq!(next(&mut guard), Report::GuardDead);
+        assert_eq!(
+            next(&mut guard),
+            ended(ExitStatus::Exited(7), Cause::Command)
+        );
+        assert_eq!(next(&mut guard), GuardReport::GuardDead);
         assert!(is_alive(scratch.pid("far")));
         assert_eq!(guard.kill_tree(LIMIT), []);
         assert!(!is_alive(scratch.pid("far")));
@@ -65,10 +75,10 @@ fn leftovers_are_left() {
 fn the_status_is_the_commands() {
     alone(|scratch| {
         for (script, status) in [
-            ("exit 0", Status::Exited(0)),
-            ("exit 255", Status::Exited(255)),
-            ("kill -USR1 $$", Status::Signalled(libc::SIGUSR1)),
-            ("kill -KILL $$", Status::Signalled(libc::SIGKILL)),
+            ("exit 0", ExitStatus::Exited(0)),
+            ("exit 255", ExitStatus::Exited(255)),
+            ("kill -USR1 $$", ExitStatus::Signalled(libc::SIGUSR1)),
+            ("kill -KILL $$", ExitStatus::Signalled(libc::SIGKILL)),
         ] {
             let mut guard = scratch.start(script, PATIENT);
             assert_eq!(next(&mut guard), ended(status, Cause::Command));
@@ -83,24 +93,29 @@ fn what_cannot_be_started_is_said() {
             path: "/nonexistent/program".into(),
             argv: vec!["program".into()],
         };
-        let mut guard = launch(command, PATIENT, &Ties::default()).unwrap();
+        let mut guard = launch(command, PATIENT, &LaunchOptions::default()).unwrap();
         guard.start(&[], far()).unwrap();
         assert_eq!(
             next(&mut guard),
-            Report::CannotStart {
+            GuardReport::CannotStart {
                 errno: libc::ENOENT
             }
         );
-        assert_eq!(next(&mut guard), Report::GuardDead);
+        assert_eq!(next(&mut guard), GuardReport::GuardDead);
     });
 }
 
 #[test]
 fn nothing_is_started_too_late() {
     alone(|scratch| {
-        let mut guard = launch(shell("echo > \"$DIR/ran\""), PATIENT, &Ties::default()).unwrap();
+        let mut guard = launch(
+            shell("echo > \"$DIR/ran\""),
+            PATIENT,
+            &LaunchOptions::default(),
+        )
+        .unwrap();
         guard.extend(1, far()).unwrap();
-        assert_eq!(next(&mut guard), Report::Beat(1));
+        assert_eq!(next(&mut guard), GuardReport::Ack(1));
         guard
             .start(
                 &[],
@@ -112,7 +127,7 @@ fn nothing_is_started_too_late() {
             .unwrap();
         assert_eq!(
             next(&mut guard),
-            Report::Ended {
+            GuardReport::Ended {
                 status: None,
                 cause: Cause::Deadline
             }
@@ -124,11 +139,11 @@ fn nothing_is_started_too_late() {
 #[test]
 fn nothing_is_started_after_a_stop() {
     alone(|_| {
-        let mut guard = launch(shell("exit"), PATIENT, &Ties::default()).unwrap();
+        let mut guard = launch(shell("exit"), PATIENT, &LaunchOptions::default()).unwrap();
         guard.stop().unwrap();
         assert_eq!(
             next(&mut guard),
-            Report::Ended {
+            GuardReport::Ended {
                 status: None,
                 cause: Cause::Ordered
             }
@@ -148,7 +163,10 @@ fn a_signal_is_passed_on_to_the_command() {
             value: None,
         };
         guard.forward(signal).unwrap();
-        assert_eq!(next(&mut guard), ended(Status::Exited(5), Cause::Command));
+        assert_eq!(
+            next(&mut guard),
+            ended(ExitStatus::Exited(5), Cause::Command)
+        );
     });
 }
 
@@ -156,9 +174,12 @@ fn a_signal_is_passed_on_to_the_command() {
 fn the_guard_itself_leaves_no_zombie() {
     alone(|scratch| {
         let mut guard = scratch.start("exit", PATIENT);
-        assert_eq!(next(&mut guard), ended(Status::Exited(0), Cause::Command));
+        assert_eq!(
+            next(&mut guard),
+            ended(ExitStatus::Exited(0), Cause::Command)
+        );
         drop(guard);
-        drop(launch(shell("exit"), PATIENT, &Ties::default()).unwrap());
+        drop(launch(shell("exit"), PATIENT, &LaunchOptions::default()).unwrap());
         assert_eq!(reap(|_, _| ()), Children::None);
     });
 }
@@ -166,7 +187,7 @@ fn the_guard_itself_leaves_no_zombie() {
 #[test]
 fn a_stopped_guard_without_a_command_ends_with_dlock() {
     alone(|_| {
-        let guard = launch(shell("exit"), PATIENT, &Ties::default()).unwrap();
+        let guard = launch(shell("exit"), PATIENT, &LaunchOptions::default()).unwrap();
         signals::send(guard.process.as_fd(), libc::SIGSTOP).unwrap();
         drop(guard);
         assert_eq!(reap(|_, _| ()), Children::None);

@@ -11,6 +11,7 @@ use std::fs;
 use std::process::Stdio;
 
 use super::*;
+use crate::sys::process::ExitStatus;
 
 /// Says that this process is the one that [`alone`] has made.
 const ALONE: &str = "DLOCK_TEST_ALONE";
@@ -95,14 +96,14 @@ impl Scratch {
     }
 
     fn start_until(&self, script: &str, policy: Policy, deadlines: Deadlines) -> Guard {
-        let mut guard = launch(shell(script), policy, &Ties::default()).unwrap();
+        let mut guard = launch(shell(script), policy, &LaunchOptions::default()).unwrap();
         guard
             .start(
                 &[("DIR".to_owned(), self.0.to_str().unwrap().to_owned())],
                 deadlines,
             )
             .unwrap();
-        assert_eq!(next(&mut guard), Report::Started);
+        assert_eq!(next(&mut guard), GuardReport::Started);
         guard
     }
 }
@@ -156,17 +157,17 @@ fn is_alive(pid: i32) -> bool {
         .any(|line| line.starts_with("State:") && !line.contains('Z'))
 }
 
-fn next(guard: &mut Guard) -> Report {
+fn next(guard: &mut Guard) -> GuardReport {
     loop {
         if let Some(report) = guard.report().unwrap() {
             return report;
         }
-        poll(&mut [PollFd::new(&guard.link, PollFlags::IN)], None).unwrap();
+        poll(&mut [PollFd::new(&guard.backchannel, PollFlags::IN)], None).unwrap();
     }
 }
 
-fn ended(status: Status, cause: Cause) -> Report {
-    Report::Ended {
+fn ended(status: ExitStatus, cause: Cause) -> GuardReport {
+    GuardReport::Ended {
         status: Some(status),
         cause,
     }

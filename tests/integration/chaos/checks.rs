@@ -94,9 +94,9 @@ impl Evidence<'_> {
     }
 
     /// The faults of a run.
-    pub(super) fn judge(&self, run: &Ended) -> Vec<String> {
+    pub(super) fn verdicts(&self, run: &Ended) -> Vec<String> {
         let begun = self.journal.of(run.number);
-        let place = begun.and_then(|begun| self.history.place(begun.token));
+        let place = begun.and_then(|begun| self.history.entry(begun.token));
         let mut faults = Vec::new();
         if run.says("panicked") {
             faults.push("it panicked".to_owned());

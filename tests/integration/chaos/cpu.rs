@@ -37,7 +37,7 @@ impl Sampler {
         sampler.thread = Some(thread::spawn(move || {
             while !over.load(Ordering::SeqCst) {
                 for one in shared.lock().expect("no panic while locked").values_mut() {
-                    one.look();
+                    one.sample();
                 }
                 thread::sleep(PACE);
             }
@@ -94,7 +94,7 @@ impl Drop for Sampler {
 }
 
 impl Samples {
-    fn look(&mut self) {
+    fn sample(&mut self) {
         let Some(dlock) = self.dlock.filter(|_| self.ended_at.is_none()) else {
             return;
         };

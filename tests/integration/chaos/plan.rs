@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use super::dice::Dice;
+use super::rng::Rng;
 
 /// Between two starts of the lock that is for once in a while.
 pub(super) const ONCE_PER: Duration = Duration::from_secs(6);
@@ -70,7 +70,7 @@ pub(super) struct Plan {
 
 impl Plan {
     /// For the lock that most of this is about.
-    pub(super) fn main(dice: &mut Dice) -> Self {
+    pub(super) fn main(dice: &mut Rng) -> Self {
         let children = dice.one_of(&[1, 40]);
         let releases = dice.one_in(2);
         let form = if dice.one_in(4) {
@@ -93,7 +93,7 @@ impl Plan {
     }
 
     /// For a lock that is used in another way.
-    pub(super) fn of_side(lock: Lock, dice: &mut Dice) -> Self {
+    pub(super) fn of_side(lock: Lock, dice: &mut Rng) -> Self {
         let form = if lock == Lock::Borrowed {
             Form::Borrow
         } else {
@@ -119,7 +119,7 @@ impl Plan {
         plan.finished()
     }
 
-    fn of(lock: Lock, form: Form, ttl: usize, dice: &mut Dice) -> Self {
+    fn of(lock: Lock, form: Form, ttl: usize, dice: &mut Rng) -> Self {
         // At most half of the TTL less half a second.
         let most = (ttl * 500 - 500).min(6000);
         let grace = if dice.one_in(2) {

@@ -3,9 +3,9 @@
 
 use std::time::Duration;
 
+use super::fault::Blow;
 use super::plan::{Form, Lock, Plan};
-use super::strike::Blow;
-use super::witness::note;
+use super::witness::run_note;
 use crate::support::{
     Dlock, Link, Oracle, Process, Running, Scratch, Signal, WallClock, boot_clock, child,
 };
@@ -163,7 +163,7 @@ const REPORT: &str = "report";
 /// The options and the name of the lock.
 fn words(number: usize, plan: &Plan, home: &Scratch) -> Vec<String> {
     let mut words = plan.options.clone();
-    words.extend(["-v".to_owned(), format!("--note={}", note(number))]);
+    words.extend(["-v".to_owned(), format!("--note={}", run_note(number))]);
     words.push(format!("--report={}", home.file(REPORT)));
     words.push(plan.lock.name().to_owned());
     words

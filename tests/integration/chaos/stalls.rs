@@ -39,7 +39,7 @@ impl Stalls {
             while !ended.load(Ordering::SeqCst) {
                 let from = boot_clock();
                 thread::sleep(PACE);
-                note(&spans, from);
+                record(&spans, from);
             }
         }));
         for member in cluster.members() {
@@ -55,10 +55,10 @@ impl Stalls {
                 let runtime = runtime.expect("threads and descriptors are to be had");
                 while !ended.load(Ordering::SeqCst) {
                     // A failed request is no answer either, nor is there one until the next attempt.
-                    let _ = runtime.block_on(ask(&endpoint, &spans, &ended));
+                    let _ = runtime.block_on(probe(&endpoint, &spans, &ended));
                     let from = boot_clock().saturating_sub(LATE);
                     runtime.block_on(async { sleep(ASK_PACE).await });
-                    note(&spans, from);
+                    record(&spans, from);
                 }
             }));
         }
@@ -98,7 +98,7 @@ fn meets(spans: &Spans, from: Duration, to: Duration) -> bool {
 }
 
 /// Notes what has begun at this moment and has just ended, if it took too long.
-fn note(spans: &Spans, from: Duration) {
+fn record(spans: &Spans, from: Duration) {
     let now = boot_clock();
     if now.saturating_sub(from) > LATE {
         let mut spans = spans.lock().expect("no panic while locked");
@@ -107,14 +107,14 @@ fn note(spans: &Spans, from: Duration) {
 }
 
 /// Reads from one member again and again, until that fails.
-async fn ask(endpoint: &str, spans: &Spans, over: &AtomicBool) -> Result<(), Error> {
+async fn probe(endpoint: &str, spans: &Spans, over: &AtomicBool) -> Result<(), Error> {
     let options = ConnectOptions::new().with_connect_timeout(LIMIT);
     let client = Client::connect([endpoint], Some(options)).await?;
     let mut kv = client.kv_client();
     while !over.load(Ordering::SeqCst) {
         let from = boot_clock();
         let answer = timeout(LIMIT, kv.get("lateness", None)).await;
-        note(spans, from);
+        record(spans, from);
         match answer {
             Ok(answer) => drop(answer?),
             Err(_) => return Ok(()),

@@ -91,12 +91,12 @@ impl History {
     }
 
     /// The place that a holder with this token had.
-    pub(super) fn place(&self, token: i64) -> Option<&Place> {
+    pub(super) fn entry(&self, token: i64) -> Option<&Place> {
         self.places.iter().find(|place| place.token == token)
     }
 
     /// The events between two moments, for people.
-    pub(super) fn told(&self, from: Duration, to: Duration) -> String {
+    pub(super) fn describe(&self, from: Duration, to: Duration) -> String {
         let told = self.told.iter().filter(|(at, _)| (from..=to).contains(at));
         let lines: Vec<String> = told
             .map(|(at, line)| format!("    {:9.3} {line}", at.as_secs_f64()))
@@ -182,7 +182,7 @@ impl History {
 }
 
 /// The note of a run, by which its places are found.
-pub(super) fn note(run: usize) -> String {
+pub(super) fn run_note(run: usize) -> String {
     format!("run {run}")
 }
 

@@ -10,13 +10,13 @@ use std::time::Duration;
 
 use super::checks::{Ended, Evidence};
 use super::cpu::Sampler;
-use super::dice::Dice;
+use super::fault::{ALL, Blow, CONTENDERS, Moment, Outage, Strike, Target, Ways};
 use super::journal::Journal;
 use super::plan::{Form, Lock, Plan};
+use super::rng::Rng;
 use super::run::{Ground, Run};
 use super::slack::Watch;
 use super::stalls::Stalls;
-use super::strike::{ALL, Blow, CONTENDERS, Moment, Outage, Strike, Target, Ways};
 use super::troubles::Troubles;
 use super::witness::Witness;
 use crate::support::{
@@ -57,7 +57,7 @@ pub(super) struct Host {
     wall: WallClock,
     /// How much longer it has been up than we.
     up: Duration,
-    dice: Dice,
+    dice: Rng,
     pub(super) run: Run,
     /// Nobody new comes earlier: as under cron, there is a time between two runs.
     rests_until: Duration,
@@ -162,7 +162,7 @@ impl World {
             big,
         };
         for number in 0..ALL {
-            let mut dice = Dice::of(seed, number);
+            let mut dice = Rng::new(seed, number);
             let (links, wall) = (ways(&world.cluster), WallClock::new());
             let up = dice.span(0, A_MONTH);
             // The namespace counts whole seconds.
@@ -186,7 +186,7 @@ impl World {
         links: &[Link],
         wall: &WallClock,
         up: Duration,
-        dice: &mut Dice,
+        dice: &mut Rng,
     ) -> Run {
         let plan = if host < CONTENDERS {
             Plan::main(dice)
@@ -273,7 +273,7 @@ impl World {
     }
 
     /// The faults of a run that has ended.
-    pub(super) fn judge(&self, run: &Ended) -> Vec<String> {
+    pub(super) fn verdicts(&self, run: &Ended) -> Vec<String> {
         // Before the history is locked, which its thread needs in turn.
         let late = self.watch.late();
         let history = self.witness.history();
@@ -288,7 +288,7 @@ impl World {
             leaders_take_leases: self.leaders_take_leases,
             shares_machine: self.shares_machine,
         };
-        let faults = evidence.judge(run);
+        let faults = evidence.verdicts(run);
         self.cpu.forget(run.number);
         faults
     }
@@ -464,7 +464,7 @@ impl World {
         );
         self.live_for(lasts);
         if let Some((outage, ways, host)) = outage {
-            self.end(outage, self.links(ways, host), &struck);
+            self.end_outage(outage, self.links(ways, host), &struck);
             let aftermath = if struck.is_empty() {
                 Duration::ZERO
             } else {
@@ -539,7 +539,7 @@ impl World {
         });
     }
 
-    fn end(&self, outage: Outage, links: &[Link], struck: &[usize]) {
+    fn end_outage(&self, outage: Outage, links: &[Link], struck: &[usize]) {
         let struck = struck.iter().map(|member| &self.cluster.members()[*member]);
         match outage {
             Outage::KillMember(_) | Outage::KillLeader => struck.for_each(Etcd::revive),

@@ -85,7 +85,7 @@ impl<T> Line<T> {
     }
 }
 
-pub(super) async fn cut<T>(hang_up: Option<&HangUp>) -> T {
+pub(super) async fn until_hang_up<T>(hang_up: Option<&HangUp>) -> T {
     hang_up.expect("every request has one").0.notify_one();
     pending().await
 }
@@ -142,7 +142,7 @@ impl Member {
         match act {
             Act::Lie(what) => answer.falsify(what),
             Act::Hold => self.script.resumption().await,
-            Act::Cut => cut(hang_up.as_ref()).await,
+            Act::Cut => until_hang_up(hang_up.as_ref()).await,
             Act::RefuseDone(after, code, message) => {
                 sleep(after).await;
                 return Err(Status::new(code, message));
@@ -178,7 +178,7 @@ impl Member {
             match act {
                 Act::Lie(what) => answer.falsify(what),
                 Act::Hold => self.script.resumption().await,
-                Act::Cut => cut(line.hang_up.as_ref()).await,
+                Act::Cut => until_hang_up(line.hang_up.as_ref()).await,
                 _ => {}
             }
             let _ = line.answers.send(Ok(answer)).await;

@@ -147,7 +147,7 @@ impl Store {
         let (revision, known) = self.with(|state| {
             let known = state.leases.contains_key(&id);
             if known {
-                state.end(id, End::Revoked);
+                state.end_lease(id, End::Revoked);
             }
             known
         });
@@ -225,11 +225,11 @@ impl State {
             .map(|(id, _)| *id)
             .collect();
         for id in over {
-            self.end(id, End::Expired);
+            self.end_lease(id, End::Expired);
         }
     }
 
-    fn end(&mut self, id: i64, end: End) {
+    fn end_lease(&mut self, id: i64, end: End) {
         self.leases.remove(&id);
         self.ended.push((id, end));
         let attached = |kv: &&PbKeyValue| kv.lease == id;

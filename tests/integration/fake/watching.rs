@@ -8,7 +8,7 @@ use etcd_client::proto::{
 };
 use tonic::{Request, Response, Status, Streaming};
 
-use super::member::{Answers, Line, Member, cut};
+use super::member::{Answers, Line, Member, until_hang_up};
 use super::script::{Act, Answer, Point};
 
 /// The watch service of a member.
@@ -50,7 +50,7 @@ async fn attend(
     loop {
         changes.borrow_and_update();
         for watch in &mut watches {
-            if let Some(answer) = tell(&member, watch)
+            if let Some(answer) = response_for(&member, watch)
                 && line.answers.send(Ok(answer)).await.is_err()
             {
                 return;
@@ -70,7 +70,7 @@ async fn attend(
         match act {
             Act::Swallow => pending().await,
             Act::Close => return,
-            Act::Cut => cut(line.hang_up.as_ref()).await,
+            Act::Cut => until_hang_up(line.hang_up.as_ref()).await,
             Act::Refuse(code, message) => {
                 let _ = line.answers.send(Err(Status::new(code, message))).await;
                 return;
@@ -120,7 +120,7 @@ async fn attend(
 }
 
 /// What is new for a watch.
-fn tell(member: &Member, watch: &mut Watch) -> Option<PbWatchResponse> {
+fn response_for(member: &Member, watch: &mut Watch) -> Option<PbWatchResponse> {
     let (now, mut events) = member.store.events(&watch.key, &watch.end, watch.next);
     watch.next = watch.next.max(now + 1);
     if matches!(watch.act, Act::Strange) {

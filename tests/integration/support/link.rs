@@ -80,7 +80,7 @@ impl Trap {
     }
 
     /// The fate of these bytes, which are on their way to the server.
-    fn take(&self, bytes: &[u8]) -> Option<Lost> {
+    fn filter(&self, bytes: &[u8]) -> Option<Lost> {
         let one_less = |count: u32| count.checked_sub(1);
         let order = Ordering::SeqCst;
         let taken = match self.bait {
@@ -221,20 +221,20 @@ impl Link {
 
     /// Closes every connection; new ones are welcome.
     pub(crate) fn cut(&self) {
-        self.end(Break::Close);
+        self.break_connection(Break::Close);
     }
 
     /// Closes one direction of every connection; new ones are welcome.
     pub(crate) fn cut_half(&self, direction: Direction) {
-        self.end(Break::Half(direction));
+        self.break_connection(Break::Half(direction));
     }
 
     /// Resets every connection towards the end that this direction leads to; new ones are welcome.
     pub(crate) fn reset(&self, direction: Direction) {
-        self.end(Break::Reset(direction));
+        self.break_connection(Break::Reset(direction));
     }
 
-    fn end(&self, how: Break) {
+    fn break_connection(&self, how: Break) {
         *self.state.broken.lock().expect("no panic while locked") = how;
         self.state.age.fetch_add(1, Ordering::SeqCst);
     }
@@ -302,7 +302,7 @@ impl State {
     /// The act of the trap, if there is one, on these bytes on their way to the server.
     fn spring(&self, bytes: &[u8]) -> Option<Lost> {
         let trap = self.trap.lock().expect("no panic while locked").clone();
-        trap.filter(|_| !bytes.is_empty())?.take(bytes)
+        trap.filter(|_| !bytes.is_empty())?.filter(bytes)
     }
 }
 

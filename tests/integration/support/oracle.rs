@@ -108,7 +108,7 @@ impl Oracle {
     }
 
     /// Lets a guest go, also one that has not come yet.
-    pub(crate) fn leave(&self, who: &str) {
+    pub(crate) fn exited(&self, who: &str) {
         self.0.write(&format!("leave-{who}"), "");
     }
 

@@ -29,7 +29,7 @@ impl Terminal {
         let mut terminal = Self(running);
         // The shell is ready once it answers; the sum keeps the echo of our own typing from looking like the answer.
         terminal.line("stty -echo; bind 'set enable-bracketed-paste off'; echo ready-$((40+2))");
-        terminal.shows("ready-42");
+        terminal.await_text("ready-42");
         terminal.prompts();
         terminal
     }
@@ -47,7 +47,7 @@ impl Terminal {
 
     /// Waits until the screen has shown `text`.
     #[track_caller]
-    pub(crate) fn shows(&mut self, text: &str) {
+    pub(crate) fn await_text(&mut self, text: &str) {
         self.0.says(text);
     }
 

@@ -15,10 +15,10 @@ fn member(id: u64, url: &str) -> Member {
 }
 
 /// A healthy cluster of so many members, all of them named; the first is the leader.
-fn healthy(count: usize) -> Vec<Asked> {
+fn healthy(count: usize) -> Vec<Probe> {
     let urls = &URLS[..count];
     let members: Vec<Member> = (1..).zip(urls).map(|(id, url)| member(id, url)).collect();
-    let asked = |member: &Member| Asked {
+    let asked = |member: &Member| Probe {
         endpoint: member.urls[0].clone(),
         answer: Ok(Answer {
             took: Duration::from_millis(3),
@@ -28,10 +28,10 @@ fn healthy(count: usize) -> Vec<Asked> {
                 term: 7,
                 revision: 42,
             }),
-            status: Some(Status {
+            status: Some(MemberStatus {
                 leader: 1,
                 size: 3_000_000,
-                ..Status::default()
+                ..MemberStatus::default()
             }),
             version: Some("3.6.11".to_owned()),
             members: members.clone(),
@@ -46,11 +46,11 @@ fn healthy(count: usize) -> Vec<Asked> {
     members.iter().map(asked).collect()
 }
 
-fn answer(asked: &mut Asked) -> &mut Answer {
+fn answer(asked: &mut Probe) -> &mut Answer {
     asked.answer.as_mut().unwrap()
 }
 
-fn status(asked: &mut Asked) -> &mut Status {
+fn status(asked: &mut Probe) -> &mut MemberStatus {
     answer(asked).status.as_mut().unwrap()
 }
 
@@ -70,12 +70,12 @@ fn refusal(cause: &str) -> Result<(), Complaint> {
     })
 }
 
-fn asking() -> Asking<'static> {
+fn asking() -> ProbeSettings<'static> {
     let ttl = Duration::from_secs(30);
-    Asking {
+    ProbeSettings {
         user: None,
         prefix: "dlock/",
-        terms: Terms::new(ttl, Terms::default_grace(ttl)),
+        timings: LeaseTimings::new(ttl, LeaseTimings::default_grace(ttl)),
         cluster_id: None,
         exposed: Vec::new(),
     }
@@ -83,8 +83,8 @@ fn asking() -> Asking<'static> {
 
 /// What is not as it should be: check, level, words.
 #[track_caller]
-fn bad(asked: &[Asked], asking: &Asking) -> Vec<(&'static str, Level, String)> {
-    judge(asked, asking)
+fn bad(asked: &[Probe], asking: &ProbeSettings) -> Vec<(&'static str, Level, String)> {
+    check_endpoints(asked, asking)
         .into_iter()
         .filter(|finding| finding.level != Level::Ok)
         .map(|finding| {
@@ -96,7 +96,7 @@ fn bad(asked: &[Asked], asking: &Asking) -> Vec<(&'static str, Level, String)> {
 }
 
 #[track_caller]
-fn only(asked: &[Asked], asking: &Asking, check: &str, level: Level, words: &[&str]) {
+fn only(asked: &[Probe], asking: &ProbeSettings, check: &str, level: Level, words: &[&str]) {
     let bad = bad(asked, asking);
     assert_eq!(bad.len(), 1, "{bad:?}");
     assert_eq!((bad[0].0, bad[0].1), (check, level), "{bad:?}");
@@ -108,10 +108,10 @@ fn only(asked: &[Asked], asking: &Asking, check: &str, level: Level, words: &[&s
 #[test]
 fn healthy_clusters_are_clean() {
     for count in [1, 3] {
-        let findings = judge(&healthy(count), &asking());
+        let findings = check_endpoints(&healthy(count), &asking());
         assert_eq!(worst(&findings), Level::Ok, "{findings:?}");
     }
-    let findings = judge(&healthy(3), &asking());
+    let findings = check_endpoints(&healthy(3), &asking());
     let says = |check: &str| -> Vec<&str> {
         let ours = findings.iter().filter(|finding| finding.check == check);
         ours.map(|finding| finding.says.as_str()).collect()
@@ -215,7 +215,7 @@ fn two_clusters_are_no_cluster() {
 #[test]
 fn only_the_cluster_of_the_settings_counts() {
     let mut asked = healthy(3);
-    let pinned = |id| Asking {
+    let pinned = |id| ProbeSettings {
         cluster_id: Some(ClusterId(id)),
         ..asking()
     };
@@ -232,19 +232,22 @@ fn only_the_cluster_of_the_settings_counts() {
     // An endpoint of another cluster does not make up for those of the right one.
     answer(&mut asked[0]).trial.key = refusal("etcdserver: mvcc: database space exceeded");
     answer(&mut asked[2]).trial.key = refusal("etcdserver: mvcc: database space exceeded");
-    assert_eq!(worst(&judge(&asked, &pinned(0xc1))), Level::Unusable);
+    assert_eq!(
+        worst(&check_endpoints(&asked, &pinned(0xc1))),
+        Level::Unusable
+    );
 }
 
 #[test]
 fn the_id_is_printed_for_the_configuration() {
-    let hint = |asking: &Asking| {
-        let findings = judge(&healthy(3), asking);
+    let hint = |asking: &ProbeSettings| {
+        let findings = check_endpoints(&healthy(3), asking);
         let found = findings.into_iter().find(|one| one.check == "cluster");
         found.expect("a finding").hint
     };
     let line = hint(&asking()).expect("a hint");
     assert!(line.ends_with("cluster-id = \"c1\""), "{line}");
-    let pinned = Asking {
+    let pinned = ProbeSettings {
         cluster_id: Some(ClusterId(0xc1)),
         ..asking()
     };
@@ -339,7 +342,7 @@ fn permissions_are_for_every_endpoint_alike() {
             proofs: Vec::new(),
         };
     }
-    let team = Asking {
+    let team = ProbeSettings {
         user: Some("team"),
         ..asking()
     };
@@ -368,11 +371,11 @@ fn a_state_that_is_kept_from_us_is_no_failure() {
     let mut asked = healthy(1);
     answer(&mut asked[0]).status = None;
     answer(&mut asked[0]).users = Some(true);
-    let team = Asking {
+    let team = ProbeSettings {
         user: Some("team"),
         ..asking()
     };
-    let findings = judge(&asked, &team);
+    let findings = check_endpoints(&asked, &team);
     assert_eq!(worst(&findings), Level::Ok, "{findings:?}");
     assert!(findings[0].says.contains("tells its state to root only"));
 }
@@ -381,7 +384,7 @@ fn a_state_that_is_kept_from_us_is_no_failure() {
 fn a_password_that_travels_in_the_clear_is_a_warning() {
     let mut asked = healthy(1);
     answer(&mut asked[0]).users = Some(true);
-    let team = Asking {
+    let team = ProbeSettings {
         user: Some("team"),
         exposed: vec!["http://a:2379".to_owned()],
         ..asking()

@@ -1,0 +1,190 @@
+//! Many processes of one tool at once, and what their commands wrote down.
+//! It must not know what is measured of them.
+
+use std::fs::{self, File, OpenOptions};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use rustix::fs::{CWD, FileType, Mode, mknodat};
+
+use crate::stamp::{self, Stamp};
+use crate::support::{Etcd, Process, Scratch, boot_clock, eventually, let_pass};
+use crate::tool::Tool;
+use crate::{baseline, myself, server};
+
+/// For anything that takes moments on an idle machine, and a thousand times that here.
+const PATIENCE: Duration = Duration::from_mins(4);
+
+/// Of whom a crowd is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Tool(Tool),
+    /// The bare client.
+    Bare,
+}
+
+impl Kind {
+    /// The command line up to the command. `file` stands for the lock where no server does.
+    pub(crate) fn line(self, endpoint: &str, file: &str, name: &str, ttl: &str) -> Vec<String> {
+        match self {
+            Self::Tool(tool) => tool.line(endpoint, file, name, ttl),
+            Self::Bare => baseline::line(baseline::QUEUED, endpoint, baseline::PLAIN, name),
+        }
+    }
+
+    /// What every key of the lock begins with, where etcd has it.
+    pub(crate) fn keys(self, name: &str) -> Option<String> {
+        match self {
+            Self::Tool(tool) => tool.keys(name),
+            Self::Bare => Some(format!("{name}/")),
+        }
+    }
+}
+
+pub(crate) struct Contenders {
+    kind: Kind,
+    ttl: &'static str,
+    at: String,
+    children: Vec<Child>,
+    dir: Scratch,
+    /// The commands that stay read from it.
+    fifo: String,
+    stamps: String,
+}
+
+impl Contenders {
+    pub(crate) fn new(kind: Kind, etcd: &Etcd, ttl: &'static str) -> Self {
+        let dir = Scratch::new();
+        let fifo = dir.file("fifo");
+        mknodat(CWD, &*fifo, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).expect("a new file");
+        Self {
+            kind,
+            ttl,
+            at: etcd.endpoint(),
+            children: Vec::new(),
+            stamps: dir.write("stamps", ""),
+            fifo,
+            dir,
+        }
+    }
+
+    /// One more that wants the lock `name`; its command stays until the crowd is let go, or ends at once.
+    pub(crate) fn join(&mut self, name: &str, stays: bool) {
+        let file = self.dir.file(&format!("lock-{name}"));
+        let mut line = self.kind.line(&self.at, &file, name, self.ttl);
+        line.extend(myself(stamp::WORD));
+        line.push(self.stamps.clone());
+        line.extend(stays.then(|| self.fifo.clone()));
+        let errors = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(self.dir.file("errors"));
+        let child = Command::new(&line[0])
+            .args(&line[1..])
+            .env_clear()
+            .env("PATH", std::env::var_os("PATH").unwrap_or_default())
+            .env("HOME", self.dir.path())
+            .envs(Tool::VARIABLES)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(errors.expect("a new file"))
+            .spawn()
+            .expect("the program starts");
+        self.children.push(child);
+    }
+
+    /// Waits until so many commands that stay have begun.
+    pub(crate) fn await_begun(&self, count: usize) {
+        eventually(PATIENCE, "the commands run", || {
+            self.dir
+                .read("stamps")
+                .lines()
+                .filter(|line| line.is_empty())
+                .count()
+                >= count
+        });
+    }
+
+    /// Waits until so many stand in the queue, the holder among them.
+    pub(crate) fn await_queued(&self, etcd: &Etcd, name: &str, count: usize) {
+        let Some(keys) = self.kind.keys(name) else {
+            // They say nothing; a crowd on two cores is there by then.
+            return let_pass(Duration::from_secs(2));
+        };
+        let query = ["get", "--prefix", &keys, "--keys-only"];
+        eventually(PATIENCE, "all of them queue", || {
+            let found = etcd.ctl(&query);
+            found.lines().filter(|line| !line.is_empty()).count() == count
+        });
+    }
+
+    /// Lets the commands that stay go; answers since when.
+    pub(crate) fn let_go(&self) -> Duration {
+        let at = boot_clock();
+        drop(
+            File::options()
+                .write(true)
+                .open(&self.fifo)
+                .expect("somebody reads"),
+        );
+        at
+    }
+
+    /// Waits for the end of everybody, and gives what the commands wrote.
+    pub(crate) fn finish(mut self) -> Vec<Stamp> {
+        let until = boot_clock() + PATIENCE;
+        for child in &mut self.children {
+            let ended = loop {
+                match child.try_wait().expect("our own child") {
+                    Some(status) => break status,
+                    None => assert!(boot_clock() < until, "it does not end"),
+                }
+                let_pass(Duration::from_millis(20));
+            };
+            let errors = fs::read_to_string(self.dir.path().join("errors")).unwrap_or_default();
+            assert!(ended.success(), "{ended}: {errors}");
+        }
+        stamp::parse(&self.dir.read("stamps"))
+    }
+
+    /// Those that were started here, each with its guard.
+    pub(crate) fn processes(&self) -> Vec<Vec<Process>> {
+        let family = |child: &Child| {
+            let tool = Process(child.id().try_into().expect("a process id"));
+            let mut family = vec![tool];
+            family.extend(
+                tool.children()
+                    .into_iter()
+                    .filter(|child| child.name() == "dlock-guard"),
+            );
+            family
+        };
+        self.children.iter().map(family).collect()
+    }
+
+    /// The proportional share of memory of each, in MiB.
+    pub(crate) fn memory(&self) -> Vec<f64> {
+        let share =
+            |process: &Process| server::kibibytes(process.0, "smaps_rollup", "Pss:") / 1024.0;
+        let processes = self.processes();
+        processes
+            .iter()
+            .map(|family| family.iter().map(share).sum())
+            .collect()
+    }
+}
+
+impl Drop for Contenders {
+    fn drop(&mut self) {
+        for child in &mut self.children {
+            // Its command goes with it, or when it has the lock.
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+        let _ = File::options()
+            .write(true)
+            .custom_flags(libc::O_NONBLOCK)
+            .open(&self.fifo);
+    }
+}

@@ -1,0 +1,312 @@
+//! What the shell offers at TAB: words of the command line, names of locks, signals, units of time.
+//! It must not know how a shell asks (`completions/`), nor how etcd is read.
+
+use std::ffi::{OsStr, OsString};
+use std::fmt::Write as _;
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+
+use clap::ValueHint;
+use clap_complete::engine::{ArgValueCompleter, CompletionCandidate, complete};
+
+use crate::{cli, commands};
+
+/// Set by the scripts in `completions/`: the position of the word to be completed, behind which they give all words.
+pub(crate) const VARIABLE: &str = "DLOCK_COMPLETE";
+
+/// How people write times, from the most used.
+const UNITS: [(&str, &str); 5] = [
+    ("s", "seconds"),
+    ("m", "minutes"),
+    ("h", "hours"),
+    ("d", "days"),
+    ("ms", "milliseconds"),
+];
+/// Those that commands are told to end by, first.
+const SIGNALS: [&str; 9] = [
+    "TERM", "INT", "HUP", "QUIT", "USR1", "USR2", "KILL", "ALRM", "ABRT",
+];
+
+/// One candidate in a line, what it is behind a tab; or, in a line that begins with a tab, `command` and the position of
+/// the command's first word, which the shell is to complete as if dlock were not there, or `files`, which it is to offer
+/// itself. Nothing is said about errors: a shell that asks is not to be
+/// disturbed.
+pub(crate) fn answer(position: usize, words: &[OsString]) -> String {
+    if position > words.len() {
+        return String::new();
+    }
+    let mut words = words.to_vec();
+    // A shell leaves out the word that has not begun.
+    words.resize(words.len().max(position + 1), OsString::new());
+    words.truncate(position + 1);
+    if let Some(first) = cli::partial::command_before(position, &words) {
+        // The shell knows more about it than we do.
+        return format!("\tcommand {first}\n");
+    }
+    let begun = words[position].clone();
+    if is_for_the_shell(&begun) {
+        return "\tfiles\n".to_owned();
+    }
+    let mut command = with_completers(cli::command(), &words);
+    let directory = std::env::current_dir().ok();
+    let mut found =
+        complete(&mut command, words, position, directory.as_deref()).unwrap_or_default();
+    let is_option = |candidate: &CompletionCandidate| {
+        candidate.get_value().as_encoded_bytes().starts_with(b"-")
+    };
+    if begun.is_empty() && !found.iter().all(is_option) {
+        // Who wants an option begins with a dash; the names would drown in them.
+        found.retain(|candidate| !is_option(candidate));
+    }
+    let mut lines = String::new();
+    for candidate in found {
+        let value = candidate.get_value().to_string_lossy();
+        // What cannot stand in a line cannot be typed either.
+        if value.contains(char::is_control) {
+            continue;
+        }
+        let help = candidate.get_help().map(ToString::to_string);
+        let help = help.unwrap_or_default().replace(char::is_control, " ");
+        let _ = writeln!(lines, "{value}\t{help}");
+    }
+    lines
+}
+
+/// Whether only the shell knows what the word means: `~`, a variable or a quote, by itself or behind `--option=`.
+fn is_for_the_shell(word: &OsStr) -> bool {
+    let word = word.to_string_lossy();
+    let value = match word.split_once('=') {
+        Some((option, value)) if option.starts_with("--") => value,
+        _ => &word,
+    };
+    value.starts_with(['~', '$', '"', '\''])
+}
+
+/// The definitions, and who knows what may stand in each place.
+fn with_completers(command: clap::Command, words: &[OsString]) -> clap::Command {
+    let own = command.get_name().to_owned();
+    let command = command.mut_args(|arg| {
+        let value = arg.get_value_names().and_then(<[_]>::first);
+        let value = value.map(ToString::to_string);
+        match value.as_deref() {
+            Some("DURATION") => arg.add(ArgValueCompleter::new(durations)),
+            Some("SIGNAL") => arg.add(ArgValueCompleter::new(signals)),
+            _ if arg.get_value_hint() == ValueHint::CommandWithArguments => {
+                arg.add(ArgValueCompleter::new(programs))
+            }
+            Some("NAME" | "PREFIX") if is_lock(&own, arg.get_id().as_str()) => {
+                let words = words.to_vec();
+                arg.add(ArgValueCompleter::new(move |begun: &OsStr| {
+                    names(begun, &words)
+                }))
+            }
+            _ => arg,
+        }
+    });
+    command.mut_subcommands(|sub| with_completers(sub, words))
+}
+
+/// Whether a lock is meant, and not a user or where keys begin.
+fn is_lock(command: &str, argument: &str) -> bool {
+    match argument {
+        "name" => ["run", "hold", "status", "break", "check", "fence"].contains(&command),
+        "beginning" => command == "ls",
+        _ => false,
+    }
+}
+
+fn beginning_with<'a>(
+    begun: &OsStr,
+    all: impl IntoIterator<Item = (&'a str, &'a str)>,
+) -> Vec<CompletionCandidate> {
+    let Some(begun) = begun.to_str() else {
+        return Vec::new();
+    };
+    let fitting = all
+        .into_iter()
+        .filter(|(value, _)| value.starts_with(begun));
+    fitting
+        .map(|(value, help)| {
+            CompletionCandidate::new(value).help((!help.is_empty()).then(|| help.to_owned().into()))
+        })
+        .collect()
+}
+
+fn signals(begun: &OsStr) -> Vec<CompletionCandidate> {
+    let begun = begun.to_ascii_uppercase();
+    beginning_with(&begun, SIGNALS.map(|name| (name, "")))
+}
+
+/// The units behind the number that stands there.
+fn durations(begun: &OsStr) -> Vec<CompletionCandidate> {
+    let Some(begun) = begun.to_str() else {
+        return Vec::new();
+    };
+    let number = begun.trim_end_matches(|character: char| character.is_ascii_alphabetic());
+    let numeric = |character: char| character.is_ascii_digit() || character == '.';
+    if !number.ends_with(numeric) {
+        return Vec::new();
+    }
+    let all = UNITS.map(|(unit, meaning)| (format!("{number}{unit}"), meaning));
+    beginning_with(
+        begun.as_ref(),
+        all.iter().map(|(text, meaning)| (text.as_str(), *meaning)),
+    )
+}
+
+/// Programs of PATH, or files once there is a slash.
+fn programs(begun: &OsStr) -> Vec<CompletionCandidate> {
+    let Some(begun) = begun.to_str() else {
+        return Vec::new();
+    };
+    let (directories, stem, shown) = if let Some((directory, stem)) = begun.rsplit_once('/') {
+        let directory = format!("{directory}/");
+        (vec![PathBuf::from(&directory)], stem, directory)
+    } else {
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        (std::env::split_paths(&path).collect(), begun, String::new())
+    };
+    let mut found: Vec<String> = directories
+        .iter()
+        .flat_map(|directory| executables(directory, stem, begun.contains('/')))
+        .map(|name| format!("{shown}{name}"))
+        .collect();
+    found.sort();
+    found.dedup();
+    found.into_iter().map(CompletionCandidate::new).collect()
+}
+
+/// The executables of a folder whose names begin with `stem`; also its folders, with a slash, if they lead further.
+fn executables(directory: &Path, stem: &str, directories: bool) -> Vec<String> {
+    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+    let names = entries.filter_map(|entry| {
+        let name = entry.file_name().into_string().ok()?;
+        let wanted = name.starts_with(stem) && (stem.starts_with('.') || !name.starts_with('.'));
+        let status = wanted.then(|| fs::metadata(entry.path()).ok()).flatten()?;
+        if status.is_dir() {
+            return directories.then(|| format!("{name}/"));
+        }
+        (status.permissions().mode() & 0o111 != 0).then_some(name)
+    });
+    names.collect()
+}
+
+/// The locks that there are, by the settings that the words, the variables and the file give.
+fn names(begun: &OsStr, words: &[OsString]) -> Vec<CompletionCandidate> {
+    let Some(begun) = begun.to_str() else {
+        return Vec::new();
+    };
+    let Ok(settings) = cli::partial::connection_of(words) else {
+        return Vec::new();
+    };
+    let names = commands::names(&settings, begun);
+    names.into_iter().map(CompletionCandidate::new).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn offered(words: &[&str]) -> Vec<String> {
+        let words: Vec<OsString> = words.iter().map(OsString::from).collect();
+        let lines = answer(words.len() - 1, &words);
+        let values = lines.lines().map(|line| line.split('\t').next().unwrap());
+        values.map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn words_of_dlock_are_offered() {
+        assert!(offered(&["dlock", ""]).contains(&"run".to_owned()));
+        assert_eq!(offered(&["dlock", "doc"]), ["doctor"]);
+        assert_eq!(
+            offered(&["dlock", "run", "--conflict"]),
+            ["--conflict-exit-code"]
+        );
+        assert_eq!(
+            offered(&["dlock", "run", "--leftovers", ""]),
+            ["kill", "wait", "leave"]
+        );
+        assert_eq!(offered(&["dlock", "completions", "z"]), ["zsh"]);
+    }
+
+    #[test]
+    fn signals_are_offered() {
+        assert_eq!(offered(&["dlock", "run", "--signal", "t"]), ["TERM"]);
+        assert_eq!(
+            offered(&["dlock", "hold", "--signal=US"]),
+            ["--signal=USR1", "--signal=USR2"]
+        );
+    }
+
+    #[test]
+    fn units_are_offered_behind_a_number() {
+        assert_eq!(
+            offered(&["dlock", "run", "--ttl", "30"]),
+            ["30s", "30m", "30h", "30d", "30ms"]
+        );
+        assert_eq!(offered(&["dlock", "run", "-w", "1m"]), ["1m", "1ms"]);
+        assert_eq!(
+            offered(&["dlock", "run", "-w", "1m30"]),
+            ["1m30s", "1m30m", "1m30h", "1m30d", "1m30ms"]
+        );
+        assert!(offered(&["dlock", "run", "-w", ""]).is_empty());
+    }
+
+    #[test]
+    fn programs_are_offered_where_the_command_begins() {
+        assert!(offered(&["dlock", "run", "job", "--", "ech"]).contains(&"echo".to_owned()));
+        let below = format!("{}/tests/children/ignores", env!("CARGO_MANIFEST_DIR"));
+        assert_eq!(
+            offered(&["dlock", "run", "job", "--", &below]),
+            [format!("{below}-term.sh")]
+        );
+    }
+
+    #[test]
+    fn behind_the_command_the_shell_completes() {
+        let answer = |words: &[&str]| {
+            let words: Vec<OsString> = words.iter().map(OsString::from).collect();
+            answer(words.len() - 1, &words)
+        };
+        assert_eq!(
+            answer(&["dlock", "run", "job", "git", "--ver"]),
+            "\tcommand 3\n"
+        );
+        assert_eq!(
+            answer(&["dlock", "run", "job", "--", "git", ""]),
+            "\tcommand 4\n"
+        );
+    }
+
+    #[test]
+    fn what_only_the_shell_understands_is_left_to_it() {
+        let answer = |word: &str| {
+            let words = ["dlock", "--cacert", word].map(OsString::from);
+            answer(2, &words)
+        };
+        for word in ["~/ca", "$HOME/ca", "\"my ca"] {
+            assert_eq!(answer(word), "\tfiles\n", "{word}");
+        }
+        assert_eq!(answer("no-such-file"), "");
+    }
+
+    #[test]
+    fn options_are_offered_to_who_begins_with_a_dash() {
+        assert!(
+            offered(&["dlock", ""])
+                .iter()
+                .all(|word| !word.starts_with('-'))
+        );
+        assert!(offered(&["dlock", "-"]).contains(&"--endpoints".to_owned()));
+    }
+
+    #[test]
+    fn nonsense_is_answered_with_nothing() {
+        assert_eq!(answer(usize::MAX, &[]), "");
+        let _ = answer(0, &[]);
+        let _ = answer(3, &["dlock".into()]);
+        let broken = std::os::unix::ffi::OsStrExt::from_bytes(b"\xff");
+        let _ = answer(2, &["dlock".into(), "run".into(), OsStr::to_owned(broken)]);
+    }
+}

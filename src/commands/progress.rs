@@ -1,0 +1,293 @@
+//! What is told of the queue: to those who wait, as a line that lives on their terminal or as one now and then.
+//! It must not know when something happens in the queue.
+
+use std::cell::RefCell;
+use std::convert::Infallible;
+use std::io::{self, IsTerminal as _};
+use std::path::Path;
+use std::time::Duration;
+
+use tracing::{Level, enabled, info, warn};
+
+use crate::core::name::LockName;
+use crate::core::text::{format_duration, seconds};
+use crate::core::time::Instant;
+use crate::core::wait_status::{self, WaitStatus};
+use crate::host::identity;
+use crate::lock::backend::{QueuePosition, WaitEvent};
+use crate::output::events;
+use crate::output::live_line::{LiveLine, Stderr, behind_stderr};
+use crate::output::log;
+use crate::output::systemd;
+use crate::sys::clock;
+
+/// A line that lives counts seconds.
+const LIVE_INTERVAL: Duration = Duration::from_secs(1);
+/// The next in the queue hears of a release at once; all others look for themselves, if anybody looks at them.
+const POSITION_INTERVAL: Duration = Duration::from_secs(5);
+/// Who sits there wonders after so long why nothing happens.
+const UNANSWERED_DELAY: Duration = Duration::from_secs(1);
+/// Who reads a log is told again that it goes on.
+const REPEAT_INTERVAL: Duration = Duration::from_mins(1);
+
+/// Says something as information, or loudly if somebody is there to read it who has not asked for information.
+macro_rules! tell {
+    ($($what:tt)*) => {
+        if enabled!(Level::INFO) {
+            info!($($what)*);
+        } else {
+            warn!($($what)*);
+        }
+    };
+}
+
+/// Tells that a file's lock is waited for, to somebody who sits there and wonders.
+pub(super) fn report_fence_wait(file: &Path) {
+    if output_mode() != OutputMode::Silent {
+        let file = file.display();
+        tell!(
+            event = events::FENCE_WAITING,
+            %file,
+            "waiting for '{file}': a command runs under its lock"
+        );
+    }
+}
+
+/// How somebody who waits is told of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum OutputMode {
+    Silent,
+    Lines,
+    Live,
+}
+
+/// At this moment.
+fn output_mode() -> OutputMode {
+    choose_mode(
+        behind_stderr(),
+        log::speaks_json(),
+        enabled!(Level::WARN),
+        enabled!(Level::INFO) || identity::in_ci(),
+    )
+}
+
+fn choose_mode(stderr: Stderr, json: bool, loud: bool, wanted: bool) -> OutputMode {
+    match stderr {
+        _ if !loud => OutputMode::Silent,
+        Stderr::Screen if !json => OutputMode::Live,
+        Stderr::Screen | Stderr::Paper => OutputMode::Lines,
+        Stderr::Elsewhere if wanted => OutputMode::Lines,
+        Stderr::Elsewhere => OutputMode::Silent,
+    }
+}
+
+/// Tells of one's waiting for a lock, from its beginning until this is dropped.
+pub(super) struct WaitReporter<'a> {
+    name: &'a LockName,
+    state: RefCell<State>,
+}
+
+struct State {
+    status: WaitStatus,
+    live: Option<LiveLine>,
+    /// When a line was told last.
+    logged_at: Option<Instant>,
+    /// The last that was told.
+    last_error: Option<String>,
+}
+
+impl<'a> WaitReporter<'a> {
+    pub(super) fn new(name: &'a LockName, began_at: Instant, give_up_at: Option<Instant>) -> Self {
+        Self {
+            name,
+            state: RefCell::new(State {
+                status: WaitStatus::new(name.clone(), began_at, give_up_at),
+                live: None,
+                logged_at: None,
+                last_error: None,
+            }),
+        }
+    }
+
+    /// Takes note of what has happened, and tells it.
+    pub(super) fn on_event(&self, waiting: &WaitEvent) {
+        let now = clock::now();
+        let mut state = self.state.borrow_mut();
+        let (status, name) = (&mut state.status, self.name);
+        let told = output_mode() == OutputMode::Lines || enabled!(Level::INFO);
+        // What has words of its own leaves only the line that lives to be drawn.
+        let mut due = false;
+        match waiting {
+            WaitEvent::Behind(ahead) => {
+                status.behind(now, ahead.holder.as_ref(), ahead.count);
+                state.last_error = None;
+                due = true;
+            }
+            WaitEvent::LockDelay(delay) => {
+                status.lock_delay(now, *delay);
+                if told {
+                    tell!(
+                        event = events::HAND_OVER,
+                        lock = %name,
+                        delay_seconds = seconds(*delay),
+                        "the holder of '{name}' vanished without releasing it: waiting {} for its command to end",
+                        format_duration(*delay)
+                    );
+                }
+            }
+            WaitEvent::EntryLost => {
+                status.entry_lost();
+                warn!(
+                    event = events::PLACE_LOST,
+                    lock = %name,
+                    "our own lease ended while waiting: queueing again for '{name}'"
+                );
+            }
+            WaitEvent::Error(error) => {
+                let cause = error.to_string();
+                status.error(now, cause.clone());
+                // It is met again with every attempt.
+                if told && state.last_error.as_ref() != Some(&cause) {
+                    tell!(
+                        event = events::WAITING_TROUBLE,
+                        lock = %name,
+                        cause,
+                        "waiting for '{name}' goes on, though {cause}"
+                    );
+                    state.last_error = Some(cause);
+                }
+            }
+        }
+        state.show(name, now, due);
+    }
+
+    /// Tells, as long as it is polled, that etcd has not answered at all: for which causes, and how long it may take.
+    pub(super) async fn warn_unanswered(
+        &self,
+        unanswered: impl Fn() -> Option<(String, Duration)>,
+    ) -> Infallible {
+        tokio::time::sleep(UNANSWERED_DELAY).await;
+        if let Some((cause, limit)) = unanswered() {
+            let (name, left) = (self.name, limit.saturating_sub(UNANSWERED_DELAY));
+            let line = format!(
+                "no answer from etcd yet, trying for {} more: {cause}",
+                format_duration(left)
+            );
+            systemd::status(&line);
+            if output_mode() != OutputMode::Silent {
+                tell!(
+                    event = events::UNANSWERED,
+                    lock = %name,
+                    cause,
+                    left_seconds = seconds(left),
+                    "{line}"
+                );
+            }
+        }
+        std::future::pending().await
+    }
+
+    /// Keeps what is shown fresh for as long as it is polled; `look` sees who is ahead.
+    pub(super) async fn refresh(
+        &self,
+        look: impl AsyncFn() -> Option<QueuePosition>,
+    ) -> Infallible {
+        let moving = async {
+            loop {
+                clock::until(due_at(LIVE_INTERVAL)).await;
+                let mut state = self.state.borrow_mut();
+                let now = clock::now();
+                let due = state
+                    .logged_at
+                    .is_some_and(|at| now.since(at) >= REPEAT_INTERVAL);
+                state.show(self.name, now, due);
+            }
+        };
+        let looking = async {
+            loop {
+                clock::until(due_at(POSITION_INTERVAL)).await;
+                if output_mode() == OutputMode::Silent || !self.state.borrow().status.is_visible() {
+                    continue;
+                }
+                let Some(QueuePosition { holder, count, .. }) = look().await else {
+                    continue;
+                };
+                let mut state = self.state.borrow_mut();
+                let (now, holder) = (clock::now(), holder.as_ref());
+                if !state.status.is_behind(holder, count) {
+                    state.status.behind(now, holder, count);
+                    state.show(self.name, now, true);
+                }
+            }
+        };
+        tokio::select! {
+            never = moving => never,
+            never = looking => never,
+        }
+    }
+}
+
+/// When to look again whether there is something to show; a wait that nobody sees needs no clock.
+fn due_at(pause: Duration) -> Option<Instant> {
+    // On a terminal we may yet come to the foreground.
+    let seen = io::stderr().is_terminal() || output_mode() == OutputMode::Lines;
+    (enabled!(Level::WARN) && seen).then(|| clock::now() + pause)
+}
+
+impl State {
+    /// Draws what is known, or tells it where lines are told and it is `due`.
+    fn show(&mut self, name: &LockName, now: Instant, due: bool) {
+        if due {
+            systemd::status(&self.status.log_line(now));
+        }
+        match output_mode() {
+            OutputMode::Live if self.status.is_visible() => {
+                let text = self.status.live_line(now, clock::since_1970());
+                self.live.get_or_insert_with(LiveLine::new).show(text);
+            }
+            OutputMode::Lines if due => self.log(name, now),
+            OutputMode::Silent | OutputMode::Lines | OutputMode::Live => {}
+        }
+    }
+
+    fn log(&mut self, name: &LockName, now: Instant) {
+        self.logged_at = Some(now);
+        let status = &self.status;
+        let text = status.log_line(now);
+        tell!(
+            event = events::WAITING,
+            lock = %name,
+            holder = status.holder(),
+            ahead = status.ahead(),
+            waited_seconds = seconds(status.waited(now)),
+            left_seconds = status.left(now).map(seconds),
+            "{text}"
+        );
+    }
+}
+
+/// Whoever holds the lock, for people.
+pub(super) fn describe_holder(ahead: &QueuePosition) -> String {
+    wait_status::who(ahead.holder.as_ref())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::OutputMode as M;
+    use super::Stderr as S;
+    use super::*;
+
+    #[test]
+    fn who_is_told_of_waiting_and_how() {
+        // Under cron, and wherever nobody looks: not a word.
+        assert_eq!(choose_mode(S::Elsewhere, false, true, false), M::Silent);
+        assert_eq!(choose_mode(S::Elsewhere, false, true, true), M::Lines);
+        assert_eq!(choose_mode(S::Screen, false, true, false), M::Live);
+        assert_eq!(choose_mode(S::Screen, false, true, true), M::Live);
+        assert_eq!(choose_mode(S::Screen, true, true, false), M::Lines);
+        assert_eq!(choose_mode(S::Paper, false, true, false), M::Lines);
+        for stderr in [S::Screen, S::Paper, S::Elsewhere] {
+            assert_eq!(choose_mode(stderr, false, false, true), M::Silent);
+        }
+    }
+}

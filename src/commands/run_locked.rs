@@ -1,0 +1,415 @@
+//! Something that is done under a lock: take the lock, have the guard do it, give the lock back.
+//! It must not know gRPC, nor how processes are killed.
+
+use std::ffi::OsStr;
+use std::fmt::Write as _;
+use std::io;
+use std::time::Duration;
+
+use anyhow::{Context as _, anyhow};
+use futures_util::FutureExt as _;
+use tracing::{error, info, warn};
+
+use super::failed;
+use super::guard_io::GuardIo;
+use super::not_acquired::NotAcquired;
+use super::program::not_started;
+use super::progress::WaitReporter;
+use super::signals::Signals;
+use super::supervise::{Supervision, SupervisionEnd};
+use crate::cli::lock;
+use crate::core::name::{HeldLock, LockName};
+use crate::core::proof::FencingToken;
+use crate::core::request::Leftovers;
+use crate::core::request::WaitPolicy;
+use crate::core::run_stats::RunStats;
+use crate::core::text::{format_duration, seconds};
+use crate::core::time::Instant;
+use crate::core::watchdog::{LockState, StopReason, Watchdog};
+use crate::guard::{Guard, GuardReport, Survivor};
+use crate::host::identity;
+use crate::lock::backend::{
+    AcquireOutcome, Acquired, LockBackend, Release, ReleaseReason, WaitEvent,
+};
+use crate::lock::error::LockError;
+use crate::output::events;
+use crate::output::exit::{Exit, Failure};
+use crate::sys::clock;
+use crate::sys::daemonize::Background;
+use crate::sys::process::ExitStatus;
+
+/// How long the release of a lock that was ours to the end may take.
+const RELEASE_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long the removal of what may be left after a loss may take, and the release of a lock that is past its deadline.
+const CLEANUP_TIMEOUT: Duration = Duration::from_secs(1);
+/// Between two looks at whether a lock is still wanted.
+const UNWANTED_POLL_INTERVAL: Duration = Duration::from_millis(500);
+
+/// What is to be done, and under which lock.
+pub(super) struct LockedRun<'a> {
+    pub(super) name: &'a LockName,
+    pub(super) lock: &'a lock::Options,
+    /// What others see as the program.
+    pub(super) program: &'a OsStr,
+    pub(super) leftovers: Leftovers,
+    /// What it gets beside the variables of the lock.
+    pub(super) variables: Vec<(String, String)>,
+    /// Whether nobody wants the lock any more, if that may be: looked at now and then while it is waited for.
+    pub(super) unwanted: Option<&'a dyn Fn() -> bool>,
+    /// Who waits in the foreground for the lock.
+    pub(super) background: Option<&'a Background>,
+}
+
+/// Has the guard do it under the lock and tells how it ended.
+pub(super) fn execute(
+    run: &LockedRun,
+    backend: impl LockBackend,
+    guard: Guard,
+    stats: &mut RunStats,
+) -> Result<Exit, Failure> {
+    super::block_on(async {
+        let post = GuardIo::open(guard).context("cannot listen to the guard process")?;
+        let signals = Signals::listen().context("cannot listen to signals")?;
+        LockedRunner::new(run, backend, stats, post, signals)
+            .run()
+            .await
+    })
+}
+
+/// How acquiring went.
+enum Acquisition<S> {
+    Acquired(Box<Acquired<S>>),
+    Ended(Exit),
+}
+
+struct LockedRunner<'a, C> {
+    run: &'a LockedRun<'a>,
+    backend: C,
+    post: GuardIo,
+    signals: Signals,
+    began_at: Instant,
+    stats: &'a mut RunStats,
+}
+
+impl<'a, C: LockBackend> LockedRunner<'a, C> {
+    fn new(
+        run: &'a LockedRun,
+        backend: C,
+        stats: &'a mut RunStats,
+        post: GuardIo,
+        signals: Signals,
+    ) -> Self {
+        Self {
+            run,
+            backend,
+            post,
+            signals,
+            began_at: clock::now(),
+            stats,
+        }
+    }
+
+    async fn run(&mut self) -> Result<Exit, Failure> {
+        // Boxed, so that the room of one is free while the other runs.
+        match self.acquire().boxed_local().await? {
+            Acquisition::Acquired(won) => self.hold(*won).boxed_local().await,
+            Acquisition::Ended(exit) => Ok(exit),
+        }
+    }
+
+    async fn acquire(&mut self) -> Result<Acquisition<C::Session>, Failure> {
+        enum Event<S> {
+            Acquired(Result<AcquireOutcome<S>, LockError>),
+            WaitPassed,
+            Signal(i32),
+            GuardDead,
+            Unwanted,
+        }
+        let give_up_at = match self.run.lock.request.wait_policy {
+            WaitPolicy::Timeout(wait) => Some(self.began_at + wait),
+            WaitPolicy::NoWait | WaitPolicy::Forever => None,
+        };
+        let mut ahead = None;
+        let mut kept = Vec::new();
+        let backend = &self.backend;
+        let event = {
+            let reporter = WaitReporter::new(self.run.name, self.began_at, give_up_at);
+            let tell = |waiting: WaitEvent| {
+                reporter.on_event(&waiting);
+                if let WaitEvent::Behind(now) = waiting {
+                    ahead = Some(now);
+                }
+            };
+            let ending = async {
+                loop {
+                    let signal = self.signals.next().await;
+                    if crate::sys::inherited::blocked_at_start(signal.number) {
+                        // The command gets it when it is ready for it.
+                        kept.push(signal);
+                    } else if signal.ends() {
+                        break signal.number;
+                    } else if signal.stops() {
+                        crate::sys::signals::stop_by(signal.number);
+                    }
+                }
+            };
+            tokio::select! {
+                biased;
+                signal = ending => Event::Signal(signal),
+                () = guard_dead(&mut self.post) => Event::GuardDead,
+                outcome = backend.acquire(tell) => Event::Acquired(outcome),
+                () = clock::until(give_up_at) => Event::WaitPassed,
+                () = unwanted(self.run.unwanted) => Event::Unwanted,
+                never = reporter.refresh(async || backend.position().await) => match never {},
+                never = reporter.warn_unanswered(|| backend.unanswered_causes()) => match never {},
+            }
+        };
+        self.signals.hold_back(kept);
+        if !matches!(event, Event::Acquired(Ok(_))) {
+            backend.leave_queue().await;
+        }
+        match event {
+            Event::Acquired(outcome) => {
+                let outcome = outcome.map_err(|error| self.cannot_lock(error))?;
+                Ok(self.interpret(outcome))
+            }
+            Event::WaitPassed => {
+                if let Some(ahead) = ahead {
+                    return Ok(self.interpret(AcquireOutcome::Busy(ahead)));
+                }
+                // Whether it is busy nobody knows.
+                let waited = give_up_at.unwrap_or(clock::now()).since(self.began_at);
+                Err(self.cannot_lock(backend.unreachable(waited)))
+            }
+            Event::Signal(signal) => Ok(Acquisition::Ended(Exit::Signalled(signal))),
+            Event::GuardDead => Err(anyhow!("cannot go on: the guard process is dead").into()),
+            Event::Unwanted => {
+                self.stats.set_reason("nobody wanted the lock any more");
+                Ok(Acquisition::Ended(Exit::Done))
+            }
+        }
+    }
+
+    fn cannot_lock(&self, error: LockError) -> Failure {
+        failed(format_args!("cannot lock '{}'", self.run.name), error)
+    }
+
+    /// What it means that the lock was won, or who was in the way.
+    fn interpret(&mut self, outcome: AcquireOutcome<C::Session>) -> Acquisition<C::Session> {
+        let LockedRun { name, lock, .. } = self.run;
+        match NotAcquired::of(name, lock.request.wait_policy, outcome) {
+            Ok(won) => Acquisition::Acquired(won),
+            Err(refusal) => {
+                self.stats.set_reason(&refusal.line);
+                Acquisition::Ended(refusal.report(name, lock))
+            }
+        }
+    }
+
+    async fn hold(&mut self, won: Acquired<C::Session>) -> Result<Exit, Failure> {
+        let environment = self.environment(&won);
+        let run = self.run;
+        let (now, token) = (clock::now(), won.token);
+        self.stats.acquired(now, token);
+        let waited = now.since(self.began_at);
+        info!(
+            event = events::ACQUIRED,
+            lock = %run.name,
+            token = token.0,
+            waited_seconds = seconds(waited),
+            "acquired '{}' with token {token} after {}",
+            run.name,
+            format_duration(waited)
+        );
+        let limit_at = run.lock.max_hold.map(|limit| clock::now() + limit);
+        let watchdog = won.watchdog.with_max_hold(limit_at);
+        if let Err(error) = self.post.guard.start(&environment, watchdog.deadlines()) {
+            let _ = self
+                .backend
+                .release(RELEASE_TIMEOUT, ReleaseReason::Unused)
+                .await;
+            return Err(
+                anyhow!("cannot tell the guard process to start the command: {error}").into(),
+            );
+        }
+        let mut supervision = Supervision {
+            name: run.name,
+            watchdog,
+            session: won.session,
+            stats: self.stats,
+            guard_io: &mut self.post,
+            signals: &mut self.signals,
+            policy: run.leftovers,
+            leftovers: None,
+            background: run.background,
+        };
+        let end = supervision.run().await;
+        let watchdog = supervision.watchdog;
+        self.stats.over(clock::now());
+        match end {
+            SupervisionEnd::Survivors(survivors) => {
+                Ok(self.unkillable(&survivors, watchdog.state()))
+            }
+            SupervisionEnd::Dead { status, cut } => {
+                self.finish(token, &watchdog, status, cut).await
+            }
+            SupervisionEnd::NotStarted { errno } => {
+                let _ = self
+                    .backend
+                    .release(RELEASE_TIMEOUT, ReleaseReason::Unused)
+                    .await;
+                let error = io::Error::from_raw_os_error(errno);
+                Err(not_started(run.program, &error))
+            }
+        }
+    }
+
+    /// The variables that the command gets beside those it has.
+    fn environment(&self, won: &Acquired<C::Session>) -> Vec<(String, String)> {
+        let held = identity::held().with(HeldLock {
+            name: self.run.name.clone(),
+            token: won.token.0,
+            mode: self.run.lock.request.mode,
+            scope: self.backend.scope(),
+        });
+        let always = [
+            ("DLOCK_FENCING_TOKEN", won.token.to_string()),
+            ("DLOCK_NAME", self.run.name.to_string()),
+            ("DLOCK_HELD", held.to_string()),
+        ];
+        let slot = won.slot.map(|slot| ("DLOCK_SLOT", slot.to_string()));
+        let lock = always
+            .into_iter()
+            .chain(slot)
+            .chain(won.variables.iter().cloned());
+        lock.map(|(name, value)| (name.to_owned(), value))
+            .chain(self.run.variables.iter().cloned())
+            .collect()
+    }
+
+    /// Everything of the command is dead: give the lock back, and see whether it was ours to the end.
+    async fn finish(
+        &mut self,
+        token: FencingToken,
+        watchdog: &Watchdog,
+        status: Option<ExitStatus>,
+        cut: Option<StopReason>,
+    ) -> Result<Exit, Failure> {
+        let name = self.run.name;
+        let (exit, result) = match (watchdog.state(), status) {
+            (LockState::Held, Some(status)) => match (cut, status) {
+                (None, ExitStatus::Exited(code)) => (Exit::Command(code), format!("exit {code}")),
+                (None, ExitStatus::Signalled(signal)) => {
+                    (Exit::Signalled(signal), format!("signal {signal}"))
+                }
+                (Some(StopReason::MaxHold), _) => {
+                    (Exit::TimedOut, "stopped at --max-hold".to_owned())
+                }
+                (Some(StopReason::Requested), _) => (Exit::Lost, "asked to stop".to_owned()),
+            },
+            (LockState::Lost(_), _) => {
+                let lost = ReleaseReason::AtOnce("lost the lock");
+                let _ = self.backend.release(CLEANUP_TIMEOUT, lost).await;
+                return Ok(Exit::Lost);
+            }
+            (LockState::Held | LockState::Unguarded, _) => {
+                let killed = ReleaseReason::AtOnce("killed, its guard was dead");
+                let _ = self.backend.release(RELEASE_TIMEOUT, killed).await;
+                return Err(anyhow!("cannot guard the command any more, so it was killed: the guard process was killed or stopped").into());
+            }
+        };
+        let parting = if exit == Exit::Lost {
+            ReleaseReason::AtOnce(&result)
+        } else {
+            ReleaseReason::Done(&result)
+        };
+        let left = watchdog.deadlines().kill_at.since(clock::now());
+        // After its deadline the lock may be another's, which only the answer can tell.
+        let limit = left.clamp(CLEANUP_TIMEOUT, RELEASE_TIMEOUT);
+        match self.backend.release(limit, parting).await {
+            Release::Confirmed => {
+                let held = self.stats.held(clock::now());
+                info!(
+                    event = events::RELEASED,
+                    lock = %name,
+                    token = token.0,
+                    held_seconds = seconds(held),
+                    result,
+                    "released '{name}' after {}: {result}",
+                    format_duration(held)
+                );
+            }
+            Release::Unconfirmed(error) => warn!(
+                event = events::RELEASE_UNCONFIRMED,
+                lock = %name,
+                cause = %error,
+                within_seconds = seconds(self.run.lock.ttl),
+                "cannot confirm the release of '{name}', it frees itself within {}: {error}",
+                format_duration(self.run.lock.ttl)
+            ),
+            Release::NotOurs => {
+                let cause = "its key is gone or another's";
+                self.stats.set_reason(cause);
+                warn!(
+                    event = events::LOST,
+                    lock = %name,
+                    cause,
+                    "the lock '{name}' was lost while the command ran: {cause}"
+                );
+                return Ok(Exit::Lost);
+            }
+        }
+        Ok(exit)
+    }
+
+    fn unkillable(&mut self, survivors: &[Survivor], standing: LockState) -> Exit {
+        for Survivor {
+            pid,
+            state,
+            uid,
+            program,
+            tracer,
+        } in survivors
+        {
+            let mut line =
+                format!("cannot kill process {pid} ('{program}', state {state}, uid {uid})");
+            if let Some(tracer) = tracer {
+                let _ = write!(line, ": process {tracer} traces it");
+            }
+            self.stats.override_reason(&line);
+            error!(
+                event = events::SURVIVOR,
+                pid,
+                program,
+                state = %state,
+                uid,
+                "{line}"
+            );
+        }
+        let fate = self
+            .backend
+            .describe_unreleased(standing != LockState::Unguarded);
+        error!(
+            event = events::UNKILLABLE,
+            lock = %self.run.name,
+            "the lock '{}' is not released: {fate}",
+            self.run.name,
+        );
+        Exit::Unkillable
+    }
+}
+
+/// Until the lock is not wanted any more.
+async fn unwanted(unwanted: Option<&dyn Fn() -> bool>) {
+    let Some(unwanted) = unwanted else {
+        return std::future::pending().await;
+    };
+    while !unwanted() {
+        tokio::time::sleep(UNWANTED_POLL_INTERVAL).await;
+    }
+}
+
+/// While nothing was started, the guard has nothing to report but its death.
+async fn guard_dead(post: &mut GuardIo) {
+    while !matches!(post.report().await, GuardReport::GuardDead) {}
+}

@@ -1,0 +1,560 @@
+//! Whose turn it is among those who stand in a lock's queue, and for whom the others wait.
+//! It must not know keys' form, nor how the queue is read.
+
+use std::time::Duration;
+
+use super::holder::{Holder, StopKind, StopRequest};
+use super::lock_delay::Predecessor;
+use super::proof::{FencingToken, LeaseId};
+use super::request::{Mode, Supersede};
+
+/// A place in the queue as others see it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct QueueEntry {
+    pub key: String,
+    pub token: FencingToken,
+    pub lease: LeaseId,
+    /// The revision of its latest change.
+    pub mod_revision: i64,
+    /// `None` for clients that are not dlock: those want the lock for themselves.
+    pub record: Option<Holder>,
+}
+
+impl QueueEntry {
+    /// How its owner wants the lock.
+    pub fn mode(&self) -> Mode {
+        let mode = self.record.as_ref().and_then(Holder::mode);
+        mode.unwrap_or(Mode::Exclusive)
+    }
+
+    /// Whether its owner has one of the slots.
+    pub fn has_slot(&self) -> bool {
+        let slot = self.record.as_ref().and_then(|record| record.slot);
+        slot.is_some()
+    }
+
+    /// How long the command of its owner, or one before it, may need to end; `None` for clients that do not say, and where
+    /// no command runs any more.
+    pub fn grace(&self) -> Option<Duration> {
+        let grace = self.record.as_ref()?.grace();
+        (!self.is_cooling() || !grace.is_zero()).then_some(grace)
+    }
+
+    /// Whether its owner runs no command, and the lock stays taken for a while.
+    pub fn is_cooling(&self) -> bool {
+        self.record.as_ref().is_some_and(|record| record.cooling)
+    }
+
+    /// Whether it is kept for the command of a holder that vanished.
+    pub fn is_kept(&self) -> bool {
+        self.is_cooling() && self.grace().is_some()
+    }
+
+    /// Whether what it announces covers those before it: others do not look at those.
+    fn covers(&self) -> bool {
+        self.record.is_some() && !self.is_kept()
+    }
+
+    /// As what it concerns those behind it, if its command counts at all.
+    pub fn predecessor(&self) -> Option<Predecessor> {
+        let grace = self.grace()?;
+        Some(Predecessor::new(self.lease, self.token, grace))
+    }
+}
+
+/// What a contender has learnt of those before it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Blockers {
+    /// Those whose end, or change, is awaited; nobody: it is our turn.
+    pub entries: Vec<QueueEntry>,
+    /// All who were seen, and how they want the lock; `None` of those that do not cover the ones before them.
+    pub present: Vec<(FencingToken, Option<Mode>)>,
+}
+
+impl Blockers {
+    /// Those for whom we wait, as far as their commands count.
+    pub fn predecessors(&self) -> Vec<Predecessor> {
+        let blockers = self.entries.iter();
+        blockers.filter_map(QueueEntry::predecessor).collect()
+    }
+
+    /// Whether it is there still.
+    pub fn contains(&self, token: FencingToken) -> bool {
+        self.present.iter().any(|(one, _)| *one == token)
+    }
+
+    /// Those of whom we have waited for, `before`, who are gone. The end of a place that is kept is known already.
+    pub fn gone(&self, before: &[QueueEntry]) -> Vec<Predecessor> {
+        let gone = before
+            .iter()
+            .filter(|one| !one.is_kept() && !self.contains(one.token));
+        gone.filter_map(QueueEntry::predecessor).collect()
+    }
+
+    /// Whether the grace of one that is gone now matters: it may have had the lock, or it may have waited for one that
+    /// vanished without our seeing it. With somebody there who covers all before it, it was a waiter that gave up.
+    pub fn may_have_held(&self, gone: &QueueEntry) -> bool {
+        let mut before = self.present.iter().filter(|(token, _)| *token < gone.token);
+        match gone.mode() {
+            Mode::Exclusive | Mode::Shared => {
+                before.all(|(_, mode)| matches!(mode, None | Some(Mode::Shared)))
+            }
+            Mode::Slots(slots) => gone.has_slot() || before.count() < slots.into(),
+        }
+    }
+}
+
+/// Looks at those before a contender, from the nearest to the farthest, for as long as it takes.
+///
+/// - An exclusive request waits for the one right before it, or for all of the readers there.
+/// - A shared one waits for the nearest that is not shared: a writer is not starved by later readers.
+/// - Both wait as well for the nearest before that one that covers those before it, if that one does not: `etcdctl lock`
+///   announces nothing, so we have to see ourselves how those before it end.
+/// - One for a slot waits for the one right before it to get its slot; if it is the first that waits,
+///   for the end of any holder. So each release wakes one. Clients without slots come first.
+#[derive(Debug)]
+pub struct BlockerScan {
+    mode: Mode,
+    entries: Vec<QueueEntry>,
+}
+
+impl BlockerScan {
+    /// For a contender that asks in this way.
+    pub fn new(mode: Mode) -> Self {
+        Self {
+            mode,
+            entries: Vec::new(),
+        }
+    }
+
+    /// Takes the next one; answers whether there is more to learn.
+    pub fn push(&mut self, entry: QueueEntry) -> bool {
+        let (mode, covers) = (entry.mode(), entry.covers());
+        let readers = self.mode == Mode::Exclusive
+            && self.entries.iter().any(|one| one.mode() == Mode::Shared);
+        self.entries.push(entry);
+        match self.mode {
+            Mode::Exclusive | Mode::Shared => mode == Mode::Shared || (!covers && !readers),
+            Mode::Slots(slots) => {
+                self.entries.len() < slots.into()
+                    || self.entries.first().is_some_and(QueueEntry::has_slot)
+            }
+        }
+    }
+
+    /// What follows.
+    pub fn finish(self) -> Blockers {
+        let Self {
+            mode,
+            entries: mut seen,
+        } = self;
+        let mode_of = |one: &QueueEntry| one.covers().then(|| one.mode());
+        let present = seen.iter().map(|one| (one.token, mode_of(one))).collect();
+        let blockers = match mode {
+            Mode::Exclusive => {
+                // Readers cover the writer before them.
+                if seen.iter().any(|one| one.mode() == Mode::Shared)
+                    && seen.last().is_some_and(|one| one.mode() != Mode::Shared)
+                {
+                    seen.pop();
+                }
+                nearest_and_covering(seen)
+            }
+            Mode::Shared => {
+                seen.retain(|entry| entry.mode() != Mode::Shared);
+                nearest_and_covering(seen)
+            }
+            Mode::Slots(slots) => {
+                let stranger = seen.iter().position(|entry| {
+                    !entry.mode().is_compatible_with(mode) || entry.record.is_none()
+                });
+                if let Some(stranger) = stranger {
+                    vec![seen.swap_remove(stranger)]
+                } else if seen.len() < slots.into() {
+                    Vec::new()
+                } else {
+                    if !seen[0].has_slot() {
+                        seen.truncate(1);
+                    }
+                    seen
+                }
+            }
+        };
+        Blockers {
+            entries: blockers,
+            present,
+        }
+    }
+}
+
+/// The nearest of `seen`, and those who cover the ones before them.
+fn nearest_and_covering(seen: Vec<QueueEntry>) -> Vec<QueueEntry> {
+    let seen = seen.into_iter().enumerate();
+    let seen = seen.filter(|(position, one)| *position == 0 || one.covers());
+    seen.map(|(_, one)| one).collect()
+}
+
+/// Which of the places of a whole queue, from the oldest on, have the lock.
+pub fn holders(queue: &[QueueEntry]) -> Vec<bool> {
+    let mut all_shared = true;
+    let holds = queue.iter().enumerate().map(|(position, entry)| {
+        let mode = entry.mode();
+        all_shared &= mode == Mode::Shared;
+        match mode {
+            Mode::Exclusive => position == 0,
+            Mode::Shared => all_shared,
+            Mode::Slots(_) => entry.has_slot(),
+        }
+    });
+    holds.collect()
+}
+
+/// The places among those `before` a newer request that are still to be asked to go, and what is asked of each.
+///
+/// The newest come first and the holder last: else a waiter that is to go would get the lock before it is asked. If the
+/// holder is to go, a waiter that gets the lock in that moment is asked to stop as well. Clients that are not dlock cannot
+/// be asked, and where the lock only cools down nobody listens.
+pub fn superseded(before: &[QueueEntry], request: Supersede) -> Vec<(&QueueEntry, StopKind)> {
+    let places = before.iter().zip(holders(before)).rev();
+    let to_ask = places.filter_map(|(entry, holds)| {
+        let record = entry.record.as_ref()?;
+        let to = match request {
+            Supersede::Holder => StopKind::Stop,
+            Supersede::Waiters if holds => return None,
+            Supersede::Waiters => StopKind::Yield,
+        };
+        let is_asked = |ask: &StopRequest| ask.to == to || ask.to == StopKind::Stop;
+        let listens = !entry.is_cooling() && !record.asked.as_ref().is_some_and(is_asked);
+        listens.then_some((entry, to))
+    });
+    to_ask.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn entry(token: i64, mode: Option<Mode>, slot: bool) -> QueueEntry {
+        QueueEntry {
+            key: format!("k{token}"),
+            token: FencingToken(token),
+            lease: LeaseId(token),
+            mod_revision: token,
+            record: mode.map(|mode| Holder {
+                slot: slot.then_some(0),
+                ..Holder::new(mode, Duration::from_secs(5))
+            }),
+        }
+    }
+
+    /// The tokens of those for whom somebody waits behind `before`, who are given from the oldest on.
+    fn waits_for(mode: Mode, before: &[(Option<Mode>, bool)]) -> Vec<i64> {
+        let mut scan = BlockerScan::new(mode);
+        for (token, (mode, slot)) in (1..).zip(before).collect::<Vec<_>>().into_iter().rev() {
+            if !scan.push(entry(token, *mode, *slot)) {
+                break;
+            }
+        }
+        let tokens = scan.finish().entries;
+        tokens.iter().map(|entry| entry.token.0).collect()
+    }
+
+    const WRITER: (Option<Mode>, bool) = (Some(Mode::Exclusive), false);
+    const READER: (Option<Mode>, bool) = (Some(Mode::Shared), false);
+    const OTHER: (Option<Mode>, bool) = (None, false);
+    const INSIDE: (Option<Mode>, bool) = (Some(Mode::Slots(2)), true);
+    const WAITING: (Option<Mode>, bool) = (Some(Mode::Slots(2)), false);
+
+    /// The tokens of those who are asked to go, and what is asked.
+    fn asked(before: &[QueueEntry], request: Supersede) -> Vec<(i64, StopKind)> {
+        let asked = superseded(before, request).into_iter();
+        asked.map(|(one, to)| (one.token.0, to)).collect()
+    }
+
+    fn asked_to(to: StopKind, entry: QueueEntry) -> QueueEntry {
+        let by = String::new();
+        let asked = Some(StopRequest { to, by, why: None });
+        QueueEntry {
+            record: entry.record.map(|record| Holder { asked, ..record }),
+            ..entry
+        }
+    }
+
+    #[test]
+    fn those_before_a_newer_request_are_asked_to_go_the_holder_last() {
+        let queue = [1, 2, 3].map(|token| entry(token, Some(Mode::Exclusive), false));
+        let waiters = [(3, StopKind::Yield), (2, StopKind::Yield)];
+        assert_eq!(asked(&queue, Supersede::Waiters), waiters);
+        // A waiter that gets the lock meanwhile has to stop as well.
+        let all = [
+            (3, StopKind::Stop),
+            (2, StopKind::Stop),
+            (1, StopKind::Stop),
+        ];
+        assert_eq!(asked(&queue, Supersede::Holder), all);
+    }
+
+    #[test]
+    fn only_those_are_asked_who_were_not_asked_yet_and_can_hear() {
+        let waiter = |token| entry(token, Some(Mode::Exclusive), false);
+        let cooling = QueueEntry {
+            record: Some(Holder {
+                cooling: true,
+                ..Holder::new(Mode::Exclusive, Duration::ZERO)
+            }),
+            ..waiter(1)
+        };
+        let queue = [
+            cooling,
+            entry(2, None, false),
+            asked_to(StopKind::Yield, waiter(3)),
+            asked_to(StopKind::Stop, waiter(4)),
+            waiter(5),
+        ];
+        let waiters = [(5, StopKind::Yield)];
+        assert_eq!(asked(&queue, Supersede::Waiters), waiters);
+        let all = [(5, StopKind::Stop), (3, StopKind::Stop)];
+        assert_eq!(asked(&queue, Supersede::Holder), all);
+    }
+
+    #[test]
+    fn a_writer_waits_for_the_one_before_it_or_for_all_readers_there() {
+        assert!(waits_for(Mode::Exclusive, &[]).is_empty());
+        assert_eq!(waits_for(Mode::Exclusive, &[WRITER, WRITER]), [2]);
+        assert_eq!(
+            waits_for(Mode::Exclusive, &[WRITER, READER, READER]),
+            [3, 2]
+        );
+        assert_eq!(waits_for(Mode::Exclusive, &[READER, OTHER, READER]), [3]);
+    }
+
+    #[test]
+    fn who_stands_before_one_that_announces_nothing_is_waited_for_as_well() {
+        for mode in [Mode::Exclusive, Mode::Shared] {
+            assert_eq!(waits_for(mode, &[OTHER, OTHER]), [2]);
+            assert_eq!(waits_for(mode, &[WRITER, OTHER]), [2, 1]);
+            assert_eq!(waits_for(mode, &[WRITER, WRITER, OTHER, OTHER]), [4, 2]);
+        }
+        let readers = [WRITER, READER, READER, OTHER];
+        assert_eq!(waits_for(Mode::Exclusive, &readers), [4, 3, 2]);
+        assert_eq!(waits_for(Mode::Shared, &readers), [4, 1]);
+        let mut scan = BlockerScan::new(Mode::Exclusive);
+        assert!(scan.push(cooling(3, 5)));
+        assert!(!scan.push(entry(2, Some(Mode::Exclusive), false)));
+        assert_eq!(scan.finish().entries.len(), 2);
+        let mut scan = BlockerScan::new(Mode::Exclusive);
+        assert!(!scan.push(cooling(3, 0)), "nothing runs any more");
+    }
+
+    /// A place left taken, for a command with a grace of so many seconds.
+    fn cooling(token: i64, grace: u64) -> QueueEntry {
+        let mut entry = entry(token, Some(Mode::Exclusive), false);
+        entry.record = entry.record.map(|record| Holder {
+            cooling: true,
+            ..record.with_grace(Duration::from_secs(grace))
+        });
+        entry
+    }
+
+    #[test]
+    fn a_place_that_cools_down_protects_no_command_unless_it_says_so() {
+        assert_eq!(cooling(3, 0).predecessor(), None);
+        let kept = cooling(3, 5);
+        let grace = kept.predecessor().map(|one| one.grace());
+        assert_eq!(grace, Some(Duration::from_secs(5)));
+        assert!(
+            Blockers::default().gone(&[kept]).is_empty(),
+            "its end is known"
+        );
+    }
+
+    #[test]
+    fn a_reader_waits_for_the_nearest_writer() {
+        assert!(waits_for(Mode::Shared, &[READER, READER]).is_empty());
+        assert_eq!(waits_for(Mode::Shared, &[WRITER, WRITER, READER]), [2]);
+        assert_eq!(waits_for(Mode::Shared, &[OTHER, READER, READER]), [1]);
+        assert_eq!(waits_for(Mode::Shared, &[WRITER, READER, OTHER]), [3, 1]);
+    }
+
+    #[test]
+    fn one_for_a_slot_waits_for_the_waiter_before_it_or_for_any_holder() {
+        let two = Mode::Slots(2);
+        assert!(waits_for(two, &[INSIDE]).is_empty());
+        assert!(waits_for(two, &[WAITING]).is_empty());
+        assert_eq!(waits_for(two, &[INSIDE, INSIDE]), [2, 1]);
+        assert_eq!(waits_for(two, &[INSIDE, INSIDE, WAITING]), [3]);
+        assert_eq!(waits_for(two, &[INSIDE, WAITING]), [2]);
+        assert_eq!(waits_for(two, &[OTHER]), [1]);
+        assert_eq!(waits_for(two, &[INSIDE, OTHER]), [2]);
+        assert_eq!(waits_for(two, &[(Some(Mode::Slots(3)), true)]), [1]);
+    }
+
+    #[test]
+    fn one_that_stood_behind_others_cannot_have_held_the_lock() {
+        let turn = |present: &[(i64, Mode)]| Blockers {
+            entries: Vec::new(),
+            present: present
+                .iter()
+                .map(|(token, mode)| (FencingToken(*token), Some(*mode)))
+                .collect(),
+        };
+        let (writer, reader) = (Mode::Exclusive, Mode::Shared);
+        let gone = |mode| entry(5, Some(mode), false);
+        assert!(turn(&[]).may_have_held(&gone(writer)));
+        assert!(turn(&[(6, writer)]).may_have_held(&gone(writer)));
+        assert!(!turn(&[(4, writer)]).may_have_held(&gone(writer)));
+        // It may have waited for another reader, or for one before the client that announces nothing.
+        assert!(turn(&[(4, reader)]).may_have_held(&gone(writer)));
+        let stranger = Blockers {
+            present: vec![(FencingToken(4), None)],
+            ..Blockers::default()
+        };
+        assert!(stranger.may_have_held(&gone(writer)));
+        assert!(turn(&[(4, reader)]).may_have_held(&gone(reader)));
+        assert!(!turn(&[(4, reader), (3, writer)]).may_have_held(&gone(reader)));
+        let two = Mode::Slots(2);
+        assert!(turn(&[(4, two)]).may_have_held(&gone(two)));
+        assert!(!turn(&[(4, two), (3, two)]).may_have_held(&gone(two)));
+        let inside = entry(5, Some(two), true);
+        assert!(turn(&[(4, two), (3, two)]).may_have_held(&inside));
+    }
+
+    #[test]
+    fn who_holds_the_lock_shows_in_the_queue() {
+        let holds = |queue: &[(Option<Mode>, bool)]| {
+            let queue: Vec<QueueEntry> = (1..)
+                .zip(queue)
+                .map(|(token, (mode, slot))| entry(token, *mode, *slot))
+                .collect();
+            holders(&queue)
+        };
+        assert_eq!(holds(&[OTHER, WRITER, READER]), [true, false, false]);
+        assert_eq!(
+            holds(&[READER, READER, WRITER, READER]),
+            [true, true, false, false]
+        );
+        assert_eq!(holds(&[INSIDE, INSIDE, WAITING]), [true, true, false]);
+        assert!(holds(&[]).is_empty());
+    }
+
+    /// A queue in which everybody looks only when one of those that it waits for moves.
+    #[derive(Default)]
+    struct Line {
+        places: BTreeMap<i64, (Option<Mode>, bool)>,
+        waiting: BTreeMap<i64, Vec<i64>>,
+        holding: Vec<i64>,
+        next: i64,
+    }
+
+    impl Line {
+        fn look(&mut self, token: i64) {
+            // Clients that are not dlock wait for all before them.
+            let (mode, _) = self.places[&token];
+            let before: Vec<_> = self.places.range(..token).map(|(_, one)| *one).collect();
+            let tokens: Vec<i64> = self
+                .places
+                .range(..token)
+                .map(|(token, _)| *token)
+                .collect();
+            let blockers = match mode {
+                None => tokens.last().copied().into_iter().collect(),
+                Some(mode) => waits_for(mode, &before)
+                    .into_iter()
+                    .map(|position| tokens[usize::try_from(position).unwrap() - 1])
+                    .collect::<Vec<_>>(),
+            };
+            if blockers.is_empty() {
+                self.waiting.remove(&token);
+                self.holding.push(token);
+                if let Some(Mode::Slots(_)) = mode {
+                    self.places.insert(token, (mode, true));
+                    self.wake(token);
+                }
+            } else {
+                self.waiting.insert(token, blockers);
+            }
+        }
+
+        fn wake(&mut self, moved: i64) {
+            let woken = self
+                .waiting
+                .iter()
+                .filter(|(_, blockers)| blockers.contains(&moved));
+            for token in woken.map(|(token, _)| *token).collect::<Vec<_>>() {
+                self.look(token);
+            }
+        }
+
+        fn enter(&mut self, mode: Option<Mode>) {
+            self.next += 1;
+            self.places.insert(self.next, (mode, false));
+            self.look(self.next);
+        }
+
+        fn leave(&mut self, token: i64) {
+            self.places.remove(&token);
+            self.waiting.remove(&token);
+            self.holding.retain(|holder| *holder != token);
+            self.wake(token);
+        }
+
+        fn check(&self) {
+            let modes: Vec<Option<Mode>> = self
+                .holding
+                .iter()
+                .map(|token| self.places[token].0)
+                .collect();
+            let fit = match modes.iter().flatten().next() {
+                Some(Mode::Shared) => modes.iter().all(|mode| *mode == Some(Mode::Shared)),
+                Some(Mode::Slots(slots)) => {
+                    modes.len() <= usize::from(*slots) && modes.iter().all(|mode| *mode == modes[0])
+                }
+                Some(Mode::Exclusive) | None => modes.len() <= 1,
+            };
+            assert!(fit, "these hold together: {modes:?}");
+            assert!(
+                self.places.is_empty() || !self.holding.is_empty(),
+                "all sleep: {:?}",
+                self.waiting
+            );
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        /// Whoever may come and go in whatever order: those who hold the lock fit together, and nobody
+        /// sleeps through its turn.
+        #[test]
+        fn those_who_hold_fit_and_nobody_oversleeps(
+            slots in 1..5_u16,
+            by_slots in any::<bool>(),
+            steps in proptest::collection::vec((any::<bool>(), 0..100_usize), 1..60),
+        ) {
+            let kinds = if by_slots {
+                [Some(Mode::Slots(slots)), Some(Mode::Slots(slots)), None]
+            } else {
+                [Some(Mode::Shared), Some(Mode::Exclusive), None]
+            };
+            let mut line = Line::default();
+            for (enters, dice) in steps {
+                if enters || line.places.is_empty() {
+                    line.enter(kinds[dice % kinds.len()]);
+                } else {
+                    let token = *line.places.keys().nth(dice % line.places.len()).unwrap();
+                    line.leave(token);
+                }
+                line.check();
+            }
+            while let Some(token) = line.holding.first().copied() {
+                line.leave(token);
+                line.check();
+            }
+            prop_assert!(line.places.is_empty());
+        }
+    }
+}

@@ -1,0 +1,310 @@
+//! What is shown of locks to those who look: who has them, who waits, in people's words and as JSON.
+//! It must not know how the queues are read, nor where it is shown.
+
+use std::time::Duration;
+
+use serde::Serialize;
+
+use super::blockers::{QueueEntry, holders};
+use super::holder::Holder;
+use super::name::LockName;
+use super::proof::LeaseId;
+use super::request::Mode;
+use super::text::{format_duration, json, printable};
+
+/// One lock with its queue.
+#[derive(Clone, Debug)]
+pub struct ListedLock {
+    /// As its user wrote it, or as it stands in etcd if nobody can have written it.
+    pub name: String,
+    /// From the oldest on.
+    pub entries: Vec<ListedEntry>,
+}
+
+/// One place in the queue.
+#[derive(Clone, Debug)]
+pub struct ListedEntry {
+    pub entry: QueueEntry,
+    pub holds: bool,
+    /// How long its lease lives without a further renewal, by the server's count; where there are no leases, how long it
+    /// still cools down.
+    pub left: Option<Duration>,
+}
+
+impl ListedLock {
+    /// `encoded` is the name as keys have it; the places may come in any order.
+    pub fn new(encoded: &str, mut queue: Vec<QueueEntry>) -> Self {
+        queue.sort_by_key(|entry| entry.token);
+        let holds = holders(&queue);
+        let name = LockName::decode(encoded);
+        Self {
+            name: name.map_or_else(|| encoded.to_owned(), |name| name.to_string()),
+            entries: queue
+                .into_iter()
+                .zip(holds)
+                .map(|(entry, holds)| ListedEntry {
+                    entry,
+                    holds,
+                    left: None,
+                })
+                .collect(),
+        }
+    }
+
+    /// Those who have the lock.
+    pub fn holders(&self) -> impl Iterator<Item = &ListedEntry> {
+        self.entries.iter().filter(|entry| entry.holds)
+    }
+
+    /// How many wait.
+    pub fn waiting(&self) -> usize {
+        self.entries.len() - self.holders().count()
+    }
+
+    /// One line of JSON: what `dlock ls` says of a lock.
+    pub fn summary(&self) -> String {
+        #[derive(Serialize)]
+        struct Summary<'a> {
+            name: &'a str,
+            holders: Vec<Entry<'a>>,
+            waiting: usize,
+        }
+        json(&Summary {
+            name: &self.name,
+            holders: self.holders().map(ListedEntry::entry).collect(),
+            waiting: self.waiting(),
+        })
+    }
+
+    /// One line of JSON: what `dlock status` says of a lock.
+    pub fn detail(&self) -> String {
+        #[derive(Serialize)]
+        struct Detail<'a> {
+            name: &'a str,
+            held: bool,
+            holders: Vec<Entry<'a>>,
+            waiting: Vec<Entry<'a>>,
+        }
+        let waiting = self.entries.iter().filter(|entry| !entry.holds);
+        json(&Detail {
+            name: &self.name,
+            held: !self.entries.is_empty(),
+            holders: self.holders().map(ListedEntry::entry).collect(),
+            waiting: waiting.map(ListedEntry::entry).collect(),
+        })
+    }
+
+    /// The name, fit for a terminal.
+    pub fn shown_name(&self) -> String {
+        printable(&self.name)
+    }
+}
+
+/// What JSON says of a place.
+#[derive(Serialize)]
+struct Entry<'a> {
+    token: i64,
+    /// Absent where there is none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    lease: Option<String>,
+    /// Whole seconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ttl_left: Option<u64>,
+    mode: &'static str,
+    slots: u16,
+    /// Absent for clients that are not dlock.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    holder: Option<&'a Holder>,
+}
+
+impl ListedEntry {
+    fn entry(&self) -> Entry<'_> {
+        let mode = self.entry.mode();
+        Entry {
+            token: self.entry.token.0,
+            lease: self.lease().map(|lease| lease.to_string()),
+            ttl_left: self.left.map(|left| left.as_secs()),
+            mode: mode.word(),
+            slots: mode.slots(),
+            holder: self.entry.record.as_ref(),
+        }
+    }
+
+    fn lease(&self) -> Option<LeaseId> {
+        let lease = self.entry.lease;
+        (lease != LeaseId::NONE).then_some(lease)
+    }
+
+    /// Who it is, for people.
+    pub fn owner(&self) -> String {
+        let Some(record) = &self.entry.record else {
+            return "another client".to_owned();
+        };
+        printable(&format!(
+            "{}@{} pid {}",
+            record.user, record.host, record.pid
+        ))
+    }
+
+    /// What it runs and says, for people.
+    pub fn note(&self) -> String {
+        let Some(record) = &self.entry.record else {
+            return String::new();
+        };
+        let mut words = vec![record.program.clone()];
+        words.extend(record.note.as_ref().map(|note| format!("\"{note}\"")));
+        words.extend(record.url.clone());
+        words.extend(record.result.as_ref().map(|result| format!("({result})")));
+        let asked = record.asked.as_ref();
+        words.extend(asked.map(|ask| format!("(asked to leave by {})", ask.describe())));
+        printable(&words.join(" "))
+    }
+
+    /// How it has the lock, or wants it.
+    pub fn state(&self) -> String {
+        let record = self.entry.record.as_ref();
+        if record.is_some_and(|record| record.cooling) {
+            return "cooling down".to_owned();
+        }
+        match (self.entry.mode(), record.and_then(|record| record.slot)) {
+            (Mode::Slots(slots), Some(slot)) => format!("slot {slot} of {slots}"),
+            (mode, _) => mode.to_string(),
+        }
+    }
+
+    /// Since when it is there, by its own wall clock.
+    pub fn since(&self) -> String {
+        let record = self.entry.record.as_ref();
+        printable(record.map_or("", |record| record.since.as_str()))
+    }
+
+    /// How long its lease lives, or how long it still cools down, for people.
+    pub fn left(&self) -> String {
+        match (self.left, self.lease()) {
+            (Some(left), _) => format_duration(left).to_string(),
+            (None, Some(_)) => "?".to_owned(),
+            (None, None) => "-".to_owned(),
+        }
+    }
+}
+
+/// Lines in aligned columns; the first one is the head.
+pub fn table(rows: &[Vec<String>]) -> String {
+    use unicode_width::UnicodeWidthStr as _;
+
+    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
+    let widest = |column| {
+        rows.iter()
+            .filter_map(|row| row.get(column))
+            .map(|cell: &String| cell.width())
+            .max()
+    };
+    let widths: Vec<usize> = (0..columns)
+        .map(|column| widest(column).unwrap_or(0))
+        .collect();
+    let mut text = String::new();
+    for row in rows {
+        let mut line = String::new();
+        for (cell, width) in row.iter().zip(&widths) {
+            let blanks = width + 2 - cell.width();
+            line.push_str(cell);
+            line.extend(std::iter::repeat_n(' ', blanks));
+        }
+        text.push_str(line.trim_end());
+        text.push('\n');
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::proof::FencingToken;
+    use super::*;
+
+    fn entry(token: i64, record: Option<Holder>) -> QueueEntry {
+        QueueEntry {
+            key: format!("dlock/lock/x/{token:x}"),
+            token: FencingToken(token),
+            lease: LeaseId(token),
+            mod_revision: token,
+            record,
+        }
+    }
+
+    fn bob(mode: Mode) -> Holder {
+        Holder {
+            user: "bob\u{1b}[2J".into(),
+            host: "db1".into(),
+            pid: 7,
+            program: "sh".into(),
+            note: Some("a b".into()),
+            since: "2026-11-23T10:00:00Z".into(),
+            ..Holder::new(mode, Duration::from_secs(5))
+        }
+    }
+
+    #[test]
+    fn a_lock_has_holders_and_waiters_in_order() {
+        let mut lock = ListedLock::new(
+            "a%2Fb",
+            vec![entry(9, None), entry(4, Some(bob(Mode::Exclusive)))],
+        );
+        lock.entries[0].left = Some(Duration::from_secs(12));
+        assert_eq!((lock.name.as_str(), lock.waiting()), ("a/b", 1));
+        let holder = lock.holders().next().unwrap();
+        assert_eq!(holder.owner(), r"bob\u{1b}[2J@db1 pid 7");
+        assert_eq!(holder.note(), "sh \"a b\"");
+        assert_eq!(
+            (holder.state(), holder.left()),
+            ("exclusive".into(), "12s".into())
+        );
+        let summary: serde_json::Value = serde_json::from_str(&lock.summary()).unwrap();
+        assert_eq!(summary["waiting"], 1);
+        assert_eq!(summary["holders"][0]["token"], 4);
+        assert_eq!(summary["holders"][0]["ttl_left"], 12);
+        assert_eq!(summary["holders"][0]["holder"]["pid"], 7);
+        let detail: serde_json::Value = serde_json::from_str(&lock.detail()).unwrap();
+        assert_eq!(detail["held"], true);
+        assert_eq!(
+            detail["waiting"][0],
+            serde_json::json!({"token": 9, "lease": "9", "mode": "exclusive", "slots": 1})
+        );
+    }
+
+    #[test]
+    fn a_free_lock_and_a_name_that_nobody_wrote() {
+        let lock = ListedLock::new("%zz\u{7}", Vec::new());
+        assert_eq!(lock.shown_name(), r"%zz\u{7}");
+        assert!(lock.detail().contains("\"held\":false"));
+    }
+
+    #[test]
+    fn columns_are_aligned_by_what_is_seen() {
+        let rows = [["NAME", "WHO"], ["漢", "x"], ["abc", "y"]];
+        let rows = rows.map(|row| row.map(str::to_owned).to_vec());
+        assert_eq!(table(&rows), "NAME  WHO\n漢    x\nabc   y\n");
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        /// Whatever others have written into their keys, and however they have named them.
+        #[test]
+        fn any_queue_is_fit_to_show(
+            name in "(?s).{0,60}", value in proptest::collection::vec(any::<u8>(), 0..300),
+            host in "(?s).{0,60}", note in "(?s).{0,2000}", mode in ".{0,9}", result in "(?s).{0,60}",
+        ) {
+            let record = Holder { host, note: Some(note), mode, result: Some(result), ..bob(Mode::Shared) };
+            let lock = ListedLock::new(&name, vec![entry(1, Holder::parse(&value)), entry(2, Some(record))]);
+            let mut shown = vec![lock.shown_name(), lock.summary(), lock.detail()];
+            for entry in &lock.entries {
+                shown.extend([entry.owner(), entry.note(), entry.state(), entry.since(), entry.left()]);
+            }
+            for text in shown {
+                prop_assert!(!text.chars().any(super::super::text::is_hostile), "{text:?}");
+            }
+        }
+    }
+}

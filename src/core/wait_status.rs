@@ -1,0 +1,353 @@
+//! What one who waits for a lock sees: who has it, how many are before him, how long it takes.
+//! It must not know a clock, nor where and how often it is shown.
+
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use super::holder::Holder;
+use super::name::LockName;
+use super::text::{format_duration, printable};
+use super::time::Instant;
+
+/// How long a piece of trouble stays in view; one that goes on is told again within this.
+const ERROR_SHOWN_FOR: Duration = Duration::from_secs(10);
+
+/// The scene, as far as it is known.
+#[derive(Clone, Debug)]
+pub struct WaitStatus {
+    name: LockName,
+    began_at: Instant,
+    /// When `--wait` has passed.
+    give_up_at: Option<Instant>,
+    first: Option<FirstInQueue>,
+    /// Until when the command of a holder that vanished may run.
+    lock_delay_ends_at: Option<Instant>,
+    error: Option<(Instant, String)>,
+}
+
+/// Who is before us.
+#[derive(Clone, Debug)]
+struct FirstInQueue {
+    holder: Option<Holder>,
+    count: usize,
+    /// Since when it is this one; `None` for whom we found when we came.
+    since_at: Option<Instant>,
+}
+
+impl WaitStatus {
+    /// For one who asks for the lock now.
+    pub const fn new(name: LockName, began_at: Instant, give_up_at: Option<Instant>) -> Self {
+        Self {
+            name,
+            began_at,
+            give_up_at,
+            first: None,
+            lock_delay_ends_at: None,
+            error: None,
+        }
+    }
+
+    /// So many are before us, the first of them with this record, if it is one of dlock's.
+    pub fn behind(&mut self, now: Instant, holder: Option<&Holder>, count: usize) {
+        let since_at = match &self.first {
+            Some(front) if front.holder.as_ref() == holder => front.since_at,
+            Some(_) => Some(now),
+            None => None,
+        };
+        self.first = Some(FirstInQueue {
+            holder: holder.cloned(),
+            count,
+            since_at,
+        });
+        self.lock_delay_ends_at = None;
+        self.error = None;
+    }
+
+    /// Whether that is what is known already, or something else is to be seen now.
+    pub fn is_behind(&self, holder: Option<&Holder>, count: usize) -> bool {
+        let same = |front: &FirstInQueue| front.holder.as_ref() == holder && front.count == count;
+        self.lock_delay_ends_at.is_some() || self.first.as_ref().is_none_or(same)
+    }
+
+    /// The holder has vanished, and its command may still run for so long.
+    pub fn lock_delay(&mut self, now: Instant, delay: Duration) {
+        self.lock_delay_ends_at = Some(now + delay);
+    }
+
+    /// Our place is lost; another one is taken.
+    pub fn entry_lost(&mut self) {
+        self.first = None;
+        self.lock_delay_ends_at = None;
+    }
+
+    /// Something is in the way of waiting itself.
+    pub fn error(&mut self, now: Instant, cause: String) {
+        self.error = Some((now, cause));
+    }
+
+    /// Whether there is anything to wait for: a free lock has no scene.
+    pub const fn is_visible(&self) -> bool {
+        self.first.is_some() || self.error.is_some() || self.lock_delay_ends_at.is_some()
+    }
+
+    /// How long it has taken.
+    pub fn waited(&self, now: Instant) -> Duration {
+        now.since(self.began_at)
+    }
+
+    /// What is left of `--wait`.
+    pub fn left(&self, now: Instant) -> Option<Duration> {
+        self.give_up_at.map(|at| at.since(now))
+    }
+
+    /// Who has the lock, for a field of its own.
+    pub fn holder(&self) -> Option<String> {
+        self.first.as_ref().map(|front| who(front.holder.as_ref()))
+    }
+
+    /// How many are before us, the holder among them.
+    pub fn ahead(&self) -> Option<usize> {
+        self.first.as_ref().map(|front| front.count)
+    }
+
+    /// Once told, for a log: the moments in it are of the wall clock.
+    pub fn log_line(&self, now: Instant) -> String {
+        let waited = self.waited(now);
+        let mut text = if waited < Duration::from_secs(1) {
+            format!("waiting for '{}'", self.name)
+        } else {
+            format!(
+                "waiting for '{}' since {}",
+                self.name,
+                whole_seconds(waited)
+            )
+        };
+        if let Some(front) = &self.first {
+            let verb = verb(front.holder.as_ref());
+            let who = who(front.holder.as_ref());
+            // Writing to a String cannot fail.
+            let _ = write!(text, ", {verb} {who}; {}", front.position());
+        }
+        if let Some(left) = self.left(now) {
+            let _ = write!(text, "; {} left of --wait", whole_seconds(left));
+        }
+        text
+    }
+
+    /// One line that is drawn again and again, the most important first: who sees it has little room. `since_1970` is the
+    /// wall clock's time, for how long the holder says to be there.
+    pub fn live_line(&self, now: Instant, since_1970: Duration) -> String {
+        let mut text = format!(
+            "waiting {} for '{}'",
+            whole_seconds(self.waited(now)),
+            self.name
+        );
+        if let Some(left) = self.left(now) {
+            let _ = write!(text, ", {} left", whole_seconds(left));
+        }
+        if let Some(delay) = self.lock_delay_ends_at.map(|at| at.since(now)) {
+            let _ = write!(
+                text,
+                ": its holder vanished, whose command gets {} to end",
+                whole_seconds(delay)
+            );
+        } else if let Some(front) = &self.first {
+            let _ = write!(text, ": {}, ", front.position());
+            match front.age(now, since_1970) {
+                Some(age) => {
+                    let _ = write!(text, "held for {} by ", whole_seconds(age));
+                }
+                None => {
+                    let _ = write!(text, "{} ", verb(front.holder.as_ref()));
+                }
+            }
+            let who = front
+                .holder
+                .as_ref()
+                .map_or_else(other, Holder::describe_briefly);
+            text.push_str(&who);
+        }
+        if let Some((_, cause)) = self
+            .error
+            .as_ref()
+            .filter(|(at, _)| now < *at + ERROR_SHOWN_FOR)
+        {
+            let _ = write!(text, " ({})", printable(cause));
+        }
+        text
+    }
+}
+
+impl FirstInQueue {
+    fn position(&self) -> String {
+        format!("place {0} in the queue, {0} ahead", self.count)
+    }
+
+    /// How long this one has been there, as far as anybody can tell: the record's time is of its host's wall clock, and
+    /// that of its entry into the queue.
+    fn age(&self, now: Instant, since_1970: Duration) -> Option<Duration> {
+        if is_cooling(self.holder.as_ref()) {
+            return None;
+        }
+        let told = self.holder.as_ref().and_then(|it| it.age(since_1970));
+        let seen = self.since_at.map(|at| now.since(at));
+        told.into_iter().chain(seen).min()
+    }
+}
+
+fn is_cooling(holder: Option<&Holder>) -> bool {
+    holder.is_some_and(|holder| holder.cooling)
+}
+
+fn verb(holder: Option<&Holder>) -> &'static str {
+    if is_cooling(holder) {
+        "cooling down, last held by"
+    } else {
+        "held by"
+    }
+}
+
+/// Whoever has a lock, for people.
+pub fn who(holder: Option<&Holder>) -> String {
+    holder.map_or_else(other, Holder::sentence)
+}
+
+fn other() -> String {
+    "another client".to_owned()
+}
+
+/// To the second, as nobody reads more in a line that moves.
+fn whole_seconds(duration: Duration) -> humantime::FormattedDuration {
+    format_duration(Duration::from_secs(duration.as_secs()))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::request::Mode;
+    use super::super::time::tests::at;
+    use super::*;
+
+    /// 2026-11-23T10:00:00Z.
+    const TEN: Duration = Duration::from_hours(498_730);
+
+    fn alice() -> Holder {
+        Holder {
+            user: "alice".into(),
+            host: "db1".into(),
+            pid: 12,
+            program: "deploy.sh".into(),
+            note: Some("ticket 7".into()),
+            url: Some("https://ci/7".into()),
+            since: "2026-11-23T10:00:00Z".into(),
+            ..Holder::new(Mode::Exclusive, Duration::from_secs(5))
+        }
+    }
+
+    fn status(give_up_at: Option<Instant>) -> WaitStatus {
+        WaitStatus::new("deploy".parse().unwrap(), at(100.0), give_up_at)
+    }
+
+    #[test]
+    fn a_free_lock_has_no_scene() {
+        assert!(!status(None).is_visible());
+    }
+
+    #[test]
+    fn everything_that_is_known_stands_in_one_line() {
+        let mut status = status(Some(at(400.0)));
+        status.behind(at(100.0), Some(&alice()), 2);
+        assert!(status.is_visible());
+        assert_eq!(
+            status.live_line(at(112.9), TEN + Duration::from_secs(192)),
+            "waiting 12s for 'deploy', 4m 47s left: place 2 in the queue, 2 ahead, held for 3m 12s by \
+             alice@db1 pid 12, deploy.sh, note \"ticket 7\", https://ci/7"
+        );
+        assert_eq!(
+            status.log_line(at(160.0)),
+            "waiting for 'deploy' since 1m, held by alice@db1 pid 12, deploy.sh, since 2026-11-23T10:00:00Z, \
+             note \"ticket 7\", https://ci/7; place 2 in the queue, 2 ahead; 4m left of --wait"
+        );
+    }
+
+    #[test]
+    fn nobody_holds_a_lock_for_longer_than_we_have_seen() {
+        let mut status = status(None);
+        status.behind(at(100.0), None, 2);
+        assert_eq!(
+            status.live_line(at(101.0), TEN),
+            "waiting 1s for 'deploy': place 2 in the queue, 2 ahead, held by another client"
+        );
+        // Its record is as old as its place in the queue.
+        status.behind(at(105.0), Some(&alice()), 1);
+        let line = status.live_line(at(108.0), TEN + Duration::from_hours(1));
+        assert!(
+            line.contains(" 1 ahead, held for 3s by alice@db1"),
+            "{line}"
+        );
+        // A wall clock that is behind the other one says nothing.
+        let early = status.live_line(at(108.0), TEN.saturating_sub(Duration::from_secs(5)));
+        assert!(early.contains("held for 3s by"), "{early}");
+    }
+
+    #[test]
+    fn a_lock_that_cools_down_is_held_by_nobody() {
+        let mut status = status(None);
+        let cooling = Holder {
+            cooling: true,
+            ..alice()
+        };
+        status.behind(at(100.0), Some(&cooling), 1);
+        let line = status.live_line(at(101.0), TEN);
+        assert!(
+            line.contains("1 ahead, cooling down, last held by alice@db1"),
+            "{line}"
+        );
+    }
+
+    #[test]
+    fn trouble_stays_in_view_for_a_while() {
+        let mut status = status(None);
+        status.error(at(101.0), "'e1': no\u{1b}[2J answer".to_owned());
+        assert!(status.is_visible());
+        let line = |now| status.live_line(at(now), TEN);
+        assert_eq!(
+            line(103.0),
+            r"waiting 3s for 'deploy' ('e1': no\u{1b}[2J answer)"
+        );
+        assert_eq!(line(112.0), "waiting 12s for 'deploy'");
+    }
+
+    #[test]
+    fn the_command_of_a_vanished_holder_has_its_time() {
+        let mut status = status(None);
+        status.behind(at(100.0), Some(&alice()), 1);
+        status.lock_delay(at(101.0), Duration::from_secs(8));
+        let line = status.live_line(at(104.0), TEN);
+        assert!(
+            line.ends_with(": its holder vanished, whose command gets 5s to end"),
+            "{line}"
+        );
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        /// Whatever stands in a record: it is one line, without power over a terminal, and not endless.
+        #[test]
+        fn any_record_is_fit_to_show(
+            host in "\\PC{0,99}|.{0,2000}", user in ".{0,99}", program in ".{0,99}", note in ".{0,3000}",
+            url in ".{0,99}", since in "(?s).{0,40}", cause in "(?s).{0,3000}", count in 0_usize..10_000,
+        ) {
+            let holder = Holder { host, user, program, note: Some(note), url: Some(url), since, ..alice() };
+            let mut status = status(Some(at(200.0)));
+            status.behind(at(100.0), Some(&holder), count);
+            status.error(at(100.0), cause);
+            for text in [status.live_line(at(101.0), TEN), status.log_line(at(101.0))] {
+                prop_assert!(text.len() < 16 * 1024);
+                prop_assert!(!text.chars().any(super::super::text::is_hostile), "{text:?}");
+            }
+        }
+    }
+}

@@ -1,0 +1,108 @@
+//! A visit by plain HTTP, on a connection of its own: the certificate, and the version that etcd tells to
+//! everybody. It must not know what either is good for.
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::Deserialize;
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::rustls::crypto::ring;
+use tokio_rustls::rustls::pki_types::pem::PemObject as _;
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use tokio_rustls::rustls::{ClientConfig, RootCertStore};
+
+use super::certificates;
+use crate::config::Tls;
+use crate::config::endpoint::Endpoint;
+use crate::core::doctor::certificate::Certificate;
+use crate::etcd::connection::dial;
+
+/// In bytes: etcd's answer has some hundred.
+const MAX_ANSWER_BYTES: u64 = 16 * 1024;
+
+/// What a visit has shown; where it fails, the other connection says why.
+#[derive(Default)]
+pub(super) struct HttpProbe {
+    pub(super) version: Option<String>,
+    pub(super) certificate: Option<Certificate>,
+}
+
+/// Visits the endpoint, within `limit`.
+pub(super) async fn probe(endpoint: &Endpoint, tls: &Tls, limit: Duration) -> HttpProbe {
+    let mut visit = HttpProbe::default();
+    let ended = timeout(limit, exchange(endpoint, tls, limit, &mut visit)).await;
+    tracing::debug!("the visit to '{endpoint}' ended with {ended:?}");
+    visit
+}
+
+async fn exchange(
+    endpoint: &Endpoint,
+    tls: &Tls,
+    limit: Duration,
+    visit: &mut HttpProbe,
+) -> io::Result<()> {
+    let stream = dial(&endpoint.host, endpoint.port, limit).await?;
+    if !endpoint.https {
+        visit.version = version(stream, endpoint).await?;
+        return Ok(());
+    }
+    let config = Arc::new(client_config(tls)?);
+    let name = ServerName::try_from(endpoint.host.clone()).map_err(io::Error::other)?;
+    let stream = TlsConnector::from(config).connect(name, stream).await?;
+    let held = stream.get_ref().1.peer_certificates().unwrap_or_default();
+    visit.certificate = held.first().and_then(|first| certificates::parse(first));
+    visit.version = version(stream, endpoint).await?;
+    Ok(())
+}
+
+/// As `connection.rs` has it: the same authorities, the same client certificate.
+fn client_config(tls: &Tls) -> io::Result<ClientConfig> {
+    let mut roots = RootCertStore::empty();
+    match &tls.cacert {
+        Some(cacert) => roots.add_parsable_certificates(held(cacert)?),
+        None => roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs),
+    };
+    let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .map_err(io::Error::other)?
+        .with_root_certificates(roots);
+    let (Some(cert), Some(key)) = (&tls.cert, &tls.key) else {
+        return Ok(config.with_no_client_auth());
+    };
+    let key = PrivateKeyDer::from_pem_file(key).map_err(io::Error::other)?;
+    let config = config.with_client_auth_cert(held(cert)?, key);
+    config.map_err(io::Error::other)
+}
+
+fn held(path: &Path) -> io::Result<Vec<CertificateDer<'static>>> {
+    let held = CertificateDer::pem_file_iter(path).map_err(io::Error::other)?;
+    held.collect::<Result<_, _>>().map_err(io::Error::other)
+}
+
+/// `GET /version`, which needs no user (api/etcdhttp/version.go).
+async fn version(
+    mut stream: impl AsyncRead + AsyncWrite + Unpin,
+    endpoint: &Endpoint,
+) -> io::Result<Option<String>> {
+    #[derive(Deserialize)]
+    struct Versions {
+        etcdserver: String,
+    }
+    let request = format!("GET /version HTTP/1.0\r\nHost: {}\r\n\r\n", endpoint.host);
+    stream.write_all(request.as_bytes()).await?;
+    let mut stream = stream.take(MAX_ANSWER_BYTES);
+    let mut answer = Vec::new();
+    // Not to the end of the connection, which may be long in coming.
+    while stream.read_buf(&mut answer).await? > 0 {
+        let text = String::from_utf8_lossy(&answer);
+        let body = text.split_once("\r\n\r\n").map_or("", |(_, body)| body);
+        if let Ok(Versions { etcdserver }) = serde_json::from_str(body) {
+            return Ok(Some(etcdserver));
+        }
+    }
+    Ok(None)
+}

@@ -1,0 +1,314 @@
+//! What etcd, the network or the client library say when something fails, and what helps.
+//! It must not know which request failed.
+
+use std::error::Error as _;
+
+use etcd_client::Error;
+use tonic::{Code, Status};
+
+use crate::core::abandoned::Attempt;
+pub(crate) use crate::lock::error::{ErrorKind, LockError};
+
+impl From<Error> for LockError {
+    fn from(error: Error) -> Self {
+        match error {
+            Error::GRpcStatus(status) => Self::from(&status),
+            Error::TransportError(error) => Self::retryable(held(&error)),
+            Error::LeaseKeepAliveError(cause) => Self {
+                kind: ErrorKind::LeaseNotFound,
+                ..Self::retryable(cause)
+            },
+            other => Self::retryable(other.to_string()),
+        }
+    }
+}
+
+impl From<&Status> for LockError {
+    fn from(status: &Status) -> Self {
+        let message = status.message();
+        let kind = match status.code() {
+            // What the client library made of a broken connection, whatever code it chose for it.
+            _ if status.source().is_some() => ErrorKind::Retryable,
+            Code::Unauthenticated => ErrorKind::AuthExpired,
+            Code::InvalidArgument if message.contains("revision of auth store is old") => {
+                ErrorKind::AuthExpired
+            }
+            Code::FailedPrecondition if message.contains("lease already exists") => {
+                ErrorKind::LeaseExists
+            }
+            Code::NotFound if message.contains("lease not found") => ErrorKind::LeaseNotFound,
+            Code::ResourceExhausted if message.contains("too many requests") => {
+                ErrorKind::Retryable
+            }
+            Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled | Code::Unknown => {
+                ErrorKind::Retryable
+            }
+            _ => ErrorKind::Refused,
+        };
+        Self {
+            kind,
+            cause: describe(status),
+            hint: hint(status.code(), message).map(str::to_owned),
+        }
+    }
+}
+
+/// The state of an attempt, as the answer to its grant tells it.
+pub(super) fn attempt_after<T>(granted: &Result<T, LockError>) -> Attempt {
+    match granted {
+        Err(error) if error.kind == ErrorKind::Retryable => {
+            if UNPROPOSED.contains(&error.cause.as_str()) {
+                Attempt::Refused
+            } else {
+                Attempt::Open
+            }
+        }
+        _ => Attempt::Answered,
+    }
+}
+
+/// The words of a member that refuses a grant before it is proposed to the cluster: see `core::abandoned`.
+const UNPROPOSED: [&str; 3] = ["no leader", "raft proposal dropped", "too many requests"];
+
+/// etcd's own words, or the innermost cause when the client library made up the status.
+fn describe(status: &Status) -> String {
+    let message = status
+        .message()
+        .trim_start_matches("etcdserver: ")
+        .to_owned();
+    match status.source() {
+        Some(source) => held(source),
+        None if message.is_empty() => status.code().description().to_owned(),
+        None => message,
+    }
+}
+
+/// The causes of an error from the outermost in, each once: the truth is often only in the last.
+fn held(error: &dyn std::error::Error) -> String {
+    let mut causes: Vec<String> = Vec::new();
+    let mut next = Some(error);
+    while let Some(error) = next {
+        let cause = error.to_string();
+        if !causes.iter().any(|known| known.contains(&cause)) {
+            causes.push(cause);
+        }
+        next = error.source();
+    }
+    // tonic's outermost "transport error" says nothing once there is a cause.
+    if causes.len() > 1 {
+        causes.retain(|cause| cause != "transport error");
+    }
+    let said = causes.join(": ");
+    // What the libraries below make of a server that closes the connection before it has said anything.
+    let silent = [
+        "stream closed because of a broken pipe",
+        "Connection reset by peer (os error 104)",
+        "tls handshake eof",
+    ];
+    if silent.iter().any(|words| said.ends_with(words)) {
+        return "the server hung up".to_owned();
+    }
+    said
+}
+
+fn hint(code: Code, message: &str) -> Option<&'static str> {
+    match code {
+        Code::ResourceExhausted if message.contains("space exceeded") => Some(
+            "etcd is out of space (alarm NOSPACE): compact and defragment it, then `etcdctl alarm disarm`",
+        ),
+        Code::InvalidArgument if message.contains("invalid user ID or password") => {
+            Some("check --user and --password-file, or DLOCK_USER and DLOCK_PASSWORD")
+        }
+        Code::InvalidArgument if message.contains("user name is empty") => {
+            Some("this etcd wants a user: give --user and --password-file")
+        }
+        _ => None,
+    }
+}
+
+/// What a connection broke with, in the words of the libraries below: which of them is a matter of luck.
+const BROKEN_CONNECTION_TEXTS: [&str; 7] = [
+    "hung up",
+    "broken pipe",
+    "connection reset",
+    "connection closed",
+    "eof",
+    "h2 protocol error",
+    "unexpected end of file",
+];
+
+/// What a connection that is not even made suggests. A server that wants a certificate says so by TLS; one that only
+/// hangs up does not speak it.
+pub(crate) fn handshake_hint(https: bool, cause: &str) -> Option<&'static str> {
+    let cause = cause.to_ascii_lowercase();
+    let says = |words: &[&str]| words.iter().any(|word| cause.contains(word));
+    if https && (says(&["invalidcontenttype", "corrupt message"]) || says(&BROKEN_CONNECTION_TEXTS))
+    {
+        return Some(
+            "the server does not speak TLS there: use http:// and no --cacert, --cert or --key",
+        );
+    }
+    connect_hint(https, &cause)
+}
+
+/// What a failed first contact suggests.
+pub(crate) fn connect_hint(https: bool, cause: &str) -> Option<&'static str> {
+    let cause = cause.to_ascii_lowercase();
+    let says = |words: &[&str]| words.iter().any(|word| cause.contains(word));
+    if says(&["unknownissuer", "unknown issuer", "badsignature"]) {
+        Some("give the certificate authority that signed the server's certificate with --cacert")
+    } else if says(&["certificate expired", "not valid yet"]) {
+        Some("renew the server's certificate, or set this machine's clock right")
+    } else if says(&["notvalidforname", "not valid for name"]) {
+        Some("the server's certificate is for another name: use the name that it was made for")
+    } else if says(&[
+        "certificaterequired",
+        "certificate required",
+        "badcertificate",
+        "bad certificate",
+    ]) {
+        Some("the server wants a client certificate: give --cert and --key")
+    } else if says(&["connection refused"]) {
+        Some(
+            "is etcd running there? the endpoints come from --endpoints, DLOCK_ENDPOINTS, ETCDCTL_ENDPOINTS or the configuration file",
+        )
+    } else if says(&["no answer within", "no connection within", "timed out"]) {
+        Some(
+            "something listens there but does not answer, or a firewall drops it: is it etcd, and does it run?",
+        )
+    } else if says(&[
+        "failed to lookup",
+        "name or service not known",
+        "name resolution",
+    ]) {
+        Some("check the host name in --endpoints")
+    } else if !https && (says(&BROKEN_CONNECTION_TEXTS) || says(&["frame"])) {
+        Some(
+            "if that is etcd, it speaks TLS there: use https:// with --cacert; else it is another server's port",
+        )
+    } else if https && says(&BROKEN_CONNECTION_TEXTS) {
+        Some("the server may want a client certificate: give --cert and --key")
+    } else {
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A server without TLS ends a handshake in any of these ways: seen with etcd 3.4.
+    #[test]
+    fn a_handshake_that_is_hung_up_on_is_no_missing_certificate() {
+        for cause in [
+            "tls handshake eof",
+            "Connection reset by peer (os error 104)",
+            "received corrupt message of type InvalidContentType",
+        ] {
+            let hint = handshake_hint(true, cause).unwrap();
+            assert!(hint.contains("http://"), "{cause}: {hint}");
+        }
+        for cause in [
+            "stream closed because of a broken pipe",
+            "Connection reset by peer (os error 104)",
+            "the server hung up",
+        ] {
+            let hint = connect_hint(true, cause).unwrap();
+            assert!(hint.contains("--cert"), "{cause}: {hint}");
+            let hint = connect_hint(false, cause).unwrap();
+            assert!(hint.contains("https://"), "{cause}: {hint}");
+        }
+        let hint = handshake_hint(true, "invalid peer certificate: UnknownIssuer").unwrap();
+        assert!(hint.contains("--cacert"));
+    }
+
+    #[test]
+    fn only_a_grant_that_was_never_proposed_is_forgotten() {
+        let after =
+            |code, message| attempt_after::<()>(&Err(LockError::from(&Status::new(code, message))));
+        let refused = [
+            (Code::Unavailable, "etcdserver: no leader"),
+            (Code::ResourceExhausted, "etcdserver: too many requests"),
+            (Code::Unknown, "raft proposal dropped"),
+        ];
+        for (code, message) in refused {
+            assert_eq!(after(code, message), Attempt::Refused, "{message}");
+        }
+        // Each of these may be carried out yet.
+        for message in [
+            "etcdserver: request timed out",
+            "etcdserver: request timed out, possibly due to previous leader failure",
+            "etcdserver: leader changed",
+            "etcdserver: server stopped",
+            "no leader to be found",
+        ] {
+            assert_eq!(
+                after(Code::Unavailable, message),
+                Attempt::Open,
+                "{message}"
+            );
+        }
+        let full = after(
+            Code::ResourceExhausted,
+            "etcdserver: mvcc: database space exceeded",
+        );
+        assert_eq!(full, Attempt::Answered);
+        assert_eq!(attempt_after(&Ok(())), Attempt::Answered);
+    }
+
+    #[test]
+    fn code_and_message_decide_together() {
+        for (code, message, kind) in [
+            (
+                Code::Unknown,
+                "context deadline exceeded",
+                ErrorKind::Retryable,
+            ),
+            (Code::Unknown, "not a primary lessor", ErrorKind::Retryable),
+            (
+                Code::Unavailable,
+                "etcdserver: no leader",
+                ErrorKind::Retryable,
+            ),
+            (
+                Code::ResourceExhausted,
+                "etcdserver: too many requests",
+                ErrorKind::Retryable,
+            ),
+            (
+                Code::ResourceExhausted,
+                "etcdserver: mvcc: database space exceeded",
+                ErrorKind::Refused,
+            ),
+            (
+                Code::Unauthenticated,
+                "etcdserver: invalid auth token",
+                ErrorKind::AuthExpired,
+            ),
+            (
+                Code::InvalidArgument,
+                "etcdserver: revision of auth store is old",
+                ErrorKind::AuthExpired,
+            ),
+            (
+                Code::FailedPrecondition,
+                "etcdserver: lease already exists",
+                ErrorKind::LeaseExists,
+            ),
+            (
+                Code::NotFound,
+                "etcdserver: requested lease not found",
+                ErrorKind::LeaseNotFound,
+            ),
+            (
+                Code::PermissionDenied,
+                "etcdserver: permission denied",
+                ErrorKind::Refused,
+            ),
+        ] {
+            let error = LockError::from(&Status::new(code, message));
+            assert_eq!(error.kind, kind, "{code:?} {message}");
+            assert!(!error.cause.starts_with("etcdserver"));
+        }
+    }
+}

@@ -1,0 +1,132 @@
+//! Asking the owners of places to leave, by their own keys: they read it from there; or taking the places from them.
+//! It must not know why somebody is to leave, nor what they do about it.
+
+use std::time::Duration;
+
+use etcd_client::{Compare, CompareOp, GetOptions, PutOptions, SortOrder, SortTarget, Txn, TxnOp};
+
+use super::Cluster;
+use super::connection::Connection;
+use super::error::{ErrorKind, LockError};
+use super::queue::entry_in;
+use crate::core::blockers::QueueEntry;
+use crate::core::holder::{Holder, StopRequest};
+use crate::core::keys::LockKeys;
+use crate::core::proof::FencingToken;
+
+/// Places that are read at once.
+const PAGE_SIZE: i64 = 500;
+
+/// All places of a queue from the oldest on, or those before a token.
+pub(crate) async fn read_entries(
+    cluster: &Cluster,
+    queue: &LockKeys,
+    etcd: &Connection,
+    before: Option<FencingToken>,
+) -> Result<Vec<QueueEntry>, LockError> {
+    let (mut entries, mut from) = (Vec::new(), 0);
+    loop {
+        let mut options = GetOptions::new()
+            .with_range(queue.ended())
+            .with_sort(SortTarget::Create, SortOrder::Ascend)
+            .with_min_create_revision(from)
+            .with_limit(PAGE_SIZE);
+        if let Some(before) = before {
+            options = options.with_max_create_revision(before.0 - 1);
+        }
+        let answer = etcd.kv().get(queue.prefix(), Some(options)).await?;
+        cluster.check_header(answer.header())?;
+        entries.extend(answer.kvs().iter().filter_map(|key| entry_in(queue, key)));
+        match answer.kvs().last().filter(|_| answer.more()) {
+            Some(last) => from = last.create_revision() + 1,
+            None => return Ok(entries),
+        }
+    }
+}
+
+/// Writes `ask` into the record of a place, as long as that has not changed; answers whether it has not.
+/// Clients that are not dlock cannot be asked.
+pub(super) async fn write_stop_request(
+    cluster: &Cluster,
+    connection: &Connection,
+    entry: &QueueEntry,
+    ask: &StopRequest,
+) -> Result<bool, LockError> {
+    let Some(record) = &entry.record else {
+        return Ok(false);
+    };
+    let record = Holder {
+        asked: Some(ask.clone()),
+        ..record.clone()
+    };
+    let key = entry.key.as_str();
+    let keep = PutOptions::new().with_ignore_lease();
+    let txn = Txn::new()
+        .when([
+            Compare::create_revision(key, CompareOp::Equal, entry.token.0),
+            Compare::mod_revision(key, CompareOp::Equal, entry.mod_revision),
+        ])
+        .and_then([TxnOp::put(key, record.to_json(), Some(keep))]);
+    let answer = connection.kv().txn(txn).await?;
+    cluster.check_header(answer.header())?;
+    Ok(answer.succeeded())
+}
+
+/// All places of a queue from the oldest on.
+pub(crate) async fn all_entries(
+    cluster: &Cluster,
+    queue: &LockKeys,
+    limit: Duration,
+) -> Result<Vec<QueueEntry>, LockError> {
+    let read = async |etcd: Connection| read_entries(cluster, queue, &etcd, None).await;
+    cluster.call(limit, read).await
+}
+
+/// Asks the owner of a place; answers whether it was there as we know it.
+pub(crate) async fn request_stop(
+    cluster: &Cluster,
+    entry: &QueueEntry,
+    words: &StopRequest,
+    limit: Duration,
+) -> Result<bool, LockError> {
+    let asking =
+        async |connection: Connection| write_stop_request(cluster, &connection, entry, words).await;
+    cluster.call(limit, asking).await
+}
+
+/// Takes a place from its owner: revokes its lease, or deletes a key that has none.
+pub(crate) async fn remove_entry(
+    cluster: &Cluster,
+    entry: &QueueEntry,
+    limit: Duration,
+) -> Result<(), LockError> {
+    let evicting = async |etcd: Connection| {
+        if entry.lease.0 != 0 {
+            match etcd
+                .leases()
+                .revoke(entry.lease.0)
+                .await
+                .map_err(LockError::from)
+            {
+                Err(error) if error.kind == ErrorKind::LeaseNotFound => {
+                    // It has ended by itself, unless a member of another cluster says so; only an answer tells which
+                    // cluster it comes from.
+                    let count = Some(GetOptions::new().with_count_only());
+                    let answer = etcd.kv().get(entry.key.as_str(), count).await?;
+                    cluster.check_header(answer.header())?;
+                }
+                revoked => drop(cluster.check_header(revoked?.header())?),
+            }
+            return Ok(());
+        }
+        let key = entry.key.as_str();
+        let there = Compare::create_revision(key, CompareOp::Equal, entry.token.0);
+        let txn = Txn::new()
+            .when([there])
+            .and_then([TxnOp::delete(key, None)]);
+        let answer = etcd.kv().txn(txn).await?;
+        cluster.check_header(answer.header())?;
+        Ok(())
+    };
+    cluster.call(limit, evicting).await
+}

@@ -1,0 +1,422 @@
+//! One look at a queue: who stands before us, who has left and how, which slots are taken.
+//! It must not know when to look, nor what is done about it.
+
+use std::time::Duration;
+
+use etcd_client::{
+    GetOptions, KeyValue, SortOrder, SortTarget, Txn, TxnOp, TxnOpResponse, TxnResponse,
+};
+
+use super::Cluster;
+use super::connection::Connection;
+use super::error::LockError;
+use super::eviction::read_entries;
+use super::requests::Requests;
+use crate::core::blockers::{BlockerScan, Blockers, QueueEntry, holders};
+use crate::core::holder::Holder;
+use crate::core::keys::LockKeys;
+use crate::core::lock_delay::{DelaySearch, Kept, Predecessor, ReleaseRecord, Sight, lock_delay};
+use crate::core::proof::{EntryId, FencingToken, Header, LeaseId};
+use crate::core::request::Mode;
+use crate::lock::backend::QueuePosition;
+
+/// Places that are read at once when more than the one before us matter. etcd allows 128 operations in
+/// a request; so many pieces of evidence are asked for at once, too.
+const PAGE_SIZE: usize = 100;
+/// So many before us are counted.
+const MAX_COUNTED: usize = 1000;
+
+/// What one look at the queue has shown.
+pub(super) struct QueueView {
+    /// Our own place is there.
+    pub(super) own: bool,
+    pub(super) revision: i64,
+    pub(super) blockers: Blockers,
+    /// The same as it concerns a hand-over.
+    pub(super) sight: Sight,
+    pub(super) position: QueuePosition,
+    /// How the first in the queue has the lock, if that does not go together with what we ask for.
+    pub(super) mode_conflict: Option<Mode>,
+    /// How many keys stand before ours, as far as they are counted.
+    pub(super) count: usize,
+}
+
+impl QueueView {
+    /// Nobody is there but us.
+    pub(super) fn empty(revision: i64) -> Self {
+        Self {
+            own: true,
+            revision,
+            blockers: Blockers::default(),
+            sight: Sight {
+                none: true,
+                ..Sight::default()
+            },
+            position: QueuePosition::default(),
+            mode_conflict: None,
+            count: 0,
+        }
+    }
+}
+
+/// The read of the keys before a revision, as many as are counted. etcd's own count goes without regard for revisions.
+pub(super) fn count_before(queue: &LockKeys, token: i64) -> TxnOp {
+    let options = GetOptions::new()
+        .with_range(queue.ended())
+        .with_max_create_revision(token - 1)
+        .with_limit(i64::try_from(MAX_COUNTED).unwrap_or(i64::MAX))
+        .with_keys_only();
+    TxnOp::get(queue.prefix(), Some(options))
+}
+
+/// The place that `key` is, if it is one of this queue: other keys stand in nobody's way.
+pub(super) fn entry_in(queue: &LockKeys, key: &KeyValue) -> Option<QueueEntry> {
+    queue.parse_entry(key.key())?;
+    Some(queue_entry(key))
+}
+
+/// The place that `key` is.
+pub(super) fn queue_entry(key: &KeyValue) -> QueueEntry {
+    QueueEntry {
+        key: String::from_utf8_lossy(key.key()).into_owned(),
+        token: FencingToken(key.create_revision()),
+        lease: LeaseId(key.lease()),
+        mod_revision: key.mod_revision(),
+        record: Holder::parse(key.value()),
+    }
+}
+
+/// The keys that each read of a transaction has found, in the order of its operations; none for a put or a delete.
+pub(super) fn reads_of(answer: &TxnResponse) -> Vec<Vec<KeyValue>> {
+    let reads = answer.op_responses().into_iter().map(|read| match read {
+        TxnOpResponse::Get(mut read) => read.take_kvs(),
+        _ => Vec::new(),
+    });
+    reads.collect()
+}
+
+/// Whether our key is there as we put it.
+pub(super) fn is_own(read: &[KeyValue], entry: EntryId) -> bool {
+    let is_own =
+        |key: &KeyValue| key.create_revision() == entry.token.0 && key.lease() == entry.lease.0;
+    read.first().is_some_and(is_own)
+}
+
+/// The evidence that was `read`, if there is any.
+fn release_record(read: &[KeyValue]) -> Option<ReleaseRecord> {
+    ReleaseRecord::parse(read.first()?.value())
+}
+
+/// The place that has `token`, if it has the lock now and its command has not ended, by a linearizable read.
+pub(crate) async fn holder(
+    cluster: &Cluster,
+    queue: &LockKeys,
+    token: FencingToken,
+    limit: Duration,
+) -> Result<Option<EntryId>, LockError> {
+    let answer = cluster
+        .call(limit, async |connection: Connection| {
+            let until = Some(FencingToken(token.0 + 1));
+            read_entries(cluster, queue, &connection, until).await
+        })
+        .await?;
+    let mut holders = answer.iter().zip(holders(&answer));
+    // A holder whose key another client has overwritten has lost the lock, though the key is there.
+    let own = |one: &QueueEntry| queue.parse_entry(one.key.as_bytes()) == Some(one.lease);
+    let found = holders.find(|(one, holds)| *holds && one.token == token && own(one));
+    let found = found.filter(|(one, _)| !one.is_cooling());
+    Ok(found.map(|(one, _)| EntryId {
+        token,
+        lease: one.lease,
+    }))
+}
+
+impl Requests {
+    /// Places before a revision, from the nearest on or from the oldest.
+    fn before(&self, token: i64, order: SortOrder, limit: usize) -> TxnOp {
+        let options = GetOptions::new()
+            .with_range(self.keys.ended())
+            .with_sort(SortTarget::Create, order)
+            .with_max_create_revision(token - 1)
+            .with_limit(i64::try_from(limit).unwrap_or(i64::MAX));
+        TxnOp::get(self.keys.prefix(), Some(options))
+    }
+
+    /// A linearizable read of our key and of what matters of those before it. `before` is whom we have
+    /// waited for until now; without it we have just come, and the one before us at that moment may have vanished since.
+    ///
+    /// A filter by revision makes etcd go through the whole queue. So an exclusive request first asks what [`Self::inherit`]
+    /// needs, which is enough after most releases; and what is told of those before us is read only if there may be any.
+    pub(super) async fn read_queue(
+        &self,
+        etcd: &Connection,
+        entry: EntryId,
+        known: Option<&[QueueEntry]>,
+    ) -> Result<QueueView, LockError> {
+        let (token, before) = (entry.token.0, known.unwrap_or_default());
+        let heir = match before {
+            [one] if self.mode == Mode::Exclusive => Some(one),
+            _ => None,
+        };
+        if let Some(one) = heir
+            && let Some(view) = self.fast_path(etcd, entry, one).await?
+        {
+            return Ok(view);
+        }
+        // The one that we have waited for is probably gone, or the nearest of them.
+        let nearest = &before[..before.len().min(1)];
+        let decisive = || {
+            let mut reads = vec![
+                TxnOp::get(self.keys.entry(entry.lease), None),
+                self.before(token, SortOrder::Descend, 1),
+            ];
+            reads.extend(
+                nearest
+                    .iter()
+                    .map(|one| self.read_release_record(one.lease)),
+            );
+            reads
+        };
+        let everything = || {
+            let mut reads = decisive();
+            reads.push(count_before(&self.keys, token));
+            reads.push(self.before(token, SortOrder::Ascend, 1));
+            reads
+        };
+        let (header, reads) = if known.is_none() {
+            let mut reads = everything();
+            reads.push(self.at_entry(token));
+            match self.read(etcd, reads).await {
+                // etcd has forgotten that moment already.
+                Err(error) if error.cause.contains("compacted") => {
+                    self.read(etcd, everything()).await?
+                }
+                read => read?,
+            }
+        } else if before.is_empty() || heir.is_some() {
+            self.read(etcd, everything()).await?
+        } else {
+            let (header, reads) = self.read(etcd, decisive()).await?;
+            let alone = reads.get(1).is_some_and(Vec::is_empty);
+            if alone {
+                (header, reads)
+            } else {
+                // All of it again, so that it belongs together: somebody may have left in between.
+                self.read(etcd, everything()).await?
+            }
+        };
+        let mut reads = reads.into_iter();
+        let mut next = || reads.next().unwrap_or_default();
+        let (own, newest) = (next(), next());
+        let record = nearest
+            .first()
+            .map(|one| (one.token, release_record(&next())));
+        let (counted, oldest, at_entry) = (next(), next(), next());
+        let turn = self.scan(etcd, newest).await?;
+        let at_entry = at_entry.first().and_then(|key| entry_in(&self.keys, key));
+        let before = at_entry.as_ref().map_or(before, std::slice::from_ref);
+        let vanished = self.vanished(etcd, before, &turn, record).await?;
+        let oldest = oldest.first().and_then(|key| entry_in(&self.keys, key));
+        let sight = Sight {
+            awaited: turn.predecessors(),
+            none: turn.entries.is_empty(),
+            first: oldest
+                .as_ref()
+                .and_then(QueueEntry::predecessor)
+                .map_or(Duration::ZERO, |first| first.grace()),
+            vanished,
+            kept: self
+                .kept_entries(etcd, known.unwrap_or_default(), &turn)
+                .await,
+        };
+        let mode = oldest
+            .as_ref()
+            .filter(|oldest| oldest.record.is_some())
+            .map(QueueEntry::mode);
+        Ok(QueueView {
+            own: is_own(&own, entry),
+            revision: header.revision,
+            blockers: turn,
+            sight,
+            mode_conflict: mode.filter(|mode| !mode.is_compatible_with(self.mode)),
+            count: counted.len(),
+            position: self.position_of(&counted, oldest),
+        })
+    }
+
+    /// The look of one that follows on a holder which had the lock alone and gave it back itself. Nobody was before that
+    /// one, so nobody is before us, who had nobody in between: a place never comes to stand before an older one. That takes
+    /// three keys, however long the queue is; otherwise there is no such look. What is told of an end is nothing as long as
+    /// the key is there: anybody may have written that.
+    async fn fast_path(
+        &self,
+        etcd: &Connection,
+        entry: EntryId,
+        one: &QueueEntry,
+    ) -> Result<Option<QueueView>, LockError> {
+        let reads = vec![
+            TxnOp::get(self.keys.entry(entry.lease), None),
+            self.read_release_record(one.lease),
+            TxnOp::get(one.key.as_str(), Some(GetOptions::new().with_keys_only())),
+        ];
+        let (header, reads) = self.read(etcd, reads).await?;
+        let [own, record, theirs] = &reads[..] else {
+            return Ok(None);
+        };
+        let alone =
+            release_record(record) == Some(ReleaseRecord::Alone(one.token)) && theirs.is_empty();
+        Ok(alone.then(|| QueueView {
+            own: is_own(own, entry),
+            ..QueueView::empty(header.revision)
+        }))
+    }
+
+    /// Several reads at one revision.
+    pub(super) async fn read(
+        &self,
+        etcd: &Connection,
+        reads: Vec<TxnOp>,
+    ) -> Result<(Header, Vec<Vec<KeyValue>>), LockError> {
+        let answer = etcd.kv().txn(Txn::new().and_then(reads)).await?;
+        let header = self.cluster.check_header(answer.header())?;
+        Ok((header, reads_of(&answer)))
+    }
+
+    fn position_of(&self, counted: &[KeyValue], oldest: Option<QueueEntry>) -> QueuePosition {
+        let entries = counted
+            .iter()
+            .filter(|key| self.keys.parse_entry(key.key()).is_some());
+        QueuePosition {
+            count: entries.count(),
+            lease: oldest.as_ref().map(|oldest| oldest.lease),
+            holder: oldest.and_then(|oldest| oldest.record),
+        }
+    }
+
+    /// Who is before `place` now, for people: nothing is decided by it.
+    pub(super) async fn position(
+        &self,
+        etcd: &Connection,
+        entry: EntryId,
+    ) -> Result<QueuePosition, LockError> {
+        let token = entry.token.0;
+        let reads = [
+            count_before(&self.keys, token),
+            self.before(token, SortOrder::Ascend, 1),
+        ];
+        let (_, reads) = self.read(etcd, reads.into()).await?;
+        let mut reads = reads.into_iter();
+        let (counted, oldest) = (reads.next().unwrap_or_default(), reads.next());
+        let oldest = oldest.unwrap_or_default();
+        let oldest = oldest.first().and_then(|key| entry_in(&self.keys, key));
+        Ok(self.position_of(&counted, oldest))
+    }
+
+    /// Reads on from the nearest place for as long as it matters.
+    async fn scan(&self, etcd: &Connection, nearest: Vec<KeyValue>) -> Result<Blockers, LockError> {
+        let mut scan = BlockerScan::new(self.mode);
+        let (mut page, mut full) = (nearest, 1);
+        loop {
+            for key in &page {
+                if entry_in(&self.keys, key).is_some_and(|entry| !scan.push(entry)) {
+                    return Ok(scan.finish());
+                }
+            }
+            let Some(last) = page.last().filter(|_| page.len() >= full) else {
+                return Ok(scan.finish());
+            };
+            let rest = self.before(last.create_revision(), SortOrder::Descend, PAGE_SIZE);
+            let (_, pages) = self.read(etcd, vec![rest]).await?;
+            page = pages.into_iter().next().unwrap_or_default();
+            full = PAGE_SIZE;
+        }
+    }
+
+    /// The read of the one right before us as it was when we came.
+    fn at_entry(&self, token: i64) -> TxnOp {
+        let options = GetOptions::new()
+            .with_range(self.keys.ended())
+            .with_sort(SortTarget::Create, SortOrder::Descend)
+            .with_max_create_revision(token - 1)
+            .with_limit(1)
+            .with_revision(token);
+        TxnOp::get(self.keys.prefix(), Some(options))
+    }
+
+    /// The places among those that we wait for which are kept for a command, and were not kept `before`.
+    async fn kept_entries(
+        &self,
+        etcd: &Connection,
+        before: &[QueueEntry],
+        turn: &Blockers,
+    ) -> Vec<Kept> {
+        let is_new = |one: &&QueueEntry| {
+            let was_kept = |it: &QueueEntry| it.token == one.token && it.is_kept();
+            one.is_kept() && !before.iter().any(was_kept)
+        };
+        let mut kept = Vec::new();
+        for one in turn.entries.iter().filter(is_new) {
+            let Some(predecessor) = one.predecessor() else {
+                continue;
+            };
+            let grace = predecessor.grace();
+            // Without an answer: as long as it can be.
+            let left = self.lease_time_left(etcd.clone(), one.lease).await;
+            kept.push(Kept {
+                token: one.token,
+                left: left.unwrap_or_else(|_| lock_delay(grace)),
+                grace,
+            });
+        }
+        kept
+    }
+
+    /// The longest grace of those who were there `before` and are gone without having given their places back themselves, or
+    /// who vanished before one that did. `evidence` is what one of them has left: it was asked for together with the look.
+    async fn vanished(
+        &self,
+        etcd: &Connection,
+        before: &[QueueEntry],
+        turn: &Blockers,
+        record: Option<(FencingToken, Option<ReleaseRecord>)>,
+    ) -> Result<Option<Duration>, LockError> {
+        let is_first = |one: &Predecessor| {
+            record
+                .as_ref()
+                .is_some_and(|(token, _)| *token == one.token)
+        };
+        let is_there = |token| turn.contains(token);
+        let may_have_held = |token| {
+            let one = before.iter().find(|one| one.token == token);
+            one.is_none_or(|one| turn.may_have_held(one))
+        };
+        let mut inquiry = DelaySearch::new(turn.gone(before));
+        loop {
+            let some = inquiry.next_batch(PAGE_SIZE);
+            if some.is_empty() {
+                return Ok(inquiry.vanished(may_have_held));
+            }
+            let (first, others): (Vec<_>, Vec<_>) = some.into_iter().partition(is_first);
+            for one in first {
+                let left = record.as_ref().and_then(|(_, left)| left.clone());
+                inquiry.add(one, left, is_there);
+            }
+            if others.is_empty() {
+                continue;
+            }
+            let reads = others
+                .iter()
+                .map(|one| self.read_release_record(one.lease))
+                .collect();
+            let (_, left) = self.read(etcd, reads).await?;
+            for (one, left) in others.into_iter().zip(left) {
+                inquiry.add(one, release_record(&left), is_there);
+            }
+        }
+    }
+
+    /// The read that shows whether the owner of a place gave it back itself.
+    fn read_release_record(&self, lease: LeaseId) -> TxnOp {
+        TxnOp::get(self.keys.released(lease), None)
+    }
+}

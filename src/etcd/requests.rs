@@ -1,0 +1,561 @@
+//! The places of one queue as requests to one member: take one, look around, give it up.
+//! It must not know when which of them is due, nor how a failed one is repeated.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::num::NonZeroU64;
+use std::rc::Rc;
+use std::time::Duration;
+
+use etcd_client::{
+    Compare, CompareOp, GetOptions, KeyValue, LeaseGrantOptions, PutOptions, Txn, TxnOp,
+    TxnOpResponse, TxnResponse,
+};
+use futures_util::FutureExt as _;
+use rustix::thread::set_current_timer_slack;
+use tokio::time::sleep;
+
+use super::connection::Connection;
+use super::error::{ErrorKind, LockError, attempt_after};
+use super::queue::{QueueView, is_own, reads_of};
+use super::{Cluster, random_lease};
+use crate::core::abandoned::{Attempt, BAR_TTL};
+use crate::core::holder::Holder;
+use crate::core::keys::LockKeys;
+use crate::core::lock_delay::ReleaseRecord;
+use crate::core::proof::{EntryId, FencingToken, LeaseId, Ownership};
+use crate::core::release::{ReleaseAnswer, ReleaseAnswers};
+use crate::core::request::Mode;
+use crate::core::time::{Instant, LeaseTimings};
+use crate::sys::clock;
+
+/// The lead of the grant over the txn that needs it, up to twice as long, as tokio counts in whole milliseconds. A near
+/// server has mostly answered by then, and to wait for that is as quick (measured); of a far one it saves a round trip. With
+/// 0.3 ms, what left on a new connection arrived together, and etcd carried out the txn first (measured, at 50 ms).
+const GRANT_LEAD: Duration = Duration::from_millis(1);
+/// What a near server needs to take a request on that nobody waits for: without it, one in seven was
+/// lost to the closing of the connection (measured on loopback).
+const SEND_PAUSE: Duration = Duration::from_micros(150);
+/// Bars that are put at once: etcd allows 128 operations in a request.
+const MAX_BARS: usize = 100;
+/// How often the tasks that lie between a request and the socket get their turn, which is ample.
+const FLUSH_YIELDS: usize = 16;
+
+/// A place in the queue, just taken.
+pub(super) struct Enqueued {
+    pub(super) ownership: Ownership,
+    pub(super) timings: LeaseTimings,
+    /// The moment before the grant left: it is a proof as well.
+    pub(super) sent_at: Instant,
+    pub(super) view: QueueView,
+}
+
+/// How a place is given up, and what the answers have shown so far.
+pub(super) struct ReleaseRequest {
+    /// For whoever comes after us.
+    pub(super) record: ReleaseRecord,
+    pub(super) slot: Option<u16>,
+    /// The place is to stay taken for as long as this lease lives.
+    pub(super) cooldown: Option<Cooldown>,
+    /// The answers to all attempts, of which two may be under way at a time.
+    pub(super) findings: Cell<ReleaseAnswers>,
+}
+
+impl ReleaseRequest {
+    /// Takes note of an answer. To be called before anything is awaited that ends our lease, and our record with it.
+    fn note_answer(&self, finding: ReleaseAnswer) {
+        self.findings.set(self.findings.get().with(finding));
+    }
+}
+
+/// What keeps a lock taken after its command has ended.
+#[derive(Clone)]
+pub(crate) struct Cooldown {
+    pub(super) lease: LeaseId,
+    /// How the command ended, for people.
+    pub(super) result: Option<String>,
+    /// For how long a command that is told to end may run meanwhile; zero when none does.
+    pub(super) grace: Duration,
+}
+
+/// Our record as it stands in etcd.
+pub(super) struct Shown {
+    pub(super) record: Holder,
+    /// The revision of its latest change that we know of.
+    changed: i64,
+}
+
+impl Shown {
+    /// One that is not there yet.
+    pub(super) fn new(record: Holder) -> Self {
+        Self { record, changed: 0 }
+    }
+}
+
+/// Lets what was asked leave, and then the moment pass in which a near server takes it on.
+async fn flush_and_pause(moment: Duration) {
+    for _ in 0..FLUSH_YIELDS {
+        tokio::task::yield_now().await;
+    }
+    // tokio's timers count in whole milliseconds, in which a near server has answered; and the kernel's come 50 us late
+    // unless they are asked not to. The command does not inherit that: its guard was there before.
+    let _ = set_current_timer_slack(NonZeroU64::new(1));
+    std::thread::sleep(moment);
+}
+
+/// Whether a key was `read`, and is bound to this lease.
+fn is_under(read: &[KeyValue], lease: LeaseId) -> bool {
+    read.first().is_some_and(|key| key.lease() == lease.0)
+}
+
+/// The places of one queue.
+pub(super) struct Requests {
+    pub(super) cluster: Rc<Cluster>,
+    pub(super) keys: LockKeys,
+    pub(super) mode: Mode,
+    /// What others are shown of us.
+    pub(super) record: Holder,
+    /// The same as it was written last.
+    pub(super) shown: RefCell<Shown>,
+    pub(super) timings: LeaseTimings,
+}
+
+impl Requests {
+    /// Our record as of now.
+    pub(super) fn record_now(&self) -> Holder {
+        Holder {
+            since: clock::wall_clock(),
+            ..self.record.clone()
+        }
+    }
+
+    /// Grants the lease `lease` and takes a place with it. Each request is boxed: together they would be 28 KiB, moved
+    /// about on a stack that nobody else needs as deep. `hear` is told what the answer to the grant says of this attempt.
+    pub(super) async fn enqueue(
+        &self,
+        etcd: &Connection,
+        lease: LeaseId,
+        hear: impl Fn(Attempt),
+    ) -> Result<Enqueued, LockError> {
+        let mut leases = etcd.leases();
+        let seconds = i64::try_from(self.timings.ttl().as_secs()).unwrap_or(i64::MAX);
+        let options = Some(LeaseGrantOptions::new().with_id(lease.0));
+        let sent_at = clock::now();
+        let mut grant = leases
+            .grant(seconds, options)
+            .map(|granted| {
+                let granted = granted.map_err(LockError::from);
+                hear(attempt_after(&granted));
+                granted
+            })
+            .boxed_local();
+        // Over a slow link the txn does not wait for the grant's answer, but follows close behind.
+        let (granted, placed) = tokio::select! {
+            biased;
+            granted = &mut grant => (granted, None),
+            () = sleep(GRANT_LEAD) => {
+                let (granted, placed) = tokio::join!(grant, self.put(etcd, lease).boxed_local());
+                (granted, Some(placed))
+            }
+        };
+        if let (Err(error), Some(Ok(placed))) = (&granted, &placed)
+            && error.kind == ErrorKind::LeaseExists
+            && let Ok(header) = self.cluster.check_header(placed.header())
+        {
+            // The key went to somebody else's lease. It goes; the lease is not ours to touch.
+            let entry = EntryId {
+                token: FencingToken(header.revision),
+                lease,
+            };
+            let txn = Txn::new()
+                .when(self.ownership_compares(entry))
+                .and_then(self.removal_ops(entry, None));
+            etcd.kv().txn(txn).await?;
+        }
+        let granted = granted?;
+        if let Err(error) = self.cluster.check_header(granted.header()) {
+            // Another cluster: nothing of ours is to stay there.
+            self.revoke_unawaited(etcd, lease).await;
+            return Err(error);
+        }
+        let ttl = Duration::from_secs(granted.ttl().try_into().unwrap_or(0));
+        let placed = match placed {
+            // The txn overtook the grant after all, and has done nothing.
+            Some(Err(error)) if error.kind == ErrorKind::LeaseNotFound => {
+                tracing::debug!("the txn overtook the grant");
+                None
+            }
+            Some(placed) => Some(placed?),
+            None => None,
+        };
+        let placed = match placed {
+            Some(placed) => placed,
+            None => self.put(etcd, lease).boxed_local().await?,
+        };
+        self.entry(&placed, lease, self.timings.granted(ttl), sent_at, etcd)
+            .await
+    }
+
+    /// Puts our key, and counts.
+    async fn put(&self, etcd: &Connection, lease: LeaseId) -> Result<TxnResponse, LockError> {
+        let key = self.keys.entry(lease);
+        let all = GetOptions::new()
+            .with_range(self.keys.ended())
+            .with_count_only();
+        let record = PutOptions::new().with_lease(lease.0);
+        let txn = Txn::new()
+            .when([
+                Compare::create_revision(key.as_str(), CompareOp::Equal, 0),
+                // Nobody has given this attempt up: see `core::abandoned`.
+                Compare::create_revision(self.keys.released(lease), CompareOp::Equal, 0),
+            ])
+            .and_then([
+                TxnOp::put(key, self.shown.borrow().record.to_json(), Some(record)),
+                TxnOp::get(self.keys.prefix(), Some(all)),
+            ]);
+        Ok(etcd.kv().txn(txn).await?)
+    }
+
+    async fn entry(
+        &self,
+        placed: &TxnResponse,
+        lease: LeaseId,
+        timings: LeaseTimings,
+        sent_at: Instant,
+        etcd: &Connection,
+    ) -> Result<Enqueued, LockError> {
+        let header = self.cluster.check_header(placed.header())?;
+        if !placed.succeeded() {
+            return Err(LockError::retryable("the place was taken"));
+        }
+        self.shown.borrow_mut().changed = header.revision;
+        // The txn itself made this revision, so it is our key's create revision.
+        let entry = EntryId {
+            token: FencingToken(header.revision),
+            lease,
+        };
+        let alone = placed
+            .op_responses()
+            .iter()
+            .all(|read| !matches!(read, TxnOpResponse::Get(read) if read.count() > 1));
+        let view = if alone {
+            QueueView::empty(header.revision)
+        } else {
+            self.read_queue(etcd, entry, None).boxed_local().await?
+        };
+        Ok(Enqueued {
+            ownership: Ownership {
+                entry,
+                cluster: header.cluster,
+                highest_revision: header.revision,
+            },
+            timings,
+            sent_at,
+            view,
+        })
+    }
+
+    /// Deletes our key if it is still the one that we took, or finds out by whom it was deleted.
+    ///
+    /// The evidence goes under our lease, and in the same request: it shows a later attempt that it was us.
+    pub(super) async fn delete_entry(
+        &self,
+        etcd: &Connection,
+        entry: EntryId,
+        leaving: &ReleaseRequest,
+    ) -> Result<(), LockError> {
+        if leaving.cooldown.is_some() {
+            match self.transfer_to_cooldown(etcd, entry, leaving).await {
+                // It has lasted long enough, by etcd's count.
+                Err(error) if error.kind == ErrorKind::LeaseNotFound => {}
+                // The lock stays taken until our lease ends.
+                Err(error) if error.kind == ErrorKind::Refused => {
+                    return match self.read_ownership(etcd, entry, leaving).await? {
+                        ReleaseAnswer::Present => Err(error),
+                        _ => Ok(()),
+                    };
+                }
+                cooled => return cooled,
+            }
+        }
+        let mut waiting = GetOptions::new()
+            .with_range(self.keys.ended())
+            .with_keys_only()
+            .with_limit(1);
+        if let ReleaseRecord::Behind(_) = leaving.record {
+            // Those before us do not need it.
+            waiting = waiting.with_min_create_revision(entry.token.0 + 1);
+        }
+        let mut parting = self.removal_ops(entry, leaving.slot);
+        parting.push(self.record_release(entry, &leaving.record));
+        parting.push(TxnOp::get(self.keys.prefix(), Some(waiting)));
+        let answer = match self.leave_queue(etcd, entry, leaving, parting).await {
+            // Without the evidence, then, and the next one will have to wait: etcd is out of space, or
+            // our role is narrower than it should be. The first request that does not fit is refused
+            // and carried out all the same (server/etcdserver/apply/quota.go).
+            Err(error) if error.kind == ErrorKind::Refused => {
+                // A delete leaves nothing by which its repetition could know it, so the key is seen first.
+                return match self.read_ownership(etcd, entry, leaving).await? {
+                    ReleaseAnswer::Present => self.delete(etcd, entry, leaving).await,
+                    _ => Ok(()),
+                };
+            }
+            answer => answer?,
+        };
+        let Some(answer) = answer else {
+            return Ok(());
+        };
+        let is_next = |read| matches!(read, TxnOpResponse::Get(read) if !read.kvs().is_empty());
+        if !answer.op_responses().into_iter().any(is_next) {
+            // Nobody needs the evidence.
+            self.revoke_unawaited(etcd, entry.lease).await;
+        }
+        Ok(())
+    }
+
+    /// The put of the record that only our release writes, under our lease.
+    fn record_release(&self, entry: EntryId, record: &ReleaseRecord) -> TxnOp {
+        let lease = PutOptions::new().with_lease(entry.lease.0);
+        let key = self.keys.released(entry.lease);
+        TxnOp::put(key, record.to_json(), Some(lease))
+    }
+
+    /// Does what makes our place another's, or nobody's, if it is ours: then the answer is given. Otherwise our record is
+    /// read at the same revision.
+    async fn leave_queue(
+        &self,
+        etcd: &Connection,
+        entry: EntryId,
+        leaving: &ReleaseRequest,
+        parting: Vec<TxnOp>,
+    ) -> Result<Option<TxnResponse>, LockError> {
+        let record = TxnOp::get(self.keys.released(entry.lease), None);
+        let txn = Txn::new()
+            .when(self.ownership_compares(entry))
+            .and_then(parting)
+            .or_else([record]);
+        let answer = etcd.kv().txn(txn).await?;
+        self.cluster.check_header(answer.header())?;
+        if answer.succeeded() {
+            leaving.note_answer(ReleaseAnswer::Deleted);
+            return Ok(Some(answer));
+        }
+        let is_there =
+            |read| matches!(read, TxnOpResponse::Get(read) if is_under(read.kvs(), entry.lease));
+        let record = answer.op_responses().into_iter().any(is_there);
+        leaving.note_answer(ReleaseAnswer::Absent { record });
+        Ok(None)
+    }
+
+    /// Reads our key and our record.
+    async fn read_ownership(
+        &self,
+        etcd: &Connection,
+        entry: EntryId,
+        leaving: &ReleaseRequest,
+    ) -> Result<ReleaseAnswer, LockError> {
+        let key = || TxnOp::get(self.keys.entry(entry.lease), None);
+        let record = TxnOp::get(self.keys.released(entry.lease), None);
+        let (_, reads) = match self.read(etcd, vec![key(), record]).await {
+            // A role that may not read the record could not write it either.
+            Err(error) if error.kind == ErrorKind::Refused => self.read(etcd, vec![key()]).await?,
+            read => read?,
+        };
+        let read = |index: usize| reads.get(index).map(Vec::as_slice).unwrap_or_default();
+        let finding = if is_own(read(0), entry) {
+            ReleaseAnswer::Present
+        } else {
+            ReleaseAnswer::Absent {
+                record: is_under(read(1), entry.lease),
+            }
+        };
+        leaving.note_answer(finding);
+        Ok(finding)
+    }
+
+    /// Announces another grace in our record, as often as it takes: what others have written there meanwhile, which is that
+    /// somebody asks us to go, has to stay.
+    pub(super) async fn announce(
+        &self,
+        etcd: Connection,
+        entry: EntryId,
+        grace: Duration,
+    ) -> Result<(), LockError> {
+        let key = self.keys.entry(entry.lease);
+        loop {
+            let (record, changed) = {
+                let shown = self.shown.borrow();
+                (shown.record.clone().with_grace(grace), shown.changed)
+            };
+            let mut unchanged = Vec::from(self.ownership_compares(entry));
+            unchanged.push(Compare::mod_revision(
+                key.as_str(),
+                CompareOp::Equal,
+                changed,
+            ));
+            let keep = PutOptions::new().with_lease(entry.lease.0);
+            let txn = Txn::new()
+                .when(unchanged)
+                .and_then([TxnOp::put(key.as_str(), record.to_json(), Some(keep))])
+                .or_else([TxnOp::get(key.as_str(), None)]);
+            let answer = etcd.kv().txn(txn).await?;
+            let header = self.cluster.check_header(answer.header())?;
+            if answer.succeeded() {
+                let changed = header.revision;
+                self.shown.replace(Shown { record, changed });
+                return Ok(());
+            }
+            let read = reads_of(&answer).into_iter().next().unwrap_or_default();
+            // Without our place there is nothing to announce: the watch tells of that.
+            let Some(there) = read.first().filter(|_| is_own(&read, entry)) else {
+                return Ok(());
+            };
+            let record = Holder::parse(there.value()).unwrap_or(record);
+            let changed = there.mod_revision();
+            let is_announced = record.grace() == grace;
+            self.shown.replace(Shown { record, changed });
+            if is_announced {
+                // By an attempt whose answer was lost.
+                return Ok(());
+            }
+        }
+    }
+
+    /// Leaves our place, and our slot, to another lease, which nobody renews.
+    async fn transfer_to_cooldown(
+        &self,
+        etcd: &Connection,
+        entry: EntryId,
+        leaving: &ReleaseRequest,
+    ) -> Result<(), LockError> {
+        let Some(cooldown) = &leaving.cooldown else {
+            return Ok(());
+        };
+        let slot = leaving.slot;
+        let under = || Some(PutOptions::new().with_lease(cooldown.lease.0));
+        let record = Holder {
+            slot,
+            cooling: true,
+            result: cooldown.result.clone(),
+            ..self.record_now().with_grace(cooldown.grace)
+        };
+        let key = self.keys.entry(entry.lease);
+        let mut puts = vec![
+            TxnOp::put(key, record.to_json(), under()),
+            self.record_release(
+                entry,
+                &leaving.record.clone().with_place_kept(cooldown.grace),
+            ),
+        ];
+        puts.extend(
+            slot.map(|slot| TxnOp::put(self.keys.slot(slot), entry.token.to_string(), under())),
+        );
+        if self
+            .leave_queue(etcd, entry, leaving, puts)
+            .await?
+            .is_some()
+        {
+            self.revoke_unawaited(etcd, entry.lease).await;
+        }
+        Ok(())
+    }
+
+    /// Deletes without a put, and reads nothing that a narrow role may not read.
+    async fn delete(
+        &self,
+        etcd: &Connection,
+        entry: EntryId,
+        leaving: &ReleaseRequest,
+    ) -> Result<(), LockError> {
+        let txn = Txn::new()
+            .when(self.ownership_compares(entry))
+            .and_then(self.removal_ops(entry, leaving.slot));
+        let answer = etcd.kv().txn(txn).await?;
+        self.cluster.check_header(answer.header())?;
+        leaving.note_answer(if answer.succeeded() {
+            ReleaseAnswer::Deleted
+        } else {
+            ReleaseAnswer::Absent { record: false }
+        });
+        self.revoke_unawaited(etcd, entry.lease).await;
+        Ok(())
+    }
+
+    /// What makes room for the next one.
+    fn removal_ops(&self, entry: EntryId, slot: Option<u16>) -> Vec<TxnOp> {
+        let keys = [
+            Some(self.keys.entry(entry.lease)),
+            slot.map(|slot| self.keys.slot(slot)),
+        ];
+        let delete = |key| TxnOp::delete(key, None);
+        keys.into_iter().flatten().map(delete).collect()
+    }
+
+    pub(super) fn ownership_compares(&self, entry: EntryId) -> [Compare; 2] {
+        let key = self.keys.entry(entry.lease);
+        [
+            Compare::create_revision(key.as_str(), CompareOp::Equal, entry.token.0),
+            Compare::lease(key, CompareOp::Equal, entry.lease.0),
+        ]
+    }
+
+    /// Revokes a lease whose places are gone. Nobody waits for the answer: the lock is free, and a
+    /// lease without keys ends by itself. But a near server, whose acknowledgements then meet a closed
+    /// socket, would forget the request without the time to take it on.
+    async fn revoke_unawaited(&self, etcd: &Connection, lease: LeaseId) {
+        let mut leases = etcd.leases();
+        tokio::select! {
+            biased;
+            _ = leases.revoke(lease.0) => {}
+            () = flush_and_pause(SEND_PAUSE) => {}
+        }
+    }
+
+    /// Keeps attempts that were given up from putting their keys later. That is no evidence: of those that stood before
+    /// them nothing is known.
+    pub(super) async fn bar(&self, etcd: Connection, leases: &[LeaseId]) -> Result<(), LockError> {
+        let under = random_lease()?;
+        self.grant(etcd.clone(), under, BAR_TTL).await?;
+        for some in leases.chunks(MAX_BARS) {
+            let bars = some.iter().map(|lease| {
+                let under = PutOptions::new().with_lease(under.0);
+                TxnOp::put(self.keys.released(*lease), "", Some(under))
+            });
+            let txn = Txn::new().and_then(bars.collect::<Vec<_>>());
+            let answer = etcd.kv().txn(txn).await?;
+            self.cluster.check_header(answer.header())?;
+        }
+        Ok(())
+    }
+
+    /// Ends leases whose keys nobody uses, without insisting; answers which of them are gone, and whether they were there.
+    pub(super) async fn revoke(
+        &self,
+        leases: &[LeaseId],
+        limit: Duration,
+    ) -> BTreeMap<LeaseId, bool> {
+        let gone = RefCell::new(BTreeMap::new());
+        let revoking = async |etcd: Connection| {
+            for lease in leases {
+                let known = gone.borrow().contains_key(lease);
+                if known {
+                    continue;
+                }
+                let revoked = etcd.leases().revoke(lease.0).await;
+                match revoked.map_err(LockError::from) {
+                    Err(error) if error.kind == ErrorKind::Retryable => return Err(error),
+                    Err(error) if error.kind == ErrorKind::AuthExpired => return Err(error),
+                    revoked => {
+                        let found = !matches!(&revoked, Err(error) if error.kind == ErrorKind::LeaseNotFound);
+                        gone.borrow_mut().entry(*lease).or_insert(found);
+                    }
+                }
+            }
+            Ok(())
+        };
+        if let Err(error) = self.cluster.call(limit, revoking).await {
+            tracing::debug!("leases that nobody uses cannot be revoked: {error}");
+        }
+        gone.into_inner()
+    }
+}

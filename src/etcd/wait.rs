@@ -1,0 +1,269 @@
+//! One who stands in the queue: waits for its turn, prepares what the command needs, and proves itself.
+//! It must not know how a place is taken, nor how it is given up.
+
+use std::time::Duration;
+
+use super::acquire::{EtcdBackend, Outcome, command_variables};
+use super::error::{ErrorKind, LockError};
+use super::prepare::Prepared;
+use super::queue::QueueView;
+use super::requests::Enqueued;
+use super::session::{EtcdSession, WatchTarget};
+use crate::core::heartbeat::{Heartbeat, Watch};
+use crate::core::proof::{Ownership, Verdict};
+use crate::core::time::{Instant, LeaseTimings};
+use crate::core::watchdog::Watchdog;
+use crate::lock::backend::{Acquired, LockBackend as _, LockSession as _, SessionEvent, WaitEvent};
+use crate::sys::clock;
+
+/// What cannot be had of etcd yet, when it is our turn, is tried again after this: a slot whose owner's
+/// place is gone frees itself with its lease.
+pub(super) const RETRY_PAUSE: Duration = Duration::from_millis(250);
+
+/// A place in the queue from its taking until the lock is won, or the place lost.
+pub(super) struct Waiter<'a> {
+    backend: &'a EtcdBackend,
+    ownership: Ownership,
+    timings: LeaseTimings,
+    /// The moment from which the freshest proof counts.
+    proven_at: Instant,
+    view: QueueView,
+    /// From when on the lock may be used, once nobody is before us.
+    free_at: Option<Instant>,
+    session: EtcdSession,
+    heartbeat: Heartbeat,
+    /// How often all was done that the command needs.
+    prepared: u32,
+}
+
+/// How the preparations, or a piece of news, leave us.
+enum Step {
+    Continue,
+    EntryLost,
+    Ended(Box<Outcome>),
+}
+
+impl<'a> Waiter<'a> {
+    pub(super) fn new(backend: &'a EtcdBackend, entry: Enqueued) -> Self {
+        let Enqueued {
+            ownership,
+            timings,
+            sent_at: proven_at,
+            view,
+        } = entry;
+        let entry = ownership.entry;
+        let session = EtcdSession::open_keepalive(
+            &backend.requests.cluster,
+            &backend.key(entry.lease),
+            entry,
+            timings,
+            watch_target(backend, &view),
+        );
+        let seed = entry.lease.0.unsigned_abs();
+        let mut heartbeat = Heartbeat::new(timings, proven_at, seed);
+        heartbeat.watch(clock::now(), Watch::Reopening);
+        Self {
+            backend,
+            ownership,
+            timings,
+            proven_at,
+            free_at: None,
+            view,
+            session,
+            heartbeat,
+            prepared: 0,
+        }
+    }
+
+    /// Until it is our turn and that is proven; `None` when our own place is lost.
+    pub(super) async fn until_acquired(
+        mut self,
+        tell: &mut impl FnMut(WaitEvent),
+    ) -> Result<Option<Outcome>, LockError> {
+        self.update_free_at(self.proven_at);
+        let left = self.backend.hand_over_left();
+        if self.free_at.is_none() {
+            tell(WaitEvent::Behind(self.view.position.clone()));
+        } else if !left.is_zero() {
+            tell(WaitEvent::LockDelay(left));
+        }
+        loop {
+            let now = clock::now();
+            let free = self.free_at.is_some_and(|free_at| free_at <= now);
+            // The command starts on a young proof only: after a slow entry or a long wait we take
+            // another one.
+            let young = now.since(self.proven_at) < self.timings.renew_interval();
+            let prepared = || (self.backend).is_prepared(now, self.timings, self.prepared);
+            let step = if free && young && prepared() {
+                return Ok(Some(self.acquired()));
+            } else if free && young {
+                self.prepare(tell).await?
+            } else {
+                if free {
+                    self.heartbeat.renew_now(now);
+                }
+                if self.heartbeat.start_renewal(now) {
+                    self.session.renew();
+                }
+                let event = tokio::select! {
+                    event = self.session.next_event() => Some(event),
+                    () = clock::until(self.heartbeat.due_at()) => None,
+                    () = clock::until(self.free_at.filter(|free_at| now < *free_at)) => None,
+                };
+                match event {
+                    Some(event) => self.handle(event, tell).await?,
+                    None => Step::Continue,
+                }
+            };
+            match step {
+                Step::Continue => {}
+                Step::EntryLost => return Ok(None),
+                Step::Ended(outcome) => {
+                    self.backend.leave_queue().await;
+                    return Ok(Some(*outcome));
+                }
+            }
+        }
+    }
+
+    fn acquired(self) -> Outcome {
+        let entry = self.ownership.entry;
+        Outcome::Acquired(Box::new(Acquired {
+            token: entry.token,
+            watchdog: Watchdog::new(self.timings, self.ownership, self.proven_at, self.heartbeat),
+            session: self.session,
+            slot: self.backend.slot.get(),
+            variables: command_variables(&self.backend.requests.keys, entry),
+        }))
+    }
+
+    /// Draws the conclusion from a look of this moment.
+    fn update_free_at(&mut self, now: Instant) {
+        if self.view.blockers.entries.is_empty() {
+            self.free_at = self.backend.lock_delay_ends_at().max(Some(now));
+        }
+    }
+
+    async fn handle(
+        &mut self,
+        event: SessionEvent,
+        tell: &mut impl FnMut(WaitEvent),
+    ) -> Result<Step, LockError> {
+        match event {
+            SessionEvent::Failed { endpoint, cause } => {
+                self.heartbeat.failed(clock::now());
+                let cause = format!("'{endpoint}': {cause}");
+                tell(WaitEvent::Error(LockError::retryable(cause)));
+                Ok(Step::Continue)
+            }
+            SessionEvent::Renewed(renewal) => match self.ownership.verify(&renewal) {
+                Verdict::Proven(_) => {
+                    self.proven_at = renewal.sent_at;
+                    self.heartbeat.proven(renewal.sent_at);
+                    // As a rule, that is done.
+                    self.backend
+                        .announce(self.ownership.entry, self.timings)
+                        .await;
+                    Ok(Step::Continue)
+                }
+                Verdict::Inconclusive(_) => {
+                    self.heartbeat.failed(clock::now());
+                    Ok(Step::Continue)
+                }
+                Verdict::Lost(_) => {
+                    self.heartbeat.failed(clock::now());
+                    self.refresh(tell).await
+                }
+            },
+            SessionEvent::StopRequested(ask) => {
+                Ok(Step::Ended(Box::new(Outcome::StopRequested(ask))))
+            }
+            SessionEvent::Watch(watch) => {
+                self.heartbeat.watch(clock::now(), watch);
+                Ok(Step::Continue)
+            }
+            // Of locks that no time ends.
+            SessionEvent::StillHeld => Ok(Step::Continue),
+            // One that is told again after it was seen to.
+            SessionEvent::QueueChanged if self.free_at.is_some() => Ok(Step::Continue),
+            SessionEvent::QueueChanged | SessionEvent::Lost(_) => self.refresh(tell).await,
+        }
+    }
+
+    /// Somebody's key has changed, maybe ours.
+    async fn refresh(&mut self, tell: &mut impl FnMut(WaitEvent)) -> Result<Step, LockError> {
+        let (backend, entry) = (self.backend, self.ownership.entry);
+        let blockers = &self.view.blockers.entries;
+        let view = backend
+            .read_queue(entry, self.timings, blockers, tell)
+            .await?;
+        let before = std::mem::replace(&mut self.view, view);
+        let QueueView {
+            own,
+            revision,
+            position: ahead,
+            ..
+        } = &self.view;
+        let hand_over = backend.update_predecessors(&self.view);
+        if !hand_over.is_zero() {
+            tell(WaitEvent::LockDelay(hand_over));
+        }
+        if !own {
+            return Ok(Step::EntryLost);
+        }
+        backend.announce(entry, self.timings).await;
+        backend.check_mode(&self.view)?;
+        self.ownership.highest_revision = self.ownership.highest_revision.max(*revision);
+        if !self.view.blockers.entries.is_empty() && *ahead != before.position {
+            tell(WaitEvent::Behind(ahead.clone()));
+        }
+        self.session.watch_for(watch_target(backend, &self.view));
+        self.update_free_at(clock::now());
+        Ok(Step::Continue)
+    }
+
+    /// Does what has to be done in etcd before the command may start, and again later what cannot be
+    /// done yet.
+    async fn prepare(&mut self, tell: &mut impl FnMut(WaitEvent)) -> Result<Step, LockError> {
+        let again_at = |now: Instant| Some(now + RETRY_PAUSE);
+        let (entry, tries) = (self.ownership.entry, self.prepared);
+        match self.backend.prepare(entry, self.timings, tries).await {
+            Ok(Prepared::Ready) => {
+                // Nothing runs any more of those before us: the next ones are not to wait for it.
+                self.backend.announce(entry, self.timings).await;
+                self.prepared = tries.saturating_add(1);
+            }
+            Ok(Prepared::NotYet) => self.free_at = again_at(clock::now()),
+            Ok(Prepared::EntryLost) => return Ok(Step::EntryLost),
+            Ok(Prepared::StopRequested(ask)) => {
+                return Ok(Step::Ended(Box::new(Outcome::StopRequested(ask))));
+            }
+            Ok(Prepared::AlreadyRan(ran)) => {
+                return Ok(Step::Ended(Box::new(Outcome::AlreadyRan(ran))));
+            }
+            Err(error) if error.kind == ErrorKind::Retryable => {
+                tell(WaitEvent::Error(error));
+                self.free_at = again_at(clock::now());
+            }
+            Err(error) => return Err(error),
+        }
+        Ok(Step::Continue)
+    }
+}
+
+/// What the session has to look out for.
+fn watch_target(backend: &EtcdBackend, view: &QueueView) -> WatchTarget {
+    let queue = &backend.requests.keys;
+    match &view.blockers.entries[..] {
+        [] => WatchTarget::Nobody,
+        [one] => WatchTarget::One {
+            key: one.key.clone(),
+            changed: one.mod_revision,
+        },
+        several => WatchTarget::Any {
+            queue: queue.clone(),
+            keys: several.iter().map(|one| one.key.clone()).collect(),
+            count: view.count,
+        },
+    }
+}

@@ -1,0 +1,313 @@
+//! Our place in the queue of a lock: gets its token, waits in the kernel for its turn, is given up.
+//! It must not know how files tell who is there, nor who waits for us meanwhile.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use anyhow::anyhow;
+use rustix::fs::{FlockOperation, flock};
+
+use super::lock_dir::{LockDir, Locked, Present};
+use crate::core::blockers::{BlockerScan, Blockers};
+use crate::core::holder::Holder;
+use crate::core::local::EntryName;
+use crate::core::request::{LockRequest, Mode, WaitPolicy};
+use crate::lock::backend::QueuePosition;
+use crate::output::exit::{Failure, OrFail as _};
+
+/// Between two looks for a free slot, by the one whose turn it is.
+const SLOT_POLL_INTERVAL: Duration = Duration::from_millis(50);
+/// Between two looks at a lock that cools down: its time counts while the machine sleeps, ours does not.
+const COOLDOWN_POLL_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Our place, shared with the thread that waits.
+pub(super) struct Entry {
+    lock_dir: LockDir,
+    /// Its flock is the place; the guard has the same open file.
+    file: OwnedFd,
+    record: Holder,
+    request: LockRequest,
+    own: Mutex<Own>,
+}
+
+/// What our place is called.
+struct Own {
+    file: String,
+    ticket: Option<EntryName>,
+    /// It is given up: nothing may be done with it any more.
+    left: bool,
+}
+
+/// What the waiting led to.
+pub(super) enum QueueOutcome {
+    Acquired(EntryName),
+    Busy(QueuePosition),
+    Cooling(QueuePosition, Duration),
+}
+
+impl Entry {
+    /// A place that has no token yet; `record` is what others are shown of us.
+    pub(super) fn create(
+        lock_dir: LockDir,
+        record: Holder,
+        request: LockRequest,
+    ) -> Result<Self, Failure> {
+        let (name, file) = lock_dir.make_entry(&record)?;
+        let own = Own {
+            file: name,
+            ticket: None,
+            left: false,
+        };
+        Ok(Self {
+            lock_dir,
+            file,
+            record,
+            request,
+            own: Mutex::new(own),
+        })
+    }
+
+    /// What has to stay open for as long as the lock is to be held.
+    pub(super) fn held(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+
+    pub(super) fn lock_dir(&self) -> &LockDir {
+        &self.lock_dir
+    }
+
+    pub(super) fn record(&self) -> &Holder {
+        &self.record
+    }
+
+    /// How the queue is stood in: a lock with one slot is an exclusive one.
+    fn mode(&self) -> Mode {
+        match self.request.mode {
+            Mode::Slots(1) => Mode::Exclusive,
+            mode => mode,
+        }
+    }
+
+    /// Takes a token and waits for the turn. Blocks.
+    pub(super) fn queue(
+        &self,
+        mut tell: impl FnMut(QueuePosition),
+    ) -> Result<QueueOutcome, Failure> {
+        let (ticket, ahead) = match self.enter()? {
+            Entered::Ended(end) => return Ok(end),
+            Entered::Behind(ticket, ahead) => (ticket, ahead),
+        };
+        tell(ahead.clone());
+        match self.mode() {
+            Mode::Slots(slots) => self.await_slot(ticket, slots),
+            Mode::Exclusive | Mode::Shared => self.await_turn(ticket, ahead, tell),
+        }
+    }
+
+    fn await_turn(
+        &self,
+        ticket: EntryName,
+        mut told: QueuePosition,
+        mut tell: impl FnMut(QueuePosition),
+    ) -> Result<QueueOutcome, Failure> {
+        loop {
+            let mut before = self.lock_dir.present()?;
+            before.retain(|one| one.ticket.token < ticket.token);
+            let turn = self.turn(&before);
+            let Some(blocker) = turn.entries.first() else {
+                // Names may have changed while they were read. Under the lock nobody's does.
+                let locked = self.lock_dir.lock()?;
+                let present = locked.swept()?;
+                match self.try_acquire(&locked, ticket, &present)? {
+                    Some(end) => return Ok(end),
+                    None => continue,
+                }
+            };
+            let ahead = ahead(&before);
+            if ahead != told {
+                tell(ahead.clone());
+                told = ahead;
+            }
+            let blocker = before.iter().find(|one| one.ticket.token == blocker.token);
+            match blocker.map(|one| (one.ticket, one.cooling)) {
+                Some((_, Some(left))) => thread::sleep(COOLDOWN_POLL_INTERVAL.min(left)),
+                Some((ticket, None)) => self.lock_dir.await_end(ticket)?,
+                None => {}
+            }
+        }
+    }
+
+    fn await_slot(&self, ticket: EntryName, slots: u16) -> Result<QueueOutcome, Failure> {
+        let _next = self.lock_dir.await_slots()?;
+        loop {
+            let present = self.lock_dir.present()?;
+            let taken = present.iter().filter(|one| one.ticket.slot.is_some());
+            if taken.count() < slots.into() {
+                let locked = self.lock_dir.lock()?;
+                let present = locked.swept()?;
+                if let Some(end) = self.try_acquire(&locked, ticket, &present)? {
+                    return Ok(end);
+                }
+            }
+            thread::sleep(SLOT_POLL_INTERVAL);
+        }
+    }
+
+    /// Takes the lock, if it is ours by what is `present` now.
+    fn try_acquire(
+        &self,
+        locked: &Locked,
+        ticket: EntryName,
+        present: &[Present],
+    ) -> Result<Option<QueueOutcome>, Failure> {
+        let before = present.iter().filter(|one| one.ticket.token < ticket.token);
+        let before: Vec<Present> = before.cloned().collect();
+        let many = matches!(self.mode(), Mode::Slots(_));
+        if !many && !self.turn(&before).entries.is_empty() {
+            return Ok(None);
+        }
+        let Mode::Slots(slots) = self.request.mode else {
+            return self.acquired(ticket).map(Some);
+        };
+        let mut own = self.own()?;
+        let Some(taken) = locked.slot(ticket, slots, present)? else {
+            return Ok(None);
+        };
+        own.set_name(taken);
+        drop(own);
+        self.acquired(taken).map(Some)
+    }
+
+    /// Takes a token, unless it is clear that no command of ours is to run now.
+    fn enter(&self) -> Result<Entered, Failure> {
+        let locked = self.lock_dir.lock()?;
+        let present = locked.swept()?;
+        let others: Vec<Mode> = present.iter().map(|one| one.queue_entry().mode()).collect();
+        if let Some(theirs) = others
+            .iter()
+            .find(|theirs| !theirs.is_compatible_with(self.request.mode))
+        {
+            return Err(anyhow!(
+                "it is used as '{theirs}' by {}, not as '{}'",
+                ahead(&present)
+                    .holder
+                    .map(|holder| holder.sentence())
+                    .unwrap_or_default(),
+                self.request.mode
+            ))
+            .or_hint("all who use a lock have to give the same --slots");
+        }
+        let free = self.turn(&present).entries.is_empty();
+        if !free && self.request.wait_policy == WaitPolicy::NoWait {
+            let left = present.iter().filter_map(|one| one.cooling).max();
+            let all_cool = present.iter().all(|one| one.cooling.is_some());
+            return Ok(Entered::Ended(match left.filter(|_| all_cool) {
+                Some(left) => QueueOutcome::Cooling(ahead(&present), left),
+                None => QueueOutcome::Busy(ahead(&present)),
+            }));
+        }
+        let mut own = self.own()?;
+        let ticket = locked.number(&own.file, &present)?;
+        own.set_name(ticket);
+        drop(own);
+        let won = if free {
+            self.try_acquire(&locked, ticket, &present)?
+        } else {
+            None
+        };
+        Ok(won.map_or_else(|| Entered::Behind(ticket, ahead(&present)), Entered::Ended))
+    }
+
+    /// Who of those before us is waited for.
+    fn turn(&self, before: &[Present]) -> Blockers {
+        let mut scan = BlockerScan::new(self.mode());
+        for one in before.iter().rev() {
+            if !scan.push(one.queue_entry()) {
+                break;
+            }
+        }
+        scan.finish()
+    }
+
+    /// It is our turn: everything that has to be there before the command starts.
+    fn acquired(&self, ticket: EntryName) -> Result<QueueOutcome, Failure> {
+        if let Some(hold) = self.request.min_hold {
+            let _own = self.own()?;
+            self.lock_dir.prepare_cooling(ticket, hold)?;
+        }
+        if self.is_lost() {
+            return Err(anyhow!("our place in the queue was removed by somebody").into());
+        }
+        Ok(QueueOutcome::Acquired(ticket))
+    }
+
+    /// Who is before us at this moment, for people; `None` without a token.
+    pub(super) fn position(&self) -> Option<QueuePosition> {
+        let token = self.names().ticket?.token;
+        let mut before = self.lock_dir.present().ok()?;
+        before.retain(|one| one.ticket.token < token);
+        (!before.is_empty()).then(|| ahead(&before))
+    }
+
+    /// Whether somebody has removed it, or put another file there.
+    pub(super) fn is_lost(&self) -> bool {
+        let own = self.names();
+        self.lock_dir.is_lost(&own.file, &self.file)
+    }
+
+    fn names(&self) -> MutexGuard<'_, Own> {
+        // It is whole at any moment.
+        self.own.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Our place, as long as it is not given up.
+    fn own(&self) -> Result<MutexGuard<'_, Own>, Failure> {
+        let own = self.names();
+        if own.left {
+            return Err(anyhow!("nobody waits any more").into());
+        }
+        Ok(own)
+    }
+
+    /// Gives the place up, at once for all who wait. `cools`: it stays taken for as long as was wished.
+    pub(super) fn remove(&self, cools: bool) {
+        let mut own = self.names();
+        own.left = true;
+        let lost = self.lock_dir.is_lost(&own.file, &self.file);
+        let stays = own
+            .ticket
+            .is_some_and(|ticket| cools && !lost && self.lock_dir.cool(ticket));
+        if !stays && !lost {
+            if let Some(ticket) = own.ticket {
+                self.lock_dir.remove(&ticket.cooling());
+                self.lock_dir.remove(&ticket.prepared_cooling());
+            }
+            self.lock_dir.remove(&own.file);
+        }
+        // Of the guard's descriptor, too: the file is open once.
+        let _ = flock(&self.file, FlockOperation::Unlock);
+    }
+}
+
+impl Own {
+    fn set_name(&mut self, ticket: EntryName) {
+        self.file = ticket.to_string();
+        self.ticket = Some(ticket);
+    }
+}
+
+/// How taking a token went.
+enum Entered {
+    Ended(QueueOutcome),
+    Behind(EntryName, QueuePosition),
+}
+
+fn ahead(before: &[Present]) -> QueuePosition {
+    QueuePosition {
+        holder: before.first().and_then(|first| first.queue_entry().record),
+        count: before.len(),
+        lease: None,
+    }
+}

@@ -1,0 +1,421 @@
+//! The folder of one lock: its places, whose flock tells who is there, and its tokens.
+//! It must not know whose turn it is.
+
+use std::fs::File;
+use std::io::Read as _;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context as _, anyhow};
+use rustix::fs::{
+    AtFlags, FlockOperation, Mode, OFlags, fchmod, flock, fstat, openat, renameat, statat, unlinkat,
+};
+use rustix::io::{Errno, retry_on_intr};
+
+use super::state_dir::{Modes, list, not_written};
+use crate::core::blockers::QueueEntry;
+use crate::core::fence::{HighestTokens, Unreadable};
+use crate::core::holder::Holder;
+use crate::core::local::{
+    Cooldown, EntryName, cooled, is_unfinished_lock, is_unnumbered, unnumbered,
+};
+use crate::core::name::LockName;
+use crate::core::proof::{FencingToken, LeaseId};
+use crate::local::token_file;
+use crate::output::exit::Failure;
+use crate::sys::atomic_file::{AtomicFile, same};
+use crate::sys::clock;
+
+/// The start of the machine that `CLOCK_BOOTTIME` counts from (`proc_sys_kernel(5)`).
+const BOOT_ID_PATH: &str = "/proc/sys/kernel/random/boot_id";
+
+/// Far more than a record or a time needs.
+const MAX_FILE_BYTES: u64 = 4096;
+
+/// The folder, open.
+pub(super) struct LockDir {
+    path: PathBuf,
+    directory: OwnedFd,
+    rights: Modes,
+    name: LockName,
+}
+
+/// Somebody who is there.
+#[derive(Clone, Debug)]
+pub(super) struct Present {
+    pub(super) ticket: EntryName,
+    pub(super) record: Option<Holder>,
+    /// Nobody holds it any more, but it stays taken for so long.
+    pub(super) cooling: Option<Duration>,
+}
+
+impl Present {
+    /// As the queue has it.
+    pub(super) fn queue_entry(&self) -> QueueEntry {
+        let record = self.record.clone().map(|record| Holder {
+            slot: self.ticket.slot,
+            cooling: self.cooling.is_some(),
+            ..record
+        });
+        QueueEntry {
+            key: self.ticket.to_string(),
+            token: self.ticket.token,
+            lease: LeaseId::NONE,
+            mod_revision: 0,
+            record,
+        }
+    }
+}
+
+impl LockDir {
+    pub(super) fn new(path: PathBuf, directory: OwnedFd, rights: Modes, name: &LockName) -> Self {
+        Self {
+            path,
+            directory,
+            rights,
+            name: name.clone(),
+        }
+    }
+
+    pub(super) fn directory(&self) -> BorrowedFd<'_> {
+        self.directory.as_fd()
+    }
+
+    /// The path of a file in it, for messages.
+    fn shown(&self, file: &str) -> String {
+        self.path.join(file).display().to_string()
+    }
+
+    pub(super) fn cannot_use(&self) -> String {
+        format!("cannot use the folder '{}'", self.path.display())
+    }
+
+    /// The file of that name, which is only ever seen whole.
+    fn atomic_file(&self, file: &str) -> Result<AtomicFile, Failure> {
+        let directory = self
+            .directory
+            .try_clone()
+            .with_context(|| self.cannot_use())?;
+        let path = self.path.join(file);
+        Ok(AtomicFile::in_dir(directory, &path, self.rights.file))
+    }
+
+    /// Makes a place that has no token yet, with this record, held by the descriptor that is given back.
+    pub(super) fn make_entry(&self, record: &Holder) -> Result<(String, OwnedFd), Failure> {
+        loop {
+            let file = unnumbered(random().with_context(|| self.cannot_use())?);
+            let make = || -> Result<(OwnedFd, bool), Errno> {
+                let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+                let entry = openat(&self.directory, &file, flags, self.rights.file)?;
+                fchmod(&entry, self.rights.file)?;
+                retry_on_intr(|| flock(&entry, FlockOperation::LockExclusive))?;
+                let written =
+                    retry_on_intr(|| rustix::io::write(&entry, record.to_json().as_bytes()));
+                // Somebody who swept may have taken it for one whose owner is dead.
+                let there = self.has(&file, &entry)?;
+                written?;
+                Ok((entry, there))
+            };
+            match make() {
+                Ok((entry, true)) => return Ok((file, entry)),
+                Ok((_, false)) | Err(Errno::EXIST) => {}
+                Err(error) => {
+                    self.remove(&file);
+                    let tried = format!("cannot write '{}'", self.shown(&file));
+                    return Err(not_written(&tried, error));
+                }
+            }
+        }
+    }
+
+    /// Whether the file of that name is this one.
+    fn has(&self, file: &str, entry: &OwnedFd) -> Result<bool, Errno> {
+        match statat(&self.directory, file, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(now) => Ok(same(&now, &fstat(entry)?)),
+            Err(Errno::NOENT) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Whether the file of that name, found by the whole path as others find it, is not this one any more. What cannot be
+    /// looked at is taken to be there.
+    pub(super) fn is_lost(&self, file: &str, entry: &OwnedFd) -> bool {
+        let path = self.path.join(file);
+        match statat(rustix::fs::CWD, &path, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(now) => fstat(entry).is_ok_and(|ours| !same(&now, &ours)),
+            Err(error) => error == Errno::NOENT || error == Errno::NOTDIR,
+        }
+    }
+
+    /// The right to give out tokens and slots, and to sweep; waits for it.
+    pub(super) fn lock(&self) -> Result<Locked<'_>, Failure> {
+        let tokens = self.atomic_file("token")?;
+        let lock = tokens.lock(wait)?;
+        Ok(Locked {
+            lock_dir: self,
+            tokens,
+            _lock: lock,
+        })
+    }
+
+    /// Everybody who is there, from the oldest on.
+    pub(super) fn present(&self) -> Result<Vec<Present>, Failure> {
+        // One that has got its slot meanwhile has another name.
+        for _ in 0..10 {
+            let (present, vanished) = self.scan(false)?;
+            if !vanished {
+                return Ok(present);
+            }
+        }
+        Ok(self.scan(false)?.0)
+    }
+
+    /// Everybody who is there, and whether somebody has left since the names were read. `sweep`: what those have left who
+    /// are not there any more is removed.
+    fn scan(&self, sweep: bool) -> Result<(Vec<Present>, bool), Failure> {
+        let names = list(&self.directory).with_context(|| self.cannot_use())?;
+        let mut vanished = false;
+        let mut present = Vec::new();
+        for name in &names {
+            if let Some(ticket) = EntryName::parse(name) {
+                match self.inspect(ticket, sweep)? {
+                    Inspected::Present(one) => present.push(one),
+                    Inspected::Dead => {}
+                    Inspected::Nobody => vanished = true,
+                }
+            }
+        }
+        if sweep {
+            let owner_is_gone = |token| {
+                !present
+                    .iter()
+                    .any(|one: &Present| one.ticket.token == token)
+            };
+            for name in &names {
+                if cooled(name).is_some_and(owner_is_gone) {
+                    self.remove(name);
+                } else if is_unnumbered(name) {
+                    self.sweep_unnumbered(name);
+                } else if is_unfinished_lock(name) {
+                    // One that is at it makes another.
+                    self.remove(name);
+                }
+            }
+        }
+        present.sort_by_key(|one| one.ticket);
+        Ok((present, vanished))
+    }
+
+    fn inspect(&self, ticket: EntryName, sweep: bool) -> Result<Inspected, Failure> {
+        let name = ticket.to_string();
+        let Some(file) = self.open(&name)? else {
+            return Ok(Inspected::Nobody);
+        };
+        let (held, cooling) = match flock(&file, FlockOperation::NonBlockingLockShared) {
+            Ok(()) => (false, self.cooling_left(ticket)?),
+            Err(Errno::WOULDBLOCK) => (true, None),
+            Err(error) => return Err(self.not_told(&name, error)),
+        };
+        if !held && cooling.is_none() {
+            if sweep {
+                self.remove(&name);
+                self.remove(&ticket.cooling());
+            }
+            return Ok(Inspected::Dead);
+        }
+        let record = Holder::parse(&self.text(&name, file)?);
+        Ok(Inspected::Present(Present {
+            ticket,
+            record,
+            cooling,
+        }))
+    }
+
+    /// Removes a place without a token whose owner has died before it got one.
+    fn sweep_unnumbered(&self, name: &str) {
+        if let Ok(Some(file)) = self.open(name)
+            && flock(&file, FlockOperation::NonBlockingLockShared).is_ok()
+        {
+            // Its owner, if it has only just made it, finds that it is gone once we let it have the lock.
+            self.remove(name);
+        }
+    }
+
+    fn cooling_left(&self, ticket: EntryName) -> Result<Option<Duration>, Failure> {
+        let name = ticket.cooling();
+        let Some(file) = self.open(&name)? else {
+            return Ok(None);
+        };
+        let text = self.text(&name, file)?;
+        let boot = boot();
+        let left = Cooldown::parse(&text).map(|cooling| cooling.left(&boot, clock::now()));
+        Ok(left.filter(|left| !left.is_zero()))
+    }
+
+    /// A file for reading; `None` when it is not there.
+    fn open(&self, name: &str) -> Result<Option<File>, Failure> {
+        // Without waiting: a pipe has no other end yet.
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        match openat(&self.directory, name, flags, Mode::empty()) {
+            Ok(file) => Ok(Some(file.into())),
+            Err(Errno::NOENT) => Ok(None),
+            Err(error) => Err(self.not_told(name, error)),
+        }
+    }
+
+    fn text(&self, name: &str, file: File) -> Result<Vec<u8>, Failure> {
+        let mut text = Vec::new();
+        let read = file.take(MAX_FILE_BYTES).read_to_end(&mut text);
+        read.with_context(|| format!("cannot read '{}'", self.shown(name)))?;
+        Ok(text)
+    }
+
+    fn not_told(&self, name: &str, error: Errno) -> Failure {
+        anyhow!(
+            "cannot tell whether '{}' is held: {error}",
+            self.shown(name)
+        )
+        .into()
+    }
+
+    /// Waits until nobody holds that place any more, or it is not there.
+    pub(super) fn await_end(&self, ticket: EntryName) -> Result<(), Failure> {
+        let name = ticket.to_string();
+        if let Some(file) = self.open(&name)? {
+            retry_on_intr(|| flock(&file, FlockOperation::LockShared))
+                .map_err(|error| self.not_told(&name, error))?;
+        }
+        Ok(())
+    }
+
+    /// Waits for the right to be the next who looks for a free slot, in the kernel's order.
+    pub(super) fn await_slots(&self) -> Result<OwnedFd, Failure> {
+        Ok(self.atomic_file("slots")?.lock(wait)?)
+    }
+
+    /// Prepares for the lock to stay taken for so long from now on, once its owner has ended and has asked for it by
+    /// [`Self::cool`].
+    pub(super) fn prepare_cooling(&self, ticket: EntryName, hold: Duration) -> Result<(), Failure> {
+        let cooling = Cooldown::new(&boot(), clock::now(), hold);
+        let file = ticket.prepared_cooling();
+        let whole = self.atomic_file(&file)?;
+        let tried = || format!("cannot write '{}'", self.shown(&file));
+        let replaced = whole.replace_locked(cooling.to_json().as_bytes());
+        replaced.with_context(tried)?;
+        Ok(whole.sync_dir().with_context(tried)?)
+    }
+
+    /// Keeps the lock taken for as long as was prepared; answers whether that is still to come.
+    pub(super) fn cool(&self, ticket: EntryName) -> bool {
+        let (directory, prepared) = (&self.directory, ticket.prepared_cooling());
+        let cooled = renameat(directory, prepared, directory, ticket.cooling())
+            .and_then(|()| rustix::fs::fsync(directory));
+        cooled.is_ok() && self.cooling_left(ticket).is_ok_and(|left| left.is_some())
+    }
+
+    /// What cannot be removed is swept by others, or names somebody who is dead.
+    pub(super) fn remove(&self, file: &str) {
+        let _ = unlinkat(&self.directory, file, AtFlags::empty());
+    }
+}
+
+/// What became of a ticket.
+enum Inspected {
+    Present(Present),
+    Dead,
+    /// It is not there any more.
+    Nobody,
+}
+
+/// The right to give out tokens and slots.
+pub(super) struct Locked<'a> {
+    lock_dir: &'a LockDir,
+    tokens: AtomicFile,
+    _lock: OwnedFd,
+}
+
+impl Locked<'_> {
+    /// Everybody who is there, from the oldest on, after what the others have left was removed.
+    pub(super) fn swept(&self) -> Result<Vec<Present>, Failure> {
+        Ok(self.lock_dir.scan(true)?.0)
+    }
+
+    /// Gives the place that is called `file` the next token, which is on the disk before anybody sees it.
+    pub(super) fn number(&self, file: &str, present: &[Present]) -> Result<EntryName, Failure> {
+        let name = &self.lock_dir.name;
+        let mut seen = token_file::read(&self.tokens, repair)?;
+        let before = seen
+            .highest(name)
+            .max(present.last().map(|one| one.ticket.token));
+        let FencingToken(before) = before.unwrap_or(FencingToken(0));
+        let token = before.checked_add(1).map(FencingToken);
+        let token = token.ok_or_else(|| {
+            anyhow!(
+                "cannot use '{}': there is no higher token",
+                self.tokens.path().display()
+            )
+        })?;
+        self.record(&mut seen, token)?;
+        let ticket = EntryName { token, slot: None };
+        self.rename(file, &ticket.to_string())?;
+        Ok(ticket)
+    }
+
+    fn record(&self, seen: &mut HighestTokens, token: FencingToken) -> Result<(), Failure> {
+        seen.set(&self.lock_dir.name, token);
+        token_file::record(&self.tokens, seen)
+    }
+
+    /// Gives the place a slot that nobody has, if there is one.
+    pub(super) fn slot(
+        &self,
+        ticket: EntryName,
+        slots: u16,
+        present: &[Present],
+    ) -> Result<Option<EntryName>, Failure> {
+        let is_free = |slot: &u16| !present.iter().any(|one| one.ticket.slot == Some(*slot));
+        let Some(slot) = (0..slots).find(is_free) else {
+            return Ok(None);
+        };
+        let with_slot = EntryName {
+            slot: Some(slot),
+            ..ticket
+        };
+        self.rename(&ticket.to_string(), &with_slot.to_string())?;
+        Ok(Some(with_slot))
+    }
+
+    fn rename(&self, from: &str, to: &str) -> Result<(), Failure> {
+        let directory = &self.lock_dir.directory;
+        renameat(directory, from, directory, to).map_err(|error| {
+            let tried = format!("cannot make '{}'", self.lock_dir.shown(to));
+            not_written(&tried, error)
+        })
+    }
+}
+
+fn repair(why: &Unreadable) -> &'static str {
+    match why {
+        Unreadable::Version(_) => "use the newer dlock that wrote it",
+        Unreadable::Foreign | Unreadable::Line(_) | Unreadable::Cut => {
+            "restore it; or remove it and set a number that no token was above: dlock fence FILE --name NAME --token NUMBER"
+        }
+    }
+}
+
+/// In the kernel, for a lock that somebody else has.
+fn wait(lock: &OwnedFd) -> Result<(), Errno> {
+    retry_on_intr(|| flock(lock, FlockOperation::LockExclusive))
+}
+
+fn boot() -> String {
+    let text = std::fs::read_to_string(BOOT_ID_PATH).unwrap_or_default();
+    text.trim_end().to_owned()
+}
+
+pub(super) fn random() -> rustix::io::Result<u64> {
+    let mut bytes = [0_u8; 8];
+    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())?;
+    Ok(u64::from_ne_bytes(bytes))
+}

@@ -1,0 +1,280 @@
+//! The state folder: found or made, and looked at before anything in it is trusted.
+//! It must not know what a lock's own folder holds.
+
+use std::fs::DirBuilder;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, anyhow};
+use rustix::fs::{
+    AtFlags, CWD, Dir, FileType, FlockOperation, Mode, OFlags, RawMode, RenameFlags, Stat, fchmod,
+    flock, fstat, fstatfs, fsync, mkdirat, openat, renameat_with, statat, unlinkat,
+};
+use rustix::io::Errno;
+use rustix::process::geteuid;
+
+use super::lock_dir::{LockDir, random};
+use crate::core::local::{
+    MAX_DIRECTORY_BYTES, directory_of, is_unfinished_folder, name_of, network_filesystem,
+    unfinished_folder,
+};
+use crate::core::name::LockName;
+use crate::output::exit::{Failure, OrFail as _};
+
+/// How a folder is opened that nobody may have put a link in the place of.
+const DIRECTORY_FLAGS: OFlags = OFlags::RDONLY
+    .union(OFlags::DIRECTORY)
+    .union(OFlags::NOFOLLOW)
+    .union(OFlags::CLOEXEC);
+
+/// What may help when nothing can be written.
+const OTHER_DIR_HINT: &str = "--local=DIR names another folder";
+
+/// The state folder, open.
+pub(super) struct StateDir {
+    path: PathBuf,
+    directory: OwnedFd,
+    rights: Modes,
+}
+
+/// Who may use what is made in the folder: its owner, and the group if it may write to the folder. Nobody who may only
+/// look: whoever can open a file can put a flock on it, and bar everybody by that.
+#[derive(Clone, Copy)]
+pub(super) struct Modes {
+    pub(super) directory: Mode,
+    pub(super) file: Mode,
+}
+
+impl Modes {
+    fn of(directory: RawMode) -> Self {
+        let (group, file) = if directory & 0o020 == 0 {
+            (0, 0o600)
+        } else {
+            // The group's bit (setgid) makes what is in a folder its group's.
+            (directory & 0o2000 | 0o070, 0o660)
+        };
+        Self {
+            directory: Mode::from_raw_mode(0o700 | group),
+            file: Mode::from_raw_mode(file),
+        }
+    }
+}
+
+impl StateDir {
+    /// The folder, if it is there.
+    pub(super) fn find(path: &Path) -> Result<Option<Self>, Failure> {
+        // A slash at the end would follow a link.
+        let path: PathBuf = path.components().collect();
+        let directory = match openat(CWD, &path, DIRECTORY_FLAGS, Mode::empty()) {
+            Ok(directory) => directory,
+            Err(Errno::NOENT) => return Ok(None),
+            Err(error) => return Err(not_opened(&path, error)),
+        };
+        let status = fstat(&directory).with_context(|| cannot_use(&path))?;
+        check_trusted(&path, &status)?;
+        let file_system = fstatfs(&directory).with_context(|| cannot_use(&path))?;
+        if let Some(kind) = network_filesystem(file_system.f_type) {
+            return Err(anyhow!(
+                "{}: it is on {kind}, where a lock can vanish while its command runs (the server is restarted, or does not hear of this machine for a while), and nobody would know",
+                cannot_use(&path)
+            ))
+            .or_hint("--local=DIR names a folder on a disk of this machine; for locks between machines there is etcd");
+        }
+        Ok(Some(Self {
+            path,
+            directory,
+            rights: Modes::of(status.st_mode),
+        }))
+    }
+
+    /// The folder, made when it is not there.
+    pub(super) fn create(path: &Path) -> Result<Self, Failure> {
+        if let Some(root) = Self::find(path)? {
+            return Ok(root);
+        }
+        let made = DirBuilder::new().recursive(true).mode(0o700).create(path);
+        made.with_context(|| format!("cannot make the state folder '{}'", path.display()))
+            .or_hint(OTHER_DIR_HINT)?;
+        // Else a power cut could take the folder, and the tokens with it. The folders above are there for good, or not ours.
+        if let Ok(above) = openat(CWD, path.join(".."), DIRECTORY_FLAGS, Mode::empty()) {
+            let _ = fsync(&above);
+        }
+        let root = Self::find(path)?;
+        Ok(root.ok_or_else(|| anyhow!("{}: it was removed again", cannot_use(path)))?)
+    }
+
+    /// The folder of a lock, if it is there.
+    pub(super) fn lock_dir(&self, name: &LockName) -> Result<Option<LockDir>, Failure> {
+        let directory = directory_name(name)?;
+        let path = self.path.join(&directory);
+        match openat(&self.directory, &directory, DIRECTORY_FLAGS, Mode::empty()) {
+            Ok(directory) => Ok(Some(LockDir::new(path, directory, self.rights, name))),
+            Err(Errno::NOENT) => Ok(None),
+            Err(error) => Err(not_opened(&path, error)),
+        }
+    }
+
+    /// The folder of a lock, made when it is not there.
+    pub(super) fn make_lock_dir(&self, name: &LockName) -> Result<LockDir, Failure> {
+        if let Some(lock_dir) = self.lock_dir(name)? {
+            self.mend(&lock_dir);
+            return Ok(lock_dir);
+        }
+        let directory = directory_name(name)?;
+        let tried = || {
+            format!(
+                "cannot make the folder '{}'",
+                self.path.join(&directory).display()
+            )
+        };
+        self.sweep().with_context(tried)?;
+        match self.make_folder(&directory) {
+            Err(Errno::EXIST) | Ok(()) => {}
+            Err(error) => return Err(error).with_context(tried).or_hint(OTHER_DIR_HINT),
+        }
+        fsync(&self.directory).with_context(tried)?;
+        let lock_dir = self.lock_dir(name)?;
+        let lock_dir = lock_dir.ok_or_else(|| anyhow!("{}: it was removed again", tried()))?;
+        self.mend(&lock_dir);
+        Ok(lock_dir)
+    }
+
+    /// Makes a folder that nobody sees before it has its mode: one that is killed in between would else bar all others
+    /// from it, as the umask takes rights away.
+    fn make_folder(&self, name: &str) -> Result<(), Errno> {
+        loop {
+            let unfinished = unfinished_folder(random()?);
+            mkdirat(&self.directory, &unfinished, self.rights.directory)?;
+            let finish = || {
+                let directory =
+                    openat(&self.directory, &unfinished, DIRECTORY_FLAGS, Mode::empty())?;
+                // For as long as we live: see `sweep`.
+                flock(&directory, FlockOperation::NonBlockingLockExclusive)?;
+                fchmod(&directory, self.rights.directory)?;
+                // One that is there must not be replaced, not even an empty one: somebody may have opened it.
+                let whole = RenameFlags::NOREPLACE;
+                renameat_with(&self.directory, &unfinished, &self.directory, name, whole)
+            };
+            let finished = finish();
+            if finished.is_err() {
+                let _ = unlinkat(&self.directory, &unfinished, AtFlags::REMOVEDIR);
+            }
+            match finished {
+                // Somebody has swept it before it was locked.
+                Err(Errno::NOENT | Errno::WOULDBLOCK) => {}
+                // The file system cannot do that, as some of FUSE; `mend` makes up for it where we live on.
+                Err(Errno::INVAL | Errno::NOSYS) => {
+                    return mkdirat(&self.directory, name, self.rights.directory);
+                }
+                finished => return finished,
+            }
+        }
+    }
+
+    /// Removes what we have left unfinished when we were killed. Of others it bars nobody, and they remove it themselves.
+    fn sweep(&self) -> Result<(), Errno> {
+        let names = list(&self.directory)?;
+        for name in names.iter().filter(|name| is_unfinished_folder(name)) {
+            if let Ok(directory) = openat(&self.directory, name, DIRECTORY_FLAGS, Mode::empty())
+                && fstat(&directory).is_ok_and(|status| status.st_uid == geteuid().as_raw())
+                && flock(&directory, FlockOperation::NonBlockingLockExclusive).is_ok()
+            {
+                let _ = unlinkat(&self.directory, name, AtFlags::REMOVEDIR);
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives a folder of our own the mode that it should have.
+    fn mend(&self, lock_dir: &LockDir) {
+        let is_wrong = |status: Stat| {
+            status.st_uid == geteuid().as_raw()
+                && Mode::from_raw_mode(status.st_mode) != self.rights.directory
+        };
+        if fstat(lock_dir.directory()).is_ok_and(is_wrong) {
+            let _ = fchmod(lock_dir.directory(), self.rights.directory);
+        }
+    }
+
+    /// The locks that have a folder, in the order of their names there.
+    pub(super) fn names(&self) -> Result<Vec<LockName>, Failure> {
+        let mut directories = list(&self.directory).with_context(|| cannot_use(&self.path))?;
+        directories.sort_unstable();
+        Ok(directories
+            .iter()
+            .filter_map(|name| name_of(name))
+            .collect())
+    }
+}
+
+/// The names in a folder, those that are text.
+pub(super) fn list(directory: &OwnedFd) -> rustix::io::Result<Vec<String>> {
+    let mut names = Vec::new();
+    for entry in Dir::read_from(directory)? {
+        let entry = entry?;
+        names.extend(entry.file_name().to_str().ok().map(str::to_owned));
+    }
+    Ok(names)
+}
+
+fn directory_name(name: &LockName) -> Result<String, Failure> {
+    let directory = directory_of(name);
+    if directory.len() > MAX_DIRECTORY_BYTES {
+        return Err(anyhow!(
+            "cannot use the lock name '{name}' on this machine: a file's name has at most {MAX_DIRECTORY_BYTES} bytes, and this one would have {}",
+            directory.len()
+        ))
+        .or_hint("everything but ASCII letters, digits and ._~@:+=,- takes three bytes for each of its own");
+    }
+    Ok(directory)
+}
+
+fn cannot_use(path: &Path) -> String {
+    format!("cannot use the state folder '{}'", path.display())
+}
+
+fn not_opened(path: &Path, error: Errno) -> Failure {
+    let now = statat(CWD, path, AtFlags::SYMLINK_NOFOLLOW);
+    let kind = now.map(|status| FileType::from_raw_mode(status.st_mode));
+    let (why, hint) = match (error, kind) {
+        (Errno::NOTDIR | Errno::LOOP, Ok(FileType::Symlink)) => (
+            "it is a symbolic link".to_owned(),
+            "name the folder that it points to",
+        ),
+        _ => (error.to_string(), OTHER_DIR_HINT),
+    };
+    Failure {
+        hint: Some(hint.to_owned()),
+        ..anyhow!("{}: {why}", cannot_use(path)).into()
+    }
+}
+
+/// Refuses a folder in which somebody else could give our lock away.
+fn check_trusted(path: &Path, status: &Stat) -> Result<(), Failure> {
+    let us = geteuid().as_raw();
+    if ![0, us].contains(&status.st_uid) {
+        return Err(anyhow!(
+            "{}: it belongs to another user (uid {}, we are {us})",
+            cannot_use(path),
+            status.st_uid
+        ))
+        .or_hint("a folder for several users belongs to root and to their group: install -d -m 2770 -g GROUP DIR");
+    }
+    if status.st_mode & 0o002 != 0 {
+        return Err(anyhow!("{}: everybody may write to it", cannot_use(path))).or_hint(format!(
+            "chmod o-w '{}', or name another folder",
+            path.display()
+        ));
+    }
+    Ok(())
+}
+
+/// What keeps a file from being made or changed, and what may help.
+pub(super) fn not_written(tried: &str, error: Errno) -> Failure {
+    let helps = [Errno::ACCESS, Errno::PERM, Errno::ROFS].contains(&error);
+    Failure {
+        hint: helps.then(|| OTHER_DIR_HINT.to_owned()),
+        ..anyhow!("{tried}: {error}").into()
+    }
+}

@@ -1,0 +1,78 @@
+//! Why a lock cannot be had or kept, in words for people, and whether trying again may help.
+//! It must not know which kind of lock it is, nor which request failed.
+
+use std::fmt;
+use std::time::Duration;
+
+use crate::core::text::format_duration;
+use crate::output::exit::Failure;
+
+/// What a failure asks of us. etcd answers `Unknown` for whatever it does not map
+/// (`api/v3rpc/util.go togRPCError`), so code and message decide together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ErrorKind {
+    /// Another endpoint, or the same one later, may answer.
+    Retryable,
+    /// The token is no longer valid: authenticate on a new connection, then again.
+    AuthExpired,
+    /// The lease id is somebody's already: it is not ours, whatever we sent before.
+    LeaseExists,
+    /// The lease is not known (yet, or any more).
+    LeaseNotFound,
+    /// etcd was reached and will not do it.
+    Refused,
+}
+
+/// A failed request, ready to be shown.
+#[derive(Clone, Debug)]
+pub(crate) struct LockError {
+    pub(crate) kind: ErrorKind,
+    /// The cause, in words for people, without the name of the endpoint.
+    pub(crate) cause: String,
+    /// What may help.
+    pub(crate) hint: Option<String>,
+}
+
+impl LockError {
+    /// An endpoint that cannot be used now.
+    pub(crate) fn retryable(cause: impl Into<String>) -> Self {
+        Self {
+            kind: ErrorKind::Retryable,
+            cause: cause.into(),
+            hint: None,
+        }
+    }
+
+    /// An endpoint that has not answered for so long.
+    pub(crate) fn no_answer(limit: Duration) -> Self {
+        Self::retryable(format!("no answer within {}", format_duration(limit)))
+    }
+
+    /// Something that trying again does not change.
+    pub(crate) fn refused(cause: impl Into<String>, hint: Option<&str>) -> Self {
+        Self {
+            kind: ErrorKind::Refused,
+            cause: cause.into(),
+            hint: hint.map(str::to_owned),
+        }
+    }
+
+    /// The same with a hint, if there is one, and unless there is a better one already.
+    #[must_use]
+    pub(crate) fn with_hint(mut self, hint: Option<&str>) -> Self {
+        self.hint = self.hint.or_else(|| hint.map(str::to_owned));
+        self
+    }
+}
+
+impl From<Failure> for LockError {
+    fn from(failure: Failure) -> Self {
+        Self::refused(format!("{:#}", failure.error), failure.hint.as_deref())
+    }
+}
+
+impl fmt::Display for LockError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.cause)
+    }
+}

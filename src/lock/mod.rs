@@ -1,0 +1,5 @@
+//! What every kind of lock has in common: the traits of a backend and its errors.
+//! It must not know which backends there are, nor exit statuses.
+
+pub(crate) mod backend;
+pub(crate) mod error;

@@ -1,0 +1,197 @@
+//! Every way in which dlock ends, its number, and the error that it ends with.
+//! It must not know how it came to that.
+
+use std::process;
+
+use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
+
+use crate::sys::atomic_file::IsSymlink;
+
+/// How a run ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Exit {
+    /// The work that was asked of dlock itself is done.
+    Done,
+    /// What was asked about is not so: the lock is free.
+    Free,
+    /// It is done, and `dlock doctor` has found something to warn about.
+    Warned,
+    /// The command ended with this status.
+    Command(u8),
+    /// The command, or dlock while it waited, was ended by this signal.
+    Signalled(i32),
+    /// Somebody else holds the lock; the status is `--conflict-exit-code`.
+    Busy(u8),
+    Lost,
+    Unkillable,
+    /// The command was stopped at `--max-hold`; the number is that of `timeout(1)`.
+    TimedOut,
+    /// dlock itself failed.
+    Failed,
+    NotExecutable,
+    NotFound,
+}
+
+/// `EX_TEMPFAIL` of `sysexits.h(3)`, as `lockf(1)` and `lckdo(1)` have it.
+pub(crate) const BUSY: u8 = 75;
+
+/// One line of the exit table, for people.
+pub struct Row {
+    pub code: &'static str,
+    pub meaning: &'static str,
+}
+
+/// What the man page and the README print.
+pub const TABLE: &[Row] = &[
+    Row {
+        code: "the command's",
+        meaning: "the command ran under the lock to its end; if a signal ended it, dlock ends by the same signal (128+n in a shell)",
+    },
+    Row {
+        code: "75",
+        meaning: "the command did not run: the lock is busy (at once with --no-wait, or when --wait has passed), it ran already (--once-per), or a newer request superseded this one; --conflict-exit-code chooses another status",
+    },
+    Row {
+        code: "121",
+        meaning: "the lock was lost: the command was killed, or the release found that the lock was no longer ours; or somebody asked for it (dlock break, --supersede=holder) and the command was stopped; of dlock fence: the token is lower than the highest that FILE has seen",
+    },
+    Row {
+        code: "122",
+        meaning: "a process of the command could not be killed",
+    },
+    Row {
+        code: "124",
+        meaning: "the command was stopped because --max-hold had passed",
+    },
+    Row {
+        code: "125",
+        meaning: "dlock itself failed: usage, configuration, an etcd that cannot be reached or refuses, or a state folder that cannot be used (--local)",
+    },
+    Row {
+        code: "126",
+        meaning: "the command was found but cannot be executed",
+    },
+    Row {
+        code: "127",
+        meaning: "the command was not found",
+    },
+];
+
+impl Exit {
+    /// The status that a shell sees.
+    pub(crate) fn code(self) -> u8 {
+        match self {
+            Self::Done => 0,
+            Self::Free | Self::Warned => 1,
+            Self::Command(status) | Self::Busy(status) => status,
+            Self::Signalled(signal) => u8::try_from(signal).unwrap_or(0).saturating_add(128),
+            Self::Lost => 121,
+            Self::Unkillable => 122,
+            Self::TimedOut => 124,
+            Self::Failed => 125,
+            Self::NotExecutable => 126,
+            Self::NotFound => 127,
+        }
+    }
+
+    /// Ends the process, by a real signal where a signal ended the work: that is what makes a shell's
+    /// loop stop at Ctrl-C.
+    pub(crate) fn exit_process(self) -> ! {
+        if let Self::Signalled(signal) = self {
+            // The command has left its own core; one of dlock would help nobody. A pipe in core_pattern
+            // ignores the limit (core(5)), hence both.
+            let none = Rlimit {
+                current: Some(0),
+                maximum: Some(0),
+            };
+            let _ = setrlimit(Resource::Core, none);
+            let _ = set_dumpable_behavior(DumpableBehavior::NotDumpable);
+            crate::sys::signals::die_of(signal);
+        }
+        process::exit(self.code().into())
+    }
+}
+
+/// Why dlock could not do its work. A bare `?` on an `anyhow` error means [`Exit::Failed`]; any other
+/// ending is written where it happens: `.or_exit(Exit::NotFound)?`.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    pub(crate) exit: Exit,
+    pub(crate) error: anyhow::Error,
+    /// What the user could do about it.
+    pub(crate) hint: Option<String>,
+}
+
+impl From<anyhow::Error> for Failure {
+    fn from(error: anyhow::Error) -> Self {
+        Self {
+            exit: Exit::Failed,
+            hint: error.is::<IsSymlink>().then(|| IsSymlink::HINT.to_owned()),
+            error,
+        }
+    }
+}
+
+/// Says how a failure ends dlock and what would help.
+pub(crate) trait OrFail<T> {
+    fn or_exit(self, exit: Exit) -> Result<T, Failure>;
+    fn or_hint(self, hint: impl Into<String>) -> Result<T, Failure>;
+}
+
+impl<T, E: Into<Failure>> OrFail<T> for Result<T, E> {
+    fn or_exit(self, exit: Exit) -> Result<T, Failure> {
+        self.map_err(|error| Failure {
+            exit,
+            ..error.into()
+        })
+    }
+
+    fn or_hint(self, hint: impl Into<String>) -> Result<T, Failure> {
+        self.map_err(|error| Failure {
+            hint: Some(hint.into()),
+            ..error.into()
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::anyhow;
+
+    use super::*;
+
+    #[test]
+    fn the_table_knows_every_number() {
+        let own = [
+            Exit::Busy(BUSY),
+            Exit::Lost,
+            Exit::Unkillable,
+            Exit::TimedOut,
+            Exit::Failed,
+            Exit::NotExecutable,
+            Exit::NotFound,
+        ];
+        let numbers: Vec<String> = own.iter().map(|exit| exit.code().to_string()).collect();
+        let table: Vec<&str> = TABLE[1..].iter().map(|row| row.code).collect();
+        assert_eq!(numbers, table);
+    }
+
+    #[test]
+    fn a_signal_is_128_and_its_number() {
+        assert_eq!(Exit::Signalled(15).code(), 143);
+        assert_eq!(Exit::Signalled(64).code(), 192);
+        assert_eq!(Exit::Command(255).code(), 255);
+        assert_eq!(Exit::Done.code(), 0);
+    }
+
+    #[test]
+    fn a_bare_error_is_125_and_keeps_its_hint() {
+        let failure = Err::<(), _>(anyhow!("x"))
+            .or_hint("y")
+            .or_exit(Exit::NotFound);
+        let failure = failure.unwrap_err();
+        assert_eq!(failure.exit, Exit::NotFound);
+        assert_eq!(failure.hint.as_deref(), Some("y"));
+        assert_eq!(Failure::from(anyhow!("x")).exit, Exit::Failed);
+    }
+}

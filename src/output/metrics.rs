@@ -1,0 +1,324 @@
+//! The Prometheus text of `--metrics`: what runs added up to, read, added to and written.
+//! It must not know where the file is, nor how it is replaced.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::text::encode_registry;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::metrics::counter::ConstCounter;
+use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::registry::Registry;
+
+use crate::core::run_stats::{Outcome, RunReport};
+use crate::core::text::escaped;
+
+/// All locks by their names.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Metrics(BTreeMap<String, Values>);
+
+/// What is known of one lock, in the order of [`FAMILIES`]; a number that is not there is not known.
+type Values = [Option<f64>; FAMILIES.len()];
+
+/// One metric of every lock.
+struct Family {
+    name: &'static str,
+    help: &'static str,
+    counts: bool,
+}
+
+const RUNS: usize = 0;
+const CONFLICTS: usize = 1;
+const LOSSES: usize = 2;
+const FAILURES: usize = 3;
+const WAITED: usize = 4;
+const HELD: usize = 5;
+const SLACK: usize = 6;
+const SUCCESS: usize = 7;
+
+const FAMILIES: [Family; 8] = [
+    Family {
+        name: "dlock_runs",
+        help: "Times that the lock was taken",
+        counts: true,
+    },
+    Family {
+        name: "dlock_conflicts",
+        help: "Times that others had the lock, or there was to be no run now",
+        counts: true,
+    },
+    Family {
+        name: "dlock_losses",
+        help: "Times that the lock was lost",
+        counts: true,
+    },
+    Family {
+        name: "dlock_failures",
+        help: "Times that dlock failed, the command could not be started, or could not be killed",
+        counts: true,
+    },
+    Family {
+        name: "dlock_wait_seconds",
+        help: "Time spent on getting the lock",
+        counts: true,
+    },
+    Family {
+        name: "dlock_hold_seconds",
+        help: "Time for which the lock was held",
+        counts: true,
+    },
+    Family {
+        name: "dlock_smallest_slack_seconds",
+        help: "Smallest time left until the command would have been told to stop, of the last run that renewed the lock or failed to",
+        counts: false,
+    },
+    Family {
+        name: "dlock_last_success_timestamp_seconds",
+        help: "When a run last ended with status 0",
+        counts: false,
+    },
+];
+
+impl Family {
+    /// As it stands at the beginning of a line.
+    fn sample(&self) -> String {
+        let total = if self.counts { "_total" } else { "" };
+        format!("{}{total}", self.name)
+    }
+}
+
+/// The names of the samples, and what they mean, for the man page.
+pub fn table() -> impl Iterator<Item = (String, &'static str)> {
+    FAMILIES.iter().map(|family| (family.sample(), family.help))
+}
+
+impl Metrics {
+    /// Adds a run that ended at `since_1970`, in seconds of the wall clock.
+    pub(crate) fn add(&mut self, account: &RunReport, since_1970: f64) {
+        let values = self.0.entry(escaped(&account.name)).or_default();
+        let failed = matches!(
+            account.outcome,
+            Outcome::Failed | Outcome::NotStarted | Outcome::Unkillable
+        );
+        let one = |happened: bool| if happened { 1.0 } else { 0.0 };
+        let counts = [
+            (RUNS, one(account.token.is_some())),
+            (CONFLICTS, one(account.outcome == Outcome::Busy)),
+            (LOSSES, one(account.outcome == Outcome::Lost)),
+            (FAILURES, one(failed)),
+            (WAITED, account.waited_seconds),
+            (HELD, account.held_seconds),
+        ];
+        for (family, more) in counts {
+            *values[family].get_or_insert(0.0) += more;
+        }
+        if account.smallest_slack_seconds.is_some() {
+            values[SLACK] = account.smallest_slack_seconds;
+        }
+        if account.outcome == Outcome::Completed && account.exit_code == 0 {
+            values[SUCCESS] = Some(since_1970);
+        }
+    }
+
+    /// Reads what [`Self::to_text`] wrote; the error says which line is not of it.
+    pub(crate) fn parse(text: &str) -> Result<Self, String> {
+        let mut metrics = Self::default();
+        for (number, line) in text.lines().enumerate() {
+            if line.is_empty() || line.starts_with('#') {
+                continue;
+            }
+            let sample = sample(line)
+                .ok_or_else(|| format!("line {} is none that dlock has written", number + 1));
+            let (family, lock, value) = sample?;
+            metrics.0.entry(lock).or_default()[family] = Some(value);
+        }
+        Ok(metrics)
+    }
+
+    /// In the text format that Prometheus' node exporter reads.
+    pub(crate) fn to_text(&self) -> String {
+        let mut registry = Registry::default();
+        registry.register_collector(Box::new(self.clone()));
+        let mut text = String::new();
+        // Writing to a String cannot fail.
+        let _ = encode_registry(&mut text, &registry);
+        // OpenMetrics, which the crate writes, names a counter without `_total` where it says what it is. The older format
+        // knows no such ending: there the two names have to be the same, or the type is not known.
+        for Family { name, .. } in FAMILIES.iter().filter(|family| family.counts) {
+            for word in ["HELP", "TYPE"] {
+                let told = format!("# {word} {name} ");
+                text = text.replace(&told, &format!("# {word} {name}_total "));
+            }
+        }
+        text
+    }
+}
+
+/// A family, a lock and a value: `name{lock="..."} value`.
+fn sample(line: &str) -> Option<(usize, String, f64)> {
+    let (name, rest) = line.split_once("{lock=\"")?;
+    let family = FAMILIES.iter().position(|family| family.sample() == name)?;
+    let (lock, value) = rest.rsplit_once("\"} ")?;
+    let value = value.parse().ok().filter(|value: &f64| value.is_finite())?;
+    Some((family, unescaped(lock)?, value))
+}
+
+/// The value of a label; nothing if it ends early or has an escape that the format does not know.
+fn unescaped(text: &str) -> Option<String> {
+    let mut plain = String::with_capacity(text.len());
+    let mut rest = text.chars();
+    while let Some(character) = rest.next() {
+        plain.push(match character {
+            '"' => return None,
+            '\\' => match rest.next()? {
+                'n' => '\n',
+                escaped @ ('"' | '\\') => escaped,
+                _ => return None,
+            },
+            character => character,
+        });
+    }
+    Some(plain)
+}
+
+impl Collector for Metrics {
+    fn encode(&self, mut encoder: DescriptorEncoder) -> fmt::Result {
+        for (index, family) in FAMILIES.iter().enumerate() {
+            let known: Vec<(&String, f64)> = self
+                .0
+                .iter()
+                .filter_map(|(lock, values)| Some((lock, values[index]?)))
+                .collect();
+            if known.is_empty() {
+                continue;
+            }
+            let kind = if family.counts {
+                ConstCounter::new(0.0).metric_type()
+            } else {
+                ConstGauge::new(0.0).metric_type()
+            };
+            let mut metric = encoder.encode_descriptor(family.name, family.help, None, kind)?;
+            for (lock, value) in known {
+                let labels = [("lock", lock.as_str())];
+                let metric = metric.encode_family(&labels)?;
+                if family.counts {
+                    ConstCounter::new(value).encode(metric)?;
+                } else {
+                    ConstGauge::new(value).encode(metric)?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn account(name: &str, outcome: Outcome) -> RunReport {
+        RunReport {
+            name: name.to_owned(),
+            outcome,
+            exit_code: 0,
+            signal: None,
+            reason: None,
+            token: (outcome == Outcome::Completed).then_some(7),
+            began: String::new(),
+            ended: String::new(),
+            waited_seconds: 0.5,
+            held_seconds: 2.25,
+            proofs: 1,
+            smallest_slack_seconds: None,
+        }
+    }
+
+    #[test]
+    fn a_first_run_is_written_as_node_exporter_reads_it() {
+        let mut metrics = Metrics::default();
+        let run = RunReport {
+            smallest_slack_seconds: Some(3.5),
+            ..account("a\"b\\", Outcome::Completed)
+        };
+        metrics.add(&run, 1_795_428_000.5);
+        let text = metrics.to_text();
+        for line in [
+            "# HELP dlock_runs_total Times that the lock was taken",
+            "# TYPE dlock_runs_total counter",
+            r#"dlock_runs_total{lock="a\"b\\"} 1.0"#,
+            r#"dlock_losses_total{lock="a\"b\\"} 0.0"#,
+            "# TYPE dlock_wait_seconds_total counter",
+            r#"dlock_wait_seconds_total{lock="a\"b\\"} 0.5"#,
+            r#"dlock_hold_seconds_total{lock="a\"b\\"} 2.25"#,
+            "# TYPE dlock_smallest_slack_seconds gauge",
+            r#"dlock_smallest_slack_seconds{lock="a\"b\\"} 3.5"#,
+            r#"dlock_last_success_timestamp_seconds{lock="a\"b\\"} 1795428000.5"#,
+        ] {
+            assert!(text.lines().any(|found| found == line), "no {line}\n{text}");
+        }
+        assert!(!text.contains("# EOF"));
+        assert_eq!(Metrics::parse(&text), Ok(metrics));
+    }
+
+    #[test]
+    fn every_ending_is_counted_where_it_belongs() {
+        let mut metrics = Metrics::default();
+        for outcome in Outcome::ALL {
+            metrics.add(&account("x", outcome), 1.0);
+        }
+        let failed = RunReport {
+            exit_code: 3,
+            ..account("x", Outcome::Completed)
+        };
+        metrics.add(&failed, 2.0);
+        let values = metrics.0["x"];
+        let count = |family: usize| values[family].unwrap_or(f64::NAN).to_string();
+        assert_eq!(
+            [RUNS, CONFLICTS, LOSSES, FAILURES, SUCCESS].map(count),
+            ["2", "1", "1", "3", "1"]
+        );
+        assert_eq!([WAITED, HELD].map(count), ["5", "22.5"]);
+        assert_eq!(values[SLACK], None);
+    }
+
+    #[test]
+    fn a_foreign_file_is_not_taken_for_ours() {
+        for text in [
+            "up 1",
+            "dlock_runs{lock=\"x\"} 1",
+            "dlock_runs_total{lock=\"x} 1",
+            "dlock_runs_total{lock=\"x\"} NaN",
+            "dlock_runs_total{lock=\"x\",a=\"b\"} 1",
+            "dlock_runs_total{lock=\"\\x\"} 1",
+            "{\"name\":\"x\"}",
+        ] {
+            let parsed = Metrics::parse(&format!("# HELP x\n{text}\n"));
+            assert!(
+                parsed.is_err_and(|why| why.starts_with("line 2 ")),
+                "{text}"
+            );
+        }
+        assert_eq!(Metrics::parse("\n# nothing\n"), Ok(Metrics::default()));
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn any_name_comes_back(name in "(?s).{0,60}", waited in 0.0..1e12) {
+            let mut metrics = Metrics::default();
+            metrics.add(&RunReport { waited_seconds: waited, ..account(&name, Outcome::Lost) }, 1.0);
+            let text = metrics.to_text();
+            prop_assert!(!text.replace('\n', "").chars().any(crate::core::text::is_hostile));
+            prop_assert_eq!(Metrics::parse(&text), Ok(metrics));
+        }
+
+        #[test]
+        fn any_text_is_read_or_refused(text in "(?s).{0,200}") {
+            let _ = Metrics::parse(&text);
+        }
+    }
+}

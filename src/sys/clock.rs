@@ -1,0 +1,64 @@
+//! The clock of every decision, `CLOCK_BOOTTIME`, which counts suspend as etcd's own clock does; and the wall clock, for people.
+//! It must not know what the moments are for.
+
+use std::time::{Duration, SystemTime};
+
+use rustix::time::{ClockId, clock_gettime};
+
+use crate::core::time::Instant;
+
+/// Now.
+pub(crate) fn now() -> Instant {
+    let now = clock_gettime(ClockId::Boottime);
+    // The clock starts at zero on boot, so neither field is ever negative.
+    Instant::from_boot(Duration::new(
+        now.tv_sec.try_into().unwrap_or(0),
+        now.tv_nsec.try_into().unwrap_or(0),
+    ))
+}
+
+/// Waits until `at`, or for ever when there is no such moment.
+///
+/// tokio's timers stop while the machine sleeps, so this may end late by the time slept: nothing
+/// that must be in time rests on it. The guard has a timer of its own that does not stop.
+pub(crate) async fn until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep(at.since(now())).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// The wall clock as RFC 3339 text in UTC, for people's eyes only.
+pub(crate) fn wall_clock() -> String {
+    humantime::format_rfc3339_seconds(wall_time()).to_string()
+}
+
+/// The wall clock's time since 1970, which is what certificates end by; nothing about a lock does.
+pub(crate) fn since_1970() -> Duration {
+    let since = wall_time().duration_since(SystemTime::UNIX_EPOCH);
+    since.unwrap_or_default()
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "only ever shown; no decision about a lock is made from it"
+)]
+fn wall_time() -> SystemTime {
+    SystemTime::now()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_counts_from_boot() {
+        let uptime = || {
+            let text = std::fs::read_to_string("/proc/uptime").unwrap();
+            Duration::from_secs_f64(text.split(' ').next().unwrap().parse().unwrap())
+        };
+        // It shows hundredths, cut off.
+        let (earlier, now, later) = (uptime(), now().since_boot(), uptime());
+        assert!(earlier <= now && now <= later + Duration::from_millis(10));
+    }
+}

@@ -1,0 +1,105 @@
+//! Letting go of the caller's descriptors, so that whoever reads our pipes sees the end when the command ends.
+//! It must not know whose descriptors are worth keeping.
+#![expect(unsafe_code, reason = "closes descriptors by number")]
+
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::{OwnedFd, RawFd};
+
+use rustix::fs::{Mode, OFlags, RawDir};
+
+/// A descriptor of /dev/null, to put in the place of others.
+pub(crate) fn null() -> io::Result<OwnedFd> {
+    Ok(rustix::fs::open(
+        "/dev/null",
+        OFlags::RDWR | OFlags::CLOEXEC,
+        Mode::empty(),
+    )?)
+}
+
+/// Closes every descriptor from 3 on but `kept`, which has to name all that this process goes on using.
+pub(crate) fn close_all_but(kept: &[RawFd]) -> io::Result<()> {
+    let mut kept: Vec<u32> = kept.iter().filter_map(|&own| own.try_into().ok()).collect();
+    kept.retain(|own| *own > 2);
+    kept.sort_unstable();
+    let starts = std::iter::once(3).chain(kept.iter().map(|own| own + 1));
+    let ends = kept.iter().map(|own| own - 1).chain([u32::MAX]);
+    let mut gaps = starts.zip(ends).filter(|(first, last)| first <= last);
+    if gaps.all(|(first, last)| close_range(first, last)) {
+        return Ok(());
+    }
+    close_each_but(&kept)
+}
+
+/// Kernels before 5.9 and older container runtimes refuse it.
+fn close_range(first: u32, last: u32) -> bool {
+    // SAFETY: nothing uses these descriptors any more, says the caller.
+    unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) == 0 }
+}
+
+fn close_each_but(kept: &[u32]) -> io::Result<()> {
+    let directory = rustix::fs::open(
+        "/proc/self/fd",
+        OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )?;
+    let mut buffer = [MaybeUninit::uninit(); 2048];
+    let mut entries = RawDir::new(&directory, &mut buffer);
+    let mut open: Vec<u32> = Vec::new();
+    while let Some(entry) = entries.next() {
+        let number = entry?.file_name().to_str().ok().map(str::parse::<u32>);
+        open.extend(number.and_then(Result::ok));
+    }
+    drop(directory);
+    for descriptor in open {
+        if descriptor > 2
+            && !kept.contains(&descriptor)
+            && let Ok(descriptor) = RawFd::try_from(descriptor)
+        {
+            // SAFETY: nothing uses it any more, says the caller; the directory's own is closed already.
+            unsafe { libc::close(descriptor) };
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsRawFd;
+
+    use super::*;
+
+    #[test]
+    fn old_kernels_close_the_same() {
+        type Close = fn(&[RawFd]) -> io::Result<()>;
+        let ways: [Close; 2] = [close_all_but, |kept| {
+            close_each_but(
+                &kept
+                    .iter()
+                    .map(|own| own.cast_unsigned())
+                    .collect::<Vec<_>>(),
+            )
+        }];
+        for close in ways {
+            let descriptors = [(); 4].map(|()| null().unwrap());
+            let [one, kept, other, also_kept] = descriptors.each_ref().map(AsRawFd::as_raw_fd);
+            // SAFETY: the child only closes, looks and ends.
+            let child = unsafe { crate::sys::process::fork() }.unwrap();
+            let Some(child) = child else {
+                let closed = close(&[also_kept, 0, kept]).is_ok();
+                // SAFETY: asks for the flags of a number, whatever is behind it.
+                let is_open = |number| unsafe { libc::fcntl(number, libc::F_GETFD) } >= 0;
+                let right = closed
+                    && [0, 1, 2, kept, also_kept].into_iter().all(is_open)
+                    && ![one, other].into_iter().any(is_open);
+                // SAFETY: ends the process, and runs nothing of the test's.
+                unsafe { libc::_exit(i32::from(right)) }
+            };
+            let (_, status) =
+                rustix::process::waitpid(Some(child), rustix::process::WaitOptions::empty())
+                    .unwrap()
+                    .unwrap();
+            assert_eq!(status.exit_status(), Some(1));
+        }
+    }
+}

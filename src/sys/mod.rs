@@ -1,0 +1,14 @@
+//! The wall around the operating system: clock, signals, descriptors, processes by pidfd, files that survive a crash.
+//! It must not know locks, etcd or exit statuses.
+
+pub(crate) mod atomic_file;
+pub(crate) mod clock;
+pub(crate) mod daemonize;
+pub(crate) mod descriptors;
+pub(crate) mod groups;
+pub(crate) mod inherited;
+pub(crate) mod outcome;
+pub(crate) mod pidfd;
+pub(crate) mod proc;
+pub(crate) mod process;
+pub(crate) mod signals;

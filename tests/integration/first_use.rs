@@ -1,0 +1,308 @@
+//! The first five minutes: every mistake that a newcomer makes, and every word that dlock says to it.
+//! It must not know why dlock says so. What is wanted here is what a person would like to read.
+
+use std::io::{Read as _, Write as _};
+use std::net::TcpListener;
+
+use crate::support::{Certificates, Dlock, Etcd, Terminal, hold};
+
+/// Nobody listens on port 1.
+const NOBODY: &str = "http://127.0.0.1:1";
+
+/// dlock ends with this status, and says exactly this on stderr and nothing on stdout. What is different at every run
+/// stands in `replaced`.
+#[track_caller]
+fn says(dlock: Dlock, code: i32, replaced: &[(&str, &str)], wanted: &str) {
+    let outcome = dlock.finish();
+    let said = replaced
+        .iter()
+        .fold(outcome.stderr.clone(), |said, (from, to)| {
+            said.replace(from, to)
+        });
+    assert_eq!(said, wanted, "{outcome:?}");
+    outcome.expect_code(code).expect_stdout("");
+}
+
+/// A run that does not come to its command, for a reason that has to do with etcd.
+#[track_caller]
+fn fails(endpoint: &str, variables: &[(&str, &str)], wanted: &str) {
+    let dlock = without_etcd(endpoint, variables);
+    says(dlock, 125, &[(endpoint, "ETCD")], wanted);
+}
+
+/// The same where it is a matter of luck what arrives first: the end of the connection, or what the server says.
+#[track_caller]
+fn fails_somehow(endpoint: &str, variables: &[(&str, &str)], hint: &str) {
+    let outcome = without_etcd(endpoint, variables).finish();
+    let said = outcome.stderr.replace(endpoint, "ETCD");
+    let begins = "dlock: cannot lock 'job': no endpoint answered within 2s: 'ETCD': ";
+    let ends = format!("\nhint: {hint}\n");
+    assert!(
+        said.starts_with(begins) && said.ends_with(&ends) && said.lines().count() == 2,
+        "{outcome:?}"
+    );
+    outcome.expect_code(125).expect_stdout("");
+}
+
+fn without_etcd(endpoint: &str, variables: &[(&str, &str)]) -> Dlock {
+    let dlock = Dlock::at(endpoint)
+        .args(["--connect-timeout=2s"])
+        .run(["job", "true"]);
+    variables
+        .iter()
+        .fold(dlock, |dlock, (name, value)| dlock.env(name, value))
+}
+
+/// "`dlock` without arguments is a short, friendly help with three examples."
+#[test]
+fn no_words_at_all() {
+    let wanted = include_str!("../../src/cli/welcome.txt");
+    assert_eq!(wanted.matches("\n  dlock ").count(), 3);
+    assert!(wanted.lines().count() < 12 && wanted.lines().all(|line| line.len() <= 120));
+    says(Dlock::nowhere(), 125, &[], wanted);
+}
+
+#[test]
+fn no_etcd_there() {
+    fails(
+        NOBODY,
+        &[],
+        "dlock: cannot lock 'job': no endpoint answered within 2s: 'ETCD': Connection refused (os error 111)\n\
+         hint: is etcd running there? the endpoints come from --endpoints, DLOCK_ENDPOINTS, ETCDCTL_ENDPOINTS or the configuration file\n",
+    );
+    fails(
+        "http://no-such-host.invalid:2379",
+        &[],
+        "dlock: cannot lock 'job': no endpoint answered within 2s: 'ETCD': failed to lookup address information: Name or service not known\n\
+         hint: check the host name in --endpoints\n",
+    );
+}
+
+/// Who sits there is told after a second why nothing happens; a script is told at the end.
+#[test]
+fn a_first_word_on_a_terminal() {
+    let mut terminal = Terminal::open(NOBODY);
+    terminal.line(concat!(
+        env!("CARGO_BIN_EXE_dlock"),
+        " --connect-timeout 5s run job true"
+    ));
+    terminal.await_text("dlock: no answer from etcd yet, trying for 4s more: 'http://127.0.0.1:1': Connection refused (os error 111)");
+    terminal.await_text("dlock: cannot lock 'job': no endpoint answered within 5s");
+}
+
+/// The port of a web server, say.
+#[test]
+fn another_servers_port() {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let endpoint = format!("http://{}", listener.local_addr().expect("a bound socket"));
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            let _ = stream.read(&mut [0; 1024]);
+            let _ = stream.write_all(b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n");
+        }
+    });
+    fails_somehow(
+        &endpoint,
+        &[],
+        "if that is etcd, it speaks TLS there: use https:// with --cacert; else it is another server's port",
+    );
+}
+
+#[test]
+fn https_where_http_is_spoken_and_the_reverse() {
+    let made = Certificates::new();
+    let plain = Etcd::shared().endpoint().replace("http:", "https:");
+    fails_somehow(
+        &plain,
+        &[("DLOCK_CACERT", &made.file("ca.pem"))],
+        "the server does not speak TLS there: use http:// and no --cacert, --cert or --key",
+    );
+    let etcd = Etcd::start_tls(&made);
+    fails_somehow(
+        &etcd.endpoint().replace("https:", "http:"),
+        &[],
+        "if that is etcd, it speaks TLS there: use https:// with --cacert; else it is another server's port",
+    );
+}
+
+#[test]
+fn certificates() {
+    const UNKNOWN: &str = "dlock: cannot lock 'job': no endpoint answered within 2s: 'ETCD': invalid peer certificate: UnknownIssuer\n\
+         hint: give the certificate authority that signed the server's certificate with --cacert\n";
+    let (made, strangers) = (Certificates::new(), Certificates::new());
+    let etcd = Etcd::start_tls(&made);
+    fails(&etcd.endpoint(), &[], UNKNOWN);
+    let outcome = Dlock::on(&etcd)
+        .args([
+            "--connect-timeout=2s",
+            "--cacert",
+            &strangers.file("ca.pem"),
+        ])
+        .run(["job", "true"])
+        .finish();
+    // Both authorities have the same name, so it depends on which is tried.
+    outcome.expect_code(125).expect_stderr(&[
+        "'job': no endpoint answered within 2s: '",
+        "': invalid peer certificate: ",
+        "\nhint: give the certificate authority that signed the server's certificate with --cacert\n",
+    ]);
+    fails(
+        &etcd.endpoint(),
+        &[("DLOCK_CACERT", "/no/such/ca.pem")],
+        "dlock: cannot read DLOCK_CACERT '/no/such/ca.pem': No such file or directory (os error 2)\n",
+    );
+    let etcd = Etcd::start_mutual_tls(&made);
+    let mutual = &[("DLOCK_CACERT", &*made.file("ca.pem"))];
+    let outcome = without_etcd(&etcd.endpoint(), mutual).finish();
+    // It says so, or hangs up: then that is only likely.
+    outcome.expect_code(125).expect_stderr(&[
+        "'job': no endpoint answered within 2s: '",
+        "\nhint: the server ",
+        " a client certificate: give --cert and --key\n",
+    ]);
+}
+
+#[test]
+fn users_and_permissions() {
+    let etcd = Etcd::start();
+    etcd.add_user("elsewhere", "secret", "other/", "other0");
+    etcd.enable_auth();
+    let endpoint = &etcd.endpoint();
+    fails(
+        endpoint,
+        &[],
+        "dlock: cannot lock 'job': etcd at 'ETCD': user name is empty\n\
+         hint: this etcd wants a user: give --user and --password-file\n",
+    );
+    fails(
+        endpoint,
+        &[("DLOCK_USER", "elsewhere")],
+        "dlock: cannot use the user 'elsewhere' of DLOCK_USER: there is no password\n\
+         hint: give it by --password-file or DLOCK_PASSWORD\n",
+    );
+    fails(
+        endpoint,
+        &[("DLOCK_USER", "elsewhere"), ("DLOCK_PASSWORD", "guess")],
+        "dlock: cannot lock 'job': etcd at 'ETCD': cannot log in as 'elsewhere': authentication failed, invalid user ID or password\n\
+         hint: check --user and --password-file, or DLOCK_USER and DLOCK_PASSWORD\n",
+    );
+    fails(
+        endpoint,
+        &[("DLOCK_USER", "elsewhere"), ("DLOCK_PASSWORD", "secret")],
+        "dlock: cannot lock 'job': etcd at 'ETCD': permission denied\n\
+         hint: the role of 'elsewhere' needs readwrite on the range ['dlock/', 'dlock0'): etcdctl role grant-permission ROLE readwrite --prefix dlock/\n",
+    );
+}
+
+#[test]
+fn words_in_the_wrong_place() {
+    for (words, code, wanted) in [
+        (
+            &["job", "true"][..],
+            125,
+            "dlock: unrecognized subcommand 'job'\n\
+             hint: to run a command under a lock: dlock run NAME -- COMMAND [ARG...]\n",
+        ),
+        (
+            &["run"],
+            125,
+            "dlock: the following required arguments were not provided: <NAME>\n\
+             hint: dlock run [OPTIONS] NAME [--] COMMAND [ARG]...\n",
+        ),
+        (
+            &["run", "job"],
+            125,
+            "dlock: no command to run\n\
+             hint: dlock run NAME -- COMMAND [ARG...], or dlock run NAME -c 'SHELL STRING'\n",
+        ),
+        (
+            &["run", "--no-wiat", "job", "true"],
+            125,
+            "dlock: unexpected argument '--no-wiat' found\n\
+             hint: a similar argument exists: '--no-wait'\n",
+        ),
+        (
+            &["run", "--wait", "5 minuts", "job", "true"],
+            125,
+            "dlock: cannot use --wait '5 minuts': expected a duration such as 30s, 1m30s, 500ms or a number of seconds\n",
+        ),
+        (
+            &["run", "", "true"],
+            125,
+            "dlock: cannot use the lock name \"\": a lock's name must not be empty\n",
+        ),
+        (
+            &["run", "job", "no-such-program"],
+            127,
+            "dlock: cannot run 'no-such-program': command not found\n",
+        ),
+        (
+            &["run", "job", "/etc/passwd"],
+            126,
+            "dlock: cannot run '/etc/passwd': Permission denied (os error 13)\n",
+        ),
+        (
+            &["--endpoints", "localhost:port", "run", "job", "true"],
+            125,
+            "dlock: cannot use --endpoints: endpoint 'localhost:port': 'port' is no port: expected 1 to 65535\n",
+        ),
+    ] {
+        says(Dlock::at(NOBODY).args(words), code, &[], wanted);
+    }
+}
+
+/// A name is not declared anywhere: one with a slip is another lock. Looking at it shows that.
+#[test]
+fn a_slip_in_the_name() {
+    let etcd = Etcd::start();
+    let _holder = hold(Dlock::on(&etcd), &[], "deploy");
+    let look = |words: &[&str]| {
+        Dlock::on(&etcd)
+            .args(words)
+            .finish()
+            .expect_code(0)
+            .expect_silent()
+    };
+    look(&["status", "depoly"]).expect_stdout("depoly: free\n");
+    assert!(look(&["ls", "dep"]).stdout.contains("\ndeploy "));
+}
+
+#[test]
+fn somebody_else_has_the_lock() {
+    let etcd = Etcd::start();
+    let holder = hold(
+        Dlock::on(&etcd).env("USER", "alice"),
+        &["--note=release 7"],
+        "deploy",
+    );
+    let host = rustix::system::uname()
+        .nodename()
+        .to_string_lossy()
+        .into_owned();
+    let since = etcd.queue("deploy")[0].value.clone();
+    let since = since
+        .split("\"since\":\"")
+        .nth(1)
+        .and_then(|rest| rest.split('"').next());
+    let pid = format!("pid {}", holder.process().0);
+    let host = format!("@{host} ");
+    let replaced = [
+        (&*host, "@HOST "),
+        (&*pid, "pid PID"),
+        (since.expect("a time"), "TIME"),
+    ];
+    let busy = |words: &[&str]| Dlock::on(&etcd).run([words, &["deploy", "true"]].concat());
+    says(
+        busy(&["-n"]),
+        75,
+        &replaced,
+        "dlock: the lock 'deploy' is held by alice@HOST pid PID, sh, since TIME, note \"release 7\"\n",
+    );
+    says(
+        busy(&["-w", "1"]),
+        75,
+        &replaced,
+        "dlock: the lock 'deploy' is still held by alice@HOST pid PID, sh, since TIME, note \"release 7\"\n",
+    );
+    says(busy(&["-n", "-E", "0"]), 0, &replaced, "");
+}

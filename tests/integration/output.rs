@@ -1,0 +1,394 @@
+//! What dlock says: to who waits at a terminal, in a log, and to programs.
+//! It must not know how lines are written.
+
+use std::time::Duration;
+
+use serde_json::Value;
+
+use crate::support::{
+    Dlock, Etcd, LIMIT, Outcome, Signal, Terminal, eventually, hold, hold_open, let_pass, unique,
+};
+
+const DLOCK: &str = env!("CARGO_BIN_EXE_dlock");
+
+/// A shell on a terminal that can erase.
+fn xterm(etcd: &Etcd) -> Terminal {
+    Terminal::of_kind(&etcd.endpoint(), "xterm")
+}
+
+/// "On a terminal one line shows all the time who has the lock ... It is erased when the waiting is over."
+#[test]
+fn a_line_lives_while_a_lock_is_waited_for() {
+    let etcd = Etcd::shared();
+    let name = unique("live");
+    let mut holder = hold_open(Dlock::on(etcd), &["--note=ticket 7"], &name);
+    let mut terminal = xterm(etcd);
+    terminal.line("stty cols 200");
+    terminal.prompts();
+    terminal.line(&format!("{DLOCK} run -w 10m {name} echo won-$((3+4))"));
+    for text in [
+        format!("dlock: waiting 0s for '{name}', 9m 59s left: place 1 in the queue, 1 ahead, "),
+        format!(" pid {}, sh, note \"ticket 7\"", holder.process().0),
+        // It goes on.
+        format!("\r\u{1b}[Kdlock: waiting 2s for '{name}', 9m 57s left: "),
+    ] {
+        terminal.await_text(&text);
+    }
+    let screen = terminal.screen();
+    let waiting = screen.iter().filter(|line| line.contains("waiting"));
+    assert_eq!(waiting.count(), 1, "{screen:#?}");
+    // Drawn by the event loop: a second thread would be in the way of the next fork.
+    assert_eq!(terminal.process("dlock").threads(), 1);
+    holder.let_go();
+    terminal.await_text("won-7");
+    terminal.prompts();
+    let screen = terminal.screen();
+    assert!(screen.iter().any(|line| line == "won-7"), "{screen:#?}");
+    assert!(
+        !screen.iter().any(|line| line.contains("waiting")),
+        "{screen:#?}"
+    );
+}
+
+/// "cut to the width of the terminal", and erased as well when it is Ctrl-C that ends the waiting, or the time.
+#[test]
+fn the_line_is_cut_and_leaves_nothing() {
+    let etcd = Etcd::shared();
+    let name = unique("narrow");
+    let note = format!("--note={}", "漢字".repeat(40));
+    let _holder = hold(Dlock::on(etcd), &[&note], &name);
+    let mut terminal = xterm(etcd);
+    terminal.line("stty cols 60");
+    terminal.prompts();
+    terminal.line(&format!("{DLOCK} run {name} echo never"));
+    terminal.await_text("dlock: waiting 1s");
+    terminal.ctrl('C');
+    terminal.prompts();
+    terminal.line(&format!("{DLOCK} run -w 1 {name} echo never; echo code-$?"));
+    terminal.await_text("code-75");
+    let everything = terminal.everything();
+    let drawn: Vec<&str> = everything
+        .split(['\r', '\n'])
+        .filter(|line| line.contains("waiting "))
+        .collect();
+    assert!(drawn.len() >= 3, "{everything:?}");
+    for line in drawn {
+        let plain = &line[line.find("dlock: ").expect(line)..];
+        let wide = plain.chars().filter(|c| !c.is_ascii()).count();
+        assert!(plain.chars().count() + wide <= 59, "{plain:?}");
+    }
+    let screen = terminal.screen();
+    assert!(
+        !screen.iter().any(|line| line.contains("waiting ")),
+        "{screen:#?}"
+    );
+    assert!(
+        screen.iter().any(|line| line.contains("is still held by")),
+        "{screen:#?}"
+    );
+}
+
+/// "nothing when the lock is free"; and with `TERM=dumb` or `--log-format json` plain lines.
+#[test]
+fn a_free_lock_is_taken_without_a_word_and_paper_is_not_erased() {
+    let etcd = Etcd::shared();
+    let (free, name) = (unique("free"), unique("paper"));
+    let mut terminal = xterm(etcd);
+    terminal.line(&format!("{DLOCK} run {free} echo won-$((3+4))"));
+    terminal.await_text("won-7");
+    terminal.prompts();
+    assert!(
+        !terminal.everything().contains("dlock: "),
+        "{}",
+        terminal.everything()
+    );
+
+    let mut holder = hold_open(Dlock::on(etcd), &[], &name);
+    let mut terminal = Terminal::open(&etcd.endpoint());
+    terminal.line(&format!("{DLOCK} run {name} echo won-$((3+4))"));
+    terminal.await_text(&format!("dlock: waiting for '{name}', held by "));
+    let_pass(Duration::from_millis(2500));
+    holder.let_go();
+    terminal.await_text("won-7");
+    let everything = terminal.everything();
+    assert_eq!(everything.matches("waiting").count(), 1, "{everything}");
+    assert!(!everything.contains('\u{1b}'), "{everything:?}");
+}
+
+/// A background job "is not stopped by `stty tostop`", draws nothing over what its user types, and draws when it comes to the
+/// foreground.
+#[test]
+fn a_waiter_in_the_background_lives_and_keeps_quiet() {
+    let etcd = Etcd::shared();
+    let name = unique("background");
+    let mut holder = hold_open(Dlock::on(etcd), &[], &name);
+    let mut terminal = xterm(etcd);
+    terminal.line(&format!(
+        "stty tostop; {DLOCK} -v run {name} sh -c 'echo won >$HOME/won' &"
+    ));
+    etcd.queue_of(&name, 2);
+    // With -v it writes, which is what stops a job by `tostop`.
+    terminal.await_text(&format!("dlock: waiting for '{name}', held by"));
+    let_pass(Duration::from_millis(1500));
+    assert!(
+        !terminal.everything().contains("waiting 1s"),
+        "{}",
+        terminal.everything()
+    );
+    terminal.line("jobs");
+    terminal.await_text("Running");
+    terminal.line("fg");
+    terminal.await_text(&format!("s for '{name}': place 1 in the queue, 1 ahead"));
+    holder.let_go();
+    terminal.await_text(&format!("acquired '{name}' with token"));
+    eventually(LIMIT, "the command runs", || {
+        terminal.written("won") == "won\n"
+    });
+}
+
+/// "A terminal that takes nothing never delays dlock": neither its renewals nor the lock that it waits for.
+#[test]
+fn a_stopped_terminal_costs_no_renewal() {
+    let etcd = Etcd::shared();
+    let name = unique("stuck");
+    let mut holder = hold_open(Dlock::on(etcd), &[], &name);
+    let mut terminal = xterm(etcd);
+    terminal.line(&format!(
+        "{DLOCK} run --ttl 5 {name} sh -c 'echo won >$HOME/won'"
+    ));
+    let before = etcd.queue_of(&name, 2);
+    terminal.ctrl('S');
+    let_pass(Duration::from_secs(9));
+    let after = etcd.queue(&name);
+    assert_eq!(after[1].key, before[1].key, "the place was lost");
+    holder.let_go();
+    eventually(LIMIT, "the command runs", || {
+        terminal.written("won") == "won\n"
+    });
+    terminal.ctrl('Q');
+    terminal.prompts();
+}
+
+/// "Elsewhere it says so once with -v or in a CI ... and never under cron".
+#[test]
+fn a_log_is_told_once_and_on_change() {
+    let etcd = Etcd::shared();
+    let name = unique("log");
+    let mut holder = hold_open(Dlock::on(etcd), &["--note=first"], &name);
+    let mut second = Dlock::on(etcd)
+        .stdin(std::process::Stdio::piped())
+        .run(["--note=second", &name, "cat"])
+        .start();
+    etcd.queue_of(&name, 2);
+    let waiter = |words: &[&str], ci: Option<&str>| {
+        let dlock = Dlock::on(etcd).args(words).run([&name, "true"]);
+        match ci {
+            Some(variable) => dlock.env(variable, "true").start(),
+            None => dlock.start(),
+        }
+    };
+    let mut third = waiter(&[], Some("CI"));
+    etcd.queue_of(&name, 3);
+    let mut fourth = waiter(&["-v"], None);
+    etcd.queue_of(&name, 4);
+    let mut cron = waiter(&[], None);
+    etcd.queue_of(&name, 5);
+    let mut quiet = waiter(&["-q"], Some("GITHUB_ACTIONS"));
+    etcd.queue_of(&name, 6);
+    holder.let_go();
+    eventually(LIMIT, "the holder changes", || {
+        third.stderr().contains("second")
+    });
+    drop(second.take_stdin());
+    second.wait().expect_code(0);
+    let third = third.wait().expect_code(0);
+    let lines: Vec<&str> = third.stderr.lines().collect();
+    assert_eq!(lines.len(), 2, "{third:?}");
+    assert!(
+        lines[0].contains(&format!("waiting for '{name}', held by")),
+        "{third:?}"
+    );
+    assert!(
+        lines[0].contains("note \"first\"; place 2 in the queue, 2 ahead"),
+        "{third:?}"
+    );
+    assert!(
+        lines[1].contains("note \"second\"; place 1 in the queue, 1 ahead"),
+        "{third:?}"
+    );
+    let fourth = fourth.wait().expect_code(0);
+    assert!(
+        fourth.stderr.contains("place 3 in the queue, 3 ahead"),
+        "{fourth:?}"
+    );
+    assert!(
+        fourth.stderr.contains(&format!("released '{name}' after")),
+        "{fourth:?}"
+    );
+    cron.wait().expect_code(0).expect_silent();
+    quiet.wait().expect_code(0).expect_silent();
+}
+
+/// "Everything shown that came from etcd is escaped, cut and tolerant of foreign or broken records."
+#[test]
+fn a_hostile_record_has_no_power_over_the_terminal() {
+    let etcd = Etcd::shared();
+    let name = unique("hostile");
+    let record = serde_json::json!({
+        "v": 1, "host": "h\u{1b}[2J", "user": "\u{202e}root", "pid": 7, "program": "a\r\nb",
+        "note": "\u{7}".repeat(300), "since": "yesterday\n", "url": "\u{2066}x", "mode": "exclusive", "slots": 1,
+    });
+    let key = format!("dlock/lock/{name}/1f");
+    etcd.ctl(&["put", &key, &record.to_string()]);
+    let mut terminal = xterm(etcd);
+    terminal.line("stty cols 300");
+    terminal.prompts();
+    terminal.line(&format!("{DLOCK} run {name} echo won-$((3+4))"));
+    terminal.await_text(r"held by \u{202e}root@h\u{1b}[2J pid 7, a\r\nb, note");
+    let mut log = Dlock::on(etcd).args(["-v"]).run([&name, "true"]).start();
+    eventually(LIMIT, "it says whom it waits for", || {
+        log.stderr().ends_with('\n')
+    });
+    let told = log.stderr();
+    assert!(told.len() < 4096 && told.lines().count() == 1, "{told:?}");
+    for (shown, where_) in [(told, "log"), (terminal.everything(), "terminal")] {
+        let hostile = ['\u{7}', '\u{202e}', '\u{2066}'];
+        assert!(
+            !shown.contains(hostile) && !shown.contains("\u{1b}[2J"),
+            "{where_}: {shown:?}"
+        );
+    }
+    // Half a record, and none of ours.
+    for broken in [r#"{"v":1,"host"#, "", r#"{"v":9,"host":"x"}"#] {
+        etcd.ctl(&["put", &key, "--", broken]);
+        Dlock::on(etcd)
+            .run(["-n", &name, "true"])
+            .finish()
+            .expect_code(75)
+            .expect_stderr(&["held by another client"]);
+    }
+    etcd.ctl(&["del", &key]);
+    terminal.await_text("won-7");
+    log.wait().expect_code(0);
+}
+
+/// Each line of `outcome` as the object that it is, after a look at its form.
+fn events(outcome: &Outcome) -> Vec<Value> {
+    let lines = outcome.stderr.lines();
+    lines
+        .map(|line| {
+            let object: Value = serde_json::from_str(line).expect(line);
+            let keys: Vec<&String> = object.as_object().expect(line).keys().collect();
+            assert_eq!(
+                keys,
+                ["event", "fields", "level", "message", "ts"],
+                "{line}"
+            );
+            object
+        })
+        .collect()
+}
+
+/// The fields of the one event of this name.
+#[track_caller]
+fn fields<'a>(events: &'a [Value], name: &str) -> &'a Value {
+    let found = events.iter().find(|event| event["event"] == name);
+    &found.unwrap_or_else(|| panic!("no {name} in {events:#?}"))["fields"]
+}
+
+/// "With --log-format json each message is one JSON object ... event names its kind": a run that is told to the end, one that
+/// loses its lock, and one that finds it busy.
+#[test]
+fn programs_are_told_by_name() {
+    let etcd = Etcd::shared();
+    let name = unique("events");
+    let dlock = || Dlock::on(etcd).args(["-v", "--log-format=json"]);
+    let told = events(&dlock().run([&name, "true"]).finish().expect_code(0));
+    let acquired = fields(&told, "acquired");
+    assert_eq!(acquired["lock"], name.as_str());
+    assert!(acquired["waited_seconds"].is_f64(), "{acquired}");
+    assert_eq!(fields(&told, "released")["token"], acquired["token"]);
+    assert_eq!(fields(&told, "released")["result"], "exit 0");
+
+    let mut holder = hold(dlock(), &[], &name);
+    let busy = dlock().run(["-n", &name, "true"]).finish().expect_code(75);
+    assert_eq!(fields(&events(&busy), "busy")["lock"], name.as_str());
+    let waiting = dlock().run(["-w1", &name, "true"]).finish().expect_code(75);
+    let waiting = events(&waiting);
+    assert_eq!(fields(&waiting, "waiting")["ahead"], 1);
+    assert!(fields(&waiting, "waiting")["left_seconds"].is_f64());
+    etcd.revoke(&etcd.queue(&name)[0].lease_hex());
+    let lost = events(&holder.wait().expect_code(121));
+    assert!(
+        fields(&lost, "lost")["cause"]
+            .as_str()
+            .is_some_and(|cause| cause.contains("revoked"))
+    );
+    let stopped = fields(&lost, "stopping")["processes"]
+        .as_str()
+        .unwrap_or_default()
+        .to_owned();
+    assert!(stopped.contains("(sleep)"), "{stopped}");
+    assert_eq!(fields(&lost, "killed")["result"], "signal 15");
+
+    let failed = events(
+        &dlock()
+            .run([&name, "/nowhere/at/all"])
+            .finish()
+            .expect_code(127),
+    );
+    assert_eq!(fields(&failed, "failed")["exit_code"], 127);
+}
+
+/// "-v ... each failed renewal with the seconds left, each failover".
+#[test]
+fn failed_renewals_and_failovers_are_told() {
+    let etcd = Etcd::start();
+    let name = unique("narrated");
+    let mut holder = hold(Dlock::on(&etcd).args(["-v"]), &["--ttl=5"], &name);
+    etcd.kill();
+    let lost = holder.wait().expect_code(121);
+    let lost = lost.expect_stderr(&[
+        " left: ",
+        "etcd did not prove in time that it is still ours",
+    ]);
+    let failed = lost
+        .stderr
+        .lines()
+        .filter(|line| line.starts_with("dlock: cannot renew at '"));
+    assert!(failed.count() >= 2, "{lost:?}");
+
+    let etcd = Etcd::shared();
+    let both = format!("127.0.0.1:1,{}", etcd.endpoint());
+    let moved = Dlock::at(&both).args(["-v"]).run([&name, "true"]).finish();
+    moved
+        .expect_code(0)
+        .expect_stderr(&["is asked from now on, not '"]);
+}
+
+/// "A signal while waiting ... ends dlock by the same signal", also one that holds a lock without a command.
+#[test]
+fn a_hold_that_is_ended_while_it_waits_is_no_success() {
+    let etcd = Etcd::shared();
+    let name = unique("impatient");
+    let _holder = hold(Dlock::on(etcd), &[], &name);
+    let mut waiter = Dlock::on(etcd).args(["hold", &name]).start();
+    etcd.queue_of(&name, 2);
+    waiter.signal(Signal::TERM);
+    waiter.wait().expect_signal(Signal::TERM).expect_stdout("");
+    // A shell that evaluates nothing would go on without the lock.
+    let mut waiter = Dlock::on(etcd)
+        .args(["hold", "--background", &name])
+        .start();
+    etcd.queue_of(&name, 2);
+    let background = eventually(LIMIT, "the dlock in the background", || {
+        let all = waiter.everything();
+        let mut others = all.into_iter().filter(|process| process.name() == "dlock");
+        others.find(|process| *process != waiter.process())
+    });
+    background.signal(Signal::TERM);
+    waiter
+        .wait()
+        .expect_signal(Signal::TERM)
+        .expect_stdout("exit 143\n");
+}
