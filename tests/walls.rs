@@ -1,7 +1,7 @@
 //! The rooms of the house keep to themselves: who may name what, and how long a file may be.
 //! It reads the sources as text and knows nothing of what they do.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -383,46 +383,6 @@ fn no_file_is_long() {
             lines <= LONGEST,
             "src/{path} has {lines} lines: it wants to be two files"
         );
-    }
-}
-
-#[test]
-fn no_files_import_each_other_in_a_circle() {
-    for root in ["src", "benches/faults", "benches/speed"] {
-        let modules = modules(&Path::new(env!("CARGO_MANIFEST_DIR")).join(root));
-        let mut left: BTreeMap<&str, BTreeSet<&str>> = modules
-            .iter()
-            .map(|module| {
-                let imports = module.imports.iter().map(String::as_str).collect();
-                (module.path.as_str(), imports)
-            })
-            .collect();
-        // A file that imports nothing that is left is on no circle, nor is one that nothing left imports.
-        loop {
-            let imported: BTreeSet<&str> = left.values().flatten().copied().collect();
-            let gone: Vec<&str> = left
-                .iter()
-                .filter(|(path, imports)| {
-                    !imported.contains(*path) || imports.iter().all(|it| !left.contains_key(it))
-                })
-                .map(|(path, _)| *path)
-                .collect();
-            if gone.is_empty() {
-                break;
-            }
-            for path in gone {
-                left.remove(path);
-            }
-            for imports in left.values_mut() {
-                let stays: BTreeSet<&str> = imports.clone();
-                *imports = stays;
-            }
-            let there: BTreeSet<&str> = left.keys().copied().collect();
-            for imports in left.values_mut() {
-                imports.retain(|it| there.contains(it));
-            }
-        }
-        assert!(left.is_empty(), "circles in {root}: {left:#?}");
     }
 }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 use rustix::io::Errno;
 use rustix::process::{Pid, WaitOptions, WaitStatus, wait};
 
-use super::tree::Tree;
+use super::tree::{FREEZE_LIMIT, Tree};
 use crate::core::time::Instant;
 use crate::sys::clock;
 use crate::sys::proc::ProcessId;
@@ -22,9 +22,6 @@ const SURVIVOR_ROUND_PAUSE: Duration = Duration::from_secs(1);
 /// For how long the dead are collected at once: a fork bomb makes them as fast as we collect. Every look at the tree meets
 /// all those who have not been collected, so that is the longer the fewer are collected.
 const COLLECTION_LIMIT: Duration = Duration::from_millis(50);
-
-/// For how long after the first SIGSTOP nothing is killed while processes appear that have not been stopped yet.
-const FREEZE_LIMIT: Duration = Duration::from_millis(100);
 
 /// Successive rounds of SIGSTOP, until nothing new appears, and then of SIGKILL. A stopped process neither forks nor ends,
 /// so none is born unseen, and none loses its parent before it was seen.

@@ -5,13 +5,18 @@ use std::collections::{BTreeSet, VecDeque};
 use std::io;
 use std::mem;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::time::Duration;
 
 use super::Survivor;
+use crate::sys::clock;
 use crate::sys::proc::{self, ProcessId, Stat};
 use crate::sys::signals;
 
 /// Processes from a descendant up to the root.
 const DEEPEST: usize = 1 << 15;
+
+/// For how long after the first SIGSTOP nothing else is done while processes appear that have not been stopped yet.
+pub(super) const FREEZE_LIMIT: Duration = Duration::from_millis(100);
 
 /// More names than this are of no use to anybody.
 const MAX_SURVIVORS: usize = 64;
@@ -239,8 +244,9 @@ impl Tree {
     }
 
     /// Asks every descendant to stop: `signal` to all, then SIGCONT to all, for a stopped process does not act on it.
-    /// Whoever is forked meanwhile is left alone: it may be what cleans up.
+    /// A process that is forked meanwhile is left alone: it may be the one that cleans up.
     pub(super) fn send_stop_signal(&mut self, signal: i32) {
+        self.freeze_adopted();
         let mut asked = Vec::new();
         self.walk(|process| asked.push(process.identity));
         for signal in [signal, libc::SIGCONT] {
@@ -248,6 +254,25 @@ impl Tree {
                 // One that is gone needs no signal; one that is not ours to signal will be a survivor.
                 let _ = self.signal(identity, signal);
             }
+        }
+    }
+
+    /// SIGSTOP to the adopted processes until no new one appears. A child that is forked between the search and the death
+    /// of its parent would become a child of init, which nothing connects with the tree; the other descendants become
+    /// children of this process.
+    fn freeze_adopted(&mut self) {
+        let since_at = clock::now();
+        let mut stopped = BTreeSet::new();
+        let mut grows = self.has_adopted();
+        while grows && clock::now() < since_at + FREEZE_LIMIT {
+            grows = false;
+            self.walk_adopted(|process| {
+                if process.is_alive() && stopped.insert(process.identity) {
+                    grows = true;
+                    // A process that may not be signalled is named as a survivor later.
+                    let _ = process.signal(libc::SIGSTOP);
+                }
+            });
         }
     }
 

@@ -357,6 +357,54 @@ fn dlock_names_those_whom_it_could_not_kill_in_time() {
     });
 }
 
+/// "That process and all that descends from it" (dlock-hold(1)).
+#[test]
+fn no_process_that_the_adopted_one_forks_during_the_stop_is_lost() {
+    alone(|scratch| {
+        // The sleeps end with the test, if they are lost: nothing else would end them.
+        let script = r#"sh -c 'echo $$ > "$DIR/forker"; exec sh -c "while :; do sleep 1000.5 & done"' & wait"#;
+        let mut adopted = std::process::Command::new("/bin/sh")
+            .args(["-c", script])
+            .env("DIR", &scratch.0)
+            .spawn()
+            .unwrap();
+        scratch.pid("forker");
+        let other = ProcessHandle::find(i32::try_from(adopted.id()).unwrap()).unwrap();
+        let ties = LaunchOptions {
+            adopted: Some(&other),
+            ..LaunchOptions::default()
+        };
+        let mut guard = launch(shell("sleep 1000"), PATIENT, &ties).unwrap();
+        guard.start(&[], far()).unwrap();
+        assert_eq!(next(&mut guard), GuardReport::Started);
+        guard.stop().unwrap();
+        assert_eq!(
+            next(&mut guard),
+            ended(ExitStatus::Signalled(libc::SIGTERM), Cause::Ordered)
+        );
+        adopted.wait().unwrap();
+        let left: Vec<i32> = sleepers("1000.5");
+        for &pid in &left {
+            // SAFETY: sends a signal to a process that this test started.
+            unsafe { libc::kill(pid, libc::SIGKILL) };
+        }
+        assert_eq!(left, Vec::<i32>::new());
+    });
+}
+
+/// The living processes whose last argument is this.
+fn sleepers(argument: &str) -> Vec<i32> {
+    fs::read_dir("/proc")
+        .unwrap()
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+        .filter(|pid| {
+            let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            line.split(|&byte| byte == 0)
+                .any(|word| word == argument.as_bytes())
+        })
+        .collect()
+}
+
 #[test]
 fn an_orphan_of_the_adopted_process_is_killed_and_awaited() {
     alone(|scratch| {
