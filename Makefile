@@ -7,7 +7,7 @@
 # make mutants       the tests themselves: each promise is broken once, and a test must notice
 # make install [PREFIX=/usr/local] [DESTDIR=]     program, manual pages, completions; make uninstall takes them away
 # make deb           a Debian package in target/debian
-# make deb-test      installs all of that into scratch folders, uses it, and removes it without a trace
+# make deb-test      installs all of that into scratch directories, uses it, and removes it without a trace
 
 PREFIX ?= /usr/local
 DESTDIR ?=

@@ -1,29 +1,30 @@
 //! dlock runs a command under an etcd lock, and kills it before anybody else can get the lock.
-//! This file is the map, and the way from the command line to the exit; it must not know etcd or processes.
+//! This file is the map, and leads from the command line to the exit; it must not know etcd or processes.
 //!
 //! | question | room |
 //! |---|---|
-//! | which word on the command line, which setting? | `cli/`, `config/` |
+//! | which options and settings exist, and what are their limits? | `cli/`, `config/` |
 //! | when is the command stopped or killed? | `core/watchdog.rs` |
 //! | what proves that the lock is ours, and for how long? | `core/proof.rs`, `core/time.rs` |
 //! | when is the next renewal? | `core/heartbeat.rs` |
-//! | which keys, whose turn? | `core/name.rs`, `core/queue.rs`, `core/turn.rs` |
-//! | whose command may still run when it is our turn? | `core/evidence.rs` |
-//! | what do others see of the holder? | `core/holder.rs`, `whoami.rs` |
-//! | what is every kind of lock to the one who wants it? | `contest.rs` |
-//! | what is said to etcd? | `etcd/` |
+//! | which keys does a lock have, and which entries block ours? | `core/name.rs`, `core/keys.rs`, `core/blockers.rs` |
+//! | whose command may still run when we have the lock? | `core/lock_delay.rs` |
+//! | what does the holder record say? | `core/holder.rs`, `host/identity.rs` |
+//! | what do both kinds of lock have in common? | `lock/` |
+//! | which requests does etcd get? | `etcd/` |
 //! | how does a lock work without etcd? | `local/`, `core/local.rs` |
-//! | how is the command started, and how does all of it die? | `guard/` |
-//! | who is a fence's late writer, and what does its file say? | `core/fence.rs`, `fence.rs` |
-//! | what survives a crash? | `whole.rs` |
-//! | in what order does it all happen? | `commands/` |
-//! | what does the shell offer at TAB? | `complete.rs`, `cli/partial.rs`, `completions/` |
-//! | what does systemd hear? | `notify.rs` |
-//! | what would go wrong tonight? | `commands/doctor.rs`, `core/doctor.rs`, `etcd/doctor.rs`, `machine.rs` |
-//! | which exit status? | `exit.rs` |
-//! | what time is it? | `clock.rs` |
-//! | how is it said, and to whom? | `log.rs`, `events.rs`, `terminal.rs`, `core/text.rs` |
-//! | what is shown while it waits, what is counted? | `core/scene.rs`, `core/ledger.rs`, `commands/report.rs`, `metrics.rs` |
+//! | how is the command started, and how is its whole tree killed? | `guard/` |
+//! | which system calls does dlock make? | `sys/`; `unsafe` is in `sys/` and `guard/` only |
+//! | which file survives a crash? | `sys/atomic_file.rs` |
+//! | which tokens does a fence refuse, and what is in its file? | `core/fence.rs`, `local/token_file.rs` |
+//! | in what order does it all happen? | `commands/`, one file per sub-command; `commands/run_locked.rs` |
+//! | what does the shell offer at TAB? | `commands/complete.rs`, `cli/partial.rs`, `completions/` |
+//! | what does systemd get? | `output/systemd.rs` |
+//! | what would go wrong tonight? | `commands/doctor.rs`, `core/doctor.rs`, `etcd/doctor.rs`, `host/facts.rs` |
+//! | which exit status? | `output/exit.rs` |
+//! | what time is it? | `sys/clock.rs` |
+//! | what do the log and the terminal show? | `output/log.rs`, `output/events.rs`, `output/live_line.rs`, `core/text.rs` |
+//! | what is shown during the wait, what is counted? | `core/wait_status.rs`, `core/run_stats.rs`, `commands/report.rs`, `output/metrics.rs` |
 
 pub mod cli;
 mod commands;
@@ -47,8 +48,8 @@ use output::{events, log};
 
 /// The whole program.
 pub fn main() -> ! {
-    // At once, in whichever task it happens: nothing is renewed any more, and the guard sees the end. A status that the
-    // command may return must not follow.
+    // A panic in any task ends the process at once: renewals stop, and the guard sees the end. The exit status must not be
+    // one that the command may return.
     log::on_panic(|| end(Exit::Failed));
     end(run().unwrap_or_else(|failure| {
         log::log_failure(&failure);
@@ -58,7 +59,7 @@ pub fn main() -> ! {
 
 fn end(exit: Exit) -> ! {
     if exit != Exit::Done && cli::is_evaluated(std::env::args_os()) {
-        // A shell that evaluates nothing goes on without the lock, whatever the status of a busy one is to be.
+        // A shell that evaluates an empty text continues without the lock, whatever the exit status is.
         let _ = writeln!(std::io::stdout(), "exit {}", exit.code());
     }
     exit.exit_process()
@@ -66,12 +67,12 @@ fn end(exit: Exit) -> ! {
 
 fn run() -> Result<Exit, Failure> {
     let argv: Vec<OsString> = std::env::args_os().collect();
-    if let Some((name, words)) = argv.split_first()
+    if let Some((name, args)) = argv.split_first()
         && name == hold::HOLD_CHILD
     {
-        return hold::hold_child(words);
+        return hold::hold_child(args);
     }
-    // Anything else in that variable is none of a shell's, and must not keep a command from running.
+    // Another value of that variable is not from our completion scripts, and must not keep a command from running.
     let position = std::env::var(complete::VARIABLE).ok();
     if let Some(position) = position.and_then(|text| text.parse().ok()) {
         let answer = complete::answer(position, &argv);
@@ -80,7 +81,7 @@ fn run() -> Result<Exit, Failure> {
     }
     match cli::parse(argv, &|name| std::env::var_os(name))? {
         Request::Print(text) => {
-            // Whoever closed the pipe has read enough.
+            // A reader that closed the pipe has read enough.
             let _ = std::io::stdout().write_all(text.as_bytes());
             Ok(Exit::Done)
         }
