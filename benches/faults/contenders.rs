@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::command::{Shape, as_job, in_session, line};
 use crate::fault::{Demand, Fault, Strike};
-use crate::server::Server;
+use crate::server::{LockHandle, Server};
 use crate::support::{
     Dlock, LIMIT, Running, Scratch, Signal, boot_clock, eventually, since, unique,
 };
@@ -17,20 +17,11 @@ const COUNTING: Duration = Duration::from_millis(200);
 pub(crate) struct Contest {
     pub(crate) holder: Running,
     waiter: Running,
-    pub(crate) stake: Stake,
+    pub(crate) handle: LockHandle,
     pub(crate) struck_at: Duration,
     dir: Scratch,
     taken_over_at: Option<Duration>,
     left: usize,
-}
-
-/// What stands for the lock at a server; empty with a tool that has none.
-#[derive(Default)]
-pub(crate) struct Stake {
-    /// The holder's key.
-    pub(crate) key: String,
-    /// The key's lease or session.
-    pub(crate) lease: String,
 }
 
 /// How the tool that held the lock ended.
@@ -86,14 +77,14 @@ impl Contest {
         });
         let command = enter(Shape::Plain, "waiter", Duration::from_secs(1), 0);
         let waiter = run(waiter_at, command).start();
-        let stake = eventually(LIMIT, "the waiter waits", || match tool {
-            Tool::Flock => waits_for_flock(waiter.process().0).then(Stake::default),
+        let handle = eventually(LIMIT, "the waiter waits", || match tool {
+            Tool::Flock => waits_for_flock(waiter.process().0).then(LockHandle::default),
             _ => witness.contended(tool, &name),
         });
         Self {
             holder,
             waiter,
-            stake,
+            handle,
             struck_at: boot_clock(),
             dir,
             taken_over_at: None,

@@ -2,7 +2,6 @@
 //! It must not know when it is struck.
 
 use crate::consul::Agent;
-use crate::contenders::Stake;
 use crate::support::{Etcd, Signal, alive};
 use crate::tool::Tool;
 
@@ -11,6 +10,15 @@ use crate::tool::Tool;
 pub(crate) enum Server<'a> {
     Etcd(&'a Etcd),
     Consul(&'a Agent),
+}
+
+/// The holder's key and lease at a server; empty for a tool without a server.
+#[derive(Default)]
+pub(crate) struct LockHandle {
+    /// The holder's key.
+    pub(crate) key: String,
+    /// The key's lease or session.
+    pub(crate) lease: String,
 }
 
 impl Server<'_> {
@@ -66,35 +74,35 @@ impl Server<'_> {
     }
 
     /// What the holder of the lock has here, once somebody waits behind it.
-    pub(crate) fn contended(self, tool: Tool, lock: &str) -> Option<Stake> {
+    pub(crate) fn contended(self, tool: Tool, lock: &str) -> Option<LockHandle> {
         match self {
             Self::Etcd(etcd) => match &etcd.entries(&tool.keys(lock)?)[..] {
-                [holder, _] => Some(Stake {
+                [holder, _] => Some(LockHandle {
                     key: holder.key.clone(),
                     lease: holder.lease_hex(),
                 }),
                 _ => None,
             },
-            Self::Consul(agent) => agent.contended(lock).map(|lease| Stake {
+            Self::Consul(agent) => agent.contended(lock).map(|lease| LockHandle {
                 key: lock.to_owned(),
                 lease,
             }),
         }
     }
 
-    pub(crate) fn revoke(self, stake: &Stake) {
+    pub(crate) fn revoke(self, handle: &LockHandle) {
         match self {
-            Self::Etcd(etcd) => etcd.revoke(&stake.lease),
-            Self::Consul(agent) => agent.destroy(&stake.lease),
+            Self::Etcd(etcd) => etcd.revoke(&handle.lease),
+            Self::Consul(agent) => agent.destroy(&handle.lease),
         }
     }
 
-    pub(crate) fn delete(self, stake: &Stake) {
+    pub(crate) fn delete(self, handle: &LockHandle) {
         match self {
             Self::Etcd(etcd) => {
-                etcd.ctl(&["del", &stake.key]);
+                etcd.ctl(&["del", &handle.key]);
             }
-            Self::Consul(agent) => agent.delete(&stake.key),
+            Self::Consul(agent) => agent.delete(&handle.key),
         }
     }
 }

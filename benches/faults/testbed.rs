@@ -107,8 +107,8 @@ impl Testbed {
         for contest in &mut self.contests {
             contest.struck_at = boot_clock();
             match self.fault.strike {
-                Strike::RevokeLease => witness.revoke(&contest.stake),
-                Strike::DeleteKey => witness.delete(&contest.stake),
+                Strike::RevokeLease => witness.revoke(&contest.handle),
+                Strike::DeleteKey => witness.delete(&contest.handle),
                 Strike::KillHolder => contest.holder.signal(Signal::KILL),
                 Strike::StopHolder => contest.holder.signal(Signal::STOP),
                 Strike::StopCommandKillHolder => {

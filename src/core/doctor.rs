@@ -4,6 +4,7 @@
 pub mod certificate;
 mod cluster;
 pub mod endpoints;
+pub mod facts;
 pub mod latency;
 pub mod machine;
 pub mod version;

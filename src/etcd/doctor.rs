@@ -16,7 +16,7 @@ use crate::config::Settings;
 use crate::config::credentials::Credentials;
 use crate::config::endpoint::Endpoint;
 use crate::core::doctor::certificate::Certificate;
-use crate::core::doctor::endpoints::{Answer, Complaint, Member, MemberStatus, Probe};
+use crate::core::doctor::facts::{Answer, Complaint, Member, MemberStatus, Probe};
 use crate::core::proof::Header;
 use crate::core::time::LeaseTimings;
 use crate::sys::clock;

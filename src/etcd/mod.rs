@@ -19,12 +19,11 @@ pub(crate) use cluster::Cluster;
 
 use crate::core::proof::LeaseId;
 use crate::lock::error::LockError;
+use crate::sys::random::random;
 
 /// A random positive id: one that the server picks would be lost with the answer.
 fn random_lease() -> Result<LeaseId, LockError> {
-    let mut bytes = [0_u8; 8];
-    // Eight bytes come whole, and without waiting once the system is up (getrandom(2)).
-    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())
+    let id = random()
         .map_err(|error| LockError::refused(format!("no random lease id: {error}"), None))?;
-    Ok(LeaseId((i64::from_ne_bytes(bytes) & i64::MAX).max(1)))
+    Ok(LeaseId((id.cast_signed() & i64::MAX).max(1)))
 }

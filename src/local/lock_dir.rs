@@ -13,7 +13,7 @@ use rustix::fs::{
 };
 use rustix::io::{Errno, retry_on_intr};
 
-use super::state_dir::{Modes, list, not_written};
+use super::dir_util::{Modes, list, not_written};
 use crate::core::blockers::QueueEntry;
 use crate::core::fence::{HighestTokens, Unreadable};
 use crate::core::holder::Holder;
@@ -26,6 +26,7 @@ use crate::local::token_file;
 use crate::output::exit::Failure;
 use crate::sys::atomic_file::{AtomicFile, same};
 use crate::sys::clock;
+use crate::sys::random::random;
 
 /// The start of the machine that `CLOCK_BOOTTIME` counts from (`proc_sys_kernel(5)`).
 const BOOT_ID_PATH: &str = "/proc/sys/kernel/random/boot_id";
@@ -412,10 +413,4 @@ fn wait(lock: &OwnedFd) -> Result<(), Errno> {
 fn boot() -> String {
     let text = std::fs::read_to_string(BOOT_ID_PATH).unwrap_or_default();
     text.trim_end().to_owned()
-}
-
-pub(super) fn random() -> rustix::io::Result<u64> {
-    let mut bytes = [0_u8; 8];
-    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())?;
-    Ok(u64::from_ne_bytes(bytes))
 }

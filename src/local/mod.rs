@@ -10,6 +10,7 @@
 //! one who waits sleeps in a shared flock on the place before it, and whose turn it is follows as in etcd (`core/turn.rs`).
 
 mod backend;
+mod dir_util;
 mod entry;
 mod listing;
 mod lock_dir;

@@ -8,57 +8,27 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, anyhow};
 use rustix::fs::{
-    AtFlags, CWD, Dir, FileType, FlockOperation, Mode, OFlags, RawMode, RenameFlags, Stat, fchmod,
-    flock, fstat, fstatfs, fsync, mkdirat, openat, renameat_with, statat, unlinkat,
+    AtFlags, CWD, FileType, FlockOperation, Mode, RenameFlags, Stat, fchmod, flock, fstat, fstatfs,
+    fsync, mkdirat, openat, renameat_with, statat, unlinkat,
 };
 use rustix::io::Errno;
 use rustix::process::geteuid;
 
-use super::lock_dir::{LockDir, random};
+use super::dir_util::{DIRECTORY_FLAGS, Modes, OTHER_DIR_HINT, list};
+use super::lock_dir::LockDir;
 use crate::core::local::{
     MAX_DIRECTORY_BYTES, directory_of, is_unfinished_folder, name_of, network_filesystem,
     unfinished_folder,
 };
 use crate::core::name::LockName;
 use crate::output::exit::{Failure, OrFail as _};
-
-/// How a folder is opened that nobody may have put a link in the place of.
-const DIRECTORY_FLAGS: OFlags = OFlags::RDONLY
-    .union(OFlags::DIRECTORY)
-    .union(OFlags::NOFOLLOW)
-    .union(OFlags::CLOEXEC);
-
-/// What may help when nothing can be written.
-const OTHER_DIR_HINT: &str = "--local=DIR names another folder";
+use crate::sys::random::random;
 
 /// The state folder, open.
 pub(super) struct StateDir {
     path: PathBuf,
     directory: OwnedFd,
     rights: Modes,
-}
-
-/// Who may use what is made in the folder: its owner, and the group if it may write to the folder. Nobody who may only
-/// look: whoever can open a file can put a flock on it, and bar everybody by that.
-#[derive(Clone, Copy)]
-pub(super) struct Modes {
-    pub(super) directory: Mode,
-    pub(super) file: Mode,
-}
-
-impl Modes {
-    fn of(directory: RawMode) -> Self {
-        let (group, file) = if directory & 0o020 == 0 {
-            (0, 0o600)
-        } else {
-            // The group's bit (setgid) makes what is in a folder its group's.
-            (directory & 0o2000 | 0o070, 0o660)
-        };
-        Self {
-            directory: Mode::from_raw_mode(0o700 | group),
-            file: Mode::from_raw_mode(file),
-        }
-    }
 }
 
 impl StateDir {
@@ -208,16 +178,6 @@ impl StateDir {
     }
 }
 
-/// The names in a folder, those that are text.
-pub(super) fn list(directory: &OwnedFd) -> rustix::io::Result<Vec<String>> {
-    let mut names = Vec::new();
-    for entry in Dir::read_from(directory)? {
-        let entry = entry?;
-        names.extend(entry.file_name().to_str().ok().map(str::to_owned));
-    }
-    Ok(names)
-}
-
 fn directory_name(name: &LockName) -> Result<String, Failure> {
     let directory = directory_of(name);
     if directory.len() > MAX_DIRECTORY_BYTES {
@@ -268,13 +228,4 @@ fn check_trusted(path: &Path, status: &Stat) -> Result<(), Failure> {
         ));
     }
     Ok(())
-}
-
-/// What keeps a file from being made or changed, and what may help.
-pub(super) fn not_written(tried: &str, error: Errno) -> Failure {
-    let helps = [Errno::ACCESS, Errno::PERM, Errno::ROFS].contains(&error);
-    Failure {
-        hint: helps.then(|| OTHER_DIR_HINT.to_owned()),
-        ..anyhow!("{tried}: {error}").into()
-    }
 }

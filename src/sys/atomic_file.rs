@@ -15,7 +15,8 @@ use rustix::fs::{
 };
 use rustix::io::{Errno, retry_on_intr};
 use rustix::process::{Gid, Uid, geteuid};
-use rustix::rand::{GetRandomFlags, getrandom};
+
+use crate::sys::random::random;
 
 /// A file that is there or not. All that is done to it goes through its folder, whatever its path comes to mean.
 pub(crate) struct AtomicFile {
@@ -300,12 +301,6 @@ impl AtomicFile {
         };
         attempt().with_context(|| format!("cannot write '{}'", self.path.display()))
     }
-}
-
-fn random() -> Result<u64, Errno> {
-    let mut random = [0; 8];
-    getrandom(&mut random, GetRandomFlags::empty())?;
-    Ok(u64::from_ne_bytes(random))
 }
 
 /// Takes the lock if nobody has it; else that is `WOULDBLOCK`.

@@ -11,4 +11,5 @@ pub(crate) mod outcome;
 pub(crate) mod pidfd;
 pub(crate) mod proc;
 pub(crate) mod process;
+pub(crate) mod random;
 pub(crate) mod signals;

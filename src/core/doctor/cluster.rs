@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use super::endpoints::{Complaint, Member, MemberStatus, Named, Trial};
+use super::facts::{Complaint, Member, MemberStatus, Named, Trial};
 use super::{Finding, counted, version};
 use crate::core::cluster_id::ClusterId;
 

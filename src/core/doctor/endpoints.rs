@@ -3,99 +3,13 @@
 
 use std::time::Duration;
 
-use super::latency::{self, Proof};
+use super::facts::{Answer, Complaint, NO_LEADER, Named, Probe, Trial};
+use super::latency;
 use super::{Finding, Level, cluster};
 use crate::core::cluster_id::ClusterId;
 use crate::core::proof::Header;
 use crate::core::text::format_duration;
 use crate::core::time::LeaseTimings;
-
-const NO_LEADER: &str = "most members of the cluster are down or cut off from this one, or their disks hang, or an election goes on: ask again in a few seconds";
-
-/// A failed request, as it can be shown.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Complaint {
-    pub cause: String,
-    pub hint: Option<String>,
-    /// etcd was reached and said no; else another endpoint, or the same one later, may do it.
-    pub refused: bool,
-}
-
-impl Complaint {
-    fn denied(&self) -> bool {
-        self.refused && self.cause.contains("permission denied")
-    }
-
-    /// What may help, if anything is known to.
-    fn help(&self) -> Option<&str> {
-        let no_leader = self.cause.contains("no leader");
-        self.hint.as_deref().or(no_leader.then_some(NO_LEADER))
-    }
-
-    pub(super) fn no_space(&self) -> bool {
-        self.cause.contains("space exceeded")
-    }
-}
-
-/// An endpoint and what came of asking it.
-#[derive(Clone, Debug)]
-pub struct Probe {
-    pub endpoint: String,
-    pub answer: Result<Answer, Complaint>,
-}
-
-/// An endpoint that answers, with what it has shown.
-pub(super) type Named<'a> = (&'a str, &'a Answer);
-
-/// What an endpoint that answers has shown.
-#[derive(Clone, Debug)]
-pub struct Answer {
-    /// Until the first answer, connecting included.
-    pub took: Duration,
-    /// Who answered; `None` when every request was refused.
-    pub header: Option<Header>,
-    /// What the member says of itself; `None` when it says that to root only.
-    pub status: Option<MemberStatus>,
-    /// From the status, or from where etcd tells it to everybody.
-    pub version: Option<String>,
-    /// All members of the cluster that the endpoint belongs to, as far as it tells.
-    pub members: Vec<Member>,
-    /// Whether etcd knows users at all; `None` when we are none.
-    pub users: Option<bool>,
-    pub trial: Trial,
-}
-
-/// What a member says of itself.
-#[derive(Clone, Debug, Default)]
-pub struct MemberStatus {
-    /// 0 for none.
-    pub leader: u64,
-    pub learner: bool,
-    /// The database in bytes, and what it may have; 0 when the server does not tell.
-    pub size: i64,
-    pub quota: i64,
-    /// Alarms and the like, in etcd's words.
-    pub errors: Vec<String>,
-}
-
-/// A member as the cluster lists it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Member {
-    pub id: u64,
-    /// Where it says that clients find it.
-    pub urls: Vec<String>,
-    pub learner: bool,
-}
-
-/// A lock in small, tried through one endpoint.
-#[derive(Clone, Debug)]
-pub struct Trial {
-    /// Whether everything that a lock needs would be allowed.
-    pub locks: Result<(), Complaint>,
-    /// Whether a key of the doctor's own could be put, kept, read and deleted.
-    pub key: Result<(), Complaint>,
-    pub proofs: Vec<Proof>,
-}
 
 /// Who asks, and for which keys.
 pub struct ProbeSettings<'a> {

@@ -11,7 +11,7 @@ use tokio::time::timeout;
 
 use super::super::connection::Connection;
 use super::{STEP_TIMEOUT, complaint, header, within};
-use crate::core::doctor::endpoints::Trial;
+use crate::core::doctor::facts::Trial;
 use crate::core::doctor::latency::Proof;
 use crate::core::keys::LockKeys;
 use crate::core::name::LockName;

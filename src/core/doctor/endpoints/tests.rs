@@ -2,6 +2,7 @@
 //! Nothing here asks anybody.
 
 use super::*;
+use crate::core::doctor::facts::{Member, MemberStatus};
 use crate::core::doctor::worst;
 
 const URLS: [&str; 3] = ["http://a:2379", "http://b:2379", "http://c:2379"];
