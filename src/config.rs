@@ -1,13 +1,13 @@
-//! What command line, variables and file say about etcd, put together and checked.
+//! The settings of the connection to etcd, from flags, variables and file, checked.
 //! It must not know how a connection is made.
 
+pub(crate) mod backend;
 pub(crate) mod credentials;
 pub(crate) mod duration;
 pub(crate) mod endpoint;
 pub(crate) mod file;
 pub(crate) mod layers;
 pub(crate) mod origins;
-pub(crate) mod site;
 
 use std::ffi::{OsStr, OsString};
 use std::fs;
@@ -30,7 +30,7 @@ const DEFAULT_ENDPOINTS: &str = "127.0.0.1:2379";
 const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 const MAX_CONNECT_TIMEOUT: Duration = Duration::from_hours(24);
 
-/// All that is needed to reach etcd.
+/// Settings of the connection to etcd.
 pub(crate) struct Settings {
     /// Never empty, no duplicates, all of one scheme.
     pub(crate) endpoints: Vec<Endpoint>,
@@ -38,16 +38,16 @@ pub(crate) struct Settings {
     pub(crate) credentials: Option<Credentials>,
     /// Ends in a slash.
     pub(crate) prefix: String,
-    /// The only cluster whose answers count, if it is said.
+    /// The only cluster whose answers count; `None` if not set.
     pub(crate) cluster_id: Option<ClusterId>,
     pub(crate) connect_timeout: Duration,
 }
 
-/// PEM files. They are read again at every connection, since certificates are renewed under a long job.
+/// PEM files. Every connection reads them again, since certificates are renewed during a long job.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Tls {
     pub(crate) cacert: Option<PathBuf>,
-    /// Present exactly if `key` is.
+    /// Present if and only if `key` is.
     pub(crate) cert: Option<PathBuf>,
     pub(crate) key: Option<PathBuf>,
 }
@@ -61,7 +61,7 @@ pub(crate) fn chosen_file(
     flags.config.clone().or_else(variable).map(PathBuf::from)
 }
 
-/// The settings; what is odd but works goes to `warnings`.
+/// The settings; oddities that work go to `warnings`.
 pub(crate) fn resolve(
     layers: &Layers,
     flags: &Connection,
@@ -103,7 +103,7 @@ fn endpoints(layers: &Layers, flags: &Connection, tls: bool) -> Result<Vec<Endpo
         None => DEFAULT_ENDPOINTS,
     };
     let list = endpoint::parse_list(text, tls);
-    // The list itself is not repeated: it may hold a password in the wrong place.
+    // The error does not repeat the list: it may contain a password.
     let place = || {
         found
             .as_ref()
@@ -132,7 +132,7 @@ fn tls(layers: &Layers, flags: &Connection) -> Result<Tls, Failure> {
     })
 }
 
-/// The path, once a byte could be read: better an error now than in the middle of a job.
+/// The path, after one byte was read: an error now is better than in the middle of a job.
 fn readable(found: &SettingValue) -> Result<PathBuf, Failure> {
     let path = found.path();
     let read = || fs::File::open(&path)?.read(&mut [0]);

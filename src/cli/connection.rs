@@ -1,11 +1,11 @@
-//! The words for how etcd is reached and how dlock talks: the options of every sub-command.
+//! The options of every sub-command: the connection to etcd, and the form of the messages.
 //! It must not know how they become settings (`config`), nor what a connection is.
 
 use std::ffi::OsString;
 
 use clap::{ArgAction, Args, ValueHint};
 
-/// How etcd is reached.
+/// Options of the connection to etcd.
 #[derive(Args, Clone, Debug, Default)]
 #[command(next_help_heading = "Connection options")]
 pub(crate) struct Connection {
@@ -66,7 +66,7 @@ pub(crate) struct Connection {
     pub(crate) config: Option<OsString>,
 }
 
-/// How dlock talks.
+/// Options of the messages.
 #[derive(Args, Clone, Debug, Default)]
 #[command(next_help_heading = "Output options")]
 pub(crate) struct Output {

@@ -1,5 +1,5 @@
-//! The words of `dlock doctor`, and all settings that it is to explain.
-//! It must not know what is examined, nor how the findings are shown.
+//! The options of `dlock doctor`, and the settings that it explains.
+//! It must not know the checks, nor how the findings are shown.
 
 use std::ffi::{OsStr, OsString};
 use std::path::Path;
@@ -14,7 +14,7 @@ use crate::core::text::format_duration;
 use crate::core::time::LeaseTimings;
 use crate::output::exit::Failure;
 
-/// How dlock talks decides nothing about a lock.
+/// The form of the messages does not matter to a lock.
 const OUTPUT_OPTIONS: [&str; 3] = ["verbose", "quiet", "log-format"];
 
 #[derive(Args, Debug)]
@@ -32,37 +32,42 @@ pub(crate) struct DoctorArgs {
     json: bool,
 }
 
-/// What the words mean.
+/// The resolved options.
 #[derive(Debug)]
 pub(crate) struct Options {
     pub(crate) timings: LeaseTimings,
     pub(crate) json: bool,
     pub(crate) settings: Vec<Origin>,
-    /// What is odd about the settings.
+    /// Warnings about the settings.
     pub(crate) warnings: Vec<String>,
 }
 
 impl DoctorArgs {
-    /// Puts the words together with the variables, the file and the defaults.
-    pub(super) fn resolve(self, asked: &mut Resolver) -> Result<Work, Failure> {
+    /// Resolves the options with the variables, the file and the defaults.
+    pub(super) fn resolve(self, resolver: &mut Resolver) -> Result<Work, Failure> {
         let (ttl, grace) = lock::times(
-            &asked.layers,
+            &resolver.layers,
             self.ttl.as_deref(),
             self.kill_after.as_deref(),
         )?;
-        let settings = asked.settings()?;
+        let settings = resolver.settings()?;
         let timings = LeaseTimings::new(ttl, grace);
         let options = Options {
             timings,
             json: self.json,
-            settings: self.origins(asked, &settings, timings),
-            warnings: std::mem::take(&mut asked.warnings),
+            settings: self.origins(resolver, &settings, timings),
+            warnings: std::mem::take(&mut resolver.warnings),
         };
         Ok(Work::Doctor(settings, options))
     }
 
-    /// Every setting that is set, for whichever sub-command, and the defaults of those that count here.
-    fn origins(&self, asked: &Resolver, resolved: &Settings, timings: LeaseTimings) -> Vec<Origin> {
+    /// Every setting that is set, for any sub-command, and the defaults of those that `dlock doctor` uses.
+    fn origins(
+        &self,
+        resolver: &Resolver,
+        effective: &Settings,
+        timings: LeaseTimings,
+    ) -> Vec<Origin> {
         let mut origins = Vec::new();
         for (option, ..) in settings() {
             if OUTPUT_OPTIONS.contains(&option.as_str()) {
@@ -71,11 +76,11 @@ impl DoctorArgs {
             let flag = match option.as_str() {
                 "ttl" => self.ttl.clone(),
                 "kill-after" => self.kill_after.clone(),
-                _ => flag(asked.connection, &option),
+                _ => flag(resolver.connection, &option),
             };
-            let shown = shown(&option, asked.layers.file(), resolved, timings);
-            origins.extend(origin(&asked.layers, flag.as_deref(), &option, shown));
-            if let ("password-file", Some(credentials)) = (&*option, &resolved.credentials) {
+            let shown = shown(&option, resolver.layers.file(), effective, timings);
+            origins.extend(origin(&resolver.layers, flag.as_deref(), &option, shown));
+            if let ("password-file", Some(credentials)) = (&*option, &effective.credentials) {
                 origins.push(Origin {
                     option: "password".to_owned(),
                     value: "(not shown)".to_owned(),
@@ -87,22 +92,26 @@ impl DoctorArgs {
     }
 }
 
-/// The value of a setting as it counts, where its text does not say it or says too much.
-fn shown(option: &str, file: &Path, resolved: &Settings, timings: LeaseTimings) -> Option<String> {
+/// The effective value of a setting, if its text is incomplete or secret.
+fn shown(option: &str, file: &Path, effective: &Settings, timings: LeaseTimings) -> Option<String> {
     let path = |path: &Option<std::path::PathBuf>| Some(path.as_ref()?.display().to_string());
     match option {
         "endpoints" => {
-            let all: Vec<String> = resolved.endpoints.iter().map(ToString::to_string).collect();
+            let all: Vec<String> = effective
+                .endpoints
+                .iter()
+                .map(ToString::to_string)
+                .collect();
             Some(all.join(","))
         }
-        "cacert" => path(&resolved.tls.cacert),
-        "cert" => path(&resolved.tls.cert),
-        "key" => path(&resolved.tls.key),
-        // Its text may hold the password.
-        "user" => Some(resolved.credentials.as_ref()?.user.clone()),
-        "prefix" => Some(resolved.prefix.clone()),
-        "cluster-id" => resolved.cluster_id.map(|id| id.to_string()),
-        "connect-timeout" => Some(format_duration(resolved.connect_timeout).to_string()),
+        "cacert" => path(&effective.tls.cacert),
+        "cert" => path(&effective.tls.cert),
+        "key" => path(&effective.tls.key),
+        // The text may contain the password.
+        "user" => Some(effective.credentials.as_ref()?.user.clone()),
+        "prefix" => Some(effective.prefix.clone()),
+        "cluster-id" => effective.cluster_id.map(|id| id.to_string()),
+        "connect-timeout" => Some(format_duration(effective.connect_timeout).to_string()),
         "ttl" => Some(format_duration(timings.ttl()).to_string()),
         "kill-after" => Some(format_duration(timings.grace()).to_string()),
         "config" if file == Path::new("") => Some("none".to_owned()),

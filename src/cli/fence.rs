@@ -1,4 +1,4 @@
-//! The words of `dlock fence`, their limits, and what they mean together.
+//! The options of `dlock fence` and their limits.
 //! It must not know the fence's file, nor how a command is started.
 
 use std::ffi::{OsStr, OsString};
@@ -45,7 +45,7 @@ pub(crate) struct FenceArgs {
     reset: Option<OsString>,
 }
 
-/// What the words mean.
+/// The resolved options.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Options {
     pub(crate) file: PathBuf,
@@ -60,7 +60,7 @@ pub(crate) enum Task {
         /// As the user typed it; empty when there is none.
         command: Vec<OsString>,
     },
-    /// Of all locks without a name.
+    /// All locks if there is no name.
     Peek(Option<LockName>),
     Reset {
         name: LockName,
@@ -69,7 +69,7 @@ pub(crate) enum Task {
 }
 
 impl FenceArgs {
-    /// Puts the words together with what the command of `dlock run` gets.
+    /// Resolves the options with the variables that the command of `dlock run` gets.
     pub(crate) fn resolve(self, layers: &Layers) -> Result<Options, Failure> {
         let name = flag_or_env(layers, self.name.as_deref(), "name", "DLOCK_NAME")
             .map(|found| found.parse(|text| text.parse().map_err(invalid_name)))
@@ -116,7 +116,7 @@ fn number(text: &str, lowest: i64) -> Result<FencingToken, String> {
         .ok_or_else(|| format!("expected a whole number, {lowest} or more"))
 }
 
-/// A flag, else what the command of `dlock run` got. Never from the file: it is of one moment.
+/// A flag, else the variable that the command of `dlock run` got. Never from the file: it applies to one call only.
 fn flag_or_env(
     layers: &Layers,
     text: Option<&OsStr>,

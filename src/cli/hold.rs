@@ -1,4 +1,4 @@
-//! The words of `dlock hold` and `dlock release`, and what they mean.
+//! The options of `dlock hold` and `dlock release`.
 //! It must not know how a lock is taken, nor how processes are watched.
 
 use std::ffi::{OsStr, OsString};
@@ -7,8 +7,8 @@ use anyhow::anyhow;
 use clap::{Args, ValueHint};
 
 use super::{Resolver, Work, local, lock};
+use crate::config::backend::BackendConfig;
 use crate::config::layers::Layers;
-use crate::config::site::BackendConfig;
 use crate::core::name::LockName;
 use crate::output::exit::{Failure, OrFail as _};
 
@@ -53,7 +53,7 @@ pub(crate) struct ReleaseArgs {
     hold: Option<OsString>,
 }
 
-/// What the words mean.
+/// The resolved options.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Options {
     pub(crate) name: LockName,
@@ -65,11 +65,14 @@ pub(crate) struct Options {
 }
 
 impl HoldArgs {
-    /// Puts the words together with the variables, the file and the defaults.
-    pub(super) fn resolve(self, asked: &mut Resolver) -> Result<Work, Failure> {
-        let site = self.local.resolve(asked);
-        let options = self.options(&asked.layers, matches!(site, Ok(BackendConfig::Local(_))))?;
-        Ok(Work::Hold(site?, options))
+    /// Resolves the options with the variables, the file and the defaults.
+    pub(super) fn resolve(self, resolver: &mut Resolver) -> Result<Work, Failure> {
+        let backend = self.local.resolve(resolver);
+        let options = self.options(
+            &resolver.layers,
+            matches!(backend, Ok(BackendConfig::Local(_))),
+        )?;
+        Ok(Work::Hold(backend?, options))
     }
 
     fn options(self, layers: &Layers, local: bool) -> Result<Options, Failure> {
@@ -92,7 +95,7 @@ fn pid(text: &OsStr) -> Result<i32, Failure> {
 }
 
 impl ReleaseArgs {
-    /// Names the process to be ended, as `dlock hold` told it.
+    /// The id of the process to end, as `dlock hold` printed it.
     pub(crate) fn resolve(self, layers: &Layers) -> Result<String, Failure> {
         let hold = self.hold.or_else(|| layers.variable("DLOCK_HOLD"));
         let hold = hold.ok_or_else(|| anyhow!("cannot release a lock: DLOCK_HOLD is not set"));

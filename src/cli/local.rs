@@ -1,4 +1,4 @@
-//! The word for locks of this machine alone, and which words make no sense beside it.
+//! The option for local locks, and the options that conflict with it.
 //! It must not know how such locks work.
 
 use std::ffi::{OsStr, OsString};
@@ -9,8 +9,8 @@ use clap::{Args, ValueHint};
 
 use super::Resolver;
 use super::connection::Connection;
+use crate::config::backend::{self, BackendConfig};
 use crate::config::layers::SettingValue;
-use crate::config::site::{self, BackendConfig};
 use crate::output::exit::{Failure, OrFail as _};
 
 #[derive(Args, Debug)]
@@ -25,38 +25,38 @@ pub(crate) struct LocalArgs {
 }
 
 impl LocalArgs {
-    /// Where the locks are, by all that is said about it.
-    pub(super) fn resolve(&self, asked: &mut Resolver) -> Result<BackendConfig, Failure> {
-        match chosen(asked, self.local.as_deref())? {
+    /// The backend that the layers choose.
+    pub(super) fn resolve(&self, resolver: &mut Resolver) -> Result<BackendConfig, Failure> {
+        match chosen(resolver, self.local.as_deref())? {
             Some((found, directory)) => {
-                no_connection(&found, asked.connection)?;
+                no_connection(&found, resolver.connection)?;
                 Ok(BackendConfig::Local(directory))
             }
-            None => asked.settings().map(BackendConfig::Etcd),
+            None => resolver.settings().map(BackendConfig::Etcd),
         }
     }
 }
 
-/// What says that the locks are those of this machine, and in which folder; `None` when they are in etcd.
+/// The setting that chooses local locks, and their directory; `None` if the locks are in etcd.
 fn chosen(
-    asked: &Resolver,
+    resolver: &Resolver,
     flag: Option<&OsStr>,
 ) -> Result<Option<(SettingValue, PathBuf)>, Failure> {
-    let Some(found) = asked.layers.find(flag, "local") else {
+    let Some(found) = resolver.layers.find(flag, "local") else {
         return Ok(None);
     };
-    let directory = site::state_dir(&asked.layers, &found)?;
+    let directory = backend::state_dir(&resolver.layers, &found)?;
     Ok(directory.map(|directory| (found, directory)))
 }
 
-/// Refuses what only etcd can do, `tried`, when the locks are those of this machine.
+/// Refuses `tried`, which only etcd can do, if the locks are local.
 pub(super) fn refuse(
-    asked: &Resolver,
+    resolver: &Resolver,
     flag: Option<&OsStr>,
     tried: &str,
     hint: &str,
 ) -> Result<(), Failure> {
-    match chosen(asked, flag)? {
+    match chosen(resolver, flag)? {
         Some((found, _)) => {
             Err(anyhow!("cannot {tried} with {}", found.origin_text())).or_hint(hint)
         }
@@ -64,7 +64,7 @@ pub(super) fn refuse(
     }
 }
 
-/// What says how etcd is reached was meant for a lock in etcd. Variables and the file are there for all locks.
+/// Refuses connection flags, which are meant for a lock in etcd. Variables and the file apply to all locks.
 fn no_connection(local: &SettingValue, flags: &Connection) -> Result<(), Failure> {
     let given = [
         ("endpoints", !flags.endpoints.is_empty()),

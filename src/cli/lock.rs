@@ -1,5 +1,5 @@
-//! The words about a lock that `run` and `hold` have in common, their limits, and what they mean together.
-//! It must not know how a lock is taken, nor what is done under it.
+//! The lock options that `run` and `hold` share, their limits, and their conflicts.
+//! It must not know how a lock is acquired, nor what runs under it.
 
 use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
@@ -18,7 +18,7 @@ use crate::core::time::LeaseTimings;
 use crate::output::exit::{self, Failure, OrFail};
 
 const DEFAULT_TTL: Duration = Duration::from_secs(30);
-/// Below it a renewal, its second try and the margins of `core::lease` do not fit any more.
+/// A shorter TTL has no room for a renewal, its retry and the margins of `core::time`.
 const MIN_TTL: Duration = Duration::from_secs(5);
 const MAX_TTL: Duration = LeaseTimings::LONGEST_TTL;
 
@@ -123,23 +123,23 @@ pub(crate) struct LockArgs {
     metrics: Option<OsString>,
 }
 
-/// What the words mean.
+/// The resolved options.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Options {
     /// Exit status for a busy lock.
     pub(crate) conflict: u8,
     pub(crate) ttl: Duration,
-    /// Time between the stop signal and SIGKILL.
+    /// Time from the stop signal to SIGKILL.
     pub(crate) grace: Duration,
     /// The stop signal.
     pub(crate) signal: i32,
     pub(crate) note: Option<String>,
     pub(crate) request: LockRequest,
-    /// How long the command may run.
+    /// Longest run of the command.
     pub(crate) max_hold: Option<Duration>,
-    /// Where it is told what became of it.
+    /// File for the summary of the run.
     pub(crate) report: Option<PathBuf>,
-    /// Where runs are counted.
+    /// File for the metrics.
     pub(crate) metrics: Option<PathBuf>,
 }
 
@@ -158,12 +158,12 @@ pub(crate) fn name(text: &OsStr) -> Result<LockName, Failure> {
 }
 
 impl LockArgs {
-    /// Puts the words together with the variables, the file and the defaults.
+    /// Resolves the options with the variables, the file and the defaults.
     pub(crate) fn resolve(self, layers: &Layers, local: bool) -> Result<Options, Failure> {
         if local {
-            self.refuse_what_etcd_does(layers)?;
+            self.refuse_etcd_only_options(layers)?;
         }
-        let patience = wait_policy(layers, self.no_wait, self.wait.as_deref())?;
+        let wait_policy = wait_policy(layers, self.no_wait, self.wait.as_deref())?;
         let kill_after = self.kill_after.as_deref();
         let (ttl, grace) = if local {
             (DEFAULT_TTL, grace_without_a_lease(layers, kill_after)?)
@@ -183,7 +183,7 @@ impl LockArgs {
         let max_hold = find(self.max_hold.as_deref(), "max-hold")
             .map(|found| found.parse(parse_positive_duration))
             .transpose()?;
-        let request = self.lock_request(layers, patience, local)?;
+        let request = self.lock_request(layers, wait_policy, local)?;
         let file = |flag, option| find(flag, option).map(|found| found.path());
         Ok(Options {
             conflict: conflict.unwrap_or(exit::BUSY),
@@ -198,8 +198,8 @@ impl LockArgs {
         })
     }
 
-    /// What a lock of this machine alone cannot do. A TTL from a variable or the file is there for the others.
-    fn refuse_what_etcd_does(&self, layers: &Layers) -> Result<(), Failure> {
+    /// Refuses options that a local lock cannot honour. A TTL from a variable or the file applies to locks in etcd.
+    fn refuse_etcd_only_options(&self, layers: &Layers) -> Result<(), Failure> {
         let ttl = self.ttl.as_deref();
         let ttl = ttl.and_then(|ttl| layers.find_set(Some(ttl), "ttl"));
         let once_per = layers.find(self.once_per.as_deref(), "once-per");
@@ -227,7 +227,7 @@ impl LockArgs {
     fn lock_request(
         &self,
         layers: &Layers,
-        patience: WaitPolicy,
+        wait_policy: WaitPolicy,
         local: bool,
     ) -> Result<LockRequest, Failure> {
         let shared = layers.find_switch(self.shared, "shared")?;
@@ -248,7 +248,7 @@ impl LockArgs {
         };
         let supersede = layers.find(self.supersede.as_deref().map(OsStr::new), "supersede");
         if let Some(found) = &supersede {
-            let why = match (patience, mode) {
+            let why = match (wait_policy, mode) {
                 (WaitPolicy::NoWait, _) => {
                     Some("--no-wait: who does not wait has nobody to send away")
                 }
@@ -263,7 +263,7 @@ impl LockArgs {
         }
         Ok(LockRequest {
             mode,
-            wait_policy: patience,
+            wait_policy,
             min_hold: whole(self.min_hold.as_deref(), "min-hold")?,
             once_per: whole(self.once_per.as_deref(), "once-per")?,
             supersede: supersede
@@ -273,7 +273,7 @@ impl LockArgs {
     }
 }
 
-/// How long a command may take to end under a lock that no time ends.
+/// The grace of a command under a lock without a lease.
 fn grace_without_a_lease(layers: &Layers, flag: Option<&OsStr>) -> Result<Duration, Failure> {
     let found = layers.find(flag, "kill-after");
     let grace = found
@@ -299,7 +299,7 @@ fn wait_policy(
     }
 }
 
-/// TTL and grace, which limit each other.
+/// TTL and grace; each limits the other.
 pub(super) fn times(
     layers: &Layers,
     ttl: Option<&OsStr>,
@@ -364,7 +364,7 @@ fn parse_positive_duration(text: &str) -> Result<Duration, String> {
     Ok(time)
 }
 
-/// For a lease.
+/// A positive duration in whole seconds, as a lease needs it.
 fn parse_whole_seconds(text: &str) -> Result<Duration, String> {
     let time = parse_positive_duration(text)?;
     if time.subsec_nanos() != 0 {

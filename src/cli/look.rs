@@ -1,5 +1,5 @@
-//! The words of the sub-commands that look at locks and step in: `ls`, `status`, `check`, `break`.
-//! It must not know how etcd is asked.
+//! The options of the sub-commands that inspect locks or break them: `ls`, `status`, `check`, `break`.
+//! It must not know which requests etcd gets.
 
 use std::ffi::{OsStr, OsString};
 use std::time::Duration;
@@ -13,7 +13,7 @@ use crate::core::name::LockName;
 use crate::core::proof::FencingToken;
 use crate::output::exit::{Failure, OrFail as _};
 
-/// How long `break` waits for the owner to go, unless it is told otherwise.
+/// Default time that `break` waits for the owner to release.
 const BREAK_TIMEOUT: Duration = Duration::from_secs(30);
 
 #[derive(Args, Debug)]
@@ -26,7 +26,7 @@ pub(crate) struct ListArgs {
     local: local::LocalArgs,
 
     #[command(flatten)]
-    form: Form,
+    format: ListFormat,
 }
 
 #[derive(Args, Debug)]
@@ -43,13 +43,13 @@ pub(crate) struct StatusArgs {
     local: local::LocalArgs,
 
     #[command(flatten)]
-    form: Form,
+    format: ListFormat,
 }
 
-// How it is shown.
+// The form of the output.
 #[derive(Args, Clone, Copy, Debug, PartialEq, Eq)]
 #[group(skip)]
-pub(crate) struct Form {
+pub(crate) struct ListFormat {
     /// Print JSON, one lock in a line
     #[arg(long)]
     pub(crate) json: bool,
@@ -107,22 +107,22 @@ pub(crate) struct BreakArgs {
     local: Option<OsString>,
 }
 
-/// What `ls` and `status` are to show.
+/// The request of `ls` or `status`.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum ListRequest {
-    List(String, Form),
-    Status(LockName, Form),
+    List(String, ListFormat),
+    Status(LockName, ListFormat),
     Held(LockName),
 }
 
-/// Whose holding `check` is about.
+/// The holding that `check` verifies.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Check {
     pub(crate) name: LockName,
     pub(crate) token: FencingToken,
 }
 
-/// Whom `break` sends away, and how.
+/// The entry that `break` evicts, and how.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Break {
     pub(crate) name: LockName,
@@ -134,8 +134,8 @@ pub(crate) struct Break {
 }
 
 impl ListArgs {
-    pub(super) fn resolve(self, asked: &mut Resolver) -> Result<Work, Failure> {
-        let site = self.local.resolve(asked)?;
+    pub(super) fn resolve(self, resolver: &mut Resolver) -> Result<Work, Failure> {
+        let backend = self.local.resolve(resolver)?;
         let prefix = self.beginning.into_string();
         let prefix = prefix.map_err(|text| {
             anyhow!(
@@ -143,30 +143,30 @@ impl ListArgs {
                 text.display()
             )
         })?;
-        Ok(Work::Look(site, ListRequest::List(prefix, self.form)))
+        Ok(Work::List(backend, ListRequest::List(prefix, self.format)))
     }
 }
 
 impl StatusArgs {
-    pub(super) fn resolve(self, asked: &mut Resolver) -> Result<Work, Failure> {
-        let site = self.local.resolve(asked)?;
+    pub(super) fn resolve(self, resolver: &mut Resolver) -> Result<Work, Failure> {
+        let backend = self.local.resolve(resolver)?;
         let name = lock::name(&self.name)?;
-        let look = if self.held {
+        let request = if self.held {
             ListRequest::Held(name)
         } else {
-            ListRequest::Status(name, self.form)
+            ListRequest::Status(name, self.format)
         };
-        Ok(Work::Look(site, look))
+        Ok(Work::List(backend, request))
     }
 }
 
 impl CheckArgs {
-    /// Puts the words together with the variables of the lock around us.
-    pub(super) fn resolve(self, asked: &mut Resolver) -> Result<Work, Failure> {
-        let site = self.local.resolve(asked)?;
-        let layers = &asked.layers;
-        let inherited = |word: Option<OsString>, variable| {
-            let text = word.or_else(|| layers.variable(variable));
+    /// Resolves the options with the variables of the lock around us.
+    pub(super) fn resolve(self, resolver: &mut Resolver) -> Result<Work, Failure> {
+        let backend = self.local.resolve(resolver)?;
+        let layers = &resolver.layers;
+        let inherited = |arg: Option<OsString>, variable| {
+            let text = arg.or_else(|| layers.variable(variable));
             text.ok_or_else(|| anyhow!("cannot check a lock: {variable} is not set"))
                 .or_hint(
                     "inside a command of dlock run both are known; else give --name and --token",
@@ -178,14 +178,14 @@ impl CheckArgs {
             name: lock::name(&name)?,
             token: parse_token(&token)?,
         };
-        Ok(Work::Check(site, check))
+        Ok(Work::Check(backend, check))
     }
 }
 
 impl BreakArgs {
-    pub(super) fn resolve(self, asked: &mut Resolver) -> Result<Work, Failure> {
+    pub(super) fn resolve(self, resolver: &mut Resolver) -> Result<Work, Failure> {
         let hint = "its holder is a process of this machine, dlock status --local NAME shows it: kill PID hands a signal on to its command";
-        local::refuse(asked, self.local.as_deref(), "break a lock", hint)?;
+        local::refuse(resolver, self.local.as_deref(), "break a lock", hint)?;
         let wait = self.wait.as_deref().map(|text| {
             let text = text.to_string_lossy();
             duration::parse(&text).map_err(|error| anyhow!("cannot use --wait '{text}': {error}"))
@@ -198,7 +198,7 @@ impl BreakArgs {
             now: self.now,
             wait: wait.transpose()?.unwrap_or(BREAK_TIMEOUT),
         };
-        Ok(Work::Break(asked.settings()?, order))
+        Ok(Work::Break(resolver.settings()?, order))
     }
 }
 

@@ -1,4 +1,4 @@
-//! The words of the command line, their limits, and what they ask for.
+//! The command line: its options, their limits, and the work that they request.
 //! It must not know tokio, etcd or processes.
 
 pub(crate) mod connection;
@@ -22,9 +22,9 @@ use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
 use self::connection::{Connection, Output};
+use crate::config::backend::BackendConfig;
 use crate::config::file::File;
 use crate::config::layers::{self, Layers, SettingValue};
-use crate::config::site::BackendConfig;
 use crate::config::{self, Settings};
 use crate::output::exit::Failure;
 use crate::output::log;
@@ -44,8 +44,7 @@ struct DlockArgs {
     output: Output,
 }
 
-// Only the one that is asked for is defined in full. A doc comment above the words of one would be said of it instead of
-// what stands here.
+// Only the requested sub-command is defined in full. A doc comment on an args struct would replace the text here.
 #[derive(Subcommand, Debug)]
 #[command(defer = true)]
 enum Command {
@@ -90,19 +89,19 @@ enum Shell {
     Fish,
 }
 
-/// What the command line asks for.
+/// The request that the command line makes.
 pub(crate) enum Request {
-    /// Text for stdout, and nothing else to do.
+    /// Text for stdout; nothing else to do.
     Print(String),
-    /// Nothing was asked for: a text for who wonders what dlock is.
+    /// There are no arguments: an introduction to dlock, for stderr.
     Welcome(&'static str),
     Task(Box<Task>),
 }
 
-/// Work, and how to talk about it.
+/// Work, and the form of its messages.
 pub(crate) struct Task {
     pub(crate) output: log::LogFormat,
-    /// What is odd but works, to be said once the log is there.
+    /// Warnings about the settings; they wait until the log is set up.
     pub(crate) warnings: Vec<String>,
     pub(crate) work: Work,
 }
@@ -112,10 +111,10 @@ pub(crate) enum Work {
     Run(BackendConfig, run::Options),
     Fence(fence::Options),
     Hold(BackendConfig, hold::Options),
-    Look(BackendConfig, look::ListRequest),
+    List(BackendConfig, look::ListRequest),
     Check(BackendConfig, look::Check),
     Break(Settings, look::Break),
-    /// By the name of the process that holds the lock.
+    /// The id of the process that holds the lock.
     Release(String),
     Doctor(Settings, doctor::Options),
 }
@@ -137,14 +136,14 @@ pub fn command() -> clap::Command {
     with_variables(definitions())
 }
 
-/// All that the command line may say.
+/// The definitions of all sub-commands and options.
 fn definitions() -> clap::Command {
     let mut command = with_subcommands(|_| true);
     command.build();
     command
 }
 
-/// What the command line may say of the sub-commands that are `wanted`.
+/// The definitions of the sub-commands that are `wanted`.
 fn with_subcommands(wanted: impl Fn(&str) -> bool) -> clap::Command {
     let all = Command::augment_subcommands(clap::Command::new(""));
     let wanted = all.get_subcommands().filter(|sub| wanted(sub.get_name()));
@@ -153,8 +152,8 @@ fn with_subcommands(wanted: impl Fn(&str) -> bool) -> clap::Command {
         .subcommands(wanted.cloned())
 }
 
-/// What the words say. Each sub-command has all the options that stand before it, too, and to define them for those
-/// that no word names is half of the instructions of reading a command line (callgrind). Only an error speaks of all.
+/// Parses the arguments. Each sub-command repeats the global options, and defining them for sub-commands that no argument
+/// names takes half of the instructions of parsing (callgrind). Only an error needs all of them.
 fn read(argv: &[OsString]) -> Result<(DlockArgs, Command), clap::Error> {
     let read = |command: clap::Command| {
         let matches = command.try_get_matches_from(argv)?;
@@ -167,8 +166,7 @@ fn read(argv: &[OsString]) -> Result<(DlockArgs, Command), clap::Error> {
     read(with_subcommands(named)).or_else(|_| read(with_subcommands(|_| true)))
 }
 
-/// `-c` is the command itself; help and version are no settings, and what others than `run` are asked for is of one
-/// moment.
+/// `-c` is the command itself; help and version are no settings, and the other options apply to one call only.
 fn has_variable(long: &str) -> bool {
     !matches!(
         long,
@@ -191,7 +189,7 @@ fn has_variable(long: &str) -> bool {
     )
 }
 
-/// Every setting: its long option, its variable and etcdctl's variable that stands in for it.
+/// Every setting: its long option, its variable, and etcdctl's variable as a fallback.
 pub fn settings() -> Vec<(String, String, Option<&'static str>)> {
     fn collect(command: &clap::Command, longs: &mut Vec<String>) {
         let own = command.get_arguments().filter_map(clap::Arg::get_long);
@@ -219,8 +217,8 @@ pub(crate) fn parse(
     if argv.len() < 2 {
         return Ok(Request::Welcome(include_str!("welcome.txt")));
     }
-    let (words, command) = match read(&argv) {
-        Ok(words) => words,
+    let (options, command) = match read(&argv) {
+        Ok(options) => options,
         Err(error) => match error.kind() {
             ErrorKind::DisplayVersion => return Ok(Request::Print(error.render().to_string())),
             ErrorKind::DisplayHelp => {
@@ -231,36 +229,38 @@ pub(crate) fn parse(
             _ => return Err(usage::failure(&error)),
         },
     };
-    let DlockArgs { connection, output } = words;
-    let form = Globals {
+    let DlockArgs { connection, output } = options;
+    let globals = Globals {
         connection,
         output,
         variables,
     };
     match command {
-        Command::Run(words) => form.task(|asked| words.resolve(asked)),
-        Command::Hold(words) => form.task(|asked| words.resolve(asked)),
-        Command::Ls(words) => form.task(|asked| words.resolve(asked)),
-        Command::Status(words) => form.task(|asked| words.resolve(asked)),
-        Command::Check(words) => form.task(|asked| words.resolve(asked)),
-        Command::Break(words) => form.task(|asked| words.resolve(asked)),
-        Command::Release(words) => {
-            form.task(|asked| Ok(Work::Release(words.resolve(&asked.layers)?)))
+        Command::Run(options) => globals.task(|resolver| options.resolve(resolver)),
+        Command::Hold(options) => globals.task(|resolver| options.resolve(resolver)),
+        Command::Ls(options) => globals.task(|resolver| options.resolve(resolver)),
+        Command::Status(options) => globals.task(|resolver| options.resolve(resolver)),
+        Command::Check(options) => globals.task(|resolver| options.resolve(resolver)),
+        Command::Break(options) => globals.task(|resolver| options.resolve(resolver)),
+        Command::Release(options) => {
+            globals.task(|resolver| Ok(Work::Release(options.resolve(&resolver.layers)?)))
         }
-        Command::Fence(words) => form.task(|asked| Ok(Work::Fence(words.resolve(&asked.layers)?))),
-        Command::Doctor(words) => form.task(|asked| words.resolve(asked)),
-        Command::Completions(words) => Ok(Request::Print(completions(words.shell).to_owned())),
+        Command::Fence(options) => {
+            globals.task(|resolver| Ok(Work::Fence(options.resolve(&resolver.layers)?)))
+        }
+        Command::Doctor(options) => globals.task(|resolver| options.resolve(resolver)),
+        Command::Completions(options) => Ok(Request::Print(completions(options.shell).to_owned())),
     }
 }
 
-/// What is said beside the words of a sub-command.
+/// The options of every sub-command.
 struct Globals<'a> {
     connection: Connection,
     output: Output,
     variables: &'a dyn Fn(&str) -> Option<OsString>,
 }
 
-/// The layers of settings, for the one sub-command that was asked for.
+/// The layers of settings, for the requested sub-command.
 struct Resolver<'a> {
     layers: Layers<'a>,
     connection: &'a Connection,
@@ -268,47 +268,46 @@ struct Resolver<'a> {
 }
 
 impl Globals<'_> {
-    /// Reads the file, and puts together what `resolve` makes of everything.
+    /// Reads the file, and resolves the options of the sub-command with `resolve`.
     fn task(
         &self,
         resolve: impl FnOnce(&mut Resolver) -> Result<Work, Failure>,
     ) -> Result<Request, Failure> {
         let chosen = config::chosen_file(&self.connection, self.variables);
-        let mut asked = Resolver {
+        let mut resolver = Resolver {
             layers: Layers::new(self.variables, File::load(chosen, self.variables)?),
             connection: &self.connection,
             warnings: Vec::new(),
         };
-        let output = output(&asked.layers, &self.output)?;
-        let work = resolve(&mut asked)?;
+        let output = output(&resolver.layers, &self.output)?;
+        let work = resolve(&mut resolver)?;
         Ok(Request::Task(Box::new(Task {
             output,
-            warnings: asked.warnings,
+            warnings: resolver.warnings,
             work,
         })))
     }
 }
 
 impl Resolver<'_> {
-    /// How etcd is reached.
+    /// The settings of the connection to etcd.
     fn settings(&mut self) -> Result<Settings, Failure> {
         config::resolve(&self.layers, self.connection, &mut self.warnings)
     }
 }
 
-/// Whether a shell evaluates what is printed: `eval "$(dlock hold --background ...)"`, whatever may be wrong with the
-/// rest of the words.
+/// Whether a shell evaluates the output: `eval "$(dlock hold --background ...)"`, even if the other arguments are wrong.
 pub(crate) fn is_evaluated(argv: impl Iterator<Item = OsString>) -> bool {
-    let words: Vec<OsString> = argv.skip(1).take_while(|word| word != "--").collect();
-    let first = |one: &str| words.iter().position(|word| word == one);
+    let dlock_args: Vec<OsString> = argv.skip(1).take_while(|word| word != "--").collect();
+    let first = |one: &str| dlock_args.iter().position(|word| word == one);
     match (first("hold"), first("--background")) {
-        // A command may be of dlock's own.
+        // The command of `dlock run` may itself be a dlock.
         (Some(hold), Some(_)) => first("run").is_none_or(|run| hold < run),
         _ => false,
     }
 }
 
-/// The help that was asked for, from the definitions that name the variables.
+/// The requested help, from the definitions that name the variables.
 fn help(argv: Vec<OsString>) -> Option<clap::Error> {
     command().try_get_matches_from(argv).err()
 }

@@ -1,5 +1,5 @@
-//! What can be told from words that are still being typed: how etcd is reached, and where the command begins.
-//! It must not know who types them.
+//! Parsing of an incomplete command line, for completion: the connection settings, and the start of the command.
+//! It must not know which shell asks.
 
 use std::ffi::OsString;
 
@@ -17,10 +17,10 @@ fn matches(words: &[OsString]) -> Option<clap::ArgMatches> {
     lenient.try_get_matches_from(words).ok()
 }
 
-/// The settings that the words, the variables and the file give together.
+/// The settings from the arguments, the variables and the file.
 pub(crate) fn connection_of(words: &[OsString]) -> Result<Settings, Failure> {
     let flags = matches(words).and_then(|matches| {
-        // Options of all sub-commands stand behind the last one, too.
+        // Global options may follow the sub-command, too.
         let sub = matches.subcommand().map_or(&matches, |(_, sub)| sub);
         Connection::from_arg_matches(sub).ok()
     });
@@ -30,13 +30,13 @@ pub(crate) fn connection_of(words: &[OsString]) -> Result<Settings, Failure> {
     config::resolve(&Layers::new(&variables, file), &flags, &mut Vec::new())
 }
 
-/// The position of the command's first word, if it stands before `position`.
+/// The position of the command's first word, if it is before `position`.
 pub(crate) fn command_before(position: usize, words: &[OsString]) -> Option<usize> {
     let before = words.get(..position)?;
     let matches = matches(before)?;
     let (_, sub) = matches.subcommand()?;
     let command = sub.try_get_many::<OsString>("command").ok()??;
-    // It takes every word up to the end.
+    // The command takes every argument up to the end.
     position
         .checked_sub(command.len())
         .filter(|first| *first < position)

@@ -1,4 +1,4 @@
-//! The words of `dlock run` beside those of every lock, and what they mean.
+//! The options of `dlock run` beside those of every lock.
 //! It must not know how a lock is taken, nor how a command is started.
 
 use std::ffi::{OsStr, OsString};
@@ -7,8 +7,8 @@ use anyhow::anyhow;
 use clap::{Args, ValueHint};
 
 use super::{Resolver, Work, local, lock};
+use crate::config::backend::BackendConfig;
 use crate::config::layers::Layers;
-use crate::config::site::BackendConfig;
 use crate::core::name::LockName;
 use crate::core::request::Leftovers;
 use crate::output::exit::{Failure, OrFail};
@@ -47,7 +47,7 @@ pub(crate) struct RunArgs {
     reentrant: bool,
 }
 
-/// What the words mean.
+/// The resolved options.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Options {
     pub(crate) name: LockName,
@@ -55,7 +55,7 @@ pub(crate) struct Options {
     pub(crate) command: Vec<OsString>,
     pub(crate) lock: lock::Options,
     pub(crate) leftovers: Leftovers,
-    /// A lock that is held around us already counts.
+    /// Whether a lock that a parent dlock holds is used again.
     pub(crate) reentrant: bool,
 }
 
@@ -69,11 +69,14 @@ impl Options {
 }
 
 impl RunArgs {
-    /// Puts the words together with the variables, the file and the defaults.
-    pub(super) fn resolve(self, asked: &mut Resolver) -> Result<Work, Failure> {
-        let site = self.local.resolve(asked);
-        let options = self.options(&asked.layers, matches!(site, Ok(BackendConfig::Local(_))))?;
-        Ok(Work::Run(site?, options))
+    /// Resolves the options with the variables, the file and the defaults.
+    pub(super) fn resolve(self, resolver: &mut Resolver) -> Result<Work, Failure> {
+        let backend = self.local.resolve(resolver);
+        let options = self.options(
+            &resolver.layers,
+            matches!(backend, Ok(BackendConfig::Local(_))),
+        )?;
+        Ok(Work::Run(backend?, options))
     }
 
     fn options(self, layers: &Layers, local: bool) -> Result<Options, Failure> {
@@ -102,7 +105,7 @@ fn command(
                 .or_hint("dlock run NAME -c 'COMMAND ARG...' needs no further words; put the options before the command")
         }
         Some(string) => {
-            // As flock(1).
+            // The same rule as flock(1).
             let shell = layers.variable("SHELL").unwrap_or_else(|| "/bin/sh".into());
             Ok(vec![shell, "-c".into(), string])
         }

@@ -1,12 +1,12 @@
 //! Signals as people write them: `TERM`, `SIGTERM`, `15`.
-//! It must not know what is done with one.
+//! It must not know how a signal is used.
 
 use signal_hook::low_level::signal_name;
 
 /// `SIGRTMAX` of `signal(7)`; there is no signal above it.
 const MAX_SIGNAL: i32 = 64;
 
-/// The number of the signal, or why it is none.
+/// The number of the signal; the error says why `text` is no signal.
 pub(crate) fn parse(text: &str) -> Result<i32, String> {
     let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
     if digits {

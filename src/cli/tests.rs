@@ -1,5 +1,5 @@
-//! What the command line means, with variables and a file under it.
-//! Nothing here starts a process or a connection.
+//! Tests of the command line with variables and a file.
+//! No test here starts a process or a connection.
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
@@ -13,7 +13,7 @@ use std::time::Duration;
 use super::fence::Task;
 use super::run::Options;
 use super::{Request, Work, definitions, fence, layers, parse, settings, with_subcommands};
-use crate::config::site::BackendConfig;
+use crate::config::backend::BackendConfig;
 use crate::config::{Settings, file};
 use crate::core::proof::FencingToken;
 use crate::core::request::Leftovers;
@@ -22,10 +22,10 @@ use crate::core::time::LeaseTimings;
 use crate::output::exit::{Exit, Failure};
 use crate::output::log::{self, Level};
 
-/// A folder that goes away with the test.
-struct Folder(PathBuf);
+/// A directory that the end of the test removes.
+struct TestDir(PathBuf);
 
-impl Folder {
+impl TestDir {
     fn new(name: &str) -> Self {
         let path = std::env::temp_dir().join(format!("dlock-cli-{}-{name}", std::process::id()));
         fs::create_dir_all(&path).unwrap();
@@ -40,25 +40,25 @@ impl Folder {
     }
 }
 
-impl Drop for Folder {
+impl Drop for TestDir {
     fn drop(&mut self) {
         let _ = fs::remove_dir_all(&self.0);
     }
 }
 
-fn ask(words: &[&str], set: &[(&str, &str)]) -> Result<Request, Failure> {
-    let argv = std::iter::once("dlock")
-        .chain(words.iter().copied())
+fn parse_args(args: &[&str], set: &[(&str, &str)]) -> Result<Request, Failure> {
+    let all = std::iter::once("dlock")
+        .chain(args.iter().copied())
         .map(OsString::from);
     let variables = |name: &str| {
         set.iter()
             .find(|(key, _)| *key == name)
             .map(|(_, value)| OsString::from(value))
     };
-    parse(argv.collect(), &variables)
+    parse(all.collect(), &variables)
 }
 
-/// A run, with what is beside its options.
+/// A run with its settings.
 struct Run {
     settings: Settings,
     options: Options,
@@ -78,8 +78,8 @@ fn as_run(task: super::Task) -> Run {
     }
 }
 
-fn run_with(words: &[&str], set: &[(&str, &str)]) -> Run {
-    match ask(words, set) {
+fn run_with(args: &[&str], set: &[(&str, &str)]) -> Run {
+    match parse_args(args, set) {
         Ok(Request::Task(task)) => as_run(*task),
         Ok(Request::Print(text)) => panic!("{text}"),
         Ok(Request::Welcome(text)) => panic!("{text}"),
@@ -87,14 +87,14 @@ fn run_with(words: &[&str], set: &[(&str, &str)]) -> Run {
     }
 }
 
-fn run(words: &[&str]) -> Options {
-    run_with(words, &[]).options
+fn run(args: &[&str]) -> Options {
+    run_with(args, &[]).options
 }
 
-/// Message and hint; every one of them is 125.
-fn refused(words: &[&str], set: &[(&str, &str)]) -> String {
-    let Err(failure) = ask(words, set) else {
-        panic!("{words:?} is accepted");
+/// Message and hint; every refusal has exit status 125.
+fn refused(args: &[&str], set: &[(&str, &str)]) -> String {
+    let Err(failure) = parse_args(args, set) else {
+        panic!("{args:?} is accepted");
     };
     assert_eq!(failure.exit, Exit::Failed);
     let text = format!(
@@ -118,7 +118,7 @@ fn endpoints(run: &Run) -> String {
 
 #[test]
 fn options_stop_at_the_command() {
-    for (words, command) in [
+    for (args, command) in [
         (
             &["run", "x", "sh", "-c", "echo -n"][..],
             &["sh", "-c", "echo -n"][..],
@@ -140,24 +140,24 @@ fn options_stop_at_the_command() {
         ),
         (&["run", "x", ""], &[""]),
     ] {
-        let options = run(words);
-        assert_eq!(options.command, command, "{words:?}");
+        let options = run(args);
+        assert_eq!(options.command, command, "{args:?}");
         assert_eq!(options.name.to_string(), "x");
         assert_eq!(options.lock.request.wait_policy, WaitPolicy::Forever);
     }
-    for words in [
+    for args in [
         &["run", "-n", "x", "cmd"][..],
         &["run", "x", "-n", "--", "cmd"],
         &["run", "x", "-n", "cmd"],
         &["run", "-w0", "x", "cmd"],
         &["run", "-w", "0", "x", "cmd"],
     ] {
-        let options = run(words);
-        assert_eq!(options.command, ["cmd"], "{words:?}");
+        let options = run(args);
+        assert_eq!(options.command, ["cmd"], "{args:?}");
         assert_eq!(
             options.lock.request.wait_policy,
             WaitPolicy::NoWait,
-            "{words:?}"
+            "{args:?}"
         );
     }
 }
@@ -186,9 +186,9 @@ fn arguments_need_not_be_text() {
     assert!(failure.error.to_string().contains("UTF-8"));
 }
 
-fn fence(words: &[&str], set: &[(&str, &str)]) -> fence::Options {
-    let Ok(Request::Task(task)) = ask(words, set) else {
-        panic!("{words:?} is refused");
+fn fence(args: &[&str], set: &[(&str, &str)]) -> fence::Options {
+    let Ok(Request::Task(task)) = parse_args(args, set) else {
+        panic!("{args:?} is refused");
     };
     let Work::Fence(options) = task.work else {
         panic!("not a fence");
@@ -220,7 +220,7 @@ fn a_fence() {
     let reset = fence(&["fence", "f", "--reset", "0"], &inside);
     assert_eq!(reset.task, Task::Reset { name, token });
 
-    // What is of one moment has no variable of its own, nor a place in the file.
+    // An option that applies to one call has no variable and no key in the file.
     let set = [
         ("DLOCK_TOKEN", "5"),
         ("DLOCK_RESET", "5"),
@@ -309,7 +309,7 @@ fn every_option() {
 
 #[test]
 fn nonsense_is_refused() {
-    for (words, part) in [
+    for (args, part) in [
         (&["-v"][..], "subcommand"),
         (&["nonsense"], "dlock run NAME -- COMMAND"),
         (&["run"], "<NAME>"),
@@ -376,8 +376,8 @@ fn nonsense_is_refused() {
         (&["run", "--config", "/nowhere/x", "x", "y"], "'/nowhere/x'"),
         (&["completions", "ksh"], "ksh"),
     ] {
-        let text = refused(words, &[]);
-        assert!(text.contains(part), "{words:?}: {text}");
+        let text = refused(args, &[]);
+        assert!(text.contains(part), "{args:?}: {text}");
         assert!(
             !text.contains("error:") && !text.contains('\u{1b}'),
             "{text}"
@@ -393,19 +393,19 @@ fn nonsense_is_refused() {
 
 #[test]
 fn help_and_version_are_for_stdout() {
-    for words in [
+    for args in [
         &["--help"][..],
         &["-h"],
         &["run", "--help"],
         &["run", "x", "--help"],
         &["completions", "-h"],
     ] {
-        let Ok(Request::Print(text)) = ask(words, &[]) else {
-            panic!("{words:?}");
+        let Ok(Request::Print(text)) = parse_args(args, &[]) else {
+            panic!("{args:?}");
         };
         assert!(text.contains("Usage: dlock"), "{text}");
     }
-    let Ok(Request::Print(text)) = ask(&["run", "--help"], &[]) else {
+    let Ok(Request::Print(text)) = parse_args(&["run", "--help"], &[]) else {
         panic!("refused");
     };
     assert!(
@@ -413,16 +413,16 @@ fn help_and_version_are_for_stdout() {
         "{text}"
     );
     assert!(
-        matches!(ask(&["--version"], &[]), Ok(Request::Print(text)) if text.starts_with("dlock "))
+        matches!(parse_args(&["--version"], &[]), Ok(Request::Print(text)) if text.starts_with("dlock "))
     );
     assert!(
-        matches!(ask(&["completions", "bash"], &[]), Ok(Request::Print(text)) if text.contains("dlock"))
+        matches!(parse_args(&["completions", "bash"], &[]), Ok(Request::Print(text)) if text.contains("dlock"))
     );
 }
 
 #[test]
 fn flag_before_variable_before_etcdctl_before_file_before_default() {
-    let directory = Folder::new("layers");
+    let directory = TestDir::new("layers");
     let file = directory.file(
         "c.toml",
         "endpoints = ['file:1', 'file:2']\nttl = 50\nprefix = 'file'\n",
@@ -497,30 +497,29 @@ fn flag_before_variable_before_etcdctl_before_file_before_default() {
 
 #[test]
 fn a_wrong_value_is_named_with_its_place() {
-    let directory = Folder::new("places");
+    let directory = TestDir::new("places");
     let file = directory.file("c.toml", "\n\nttl = 'x'\n");
-    let words = ["run", "x", "y"];
+    let args = ["run", "x", "y"];
     assert!(
-        refused(&words, &[("DLOCK_TTL", "x")]).starts_with("cannot use DLOCK_TTL 'x': expected")
+        refused(&args, &[("DLOCK_TTL", "x")]).starts_with("cannot use DLOCK_TTL 'x': expected")
     );
-    let text = refused(&words, &[("DLOCK_CONFIG", &file)]);
+    let text = refused(&args, &[("DLOCK_CONFIG", &file)]);
     assert!(
         text.starts_with(&format!("cannot use ttl 'x' in line 3 of '{file}': ")),
         "{text}"
     );
-    let text = refused(&words, &[("ETCDCTL_ENDPOINTS", "a,unix:x")]);
+    let text = refused(&args, &[("ETCDCTL_ENDPOINTS", "a,unix:x")]);
     assert!(
         text.starts_with("cannot use ETCDCTL_ENDPOINTS: endpoint 'unix:x': "),
         "{text}"
     );
-    assert!(refused(&words, &[("DLOCK_NO_WAIT", "maybe")]).contains("DLOCK_NO_WAIT 'maybe'"));
+    assert!(refused(&args, &[("DLOCK_NO_WAIT", "maybe")]).contains("DLOCK_NO_WAIT 'maybe'"));
 }
 
 #[test]
 fn of_two_that_contradict_the_stronger_layer_counts() {
-    let patience = |words: &[&str], set: &[(&str, &str)]| {
-        run_with(words, set).options.lock.request.wait_policy
-    };
+    let patience =
+        |args: &[&str], set: &[(&str, &str)]| run_with(args, set).options.lock.request.wait_policy;
     let five = WaitPolicy::Timeout(Duration::from_secs(5));
     assert_eq!(
         patience(&["run", "-n", "x", "y"], &[("DLOCK_WAIT", "5")]),
@@ -539,7 +538,7 @@ fn of_two_that_contradict_the_stronger_layer_counts() {
     );
     let both = [("DLOCK_WAIT", "5"), ("DLOCK_NO_WAIT", "yes")];
     assert!(refused(&["run", "x", "y"], &both).contains("DLOCK_NO_WAIT together with DLOCK_WAIT"));
-    let level = |words: &[&str], set: &[(&str, &str)]| run_with(words, set).output.level;
+    let level = |args: &[&str], set: &[(&str, &str)]| run_with(args, set).output.level;
     assert_eq!(
         level(&["-v", "run", "x", "y"], &[("DLOCK_QUIET", "1")]),
         Level::INFO
@@ -587,11 +586,11 @@ fn every_setting_is_looked_up_as_variable() {
 
 #[test]
 fn passwords() {
-    let directory = Folder::new("passwords");
+    let directory = TestDir::new("passwords");
     let secret = directory.file("secret", "from file\n");
-    let credentials = |words: &[&str], set: &[(&str, &str)]| {
-        let words: Vec<&str> = [words, &["run", "x", "y"]].concat();
-        let run = run_with(&words, set);
+    let credentials = |args: &[&str], set: &[(&str, &str)]| {
+        let args: Vec<&str> = [args, &["run", "x", "y"]].concat();
+        let run = run_with(&args, set);
         let credentials = run.settings.credentials.unwrap();
         format!("{} {}", credentials.user, credentials.password)
     };
@@ -675,13 +674,13 @@ fn passwords() {
 
 #[test]
 fn tls_files() {
-    let directory = Folder::new("tls");
+    let directory = TestDir::new("tls");
     let (ca, cert, key) = (
         directory.file("ca", "x"),
         directory.file("cert", "x"),
         directory.file("key", "x"),
     );
-    let words = [
+    let args = [
         "run",
         "--cacert",
         &ca,
@@ -694,7 +693,7 @@ fn tls_files() {
         "x",
         "y",
     ];
-    let run = run_with(&words, &[]);
+    let run = run_with(&args, &[]);
     assert_eq!(endpoints(&run), "https://a:2379");
     assert_eq!(run.settings.tls.key.as_deref(), Some(Path::new(&key)));
     assert_eq!(
@@ -723,9 +722,9 @@ fn tls_files() {
 
 #[test]
 fn ways_to_share_a_lock() {
-    let request = |words: &[&str]| {
-        let words = [&["run", "x"], words, &["--", "y"]].concat();
-        run(&words).lock.request
+    let request = |args: &[&str]| {
+        let args = [&["run", "x"], args, &["--", "y"]].concat();
+        run(&args).lock.request
     };
     assert_eq!(request(&[]).mode, Mode::Exclusive);
     assert_eq!(request(&["-s"]).mode, Mode::Shared);
@@ -746,7 +745,7 @@ fn ways_to_share_a_lock() {
     let limited = run(&["run", "--max-hold", "1.5", "x", "y"]);
     assert_eq!(limited.lock.max_hold, Some(Duration::from_millis(1500)));
     assert!(run(&["run", "--reentrant", "x", "y"]).reentrant);
-    for (words, says) in [
+    for (args, says) in [
         (&["--slots", "0"][..], "from 1 to 1000"),
         (&["--slots", "1001"], "from 1 to 1000"),
         (&["--slots", "-1"], "from 1 to 1000"),
@@ -759,16 +758,16 @@ fn ways_to_share_a_lock() {
         (&["--once-per", "-1"], "negative"),
         (&["--max-hold", "0s"], "more than 0"),
     ] {
-        let all = [&["run", "x"], words, &["--", "y"]].concat();
+        let all = [&["run", "x"], args, &["--", "y"]].concat();
         let text = refused(&all, &[]);
-        assert!(text.contains(says), "{words:?}: {text}");
+        assert!(text.contains(says), "{args:?}: {text}");
     }
 }
 
-/// The folder of a local lock and its options; `None` when the lock is in etcd.
-fn local(words: &[&str], set: &[(&str, &str)]) -> Option<(PathBuf, Options)> {
-    let Ok(Request::Task(task)) = ask(words, set) else {
-        panic!("{words:?} is refused");
+/// The directory of a local lock and its options; `None` if the lock is in etcd.
+fn local(args: &[&str], set: &[(&str, &str)]) -> Option<(PathBuf, Options)> {
+    let Ok(Request::Task(task)) = parse_args(args, set) else {
+        panic!("{args:?} is refused");
     };
     match task.work {
         Work::Run(BackendConfig::Local(directory), options) => Some((directory, options)),
@@ -779,9 +778,9 @@ fn local(words: &[&str], set: &[(&str, &str)]) -> Option<(PathBuf, Options)> {
 
 #[test]
 fn a_local_lock_is_asked_for_by_every_layer() {
-    let directory = |words: &[&str], set: &[(&str, &str)]| {
-        let words = [&["run"], words, &["x", "y"]].concat();
-        let (directory, _) = local(&words, set)?;
+    let directory = |args: &[&str], set: &[(&str, &str)]| {
+        let args = [&["run"], args, &["x", "y"]].concat();
+        let (directory, _) = local(&args, set)?;
         Some(directory.into_os_string().into_string().unwrap())
     };
     let own = |state: &str| {
@@ -805,7 +804,7 @@ fn a_local_lock_is_asked_for_by_every_layer() {
         directory(&[], &[("DLOCK_LOCAL", "/v")]).as_deref(),
         Some("/v")
     );
-    let here = Folder::new("local");
+    let here = TestDir::new("local");
     let file = here.file(
         "config.toml",
         "local = \"locks/\"\nttl = 60\nendpoints = \"e\"\n",
@@ -832,7 +831,7 @@ fn a_local_lock_is_asked_for_by_every_layer() {
 #[test]
 fn what_only_etcd_can_do_is_refused_for_a_local_lock() {
     let on = [("DLOCK_LOCAL", "/v")];
-    for (words, set, says) in [
+    for (args, set, says) in [
         (
             &["run", "--local=v", "x", "y"][..],
             &[][..],
@@ -874,10 +873,10 @@ fn what_only_etcd_can_do_is_refused_for_a_local_lock() {
             "cannot break a lock with --local",
         ),
     ] {
-        let text = refused(words, set);
-        assert!(text.contains(says), "{words:?}: {text}");
+        let text = refused(args, set);
+        assert!(text.contains(says), "{args:?}: {text}");
     }
-    // What stands there for all locks is no contradiction.
+    // A setting for all locks is no contradiction.
     let set = [
         ("DLOCK_TTL", "60"),
         ("DLOCK_ENDPOINTS", "e"),
@@ -888,9 +887,9 @@ fn what_only_etcd_can_do_is_refused_for_a_local_lock() {
 
 #[test]
 fn the_doctor_judges_by_the_settings_of_a_run() {
-    let doctor = |words: &[&str], set: &[(&str, &str)]| {
-        let Ok(Request::Task(task)) = ask(&[&["doctor"], words].concat(), set) else {
-            panic!("{words:?} is refused");
+    let doctor = |args: &[&str], set: &[(&str, &str)]| {
+        let Ok(Request::Task(task)) = parse_args(&[&["doctor"], args].concat(), set) else {
+            panic!("{args:?} is refused");
         };
         let Work::Doctor(settings, options) = task.work else {
             panic!("no doctor");
@@ -902,8 +901,8 @@ fn the_doctor_judges_by_the_settings_of_a_run() {
     let (_, options) = doctor(&[], &[]);
     assert_eq!(options.timings, LeaseTimings::new(seconds(30), seconds(5)));
     assert!(!options.json);
-    let words = ["--ttl=20", "-k", "3", "--json", "--prefix=team"];
-    let (settings, options) = doctor(&words, &[("DLOCK_TTL", "1m")]);
+    let args = ["--ttl=20", "-k", "3", "--json", "--prefix=team"];
+    let (settings, options) = doctor(&args, &[("DLOCK_TTL", "1m")]);
     assert_eq!(options.timings, LeaseTimings::new(seconds(20), seconds(3)));
     assert!(options.json);
     assert_eq!(settings.prefix, "team/");
@@ -921,7 +920,7 @@ fn the_doctor_judges_by_the_settings_of_a_run() {
     assert!(refused(&["doctor", "--ttl=1s"], &[]).contains("--ttl '1s'"));
 }
 
-/// "Its keys are the long options without the dashes": of all that have a variable, but for the one that names the file.
+/// "Its keys are the long options without the dashes": all that have a variable, except the one that names the file.
 #[test]
 fn every_setting_may_stand_in_the_file() {
     let longs = settings().into_iter().map(|(long, ..)| long);

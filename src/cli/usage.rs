@@ -1,4 +1,4 @@
-//! A usage error in dlock's own form: what is wrong on one line, what would help on the next.
+//! A usage error in dlock's own form: the error on one line, a hint on the next.
 //! It must not know which options exist.
 
 use anyhow::anyhow;
@@ -9,7 +9,7 @@ use crate::output::exit::{Exit, Failure};
 
 /// Turns clap's paragraphs into a failure with a hint.
 pub(super) fn failure(error: &Error) -> Failure {
-    // Without colours: they are in the ansi() form only.
+    // Only the ansi() form has colours.
     let text = error.render().to_string();
     let mut paragraphs = text.split("\n\n");
     let what = paragraphs.next().unwrap_or_default().trim();
@@ -18,10 +18,10 @@ pub(super) fn failure(error: &Error) -> Failure {
         .flat_map(str::lines)
         .find_map(|line| line.trim().strip_prefix("tip: "))
         .map(one_line);
-    // The first form of the one sub-command that was meant.
+    // The first usage line of the sub-command.
     let usage = text.lines().find_map(|line| line.strip_prefix("Usage: "));
     let other = match error.kind() {
-        // Peers have no sub-command: `flock FILE COMMAND`.
+        // Similar tools have no sub-command: `flock FILE COMMAND`.
         ErrorKind::InvalidSubcommand => {
             "to run a command under a lock: dlock run NAME -- COMMAND [ARG...]"
         }

@@ -1,5 +1,5 @@
-//! `dlock break`: send away somebody who has a lock or waits for it.
-//! It must not know how places are read or changed.
+//! `dlock break`: ask a holder or waiter to give up a lock, or remove its entry.
+//! It must not know how entries are read or changed.
 
 use std::io::{self, BufRead as _, IsTerminal as _, Write as _};
 use std::time::Duration;
@@ -24,10 +24,10 @@ use crate::output::events;
 use crate::output::exit::{BUSY, Exit, Failure, OrFail as _};
 use crate::sys::clock;
 
-/// Between two looks at whether the other one has gone.
+/// Pause between two checks whether the entry still exists.
 const POLL_INTERVAL: Duration = Duration::from_millis(200);
 
-/// Sends the owner of a place away.
+/// Evicts the owner of an entry.
 pub(super) fn break_lock(settings: &Settings, order: &Break) -> Result<Exit, Failure> {
     block_on(async {
         let eviction = Eviction {
@@ -77,7 +77,7 @@ impl Eviction<'_> {
         self.await_end().await
     }
 
-    /// The place, as long as its token is there.
+    /// The entry with the token.
     async fn find(&self) -> Result<ListedEntry, Failure> {
         let Break { name, token, .. } = self.order;
         let lock = ListedLock::new(&name.encoded(), self.all_entries().await?);
@@ -106,7 +106,7 @@ impl Eviction<'_> {
         failed(format_args!("cannot break '{}'", self.order.name), error)
     }
 
-    /// Asks for as long as the record changes under our hands, which a slot's taking or another's asking does.
+    /// Writes the request; repeats when the record has changed meanwhile, by a taken slot or another request.
     async fn request_stop(&self, first: &QueueEntry) -> Result<(), Failure> {
         let me = identity::holder(
             "dlock break".as_ref(),
@@ -114,7 +114,7 @@ impl Eviction<'_> {
             Mode::Exclusive,
             Duration::ZERO,
         );
-        let words = StopRequest {
+        let request = StopRequest {
             to: StopKind::Stop,
             by: me.sentence(),
             why: self.order.reason.clone(),
@@ -145,8 +145,8 @@ impl Eviction<'_> {
                 ))
                 .or_hint("--now frees the lock at once");
             }
-            let asked = eviction::request_stop(&self.cluster, &entry, &words, self.limit).await;
-            if asked.map_err(|error| self.failed(error))? {
+            let written = eviction::request_stop(&self.cluster, &entry, &request, self.limit).await;
+            if written.map_err(|error| self.failed(error))? {
                 return Ok(());
             }
             match self.still_there().await? {
@@ -212,7 +212,7 @@ impl Eviction<'_> {
     }
 }
 
-/// Asks who sits at the terminal.
+/// Asks the user at the terminal.
 fn confirmed(who: &str) -> Result<bool, Failure> {
     if !io::stdin().is_terminal() || !io::stderr().is_terminal() {
         return Err(anyhow!("not sending away {who}")).or_hint("--yes says that it is meant");
@@ -221,7 +221,7 @@ fn confirmed(who: &str) -> Result<bool, Failure> {
     let _ = write!(terminal, "Send away {who}? [y/N] ");
     let _ = terminal.flush();
     let mut answer = String::new();
-    // Whoever cannot be heard has not said yes.
+    // An answer that cannot be read is no yes.
     let _ = io::stdin().lock().read_line(&mut answer);
     Ok(matches!(
         answer.trim().to_ascii_lowercase().as_str(),

@@ -1,5 +1,5 @@
-//! `dlock check`: whether a token still is that of a holder of its lock.
-//! It must not know how etcd or the state folder is asked.
+//! `dlock check`: whether a token still belongs to a holder of its lock.
+//! It must not know how etcd or the state directory is read.
 
 use std::fmt::Display;
 
@@ -7,7 +7,7 @@ use anyhow::anyhow;
 
 use super::{block_on, failed};
 use crate::cli::look::Check;
-use crate::config::site::BackendConfig;
+use crate::config::backend::BackendConfig;
 use crate::core::keys::LockKeys;
 use crate::core::name::{LockName, Scope};
 use crate::core::proof::FencingToken;
@@ -18,23 +18,27 @@ use crate::host::identity;
 use crate::local;
 use crate::output::exit::{Exit, Failure, OrFail as _};
 
-/// Says nothing when it is; else that it is not.
-pub(super) fn check(site: &BackendConfig, check: &Check) -> Result<Exit, Failure> {
+/// Prints nothing if the token holds the lock; else the error says so.
+pub(super) fn check(backend: &BackendConfig, check: &Check) -> Result<Exit, Failure> {
     let Check { name, token } = check;
-    let tried = format!("cannot tell whether token {token} still has the lock '{name}'");
-    ask_the_right_ones(site, check, &tried)?;
-    if held(site, name, *token, tried)?.is_some() {
+    let attempt = format!("cannot tell whether token {token} still has the lock '{name}'");
+    refuse_other_backend(backend, check, &attempt)?;
+    if held(backend, name, *token, attempt)?.is_some() {
         return Ok(Exit::Done);
     }
     Err(anyhow!("token {token} does not hold the lock '{name}'")).or_exit(Exit::Lost)
 }
 
-/// Refuses to ask etcd about a token that was given out on this machine, or under another prefix, and the other way round.
-fn ask_the_right_ones(site: &BackendConfig, check: &Check, tried: &str) -> Result<(), Failure> {
-    let (held, scope) = (identity::held(), site.scope());
+/// Refuses a token that another backend or another prefix has issued.
+fn refuse_other_backend(
+    backend: &BackendConfig,
+    check: &Check,
+    attempt: &str,
+) -> Result<(), Failure> {
+    let (held, scope) = (identity::held(), backend.scope());
     let token = check.token.0;
     let here = held.find(&check.name, &scope);
-    if here.is_some_and(|link| link.token == token) {
+    if here.is_some_and(|held_lock| held_lock.token == token) {
         return Ok(());
     }
     let Some(elsewhere) = held.with_token(&check.name, token) else {
@@ -51,27 +55,27 @@ fn ask_the_right_ones(site: &BackendConfig, check: &Check, tried: &str) -> Resul
             "give --prefix, as it was given to dlock run",
         ),
     };
-    Err(anyhow!("{tried}: it was given out {from}")).or_hint(hint)
+    Err(anyhow!("{attempt}: it was given out {from}")).or_hint(hint)
 }
 
-/// What a command gets of the lock that `token` has now, beside name and token; nothing if it has not got it.
+/// The variables, beside name and token, that a command gets of the lock; `None` if `token` does not hold it.
 pub(super) fn held(
-    site: &BackendConfig,
+    backend: &BackendConfig,
     name: &LockName,
     token: FencingToken,
-    tried: impl Display,
+    attempt: impl Display,
 ) -> Result<Option<Vec<(&'static str, String)>>, Failure> {
-    match site {
+    match backend {
         BackendConfig::Etcd(settings) => block_on(async {
             let queue = LockKeys::new(&settings.prefix, name);
             let cluster = Cluster::new(settings);
             let holder = etcd::queue::holder(&cluster, &queue, token, settings.connect_timeout);
-            let holder = holder.await.map_err(|error| failed(tried, error))?;
+            let holder = holder.await.map_err(|error| failed(attempt, error))?;
             Ok(holder.map(|entry| command_variables(&queue, entry)))
         }),
         BackendConfig::Local(directory) => {
             let holds = local::holds(directory, name, token);
-            let holds = holds.map_err(|failure| failed(tried, failure.into()))?;
+            let holds = holds.map_err(|failure| failed(attempt, failure.into()))?;
             Ok(holds.then(Vec::new))
         }
     }

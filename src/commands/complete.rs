@@ -1,5 +1,5 @@
-//! What the shell offers at TAB: words of the command line, names of locks, signals, units of time.
-//! It must not know how a shell asks (`completions/`), nor how etcd is read.
+//! Completion at TAB: sub-commands, options, names of locks, signals, units of time.
+//! It must not know the shells' scripts (`completions/`), nor how etcd is read.
 
 use std::ffi::{OsStr, OsString};
 use std::fmt::Write as _;
@@ -12,10 +12,10 @@ use clap_complete::engine::{ArgValueCompleter, CompletionCandidate, complete};
 
 use crate::{cli, commands};
 
-/// Set by the scripts in `completions/`: the position of the word to be completed, behind which they give all words.
+/// The scripts in `completions/` set it to the position of the word to complete, and pass all words as arguments.
 pub(crate) const VARIABLE: &str = "DLOCK_COMPLETE";
 
-/// How people write times, from the most used.
+/// Units of time, the most frequent first.
 const UNITS: [(&str, &str); 5] = [
     ("s", "seconds"),
     ("m", "minutes"),
@@ -23,25 +23,24 @@ const UNITS: [(&str, &str); 5] = [
     ("d", "days"),
     ("ms", "milliseconds"),
 ];
-/// Those that commands are told to end by, first.
+/// Signals; those that end commands are first.
 const SIGNALS: [&str; 9] = [
     "TERM", "INT", "HUP", "QUIT", "USR1", "USR2", "KILL", "ALRM", "ABRT",
 ];
 
-/// One candidate in a line, what it is behind a tab; or, in a line that begins with a tab, `command` and the position of
-/// the command's first word, which the shell is to complete as if dlock were not there, or `files`, which it is to offer
-/// itself. Nothing is said about errors: a shell that asks is not to be
-/// disturbed.
+/// One candidate per line, with its description behind a tab. A line that begins with a tab is an order to the shell:
+/// `command` and the position of the command's first word, to complete as if dlock were absent, or `files`. Errors are
+/// silent: they must not disturb the user's prompt.
 pub(crate) fn answer(position: usize, words: &[OsString]) -> String {
     if position > words.len() {
         return String::new();
     }
     let mut words = words.to_vec();
-    // A shell leaves out the word that has not begun.
+    // Shells omit an empty last word.
     words.resize(words.len().max(position + 1), OsString::new());
     words.truncate(position + 1);
     if let Some(first) = cli::partial::command_before(position, &words) {
-        // The shell knows more about it than we do.
+        // The shell knows the options of the command.
         return format!("\tcommand {first}\n");
     }
     let begun = words[position].clone();
@@ -56,13 +55,13 @@ pub(crate) fn answer(position: usize, words: &[OsString]) -> String {
         candidate.get_value().as_encoded_bytes().starts_with(b"-")
     };
     if begun.is_empty() && !found.iter().all(is_option) {
-        // Who wants an option begins with a dash; the names would drown in them.
+        // Options are offered only after a dash; here they would hide the names.
         found.retain(|candidate| !is_option(candidate));
     }
     let mut lines = String::new();
     for candidate in found {
         let value = candidate.get_value().to_string_lossy();
-        // What cannot stand in a line cannot be typed either.
+        // A control character would break the line.
         if value.contains(char::is_control) {
             continue;
         }
@@ -73,7 +72,7 @@ pub(crate) fn answer(position: usize, words: &[OsString]) -> String {
     lines
 }
 
-/// Whether only the shell knows what the word means: `~`, a variable or a quote, by itself or behind `--option=`.
+/// Whether only the shell can expand the word: `~`, a variable or a quote, alone or after `--option=`.
 fn is_for_the_shell(word: &OsStr) -> bool {
     let word = word.to_string_lossy();
     let value = match word.split_once('=') {
@@ -83,7 +82,7 @@ fn is_for_the_shell(word: &OsStr) -> bool {
     value.starts_with(['~', '$', '"', '\''])
 }
 
-/// The definitions, and who knows what may stand in each place.
+/// The definitions, with a completer for each kind of value.
 fn with_completers(command: clap::Command, words: &[OsString]) -> clap::Command {
     let own = command.get_name().to_owned();
     let command = command.mut_args(|arg| {
@@ -107,7 +106,7 @@ fn with_completers(command: clap::Command, words: &[OsString]) -> clap::Command 
     command.mut_subcommands(|sub| with_completers(sub, words))
 }
 
-/// Whether a lock is meant, and not a user or where keys begin.
+/// Whether the argument names a lock, and not a user or a key prefix.
 fn is_lock(command: &str, argument: &str) -> bool {
     match argument {
         "name" => ["run", "hold", "status", "break", "check", "fence"].contains(&command),
@@ -138,7 +137,7 @@ fn signals(begun: &OsStr) -> Vec<CompletionCandidate> {
     beginning_with(&begun, SIGNALS.map(|name| (name, "")))
 }
 
-/// The units behind the number that stands there.
+/// The units after the number in `begun`.
 fn durations(begun: &OsStr) -> Vec<CompletionCandidate> {
     let Some(begun) = begun.to_str() else {
         return Vec::new();
@@ -155,7 +154,7 @@ fn durations(begun: &OsStr) -> Vec<CompletionCandidate> {
     )
 }
 
-/// Programs of PATH, or files once there is a slash.
+/// Programs of PATH, or files if there is a slash.
 fn programs(begun: &OsStr) -> Vec<CompletionCandidate> {
     let Some(begun) = begun.to_str() else {
         return Vec::new();
@@ -177,7 +176,7 @@ fn programs(begun: &OsStr) -> Vec<CompletionCandidate> {
     found.into_iter().map(CompletionCandidate::new).collect()
 }
 
-/// The executables of a folder whose names begin with `stem`; also its folders, with a slash, if they lead further.
+/// The executables of a directory whose names begin with `stem`; with `directories` also its directories, with a slash.
 fn executables(directory: &Path, stem: &str, directories: bool) -> Vec<String> {
     let entries = fs::read_dir(directory).into_iter().flatten().flatten();
     let names = entries.filter_map(|entry| {
@@ -192,7 +191,7 @@ fn executables(directory: &Path, stem: &str, directories: bool) -> Vec<String> {
     names.collect()
 }
 
-/// The locks that there are, by the settings that the words, the variables and the file give.
+/// The names of the existing locks, by the settings from the arguments, the variables and the file.
 fn names(begun: &OsStr, words: &[OsString]) -> Vec<CompletionCandidate> {
     let Some(begun) = begun.to_str() else {
         return Vec::new();

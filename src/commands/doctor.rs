@@ -1,4 +1,4 @@
-//! `dlock doctor`: ask every endpoint at once, look at this machine, say what would go wrong tonight.
+//! `dlock doctor`: check every endpoint at once and this machine, and print what would go wrong.
 //! It must not know gRPC, nor what makes a finding bad.
 
 use std::io::{self, Write as _};
@@ -24,10 +24,10 @@ use crate::host::facts as here;
 use crate::output::exit::{Exit, Failure, OrFail as _};
 use crate::sys::clock;
 
-/// Of the object that `--json` prints.
+/// Version of the object that `--json` prints.
 const SCHEMA: u32 = 1;
 
-/// Everything that was found, as it is printed.
+/// The output of `dlock doctor`.
 #[derive(Serialize)]
 struct DoctorReport<'a> {
     v: u32,
@@ -36,7 +36,7 @@ struct DoctorReport<'a> {
     settings: &'a [Origin],
 }
 
-/// Examines, prints, and tells how bad it is.
+/// Runs the checks, prints the report, and returns the exit status for the worst finding.
 pub(super) fn run(settings: &Settings, options: &Options) -> Result<Exit, Failure> {
     let napping = here::nap()
         .context("cannot start a thread, nor could a guard be started")
@@ -53,7 +53,7 @@ pub(super) fn run(settings: &Settings, options: &Options) -> Result<Exit, Failur
         .iter()
         .map(|endpoint| examine(endpoint, settings, options.timings));
     let examined = runtime.block_on(join_all(all));
-    // A name look-up that hangs must not keep us: nobody waits for what it finds.
+    // A name look-up that hangs must not delay the end: its result is not needed.
     runtime.shutdown_background();
     facts.lateness = napping.join().unwrap_or_default();
     let findings = check(examined, &facts, settings, options);
@@ -78,12 +78,12 @@ fn check(
     settings: &Settings,
     options: &Options,
 ) -> Vec<Finding> {
-    let (asked, served): (Vec<Probe>, Vec<_>) = examined
+    let (probes, served): (Vec<Probe>, Vec<_>) = examined
         .into_iter()
         .map(|one| (one.asked, one.certificate))
         .unzip();
     let remote = |endpoint: &&Endpoint| !endpoint.https && !endpoint.is_local();
-    let asking = ProbeSettings {
+    let settings_of_probe = ProbeSettings {
         user: settings.credentials.as_ref().map(|it| it.user.as_str()),
         prefix: &settings.prefix,
         timings: options.timings,
@@ -95,17 +95,17 @@ fn check(
             .map(ToString::to_string)
             .collect(),
     };
-    let mut findings = endpoints::check_endpoints(&asked, &asking);
+    let mut findings = endpoints::check_endpoints(&probes, &settings_of_probe);
     let now = clock::since_1970();
-    for (one, certificate) in asked.iter().zip(&served) {
-        let judge =
+    for (one, certificate) in probes.iter().zip(&served) {
+        let check_one =
             |it| certificate::check_certificate(&one.endpoint, "server certificate", it, now);
-        findings.extend(certificate.as_ref().map(judge));
+        findings.extend(certificate.as_ref().map(check_one));
     }
     findings.extend(own_certificates(settings, now));
     findings.extend(machine::check_host(facts));
-    let odd = options.warnings.iter();
-    findings.extend(odd.map(|warning| Finding::warning("settings", "password-file", warning)));
+    let warnings = options.warnings.iter();
+    findings.extend(warnings.map(|warning| Finding::warning("settings", "password-file", warning)));
     findings
 }
 
@@ -113,12 +113,12 @@ fn own_certificates(settings: &Settings, now: Duration) -> Vec<Finding> {
     let ends = |it: &Certificate| it.not_after;
     let mut findings = Vec::new();
     if let Some(path) = &settings.tls.cert {
-        // A chain is as good as the first of it that ends.
+        // A chain is valid until its first certificate expires.
         let found = certificates::read(path).into_iter().min_by_key(ends);
         findings.push(of_file(path, "client certificate", found, now));
     }
     if let Some(path) = &settings.tls.cacert {
-        // Of several authorities those that are replaced end first.
+        // If there are several authorities, the replaced ones expire first.
         let found = certificates::read(path).into_iter().max_by_key(ends);
         findings.push(of_file(path, "authority", found, now));
     }
@@ -133,10 +133,10 @@ fn of_file(path: &Path, what: &str, found: Option<Certificate>, now: Duration) -
     }
 }
 
-/// To stdout: it is what was asked for.
+/// Prints the report to stdout.
 fn print(report: &DoctorReport, json: bool) -> Result<(), Failure> {
     let text = if json {
-        // Texts and numbers always serialise.
+        // Strings and numbers always serialise.
         serde_json::to_string_pretty(report).unwrap_or_default() + "\n"
     } else {
         table(report)
@@ -146,7 +146,7 @@ fn print(report: &DoctorReport, json: bool) -> Result<(), Failure> {
         .write_all(text.as_bytes())
         .and_then(|()| stdout.flush());
     match written {
-        // Whoever closed the pipe has read enough.
+        // A reader that closed the pipe has read enough.
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
             Err(anyhow!("cannot write what was found: {error}").into())
         }
@@ -154,7 +154,7 @@ fn print(report: &DoctorReport, json: bool) -> Result<(), Failure> {
     }
 }
 
-/// For people: the findings, the settings, and what it comes to.
+/// The report for people: the findings, the settings, and the verdict.
 fn table(report: &DoctorReport) -> String {
     let row = |finding: &Finding| {
         let level = level_name(finding.level);
@@ -178,7 +178,7 @@ fn table(report: &DoctorReport) -> String {
     text + verdict(&report.findings).as_str() + "\n"
 }
 
-/// Columns of equal width, two blanks apart; a hint stands below its row, under the second column.
+/// Aligned columns, two blanks apart; a hint is below its row, under the second column.
 fn aligned<'a, const N: usize>(
     rows: &[[String; N]],
     hints: impl Iterator<Item = Option<&'a str>>,

@@ -1,4 +1,4 @@
-//! `dlock fence`: let a token in or refuse it, record it, and become the command while the fence's lock is held.
+//! `dlock fence`: admit or refuse a token, record it, and become the command while the fence's lock is held.
 //! It must not know how a file is locked or replaced, nor how a process becomes another.
 
 use std::ffi::OsString;
@@ -19,10 +19,10 @@ use crate::local::token_file::{Locked, TokenFile};
 use crate::output::events;
 use crate::output::exit::{Exit, Failure};
 
-/// What else a low token can mean.
+/// Hint: the other cause of a low token.
 const RESTORED: &str = "a later holder of the lock has been here; if etcd was restored from a backup and its tokens went back, see --reset in dlock-fence(1)";
 
-/// Does what was asked of the fence.
+/// Executes the task.
 pub(super) fn fence(options: &Options) -> Result<Exit, Failure> {
     let file = &options.file;
     match &options.task {
@@ -48,7 +48,7 @@ fn enter(
         seen.admit(name, token)
             .map_err(|refused| late(file, name, token, refused))
     };
-    // A late writer need not wait for the newer one's command to hear it, and no foreign file gets a lock file.
+    // A stale token is refused without waiting for the newer command, and a foreign file gets no lock file.
     admit(&mut fence.read()?)?;
     let locked = lock(&fence, file)?;
     let mut seen = fence.read()?;
@@ -74,7 +74,7 @@ fn enter(
     ]
     .map(|(variable, value)| (variable.to_owned(), value));
     let program = command.argv[0].clone();
-    // As the same process, so that there is nothing to forward, and nothing of ours whose death would free the lock.
+    // The same process runs the command: there is no signal to forward, and no other process whose death would free the lock.
     let error = guard::become_command(command, &variables, &[]);
     Err(not_started(&program, &error))
 }
@@ -107,7 +107,7 @@ fn peek(file: &Path, name: Option<&LockName>) -> Result<Exit, Failure> {
         None => seen.lines(),
     };
     match io::stdout().write_all(text.as_bytes()) {
-        // Whoever closed the pipe has read enough.
+        // A reader that closed the pipe has read enough.
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(Exit::Done),
         written => {
             written.context("cannot print the token")?;

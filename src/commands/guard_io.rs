@@ -1,5 +1,5 @@
-//! The guard's reports, awaited.
-//! It must not know what they lead to.
+//! The guard's reports as a stream.
+//! It must not know the reaction to them.
 
 use std::io;
 
@@ -8,20 +8,20 @@ use tokio::net::UnixStream;
 
 use crate::guard::{Guard, GuardReport};
 
-/// The guard and the socket over which it reports.
+/// The guard, and the socket that carries its reports.
 pub(crate) struct GuardIo {
     pub(crate) guard: Guard,
     socket: UnixStream,
 }
 
 impl GuardIo {
-    /// Must be called inside a runtime.
+    /// The caller must be inside a tokio runtime.
     pub(crate) fn open(guard: Guard) -> io::Result<Self> {
         let socket = UnixStream::from_std(guard.socket()?)?;
         Ok(Self { guard, socket })
     }
 
-    /// The next report; cancel-safe. A guard that cannot be heard any more is a dead one.
+    /// The next report; cancel-safe. A guard whose socket fails counts as dead.
     pub(crate) async fn report(&mut self) -> GuardReport {
         loop {
             let guard = &mut self.guard;
@@ -44,7 +44,7 @@ impl GuardIo {
                 return GuardReport::GuardDead;
             }
             if guard.owes() {
-                // The next look for a report meets the same error.
+                // The next read meets the same error.
                 let _ = self.socket.try_io(Interest::WRITABLE, || {
                     guard.flush()?;
                     if guard.owes() {

@@ -1,4 +1,4 @@
-//! `dlock hold` and `dlock release`: a lock without a command, for as long as somebody else wants it.
+//! `dlock hold` and `dlock release`: a lock without a command.
 //! It must not know how a lock is taken, nor how processes are watched or killed.
 
 use std::ffi::{OsStr, OsString};
@@ -13,7 +13,7 @@ use super::run::refuse_self_deadlock;
 use super::run_locked::LockedRun;
 use super::select_backend;
 use crate::cli::hold::Options;
-use crate::config::site::BackendConfig;
+use crate::config::backend::BackendConfig;
 use crate::core::hold::{HoldEnd, HoldVerdict, hold_verdict};
 use crate::core::request::Leftovers;
 use crate::core::run_stats::RunStats;
@@ -27,32 +27,39 @@ use crate::sys::outcome::{OtherOutcome, OutcomeFile};
 use crate::sys::pidfd::ProcessHandle;
 use crate::sys::process::ExitStatus;
 
-/// The name under which the child that waits runs: see [`linger`].
+/// The argv[0] of the child that waits: see [`hold_child`].
 pub(crate) const HOLD_CHILD: &str = "dlock-linger";
 
-/// How long `dlock release` waits for the other dlock to release the lock.
+/// Time that `dlock release` waits for the other dlock to release the lock.
 const RELEASE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Holds the lock, in the foreground or in the background.
-pub(super) fn hold(site: &BackendConfig, options: &Options) -> Result<Exit, Failure> {
-    refuse_self_deadlock(&options.name, site, "")?;
+pub(super) fn hold(backend: &BackendConfig, options: &Options) -> Result<Exit, Failure> {
+    refuse_self_deadlock(&options.name, backend, "")?;
     let owner = options.pid.map(owner).transpose()?;
-    let books = ReportFiles::open(&options.name, &options.lock)?;
-    let keep = |background| {
+    let report_files = ReportFiles::open(&options.name, &options.lock)?;
+    let hold_lock = |background| {
         let outcome =
             OutcomeFile::create().context("cannot make a file for dlock release to read")?;
-        books.record(|stats| {
-            let ended = keep(site, options, owner.as_ref(), background, &outcome, stats);
-            // Without it dlock release does not believe that the lock was held to the end.
-            let _ = outcome.write(said_of(&ended, stats).to_json().as_bytes());
+        report_files.record(|stats| {
+            let ended = hold_lock(
+                backend,
+                options,
+                owner.as_ref(),
+                background,
+                &outcome,
+                stats,
+            );
+            // Without this file dlock release reports the lock as lost.
+            let _ = outcome.write(hold_end(&ended, stats).to_json().as_bytes());
             ended
         })
     };
     if !options.background {
-        return keep(None);
+        return hold_lock(None);
     }
     match crate::sys::daemonize::daemonize().context("cannot go to the background")? {
-        Side::Background(background) => keep(Some(&background)),
+        Side::Background(background) => hold_lock(Some(&background)),
         Side::Foreground(None) => Ok(Exit::Done),
         Side::Foreground(Some(status)) => Ok(match status {
             ExitStatus::Exited(code) => Exit::Command(code),
@@ -61,8 +68,8 @@ pub(super) fn hold(site: &BackendConfig, options: &Options) -> Result<Exit, Fail
     }
 }
 
-/// What `dlock release` is told of the end of a hold.
-fn said_of(ended: &Result<Exit, Failure>, stats: &RunStats) -> HoldEnd {
+/// The end of the hold as `dlock release` reads it.
+fn hold_end(ended: &Result<Exit, Failure>, stats: &RunStats) -> HoldEnd {
     let (exit, failed) = match ended {
         Ok(exit) => (*exit, None),
         Err(failure) => (failure.exit, Some(format!("{:#}", failure.error))),
@@ -79,15 +86,15 @@ fn owner(pid: i32) -> Result<ProcessHandle, Failure> {
     Ok(other.with_context(|| format!("cannot hold a lock for process '{pid}'"))?)
 }
 
-fn keep(
-    site: &BackendConfig,
+fn hold_lock(
+    backend: &BackendConfig,
     options: &Options,
     owner: Option<&ProcessHandle>,
     background: Option<&Background>,
     outcome: &OutcomeFile,
     stats: &mut RunStats,
 ) -> Result<Exit, Failure> {
-    // dlock's own stdin goes to the guard. In the background there is none to wait for.
+    // The guard gets dlock's own stdin. A hold in the background has none to wait for.
     let input = options
         .until_eof
         .then(|| io::stdin().as_fd().try_clone_to_owned());
@@ -105,7 +112,7 @@ fn keep(
     let unwanted = || {
         owner.is_some_and(ProcessHandle::has_ended)
             || input.as_ref().is_some_and(crate::sys::pidfd::is_hung_up)
-            // Whoever waits for our word may have been killed.
+            // The parent that waits for us may have been killed.
             || background.is_some_and(Background::parent_gone)
     };
     let run = LockedRun {
@@ -117,53 +124,53 @@ fn keep(
         unwanted: (owner.is_some() || input.is_some() || background.is_some()).then_some(&unwanted),
         background,
     };
-    match select_backend::execute(&run, site, hold_command(options, owner), ties, stats)? {
-        // However the waiting for its end ended, or whoever ended it: that is what it was for.
+    match select_backend::execute(&run, backend, hold_command(options, owner), ties, stats)? {
+        // The child only waits; its exit status does not matter.
         Exit::Command(_) | Exit::Signalled(_) if stats.was_held() => Ok(Exit::Done),
         exit => Ok(exit),
     }
 }
 
-/// dlock itself, as the command that does nothing but wait.
+/// dlock itself, as a command that only waits.
 fn hold_command(options: &Options, owner: Option<&ProcessHandle>) -> guard::Command {
-    let form = if options.json { "json" } else { "shell" };
+    let format = if options.json { "json" } else { "shell" };
     let until = if options.until_eof { "eof" } else { "" };
     let owner = owner.map(|owner| owner.id().to_string());
-    let argv = [HOLD_CHILD, form, until, &owner.unwrap_or_default()];
+    let argv = [HOLD_CHILD, format, until, &owner.unwrap_or_default()];
     guard::Command {
         path: "/proc/self/exe".into(),
         argv: argv.map(OsString::from).into(),
     }
 }
 
-/// The child of `dlock hold` that has the caller's stdin and stdout: says that the lock is held, and ends when it is not
-/// wanted any more. By signals it is ended as any command is.
-pub(crate) fn hold_child(words: &[OsString]) -> Result<Exit, Failure> {
-    let word = |position: usize| words.get(position).and_then(|word| word.to_str());
+/// The child of `dlock hold`, with the caller's stdin and stdout: prints the variables of the lock, and ends when the lock is
+/// not wanted any more. Signals end it like any command.
+pub(crate) fn hold_child(args: &[OsString]) -> Result<Exit, Failure> {
+    let arg = |position: usize| args.get(position).and_then(|arg| arg.to_str());
     let variables = VARIABLES.into_iter().filter_map(|name| {
         let value = std::env::var(name).ok()?;
         Some((name, value))
     });
-    let line = if word(0) == Some("json") {
+    let line = if arg(0) == Some("json") {
         json(variables)
     } else {
         shell(variables)
     };
-    // Nobody may want to read it.
+    // The output may be closed.
     let _ = writeln!(io::stdout(), "{line}");
-    let owner = word(2)
+    let owner = arg(2)
         .and_then(|name| name.parse().ok())
         .map(ProcessHandle::open);
-    // One that has ended in the meantime needs no lock.
+    // An owner that has ended in the meantime needs no lock.
     let Ok(owner) = owner.transpose() else {
         return Ok(Exit::Done);
     };
-    crate::sys::pidfd::wait_until_unwanted(word(1) == Some("eof"), owner.as_ref())
+    crate::sys::pidfd::wait_until_unwanted(arg(1) == Some("eof"), owner.as_ref())
         .context("cannot wait")?;
     Ok(Exit::Done)
 }
 
-/// What is told of the lock, with its name in JSON made of the part behind the underline.
+/// The variables that are printed; the key in JSON is the lower-case part after `DLOCK_`.
 const VARIABLES: [&str; 9] = [
     "DLOCK_FENCING_TOKEN",
     "DLOCK_NAME",
@@ -197,11 +204,11 @@ fn json(variables: impl Iterator<Item = (&'static str, String)>) -> String {
     serde_json::Value::from(object).to_string()
 }
 
-/// Ends a `dlock hold`, waits until it has released the lock, and tells whether the lock was held until then.
+/// Ends a `dlock hold`, waits until it has released the lock, and checks that the lock was held until then.
 pub(super) fn release(hold: &str) -> Result<Exit, Failure> {
     let name = hold.parse::<crate::sys::proc::ProcessId>();
     let name = name.map_err(|()| anyhow!("cannot use DLOCK_HOLD '{hold}': it names no process"))?;
-    let asked_at = clock::now();
+    let requested_at = clock::now();
     let other = ProcessHandle::open(name)
         .map_err(|_| not_held("the dlock that held it has ended before"))
         .or_exit(Exit::Lost)
@@ -217,12 +224,12 @@ pub(super) fn release(hold: &str) -> Result<Exit, Failure> {
         )
         .into());
     }
-    let said = outcome.and_then(OtherOutcome::read).map_err(|error| {
+    let end = outcome.and_then(OtherOutcome::read).map_err(|error| {
         let why = format!("what became of it cannot be read from process '{hold}': {error}");
         not_held(&why)
     });
-    let said = HoldEnd::parse(&said.or_exit(Exit::Lost)?);
-    match hold_verdict(said.as_ref(), asked_at) {
+    let end = HoldEnd::parse(&end.or_exit(Exit::Lost)?);
+    match hold_verdict(end.as_ref(), requested_at) {
         HoldVerdict::Released => Ok(Exit::Done),
         HoldVerdict::Lost(reason) => Err(not_held(&reason)).or_exit(Exit::Lost),
         HoldVerdict::Unkillable(reason) => {

@@ -1,5 +1,5 @@
-//! `dlock ls` and `dlock status`: who has which lock, and who waits.
-//! It must not know how queues are read, nor how they are understood.
+//! `dlock ls` and `dlock status`: the holders and waiters of locks.
+//! It must not know how queues are read or interpreted.
 
 use std::io::{self, IsTerminal as _, Write as _};
 use std::time::Duration;
@@ -9,61 +9,61 @@ use tracing::warn;
 
 use super::view::{Snapshot, View};
 use super::{block_on, failed};
-use crate::cli::look::{Form, ListRequest};
-use crate::config::site::BackendConfig;
+use crate::cli::look::{ListFormat, ListRequest};
+use crate::config::backend::BackendConfig;
 use crate::core::listing::{ListedEntry, ListedLock, table};
 use crate::lock::error::LockError;
 use crate::output::events;
 use crate::output::exit::{Exit, Failure};
 
-/// Before etcd is asked again that did not answer.
+/// Pause before the next request after an error.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
 
-/// Shows what is asked for.
-pub(super) fn execute(site: &BackendConfig, look: &ListRequest) -> Result<Exit, Failure> {
+/// Prints the requested locks.
+pub(super) fn execute(backend: &BackendConfig, request: &ListRequest) -> Result<Exit, Failure> {
     block_on(async {
         let viewer = Viewer {
-            look,
-            view: View::new(site, look),
+            request,
+            view: View::new(backend, request),
         };
         viewer.run().await
     })
 }
 
 struct Viewer<'a> {
-    look: &'a ListRequest,
+    request: &'a ListRequest,
     view: View<'a>,
 }
 
 impl Viewer<'_> {
     async fn run(&self) -> Result<Exit, Failure> {
-        let tried = match self.look {
+        let tried = match self.request {
             ListRequest::List(..) => "cannot list the locks".to_owned(),
             ListRequest::Status(name, _) | ListRequest::Held(name) => {
                 format!("cannot see the lock '{name}'")
             }
         };
-        let (ListRequest::List(_, form) | ListRequest::Status(_, form)) = self.look else {
+        let (ListRequest::List(_, format) | ListRequest::Status(_, format)) = self.request else {
             let held = self.held().await;
             let held = held.map_err(|error| failed(tried, error))?;
             return Ok(if held { Exit::Done } else { Exit::Free });
         };
-        let mut shown = self.show(*form).await;
+        let mut shown = self.show(*format).await;
         loop {
             match shown {
-                Err(Shown::Trouble(error)) if !form.watch => return Err(failed(tried, error)),
-                Err(Shown::Trouble(error)) => {
+                Err(ShowError::Lock(error)) if !format.watch => return Err(failed(tried, error)),
+                Err(ShowError::Lock(error)) => {
                     warn!(event = events::UNSEEN, cause = %error, "{tried}: {error}");
                     tokio::time::sleep(RETRY_PAUSE).await;
                 }
-                Err(Shown::Closed(error)) if error.kind() == io::ErrorKind::BrokenPipe => {
-                    // Whoever closed the pipe has seen enough.
+                Err(ShowError::Stdout(error)) if error.kind() == io::ErrorKind::BrokenPipe => {
+                    // A reader that closed the pipe has read enough.
                     return Ok(Exit::Done);
                 }
-                Err(Shown::Closed(error)) => {
+                Err(ShowError::Stdout(error)) => {
                     return Ok(Err(error).context("cannot write to the standard output")?);
                 }
-                Ok(_) if !form.watch => return Ok(Exit::Done),
+                Ok(_) if !format.watch => return Ok(Exit::Done),
                 Ok(snapshot) => {
                     if let Err(error) = self.view.change(snapshot).await {
                         tracing::debug!("the watch broke: {error}");
@@ -71,7 +71,7 @@ impl Viewer<'_> {
                     }
                 }
             }
-            shown = self.show(*form).await;
+            shown = self.show(*format).await;
         }
     }
 
@@ -81,51 +81,51 @@ impl Viewer<'_> {
         Ok(held)
     }
 
-    /// Reads and prints; JSON at once, a table when all of it is known.
-    async fn show(&self, form: Form) -> Result<Snapshot, Shown> {
+    /// Reads and prints the locks: JSON line by line, a table at the end.
+    async fn show(&self, format: ListFormat) -> Result<Snapshot, ShowError> {
         let mut out = io::BufWriter::new(io::stdout());
         let mut written = Ok(());
-        // Of a list only what is shown is kept, of a lock all of it.
+        // A list keeps only its rows, a status keeps the whole lock.
         let (mut rows, mut only) = (heads(), None);
         let take = |lock: ListedLock| {
-            if !matches!(self.look, ListRequest::List(..)) {
+            if !matches!(self.request, ListRequest::List(..)) {
                 only = Some(lock);
-            } else if !form.json {
+            } else if !format.json {
                 rows.extend(lines(&lock));
             } else if written.is_ok() {
                 written = writeln!(out, "{}", lock.summary());
             }
         };
-        let snapshot = self.view.read(take).await.map_err(Shown::Trouble)?;
-        let text = match self.look {
-            ListRequest::List(..) if form.json => String::new(),
+        let snapshot = self.view.read(take).await.map_err(ShowError::Lock)?;
+        let text = match self.request {
+            ListRequest::List(..) if format.json => String::new(),
             ListRequest::List(..) => table(&rows),
             ListRequest::Status(name, _) | ListRequest::Held(name) => {
                 let free = || ListedLock::new(&name.encoded(), Vec::new());
                 let lock = only.unwrap_or_else(free);
-                if form.json {
+                if format.json {
                     lock.detail() + "\n"
                 } else {
                     status(&lock)
                 }
             }
         };
-        // A live picture stands still on a terminal; elsewhere each one follows the last.
-        let clear = form.watch && !form.json && io::stdout().is_terminal();
+        // On a terminal each snapshot replaces the last one; elsewhere it follows.
+        let clear = format.watch && !format.json && io::stdout().is_terminal();
         let before = if clear { "\u{1b}[H\u{1b}[2J" } else { "" };
         written
             .and_then(|()| write!(out, "{before}{text}"))
             .and_then(|()| out.flush())
-            .map_err(Shown::Closed)?;
+            .map_err(ShowError::Stdout)?;
         Ok(snapshot)
     }
 }
 
-/// Why something could not be shown.
-enum Shown {
-    Trouble(LockError),
-    /// The standard output takes nothing.
-    Closed(io::Error),
+/// The reason why a snapshot could not be printed.
+enum ShowError {
+    Lock(LockError),
+    /// A write to stdout failed.
+    Stdout(io::Error),
 }
 
 fn row(cells: &[&str]) -> Vec<String> {
@@ -138,12 +138,12 @@ fn heads() -> Vec<Vec<String>> {
     ])]
 }
 
-/// One line for each holder; the first has the lock's name and how many wait.
+/// One line per holder; the first also has the lock's name and the number of waiters.
 fn lines(lock: &ListedLock) -> Vec<Vec<String>> {
     let mut first = [lock.shown_name(), lock.waiting().to_string()];
     let mut holders: Vec<Vec<String>> = lock.holders().map(cells).collect();
     if holders.is_empty() {
-        // Between the entry of the first and the taking of its slot.
+        // The first waiter has no slot yet.
         holders.push(row(&["-"]));
     }
     let line = |holder| {

@@ -1,4 +1,4 @@
-//! One file per sub-command, and what several of them need to wait for: signals and the guard.
+//! One file per sub-command, and the waiting that several of them share: signals and the guard.
 //! It must not know gRPC, nor system calls.
 
 mod break_lock;
@@ -30,7 +30,7 @@ use crate::config::Settings;
 use crate::lock::error::LockError;
 use crate::output::exit::{Exit, Failure};
 
-/// Runs what waits for etcd, processes and signals.
+/// Runs a future that waits for etcd, processes or signals.
 fn block_on<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -38,13 +38,13 @@ fn block_on<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Fail
         .context("cannot start the event loop")?;
     let tasks = tokio::task::LocalSet::new();
     let ended = tasks.block_on(&runtime, work);
-    // A name look-up that hangs must not keep us: nobody waits for what it finds. And the kernel clears the rest away
-    // more quickly, with the process.
+    // A name look-up that hangs must not delay the end: its result is not needed. The kernel frees the rest more quickly, with
+    // the process.
     std::mem::forget((tasks, runtime));
     ended
 }
 
-/// What was tried and did not go, with what etcd had to say.
+/// A failure: the attempt, and the cause that etcd gave.
 fn failed(tried: impl Display, error: LockError) -> Failure {
     Failure {
         hint: error.hint,
@@ -52,26 +52,26 @@ fn failed(tried: impl Display, error: LockError) -> Failure {
     }
 }
 
-/// The names of the locks that begin so, as far as etcd tells at once.
+/// The names of the locks that begin with `beginning`, if etcd answers at once.
 pub(crate) fn names(settings: &Settings, beginning: &str) -> Vec<String> {
     names::beginning_with(settings, beginning)
 }
 
-/// Does the work of the sub-command that was asked for.
+/// Executes the work of the sub-command.
 pub(crate) fn execute(work: &Work) -> Result<Exit, Failure> {
     match work {
-        Work::Run(site, options) => own_stack_frame(|| run::run(site, options)),
+        Work::Run(backend, options) => own_stack_frame(|| run::run(backend, options)),
         Work::Fence(options) => own_stack_frame(|| fence::fence(options)),
-        Work::Hold(site, options) => own_stack_frame(|| hold::hold(site, options)),
-        Work::Look(site, look) => own_stack_frame(|| list::execute(site, look)),
-        Work::Check(site, check) => own_stack_frame(|| check::check(site, check)),
+        Work::Hold(backend, options) => own_stack_frame(|| hold::hold(backend, options)),
+        Work::List(backend, request) => own_stack_frame(|| list::execute(backend, request)),
+        Work::Check(backend, check) => own_stack_frame(|| check::check(backend, check)),
         Work::Break(settings, order) => own_stack_frame(|| break_lock::break_lock(settings, order)),
         Work::Release(hold) => own_stack_frame(|| hold::release(hold)),
         Work::Doctor(settings, options) => own_stack_frame(|| doctor::run(settings, options)),
     }
 }
 
-/// What one sub-command needs of the stack would be reserved for each of them, and touched, if it were inlined.
+/// Not inlined: otherwise every sub-command would reserve and touch the stack of the largest one.
 #[inline(never)]
 fn own_stack_frame<T>(work: impl FnOnce() -> T) -> T {
     work()

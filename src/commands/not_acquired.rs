@@ -1,5 +1,5 @@
-//! Why a command does not run though nothing went wrong: somebody else has the lock, or there is to be no run now.
-//! It must not know how that was found out.
+//! The reason why a command does not run without an error: the lock is busy, or no run is due.
+//! It must not know how the reason was found.
 
 use tracing::{info, warn};
 
@@ -13,7 +13,7 @@ use crate::lock::backend::{AcquireOutcome, Acquired};
 use crate::output::events;
 use crate::output::exit::Exit;
 
-/// What is told of it.
+/// The event and its fields.
 pub(super) struct NotAcquired {
     event: &'static str,
     pub(super) line: String,
@@ -22,22 +22,22 @@ pub(super) struct NotAcquired {
 }
 
 impl NotAcquired {
-    /// Unless the lock was won.
+    /// The reason; `Ok` if the lock was acquired.
     pub(super) fn of<S>(
         name: &LockName,
-        patience: WaitPolicy,
+        wait_policy: WaitPolicy,
         outcome: AcquireOutcome<S>,
     ) -> Result<Box<Acquired<S>>, Self> {
-        let refusal = |event, line| Self {
+        let not_acquired = |event, line| Self {
             event,
             line,
             left_seconds: None,
             by: None,
         };
         Err(match outcome {
-            AcquireOutcome::Acquired(won) => return Ok(won),
+            AcquireOutcome::Acquired(acquired) => return Ok(acquired),
             AcquireOutcome::Busy(ahead) => {
-                let still = match patience {
+                let still = match wait_policy {
                     WaitPolicy::NoWait => "",
                     WaitPolicy::Timeout(_) | WaitPolicy::Forever => " still",
                 };
@@ -45,11 +45,11 @@ impl NotAcquired {
                     "the lock '{name}' is{still} held by {}",
                     describe_holder(&ahead)
                 );
-                refusal(events::BUSY, line)
+                not_acquired(events::BUSY, line)
             }
             AcquireOutcome::Cooling(ahead, left) => Self {
                 left_seconds: Some(seconds(left)),
-                ..refusal(
+                ..not_acquired(
                     events::COOLING,
                     format!(
                         "the lock '{name}' is cooling down, {} left: last held by {}",
@@ -58,33 +58,33 @@ impl NotAcquired {
                     ),
                 )
             },
-            AcquireOutcome::AlreadyRan(ran) => {
+            AcquireOutcome::AlreadyRan(earlier) => {
                 let line = format!(
                     "'{name}' ran already: {}",
-                    describe_earlier_run(ran.as_ref())
+                    describe_earlier_run(earlier.as_ref())
                 );
-                refusal(events::RAN, line)
+                not_acquired(events::RAN, line)
             }
-            AcquireOutcome::StopRequested(ask) => {
-                let by = ask.describe();
-                let how = match ask.to {
+            AcquireOutcome::StopRequested(request) => {
+                let by = request.describe();
+                let how = match request.to {
                     StopKind::Yield => "superseded",
                     StopKind::Stop => "sent away",
                 };
                 let line = format!("no longer waiting for '{name}', {how} by {by}");
                 Self {
                     by: Some(by),
-                    ..refusal(events::SUPERSEDED, line)
+                    ..not_acquired(events::SUPERSEDED, line)
                 }
             }
         })
     }
 
-    /// Tells it, and how dlock ends.
+    /// Logs the reason and returns the exit status.
     pub(super) fn report(&self, name: &LockName, options: &lock::Options) -> Exit {
         let (event, line) = (self.event, &self.line);
         let (lock, left_seconds, by) = (name.to_string(), self.left_seconds, self.by.as_ref());
-        // Who calls that a success asks for no words: cron mails each of them.
+        // A user who makes it a success wants no line: cron mails every one.
         if options.conflict == 0 {
             info!(event, lock, left_seconds, by, "{line}");
         } else {
@@ -94,14 +94,14 @@ impl NotAcquired {
     }
 }
 
-/// Who ran last, when, and how it ended.
-fn describe_earlier_run(ran: Option<&Holder>) -> String {
-    let Some(ran) = ran else {
+/// The last run: its holder, its time and its result.
+fn describe_earlier_run(earlier: Option<&Holder>) -> String {
+    let Some(earlier) = earlier else {
         return "by another client".to_owned();
     };
-    let result = ran
+    let result = earlier
         .result
         .as_deref()
         .unwrap_or("not ended yet, or not told how");
-    printable(&format!("{}; {result}", ran.sentence()))
+    printable(&format!("{}; {result}", earlier.sentence()))
 }

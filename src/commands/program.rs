@@ -1,4 +1,4 @@
-//! The command that a user names: found before it is needed, and why it did not begin.
+//! The command that a user names: its look-up, and the error if it does not start.
 //! It must not know under which lock it runs.
 
 use std::ffi::{OsStr, OsString};
@@ -9,7 +9,7 @@ use anyhow::anyhow;
 use crate::guard::{self, Lookup};
 use crate::output::exit::{Exit, Failure, OrFail as _};
 
-/// Finds the command before anybody queues for it.
+/// Finds the command, before dlock enters the queue.
 pub(super) fn find(argv: &[OsString]) -> Result<guard::Command, Failure> {
     let program = argv.first().map_or(OsStr::new(""), OsString::as_os_str);
     match guard::lookup(program) {
@@ -28,7 +28,7 @@ pub(super) fn find(argv: &[OsString]) -> Result<guard::Command, Failure> {
     }
 }
 
-/// Why a command that was found did not begin.
+/// The failure of a command that was found but did not start.
 pub(super) fn not_started(program: &OsStr, error: &io::Error) -> Failure {
     let kind = error.kind();
     // The kernel counts arguments and variables together (execve(2)).

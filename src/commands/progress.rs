@@ -1,5 +1,5 @@
-//! What is told of the queue: to those who wait, as a line that lives on their terminal or as one now and then.
-//! It must not know when something happens in the queue.
+//! Progress of a wait: a live line on the terminal, or a log line now and then.
+//! It must not know when the queue changes.
 
 use std::cell::RefCell;
 use std::convert::Infallible;
@@ -21,16 +21,16 @@ use crate::output::log;
 use crate::output::systemd;
 use crate::sys::clock;
 
-/// A line that lives counts seconds.
+/// The live line counts seconds.
 const LIVE_INTERVAL: Duration = Duration::from_secs(1);
-/// The next in the queue hears of a release at once; all others look for themselves, if anybody looks at them.
+/// The next waiter sees a release at once; all others poll their position, if it is shown.
 const POSITION_INTERVAL: Duration = Duration::from_secs(5);
-/// Who sits there wonders after so long why nothing happens.
+/// Delay before dlock tells an interactive user that etcd is silent.
 const UNANSWERED_DELAY: Duration = Duration::from_secs(1);
-/// Who reads a log is told again that it goes on.
+/// Interval at which the log repeats that the wait continues.
 const REPEAT_INTERVAL: Duration = Duration::from_mins(1);
 
-/// Says something as information, or loudly if somebody is there to read it who has not asked for information.
+/// Logs as information, or as a warning if the level of a reader hides information.
 macro_rules! tell {
     ($($what:tt)*) => {
         if enabled!(Level::INFO) {
@@ -41,7 +41,7 @@ macro_rules! tell {
     };
 }
 
-/// Tells that a file's lock is waited for, to somebody who sits there and wonders.
+/// Tells an interactive user that dlock waits for the lock of a fence's file.
 pub(super) fn report_fence_wait(file: &Path) {
     if output_mode() != OutputMode::Silent {
         let file = file.display();
@@ -53,7 +53,7 @@ pub(super) fn report_fence_wait(file: &Path) {
     }
 }
 
-/// How somebody who waits is told of it.
+/// The form in which a wait is shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum OutputMode {
     Silent,
@@ -61,7 +61,7 @@ enum OutputMode {
     Live,
 }
 
-/// At this moment.
+/// The mode now; it changes when dlock moves to or from the foreground.
 fn output_mode() -> OutputMode {
     choose_mode(
         behind_stderr(),
@@ -81,7 +81,7 @@ fn choose_mode(stderr: Stderr, json: bool, loud: bool, wanted: bool) -> OutputMo
     }
 }
 
-/// Tells of one's waiting for a lock, from its beginning until this is dropped.
+/// Reports one wait, from its beginning until this is dropped.
 pub(super) struct WaitReporter<'a> {
     name: &'a LockName,
     state: RefCell<State>,
@@ -90,9 +90,9 @@ pub(super) struct WaitReporter<'a> {
 struct State {
     status: WaitStatus,
     live: Option<LiveLine>,
-    /// When a line was told last.
+    /// Time of the last log line.
     logged_at: Option<Instant>,
-    /// The last that was told.
+    /// The last error that was logged.
     last_error: Option<String>,
 }
 
@@ -109,13 +109,13 @@ impl<'a> WaitReporter<'a> {
         }
     }
 
-    /// Takes note of what has happened, and tells it.
+    /// Records an event and reports it.
     pub(super) fn on_event(&self, waiting: &WaitEvent) {
         let now = clock::now();
         let mut state = self.state.borrow_mut();
         let (status, name) = (&mut state.status, self.name);
-        let told = output_mode() == OutputMode::Lines || enabled!(Level::INFO);
-        // What has words of its own leaves only the line that lives to be drawn.
+        let in_lines = output_mode() == OutputMode::Lines || enabled!(Level::INFO);
+        // An event with a line of its own only redraws the live line.
         let mut due = false;
         match waiting {
             WaitEvent::Behind(ahead) => {
@@ -125,7 +125,7 @@ impl<'a> WaitReporter<'a> {
             }
             WaitEvent::LockDelay(delay) => {
                 status.lock_delay(now, *delay);
-                if told {
+                if in_lines {
                     tell!(
                         event = events::HAND_OVER,
                         lock = %name,
@@ -146,8 +146,8 @@ impl<'a> WaitReporter<'a> {
             WaitEvent::Error(error) => {
                 let cause = error.to_string();
                 status.error(now, cause.clone());
-                // It is met again with every attempt.
-                if told && state.last_error.as_ref() != Some(&cause) {
+                // Every attempt repeats the error.
+                if in_lines && state.last_error.as_ref() != Some(&cause) {
                     tell!(
                         event = events::WAITING_TROUBLE,
                         lock = %name,
@@ -161,7 +161,7 @@ impl<'a> WaitReporter<'a> {
         state.show(name, now, due);
     }
 
-    /// Tells, as long as it is polled, that etcd has not answered at all: for which causes, and how long it may take.
+    /// While polled, warns if etcd has not answered at all: with the causes and the time left.
     pub(super) async fn warn_unanswered(
         &self,
         unanswered: impl Fn() -> Option<(String, Duration)>,
@@ -187,12 +187,12 @@ impl<'a> WaitReporter<'a> {
         std::future::pending().await
     }
 
-    /// Keeps what is shown fresh for as long as it is polled; `look` sees who is ahead.
+    /// While polled, keeps the output fresh; `position` reads the queue.
     pub(super) async fn refresh(
         &self,
-        look: impl AsyncFn() -> Option<QueuePosition>,
+        position: impl AsyncFn() -> Option<QueuePosition>,
     ) -> Infallible {
-        let moving = async {
+        let redrawing = async {
             loop {
                 clock::until(due_at(LIVE_INTERVAL)).await;
                 let mut state = self.state.borrow_mut();
@@ -203,13 +203,13 @@ impl<'a> WaitReporter<'a> {
                 state.show(self.name, now, due);
             }
         };
-        let looking = async {
+        let polling = async {
             loop {
                 clock::until(due_at(POSITION_INTERVAL)).await;
                 if output_mode() == OutputMode::Silent || !self.state.borrow().status.is_visible() {
                     continue;
                 }
-                let Some(QueuePosition { holder, count, .. }) = look().await else {
+                let Some(QueuePosition { holder, count, .. }) = position().await else {
                     continue;
                 };
                 let mut state = self.state.borrow_mut();
@@ -221,21 +221,21 @@ impl<'a> WaitReporter<'a> {
             }
         };
         tokio::select! {
-            never = moving => never,
-            never = looking => never,
+            never = redrawing => never,
+            never = polling => never,
         }
     }
 }
 
-/// When to look again whether there is something to show; a wait that nobody sees needs no clock.
+/// Time of the next refresh; a wait that nobody sees needs none.
 fn due_at(pause: Duration) -> Option<Instant> {
-    // On a terminal we may yet come to the foreground.
+    // On a terminal dlock may move to the foreground later.
     let seen = io::stderr().is_terminal() || output_mode() == OutputMode::Lines;
     (enabled!(Level::WARN) && seen).then(|| clock::now() + pause)
 }
 
 impl State {
-    /// Draws what is known, or tells it where lines are told and it is `due`.
+    /// Draws the live line, or logs a line if one is `due`.
     fn show(&mut self, name: &LockName, now: Instant, due: bool) {
         if due {
             systemd::status(&self.status.log_line(now));
@@ -266,7 +266,7 @@ impl State {
     }
 }
 
-/// Whoever holds the lock, for people.
+/// The holder, for people.
 pub(super) fn describe_holder(ahead: &QueuePosition) -> String {
     wait_status::who(ahead.holder.as_ref())
 }
@@ -279,7 +279,7 @@ mod tests {
 
     #[test]
     fn who_is_told_of_waiting_and_how() {
-        // Under cron, and wherever nobody looks: not a word.
+        // Under cron, and wherever nobody reads: no output.
         assert_eq!(choose_mode(S::Elsewhere, false, true, false), M::Silent);
         assert_eq!(choose_mode(S::Elsewhere, false, true, true), M::Lines);
         assert_eq!(choose_mode(S::Screen, false, true, false), M::Live);

@@ -1,5 +1,5 @@
-//! The books of one use of a lock: opened before it is asked for, closed into `--report` and `--metrics`.
-//! It must not know how the lock is taken, nor what the metrics are.
+//! The files of `--report` and `--metrics`: checked before the run, written after it.
+//! It must not know how the lock is acquired, nor what the metrics are.
 
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -18,14 +18,14 @@ use crate::output::metrics::Metrics;
 use crate::sys::atomic_file::{AtomicFile, try_lock};
 use crate::sys::clock;
 
-/// For others who write the same metrics; each takes a moment.
+/// Time that dlock waits for other writers of the same metrics.
 const METRICS_LOCK_TIMEOUT: Duration = Duration::from_secs(5);
 const LOCK_POLL_INTERVAL: Duration = Duration::from_millis(10);
 
-/// Far more than the locks of one machine can fill; keeps a wrong path from filling the memory.
+/// Far more than the locks of one machine need; a wrong path must not fill the memory.
 const MAX_METRICS_BYTES: u64 = 16 * 1024 * 1024;
 
-/// Where the books are to be shown. No descriptor is kept: the guard's launch closes all.
+/// The paths of the files. It keeps no descriptor: the launch of the guard closes all.
 pub(super) struct ReportFiles<'a> {
     name: &'a LockName,
     report: Option<PathBuf>,
@@ -33,30 +33,30 @@ pub(super) struct ReportFiles<'a> {
 }
 
 impl<'a> ReportFiles<'a> {
-    /// Fails if what is asked for cannot be written: better now than after the work.
+    /// Checks that the files are writable: an error now is better than after the work.
     pub(super) fn open(name: &'a LockName, options: &lock::Options) -> Result<Self, Failure> {
         let find = |path: &Option<PathBuf>, option: &str| {
             let path = path.as_deref().map(std::path::absolute).transpose();
             path.with_context(|| format!("cannot find out where --{option} is"))
         };
-        let books = Self {
+        let files = Self {
             name,
             report: find(&options.report, "report")?,
             metrics: find(&options.metrics, "metrics")?,
         };
-        if let Some(path) = &books.report {
+        if let Some(path) = &files.report {
             AtomicFile::open(path)?.check_writable()?;
         }
-        if let Some(path) = &books.metrics {
+        if let Some(path) = &files.metrics {
             let file = AtomicFile::open(path)?;
             file.check_writable()?;
             let _lock = file.lock(lock_within)?;
             read(&file)?;
         }
-        Ok(books)
+        Ok(files)
     }
 
-    /// Does the work and shows what became of it. What cannot be written is a warning by then: the status is the work's.
+    /// Does the work and writes the files. A file that cannot be written is only a warning: the exit status is that of the work.
     pub(super) fn record(
         &self,
         work: impl FnOnce(&mut RunStats) -> Result<Exit, Failure>,
@@ -67,13 +67,13 @@ impl<'a> ReportFiles<'a> {
         if self.report.is_none() && self.metrics.is_none() {
             return ended;
         }
-        let ending = run_end(&stats, &ended, began);
-        let account = stats.finish(self.name, clock::now(), ending);
+        let end = run_end(&stats, &ended, began);
+        let report = stats.finish(self.name, clock::now(), end);
         if let Some(path) = &self.report {
-            warn_not_written(path, write_report(path, &account));
+            warn_not_written(path, write_report(path, &report));
         }
         if let Some(path) = &self.metrics {
-            warn_not_written(path, add_metrics(path, &account));
+            warn_not_written(path, add_metrics(path, &report));
         }
         ended
     }
@@ -121,16 +121,16 @@ fn run_end(stats: &RunStats, ended: &Result<Exit, Failure>, began: String) -> Ru
     }
 }
 
-fn write_report(path: &Path, account: &RunReport) -> Result<(), Failure> {
+fn write_report(path: &Path, report: &RunReport) -> Result<(), Failure> {
     let file = AtomicFile::open(path)?;
-    Ok(file.replace_unlocked(account.to_json().as_bytes())?)
+    Ok(file.replace_unlocked(report.to_json().as_bytes())?)
 }
 
-fn add_metrics(path: &Path, account: &RunReport) -> Result<(), Failure> {
+fn add_metrics(path: &Path, report: &RunReport) -> Result<(), Failure> {
     let file = AtomicFile::open(path)?;
     let _lock = file.lock(lock_within)?;
     let mut metrics = read(&file)?;
-    metrics.add(account, clock::since_1970().as_secs_f64());
+    metrics.add(report, clock::since_1970().as_secs_f64());
     Ok(file.replace_locked(metrics.to_text().as_bytes())?)
 }
 
@@ -147,7 +147,7 @@ fn read(file: &AtomicFile) -> Result<Metrics, Failure> {
         .or_hint("dlock makes the file itself, and counts on from what it holds: name one that is not there yet")
 }
 
-/// Until the lock that another dlock has is ours.
+/// Waits for the lock of the metrics file.
 fn lock_within(lock: &OwnedFd) -> Result<(), Errno> {
     let give_up_at = clock::now() + METRICS_LOCK_TIMEOUT;
     loop {

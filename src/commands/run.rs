@@ -1,5 +1,5 @@
-//! `dlock run`: look the command up, see which locks are held around it, and have it run under its own.
-//! It must not know how a lock is taken, nor how processes are killed.
+//! `dlock run`: look up the command, check the locks that are held around it, and run it under its own lock.
+//! It must not know how a lock is acquired, nor how processes are killed.
 
 use anyhow::anyhow;
 
@@ -9,7 +9,7 @@ use super::report::ReportFiles;
 use super::run_locked::LockedRun;
 use super::select_backend::{self, KIND_SPECIFIC_VARIABLES};
 use crate::cli::run::Options;
-use crate::config::site::BackendConfig;
+use crate::config::backend::BackendConfig;
 use crate::core::name::{HeldLock, LockName};
 use crate::core::proof::FencingToken;
 use crate::core::request::Mode;
@@ -18,16 +18,20 @@ use crate::guard::{self, LaunchOptions};
 use crate::host::identity;
 use crate::output::exit::{Exit, Failure, OrFail as _};
 
-/// Runs the command under the lock and tells how it ended.
-pub(super) fn run(site: &BackendConfig, options: &Options) -> Result<Exit, Failure> {
-    let books = ReportFiles::open(&options.name, &options.lock)?;
-    books.record(|stats| execute(site, options, stats))
+/// Runs the command under the lock and returns its end.
+pub(super) fn run(backend: &BackendConfig, options: &Options) -> Result<Exit, Failure> {
+    let report_files = ReportFiles::open(&options.name, &options.lock)?;
+    report_files.record(|stats| execute(backend, options, stats))
 }
 
-fn execute(site: &BackendConfig, options: &Options, stats: &mut RunStats) -> Result<Exit, Failure> {
+fn execute(
+    backend: &BackendConfig,
+    options: &Options,
+    stats: &mut RunStats,
+) -> Result<Exit, Failure> {
     let command = find(&options.command)?;
-    if let Some(link) = identity::held().find(&options.name, &site.scope()) {
-        return run_reentrant(site, options, link, command);
+    if let Some(held_lock) = identity::held().find(&options.name, &backend.scope()) {
+        return run_reentrant(backend, options, held_lock, command);
     }
     let run = LockedRun {
         name: &options.name,
@@ -38,33 +42,33 @@ fn execute(site: &BackendConfig, options: &Options, stats: &mut RunStats) -> Res
         unwanted: None,
         background: None,
     };
-    select_backend::execute(&run, site, command, LaunchOptions::default(), stats)
+    select_backend::execute(&run, backend, command, LaunchOptions::default(), stats)
 }
 
-/// Runs the command under the lock that is held around us, or says why not.
+/// Runs the command under the lock that is held around us; the error says why that is refused.
 fn run_reentrant(
-    site: &BackendConfig,
+    backend: &BackendConfig,
     options: &Options,
-    link: &HeldLock,
+    held_lock: &HeldLock,
     command: guard::Command,
 ) -> Result<Exit, Failure> {
-    let (name, token) = (&options.name, link.token);
+    let (name, token) = (&options.name, held_lock.token);
     if !options.reentrant {
-        refuse_self_deadlock(name, site, "give --reentrant, ")?;
+        refuse_self_deadlock(name, backend, "give --reentrant, ")?;
     }
-    if link.mode != Mode::Exclusive {
+    if held_lock.mode != Mode::Exclusive {
         return Err(anyhow!(
             "cannot lock '{name}' again: this command holds it as '{}' (token {token})",
-            link.mode
+            held_lock.mode
         ))
         .or_hint("only a lock that is held exclusively can be taken again");
     }
     let tried = format_args!("cannot see whether '{name}' is still held");
-    let variables = held(site, name, FencingToken(token), tried)?;
+    let variables = held(backend, name, FencingToken(token), tried)?;
     let variables = variables.ok_or_else(|| {
         anyhow!("the lock '{name}' is not held any more by the command around us (token {token})")
     });
-    // Those in the environment may be of another lock, between that one and us.
+    // The environment may have the variables of another lock, nested between that one and us.
     let variables: Vec<(String, String)> = variables
         .or_exit(Exit::Lost)?
         .into_iter()
@@ -82,11 +86,11 @@ fn run_reentrant(
 /// Refuses to wait for a lock that is held around us.
 pub(super) fn refuse_self_deadlock(
     name: &LockName,
-    site: &BackendConfig,
+    backend: &BackendConfig,
     or: &str,
 ) -> Result<(), Failure> {
     let held = identity::held();
-    let Some(HeldLock { token, .. }) = held.find(name, &site.scope()) else {
+    let Some(HeldLock { token, .. }) = held.find(name, &backend.scope()) else {
         return Ok(());
     };
     Err(anyhow!(

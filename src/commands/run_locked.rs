@@ -1,4 +1,4 @@
-//! Something that is done under a lock: take the lock, have the guard do it, give the lock back.
+//! A run under a lock: acquire the lock, have the guard run the command, release the lock.
 //! It must not know gRPC, nor how processes are killed.
 
 use std::ffi::OsStr;
@@ -38,29 +38,29 @@ use crate::sys::clock;
 use crate::sys::daemonize::Background;
 use crate::sys::process::ExitStatus;
 
-/// How long the release of a lock that was ours to the end may take.
+/// Timeout of the release of a lock that was held to the end.
 const RELEASE_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long the removal of what may be left after a loss may take, and the release of a lock that is past its deadline.
+/// Timeout of the cleanup after a loss, and of the release of a lock that is past its deadline.
 const CLEANUP_TIMEOUT: Duration = Duration::from_secs(1);
-/// Between two looks at whether a lock is still wanted.
+/// Pause between two checks whether the lock is still wanted.
 const UNWANTED_POLL_INTERVAL: Duration = Duration::from_millis(500);
 
-/// What is to be done, and under which lock.
+/// A run and its lock.
 pub(super) struct LockedRun<'a> {
     pub(super) name: &'a LockName,
     pub(super) lock: &'a lock::Options,
-    /// What others see as the program.
+    /// The program name that others see.
     pub(super) program: &'a OsStr,
     pub(super) leftovers: Leftovers,
-    /// What it gets beside the variables of the lock.
+    /// Variables of the command, beside those of the lock.
     pub(super) variables: Vec<(String, String)>,
-    /// Whether nobody wants the lock any more, if that may be: looked at now and then while it is waited for.
+    /// Whether nobody wants the lock any more; polled during the wait.
     pub(super) unwanted: Option<&'a dyn Fn() -> bool>,
-    /// Who waits in the foreground for the lock.
+    /// The link to the parent that waits in the foreground.
     pub(super) background: Option<&'a Background>,
 }
 
-/// Has the guard do it under the lock and tells how it ended.
+/// Runs the command under the lock and returns its end.
 pub(super) fn execute(
     run: &LockedRun,
     backend: impl LockBackend,
@@ -68,15 +68,15 @@ pub(super) fn execute(
     stats: &mut RunStats,
 ) -> Result<Exit, Failure> {
     super::block_on(async {
-        let post = GuardIo::open(guard).context("cannot listen to the guard process")?;
+        let guard_io = GuardIo::open(guard).context("cannot listen to the guard process")?;
         let signals = Signals::listen().context("cannot listen to signals")?;
-        LockedRunner::new(run, backend, stats, post, signals)
+        LockedRunner::new(run, backend, stats, guard_io, signals)
             .run()
             .await
     })
 }
 
-/// How acquiring went.
+/// The result of the acquisition.
 enum Acquisition<S> {
     Acquired(Box<Acquired<S>>),
     Ended(Exit),
@@ -85,7 +85,7 @@ enum Acquisition<S> {
 struct LockedRunner<'a, C> {
     run: &'a LockedRun<'a>,
     backend: C,
-    post: GuardIo,
+    guard_io: GuardIo,
     signals: Signals,
     began_at: Instant,
     stats: &'a mut RunStats,
@@ -96,13 +96,13 @@ impl<'a, C: LockBackend> LockedRunner<'a, C> {
         run: &'a LockedRun,
         backend: C,
         stats: &'a mut RunStats,
-        post: GuardIo,
+        guard_io: GuardIo,
         signals: Signals,
     ) -> Self {
         Self {
             run,
             backend,
-            post,
+            guard_io,
             signals,
             began_at: clock::now(),
             stats,
@@ -110,9 +110,9 @@ impl<'a, C: LockBackend> LockedRunner<'a, C> {
     }
 
     async fn run(&mut self) -> Result<Exit, Failure> {
-        // Boxed, so that the room of one is free while the other runs.
+        // Boxed: the memory of one future is free while the other runs.
         match self.acquire().boxed_local().await? {
-            Acquisition::Acquired(won) => self.hold(*won).boxed_local().await,
+            Acquisition::Acquired(acquired) => self.hold(*acquired).boxed_local().await,
             Acquisition::Ended(exit) => Ok(exit),
         }
     }
@@ -130,11 +130,11 @@ impl<'a, C: LockBackend> LockedRunner<'a, C> {
             WaitPolicy::NoWait | WaitPolicy::Forever => None,
         };
         let mut ahead = None;
-        let mut kept = Vec::new();
+        let mut held_back = Vec::new();
         let backend = &self.backend;
         let event = {
             let reporter = WaitReporter::new(self.run.name, self.began_at, give_up_at);
-            let tell = |waiting: WaitEvent| {
+            let on_event = |waiting: WaitEvent| {
                 reporter.on_event(&waiting);
                 if let WaitEvent::Behind(now) = waiting {
                     ahead = Some(now);
@@ -144,8 +144,8 @@ impl<'a, C: LockBackend> LockedRunner<'a, C> {
                 loop {
                     let signal = self.signals.next().await;
                     if crate::sys::inherited::blocked_at_start(signal.number) {
-                        // The command gets it when it is ready for it.
-                        kept.push(signal);
+                        // The command gets the signal when it unblocks it.
+                        held_back.push(signal);
                     } else if signal.ends() {
                         break signal.number;
                     } else if signal.stops() {
@@ -156,15 +156,15 @@ impl<'a, C: LockBackend> LockedRunner<'a, C> {
             tokio::select! {
                 biased;
                 signal = ending => Event::Signal(signal),
-                () = guard_dead(&mut self.post) => Event::GuardDead,
-                outcome = backend.acquire(tell) => Event::Acquired(outcome),
+                () = guard_dead(&mut self.guard_io) => Event::GuardDead,
+                outcome = backend.acquire(on_event) => Event::Acquired(outcome),
                 () = clock::until(give_up_at) => Event::WaitPassed,
                 () = unwanted(self.run.unwanted) => Event::Unwanted,
                 never = reporter.refresh(async || backend.position().await) => match never {},
                 never = reporter.warn_unanswered(|| backend.unanswered_causes()) => match never {},
             }
         };
-        self.signals.hold_back(kept);
+        self.signals.hold_back(held_back);
         if !matches!(event, Event::Acquired(Ok(_))) {
             backend.leave_queue().await;
         }
@@ -177,7 +177,7 @@ impl<'a, C: LockBackend> LockedRunner<'a, C> {
                 if let Some(ahead) = ahead {
                     return Ok(self.interpret(AcquireOutcome::Busy(ahead)));
                 }
-                // Whether it is busy nobody knows.
+                // Nobody knows whether the lock is busy.
                 let waited = give_up_at.unwrap_or(clock::now()).since(self.began_at);
                 Err(self.cannot_lock(backend.unreachable(waited)))
             }
@@ -194,22 +194,22 @@ impl<'a, C: LockBackend> LockedRunner<'a, C> {
         failed(format_args!("cannot lock '{}'", self.run.name), error)
     }
 
-    /// What it means that the lock was won, or who was in the way.
+    /// The acquired lock, or the exit status if it was not acquired.
     fn interpret(&mut self, outcome: AcquireOutcome<C::Session>) -> Acquisition<C::Session> {
         let LockedRun { name, lock, .. } = self.run;
         match NotAcquired::of(name, lock.request.wait_policy, outcome) {
-            Ok(won) => Acquisition::Acquired(won),
-            Err(refusal) => {
-                self.stats.set_reason(&refusal.line);
-                Acquisition::Ended(refusal.report(name, lock))
+            Ok(acquired) => Acquisition::Acquired(acquired),
+            Err(refused) => {
+                self.stats.set_reason(&refused.line);
+                Acquisition::Ended(refused.report(name, lock))
             }
         }
     }
 
-    async fn hold(&mut self, won: Acquired<C::Session>) -> Result<Exit, Failure> {
-        let environment = self.environment(&won);
+    async fn hold(&mut self, acquired: Acquired<C::Session>) -> Result<Exit, Failure> {
+        let environment = self.environment(&acquired);
         let run = self.run;
-        let (now, token) = (clock::now(), won.token);
+        let (now, token) = (clock::now(), acquired.token);
         self.stats.acquired(now, token);
         let waited = now.since(self.began_at);
         info!(
@@ -222,8 +222,12 @@ impl<'a, C: LockBackend> LockedRunner<'a, C> {
             format_duration(waited)
         );
         let limit_at = run.lock.max_hold.map(|limit| clock::now() + limit);
-        let watchdog = won.watchdog.with_max_hold(limit_at);
-        if let Err(error) = self.post.guard.start(&environment, watchdog.deadlines()) {
+        let watchdog = acquired.watchdog.with_max_hold(limit_at);
+        if let Err(error) = self
+            .guard_io
+            .guard
+            .start(&environment, watchdog.deadlines())
+        {
             let _ = self
                 .backend
                 .release(RELEASE_TIMEOUT, ReleaseReason::Unused)
@@ -235,9 +239,9 @@ impl<'a, C: LockBackend> LockedRunner<'a, C> {
         let mut supervision = Supervision {
             name: run.name,
             watchdog,
-            session: won.session,
+            session: acquired.session,
             stats: self.stats,
-            guard_io: &mut self.post,
+            guard_io: &mut self.guard_io,
             signals: &mut self.signals,
             policy: run.leftovers,
             leftovers: None,
@@ -250,9 +254,10 @@ impl<'a, C: LockBackend> LockedRunner<'a, C> {
             SupervisionEnd::Survivors(survivors) => {
                 Ok(self.unkillable(&survivors, watchdog.state()))
             }
-            SupervisionEnd::Dead { status, cut } => {
-                self.finish(token, &watchdog, status, cut).await
-            }
+            SupervisionEnd::Dead {
+                status,
+                stop_reason,
+            } => self.finish(token, &watchdog, status, stop_reason).await,
             SupervisionEnd::NotStarted { errno } => {
                 let _ = self
                     .backend
@@ -264,40 +269,40 @@ impl<'a, C: LockBackend> LockedRunner<'a, C> {
         }
     }
 
-    /// The variables that the command gets beside those it has.
-    fn environment(&self, won: &Acquired<C::Session>) -> Vec<(String, String)> {
+    /// The variables that dlock adds to the command's environment.
+    fn environment(&self, acquired: &Acquired<C::Session>) -> Vec<(String, String)> {
         let held = identity::held().with(HeldLock {
             name: self.run.name.clone(),
-            token: won.token.0,
+            token: acquired.token.0,
             mode: self.run.lock.request.mode,
             scope: self.backend.scope(),
         });
         let always = [
-            ("DLOCK_FENCING_TOKEN", won.token.to_string()),
+            ("DLOCK_FENCING_TOKEN", acquired.token.to_string()),
             ("DLOCK_NAME", self.run.name.to_string()),
             ("DLOCK_HELD", held.to_string()),
         ];
-        let slot = won.slot.map(|slot| ("DLOCK_SLOT", slot.to_string()));
+        let slot = acquired.slot.map(|slot| ("DLOCK_SLOT", slot.to_string()));
         let lock = always
             .into_iter()
             .chain(slot)
-            .chain(won.variables.iter().cloned());
+            .chain(acquired.variables.iter().cloned());
         lock.map(|(name, value)| (name.to_owned(), value))
             .chain(self.run.variables.iter().cloned())
             .collect()
     }
 
-    /// Everything of the command is dead: give the lock back, and see whether it was ours to the end.
+    /// The whole tree is dead: releases the lock, and checks that it was held to the end.
     async fn finish(
         &mut self,
         token: FencingToken,
         watchdog: &Watchdog,
         status: Option<ExitStatus>,
-        cut: Option<StopReason>,
+        stop_reason: Option<StopReason>,
     ) -> Result<Exit, Failure> {
         let name = self.run.name;
         let (exit, result) = match (watchdog.state(), status) {
-            (LockState::Held, Some(status)) => match (cut, status) {
+            (LockState::Held, Some(status)) => match (stop_reason, status) {
                 (None, ExitStatus::Exited(code)) => (Exit::Command(code), format!("exit {code}")),
                 (None, ExitStatus::Signalled(signal)) => {
                     (Exit::Signalled(signal), format!("signal {signal}"))
@@ -318,15 +323,15 @@ impl<'a, C: LockBackend> LockedRunner<'a, C> {
                 return Err(anyhow!("cannot guard the command any more, so it was killed: the guard process was killed or stopped").into());
             }
         };
-        let parting = if exit == Exit::Lost {
+        let reason = if exit == Exit::Lost {
             ReleaseReason::AtOnce(&result)
         } else {
             ReleaseReason::Done(&result)
         };
         let left = watchdog.deadlines().kill_at.since(clock::now());
-        // After its deadline the lock may be another's, which only the answer can tell.
+        // After its deadline the lock may belong to another holder; only the answer shows that.
         let limit = left.clamp(CLEANUP_TIMEOUT, RELEASE_TIMEOUT);
-        match self.backend.release(limit, parting).await {
+        match self.backend.release(limit, reason).await {
             Release::Confirmed => {
                 let held = self.stats.held(clock::now());
                 info!(
@@ -362,7 +367,7 @@ impl<'a, C: LockBackend> LockedRunner<'a, C> {
         Ok(exit)
     }
 
-    fn unkillable(&mut self, survivors: &[Survivor], standing: LockState) -> Exit {
+    fn unkillable(&mut self, survivors: &[Survivor], state: LockState) -> Exit {
         for Survivor {
             pid,
             state,
@@ -388,7 +393,7 @@ impl<'a, C: LockBackend> LockedRunner<'a, C> {
         }
         let fate = self
             .backend
-            .describe_unreleased(standing != LockState::Unguarded);
+            .describe_unreleased(state != LockState::Unguarded);
         error!(
             event = events::UNKILLABLE,
             lock = %self.run.name,
@@ -399,7 +404,7 @@ impl<'a, C: LockBackend> LockedRunner<'a, C> {
     }
 }
 
-/// Until the lock is not wanted any more.
+/// Waits until the lock is not wanted any more.
 async fn unwanted(unwanted: Option<&dyn Fn() -> bool>) {
     let Some(unwanted) = unwanted else {
         return std::future::pending().await;
@@ -409,7 +414,7 @@ async fn unwanted(unwanted: Option<&dyn Fn() -> bool>) {
     }
 }
 
-/// While nothing was started, the guard has nothing to report but its death.
-async fn guard_dead(post: &mut GuardIo) {
-    while !matches!(post.report().await, GuardReport::GuardDead) {}
+/// Waits for the guard's death, its only report before the start of the command.
+async fn guard_dead(guard_io: &mut GuardIo) {
+    while !matches!(guard_io.report().await, GuardReport::GuardDead) {}
 }

@@ -1,12 +1,12 @@
-//! An errand under the kind of lock that was asked for, with a guard that keeps what that kind needs.
-//! It must not know what is done under the lock, nor how any kind of lock works.
+//! The backend for a run, and a guard that keeps the descriptors of that backend open.
+//! It must not know what runs under the lock, nor how any backend works.
 
 use std::rc::Rc;
 
 use anyhow::Context as _;
 
 use super::run_locked::{self, LockedRun};
-use crate::config::site::BackendConfig;
+use crate::config::backend::BackendConfig;
 use crate::core::keys::LockKeys;
 use crate::core::run_stats::RunStats;
 use crate::core::time::LeaseTimings;
@@ -18,7 +18,7 @@ use crate::local;
 use crate::output::exit::{Exit, Failure};
 use crate::sys::daemonize::Background;
 
-/// What a command does not get of every lock: that of a lock around this one would belie it.
+/// Variables that not every lock sets; a value from an outer lock would be wrong.
 pub(super) const KIND_SPECIFIC_VARIABLES: [&str; 5] = [
     "DLOCK_SLOT",
     "DLOCK_KEY",
@@ -27,13 +27,12 @@ pub(super) const KIND_SPECIFIC_VARIABLES: [&str; 5] = [
     "ETCD_LOCK_REV",
 ];
 
-/// Has a guard run `command` under the lock and tells how it ended. To be called before any thread exists: see
-/// guard/mod.rs.
+/// Runs `command` under the lock and returns its end. The caller must have started no thread: see guard/mod.rs.
 pub(super) fn execute(
     run: &LockedRun,
-    site: &BackendConfig,
+    config: &BackendConfig,
     command: guard::Command,
-    ties: LaunchOptions,
+    launch_options: LaunchOptions,
     stats: &mut RunStats,
 ) -> Result<Exit, Failure> {
     let (name, lock) = (run.name, run.lock);
@@ -48,17 +47,19 @@ pub(super) fn execute(
         lock.request.mode,
         lock.grace,
     );
-    // For what does not live as long as the caller's.
-    let mut ties: LaunchOptions = ties;
-    ties.cleared = &KIND_SPECIFIC_VARIABLES;
-    ties.kept.extend(run.background.map(Background::descriptor));
-    let launch = |ties: &LaunchOptions| -> Result<Guard, Failure> {
-        let guard = guard::launch(command, policy, ties);
+    // A shorter lifetime, for the references that are added here.
+    let mut launch_options: LaunchOptions = launch_options;
+    launch_options.cleared = &KIND_SPECIFIC_VARIABLES;
+    launch_options
+        .kept
+        .extend(run.background.map(Background::descriptor));
+    let launch = |launch_options: &LaunchOptions| -> Result<Guard, Failure> {
+        let guard = guard::launch(command, policy, launch_options);
         Ok(guard.context("cannot start the guard process")?)
     };
-    match site {
+    match config {
         BackendConfig::Etcd(settings) => {
-            let guard = launch(&ties)?;
+            let guard = launch(&launch_options)?;
             let backend = EtcdBackend::new(
                 Rc::new(Cluster::new(settings)),
                 LockKeys::new(&settings.prefix, name),
@@ -71,10 +72,10 @@ pub(super) fn execute(
         }
         BackendConfig::Local(directory) => {
             let backend = local::LocalBackend::new(directory, name, record, lock.request)?;
-            ties.kept.push(backend.used());
-            ties.shared = Some(backend.held());
-            let guard = launch(&ties)?;
-            drop(ties);
+            launch_options.kept.push(backend.used());
+            launch_options.shared = Some(backend.held());
+            let guard = launch(&launch_options)?;
+            drop(launch_options);
             run_locked::execute(run, backend, guard, stats)
         }
     }

@@ -1,5 +1,5 @@
 //! The signals that dlock receives, as a stream.
-//! It must not know what they lead to.
+//! It must not know the reaction to them.
 
 use std::collections::VecDeque;
 use std::io;
@@ -13,33 +13,33 @@ use tokio::net::unix::pipe::Receiver;
 
 use crate::guard::{Sender, Signal};
 
-/// Those that are not handed on: they cannot be caught, are faults of dlock itself, or are about its own child, and TTOU
-/// stays blocked, for a line on stderr must not stop dlock in the background of a terminal (`stty tostop`).
+/// Signals that dlock does not forward: they cannot be caught, are faults of dlock itself, or concern its own child. TTOU
+/// stays blocked: a line on stderr must not stop dlock in the background of a terminal (`stty tostop`).
 const NOT_HANDED_ON: [i32; 11] = [
     SIGKILL, SIGSTOP, SIGSEGV, SIGBUS, SIGILL, SIGFPE, SIGSYS, SIGTRAP, SIGABRT, SIGCHLD, SIGTTOU,
 ];
 
-/// Those that the kernel sends for the terminal, to every process of the foreground group.
+/// Signals that the kernel sends for the terminal, to every process of the foreground group.
 const OF_TERMINAL: [i32; 7] = [SIGHUP, SIGINT, SIGQUIT, SIGTSTP, SIGTTIN, SIGCONT, SIGWINCH];
 
-/// Those that tell dlock what it has itself done, when they come from the kernel or from dlock.
+/// Signals about dlock's own actions, if the kernel or dlock sends them.
 const OF_OUR_OWN: [i32; 3] = [SIGPIPE, SIGXFSZ, SIGXCPU];
 
 /// `sizeof(struct signalfd_siginfo)`.
 const RECORD: usize = size_of::<libc::signalfd_siginfo>();
 
-/// Receives signals from its making on.
+/// Receives signals from its creation on.
 pub(crate) struct Signals {
-    /// A signalfd. Like a pipe, it is only read.
+    /// A signalfd; like a pipe, it is only read.
     descriptor: Receiver,
     waiting: VecDeque<Signal>,
 }
 
 impl Signals {
-    /// Must be called inside a runtime, after the guard was launched: the command gets the caller's mask.
+    /// The caller must be inside a tokio runtime, after the launch of the guard: the command gets the caller's mask.
     /// A signal that was ignored when dlock started stays ignored (`nohup dlock ...`).
     pub(crate) fn listen() -> io::Result<Self> {
-        // The numbers between are the C library's own.
+        // The C library reserves the numbers between.
         let numbers = (1..=SIGSYS).chain(libc::SIGRTMIN()..=libc::SIGRTMAX());
         let wanted = numbers
             .filter(|number| !NOT_HANDED_ON.contains(number))
@@ -62,7 +62,7 @@ impl Signals {
                 Ok(_) => self.waiting.extend(received(&record)),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     if self.descriptor.readable().await.is_err() {
-                        // Only when the runtime shuts down.
+                        // Only a shutdown of the runtime leads here.
                         std::future::pending::<()>().await;
                     }
                 }
@@ -71,7 +71,7 @@ impl Signals {
         }
     }
 
-    /// Keeps a signal for the command, which does not run yet.
+    /// Keeps signals for the command, which does not run yet.
     pub(crate) fn hold_back(&mut self, kept: Vec<Signal>) {
         for signal in kept.into_iter().rev() {
             self.waiting.push_front(signal);
@@ -87,7 +87,7 @@ fn received(record: &[u8; RECORD]) -> Option<Signal> {
     };
     // ssi_signo, ssi_code, ssi_pid.
     let (number, code, pid) = (word(0)?, word(8)?, word(12)?);
-    // ssi_ptr, of which ssi_int is a part.
+    // ssi_ptr includes ssi_int.
     let value = || Some(u64::from_ne_bytes(record.get(48..56)?.try_into().ok()?));
     let sender = match code {
         libc::SI_USER | libc::SI_QUEUE | libc::SI_TKILL => Sender::Process(pid),
@@ -108,7 +108,7 @@ fn received(record: &[u8; RECORD]) -> Option<Signal> {
     })
 }
 
-/// Whether the terminal was closed: the kernel tells the leader of its session, and nobody else.
+/// Whether the terminal was closed: the kernel signals only the leader of its session.
 fn is_hang_up_of_leader(number: i32) -> bool {
     [SIGHUP, SIGCONT].contains(&number)
         && crate::sys::groups::session_of(None)

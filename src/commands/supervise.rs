@@ -1,5 +1,5 @@
-//! The holding of the lock: feeds the watchdog with what happens and carries out what it orders.
-//! It must not know how the lock was won, nor how it is given back.
+//! The time while the lock is held: passes events to the watchdog and performs its actions.
+//! It must not know how the lock is acquired or released.
 
 use std::time::Duration;
 
@@ -22,26 +22,26 @@ use crate::sys::clock;
 use crate::sys::daemonize::Background;
 use crate::sys::process::ExitStatus;
 
-/// How long dlock itself tries to kill what a dead guard has left.
+/// Time that dlock itself tries to kill the tree of a dead guard.
 const KILL_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// How the command ended.
+/// The end of the command.
 #[derive(Debug)]
 pub(crate) enum SupervisionEnd {
-    /// Nothing of it is left.
+    /// The whole tree is dead.
     Dead {
-        /// That of the command itself, if it was started.
+        /// Exit status of the command itself, if it started.
         status: Option<ExitStatus>,
-        /// Why it was stopped, if not because the lock was lost.
-        cut: Option<StopReason>,
+        /// Reason for a stop, other than a lost lock.
+        stop_reason: Option<StopReason>,
     },
-    /// It could not be started, for this reason.
+    /// The command could not start.
     NotStarted { errno: i32 },
-    /// These processes do not die.
+    /// Processes that do not die.
     Survivors(Vec<Survivor>),
 }
 
-/// One holding of the lock.
+/// The state while the lock is held.
 pub(crate) struct Supervision<'a, S> {
     pub(crate) name: &'a LockName,
     pub(crate) watchdog: Watchdog,
@@ -49,33 +49,33 @@ pub(crate) struct Supervision<'a, S> {
     pub(crate) stats: &'a mut RunStats,
     pub(crate) guard_io: &'a mut GuardIo,
     pub(crate) signals: &'a mut Signals,
-    /// What is done with processes that the command leaves behind.
+    /// Policy for processes that the command leaves behind.
     pub(crate) policy: Leftovers,
-    /// The command itself has ended and left others behind.
+    /// Exit status of the command, if it has ended and left others behind.
     pub(crate) leftovers: Option<ExitStatus>,
-    /// Who waits in the foreground until the command runs.
+    /// The link to the parent that waits until the command runs.
     pub(crate) background: Option<&'a Background>,
 }
 
-/// What can happen while the lock is held.
+/// Everything that can happen while the lock is held.
 enum Input {
     Report(GuardReport),
     Due,
-    News(SessionEvent),
+    SessionEvent(SessionEvent),
     Signal(Signal),
 }
 
 impl<S: LockSession> Supervision<'_, S> {
-    /// Until nothing of the command is left, or what is left cannot be killed.
+    /// Runs until the whole tree is dead, or the rest cannot be killed.
     pub(crate) async fn run(&mut self) -> SupervisionEnd {
         loop {
-            // In this order: what the guard has done is done, and a deadline is older than the
-            // answer that arrives with it.
+            // The order matters: the guard's actions are done already, and a deadline is older than the answer that arrives with
+            // it.
             let input = tokio::select! {
                 biased;
                 report = self.guard_io.report() => Input::Report(report),
                 () = clock::until(self.watchdog.due_at()) => Input::Due,
-                event = self.session.next_event() => Input::News(event),
+                event = self.session.next_event() => Input::SessionEvent(event),
                 signal = self.signals.next() => Input::Signal(signal),
             };
             if let Some(end) = self.handle(input) {
@@ -87,7 +87,7 @@ impl<S: LockSession> Supervision<'_, S> {
     fn handle(&mut self, input: Input) -> Option<SupervisionEnd> {
         match input {
             Input::Due => self.step(&Event::Tick),
-            Input::News(event) => self.on_session_event(event),
+            Input::SessionEvent(event) => self.on_session_event(event),
             Input::Signal(signal) => {
                 self.on_signal(signal);
                 None
@@ -97,13 +97,13 @@ impl<S: LockSession> Supervision<'_, S> {
     }
 
     fn step(&mut self, event: &Event) -> Option<SupervisionEnd> {
-        let (standing, cut) = (self.watchdog.state(), self.watchdog.stop_reason());
+        let (state, stop_reason) = (self.watchdog.state(), self.watchdog.stop_reason());
         let actions = self.watchdog.step(clock::now(), event);
         debug!("{event:?} -> {actions:?}");
-        if standing == LockState::Held {
+        if state == LockState::Held {
             self.log_loss();
         }
-        if cut.is_none() && self.watchdog.stop_reason() == Some(StopReason::MaxHold) {
+        if stop_reason.is_none() && self.watchdog.stop_reason() == Some(StopReason::MaxHold) {
             self.stats.set_reason("stopped at --max-hold");
             warn!(
                 event = events::MAX_HOLD,
@@ -112,8 +112,8 @@ impl<S: LockSession> Supervision<'_, S> {
                 self.name
             );
         }
-        let stops = standing != self.watchdog.state() || cut != self.watchdog.stop_reason();
-        // Those who are to be named may be dead a moment later. The telling waits until they are told.
+        let stops = state != self.watchdog.state() || stop_reason != self.watchdog.stop_reason();
+        // The processes may be dead a moment later, so they are listed now and logged after the signal.
         let living = (stops && enabled!(Level::INFO)).then(|| self.guard_io.guard.living());
         let mut end = None;
         for action in actions {
@@ -127,8 +127,8 @@ impl<S: LockSession> Supervision<'_, S> {
 
     fn perform(&mut self, action: &Action) -> Option<SupervisionEnd> {
         let guard = &mut self.guard_io.guard;
-        // A guard that cannot be told is dead or stopped; its silence leads to `KillTree`.
-        let told = match *action {
+        // A guard that cannot be reached is dead or stopped; its silence leads to `KillTree`.
+        let sent = match *action {
             Action::Renew => {
                 self.session.renew();
                 Ok(())
@@ -138,7 +138,7 @@ impl<S: LockSession> Supervision<'_, S> {
             Action::Kill => guard.kill(),
             Action::KillTree => return Some(self.kill_tree()),
         };
-        if let Err(error) = told {
+        if let Err(error) = sent {
             debug!("the guard cannot be told: {error}");
         }
         None
@@ -153,7 +153,7 @@ impl<S: LockSession> Supervision<'_, S> {
             .step(clock::now(), &Event::TreeDead { in_time: true });
         SupervisionEnd::Dead {
             status: None,
-            cut: None,
+            stop_reason: None,
         }
     }
 
@@ -184,10 +184,10 @@ impl<S: LockSession> Supervision<'_, S> {
             SessionEvent::StillHeld => self.step(&Event::StillHeld),
             SessionEvent::Lost(loss) => self.step(&Event::Lost(loss)),
             SessionEvent::Watch(watch) => self.step(&Event::Watch(watch)),
-            SessionEvent::StopRequested(ask)
-                if ask.to == StopKind::Stop && self.watchdog.stop_reason().is_none() =>
+            SessionEvent::StopRequested(request)
+                if request.to == StopKind::Stop && self.watchdog.stop_reason().is_none() =>
             {
-                let by = ask.describe();
+                let by = request.describe();
                 self.stats.stop_requested(&format!("asked by {by}"));
                 warn!(
                     event = events::ASKED,
@@ -198,7 +198,7 @@ impl<S: LockSession> Supervision<'_, S> {
                 );
                 self.step(&Event::ReleaseRequested)
             }
-            // Told again, or meant for those who still wait.
+            // A repeated request, or an event for waiters.
             SessionEvent::StopRequested(_) | SessionEvent::QueueChanged => None,
         }
     }
@@ -206,9 +206,9 @@ impl<S: LockSession> Supervision<'_, S> {
     fn on_signal(&mut self, signal: Signal) {
         debug!("received {signal:?}");
         let guard = &mut self.guard_io.guard;
-        let told = match self.leftovers {
+        let sent = match self.leftovers {
             None => guard.forward(signal),
-            // There is no command any more that could act on it; what it left is to go.
+            // The command has ended and cannot react; the processes that it left have to end.
             Some(_) if signal.ends() => guard.stop(),
             Some(_) if signal.stops() => {
                 crate::sys::signals::stop_by(signal.number);
@@ -216,7 +216,7 @@ impl<S: LockSession> Supervision<'_, S> {
             }
             Some(_) => Ok(()),
         };
-        if let Err(error) = told {
+        if let Err(error) = sent {
             debug!("the guard cannot be told: {error}");
         }
     }
@@ -262,14 +262,17 @@ impl<S: LockSession> Supervision<'_, S> {
             GuardReport::Ended { status, cause } => {
                 let in_time = cause != Cause::Deadline;
                 let end = self.step(&Event::TreeDead { in_time });
-                let cut = self
+                let stop_reason = self
                     .watchdog
                     .stop_reason()
                     .filter(|_| cause == Cause::Ordered);
                 if cause != Cause::Command {
                     self.log_killed(status);
                 }
-                end.or(Some(SupervisionEnd::Dead { status, cut }))
+                end.or(Some(SupervisionEnd::Dead {
+                    status,
+                    stop_reason,
+                }))
             }
             GuardReport::CannotStart { errno } => {
                 let end = self.step(&Event::TreeDead { in_time: true });
@@ -280,13 +283,13 @@ impl<S: LockSession> Supervision<'_, S> {
         }
     }
 
-    /// The time in which a proof still helps.
+    /// The time left for a proof.
     fn left(&self) -> Duration {
         self.watchdog.deadlines().stop_at.since(clock::now())
     }
 
     fn log_loss(&mut self) {
-        // That nobody guards the command is told at the end, as the error that it is.
+        // A dead guard is reported at the end, as an error.
         if let LockState::Lost(loss) = self.watchdog.state() {
             let (name, cause) = (self.name, explain(loss));
             if loss == LossReason::Unproven {
@@ -302,7 +305,7 @@ impl<S: LockSession> Supervision<'_, S> {
         }
     }
 
-    /// Who it is that has to end now.
+    /// Logs the processes that have to end now.
     fn log_stop(&self, living: &[Survivor]) {
         let processes: Vec<String> = living
             .iter()
@@ -352,7 +355,7 @@ impl<S: LockSession> Supervision<'_, S> {
     }
 }
 
-/// The cause of a loss in plain words.
+/// The cause of a loss, for people.
 fn explain(loss: LossReason) -> &'static str {
     match loss {
         LossReason::Unproven => "etcd did not prove in time that it is still ours",

@@ -1,5 +1,5 @@
-//! The locks as they are now, and the waiting for a change: in etcd, or on this machine.
-//! It must not know what is shown of them.
+//! A snapshot of the locks, and the wait for a change: in etcd, or on this machine.
+//! It must not know how they are shown.
 
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::path::Path;
@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crate::cli::look::ListRequest;
 use crate::config::Settings;
-use crate::config::site::BackendConfig;
+use crate::config::backend::BackendConfig;
 use crate::core::keys::LockKeys;
 use crate::core::listing::ListedLock;
 use crate::etcd::Cluster;
@@ -15,10 +15,10 @@ use crate::etcd::listing::{self, Range};
 use crate::local::{self, Which};
 use crate::lock::error::LockError;
 
-/// Between two looks at the state folder.
+/// Pause between two reads of the state directory.
 const POLL_INTERVAL: Duration = Duration::from_millis(500);
 
-/// Where it is looked, and for what.
+/// The backend that is read, and the locks to read.
 pub(super) enum View<'a> {
     Etcd {
         cluster: Cluster,
@@ -31,21 +31,21 @@ pub(super) enum View<'a> {
     },
 }
 
-/// What was seen, so that it can be told from what comes later: a revision of etcd, or a number made of everything.
+/// Identity of a snapshot, for comparison with later ones: a revision of etcd, or a hash of the local locks.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) struct Snapshot(i64);
 
 impl<'a> View<'a> {
-    pub(super) fn new(site: &'a BackendConfig, look: &'a ListRequest) -> Self {
-        match site {
+    pub(super) fn new(backend: &'a BackendConfig, request: &'a ListRequest) -> Self {
+        match backend {
             BackendConfig::Etcd(settings) => Self::Etcd {
                 cluster: Cluster::new(settings),
-                range: range(settings, look),
+                range: range(settings, request),
                 limit: settings.connect_timeout,
             },
             BackendConfig::Local(directory) => Self::Local {
                 directory,
-                which: match look {
+                which: match request {
                     ListRequest::List(prefix, _) => Which::BeginningWith(prefix),
                     ListRequest::Status(name, _) | ListRequest::Held(name) => Which::One(name),
                 },
@@ -53,7 +53,7 @@ impl<'a> View<'a> {
         }
     }
 
-    /// Hands every lock that somebody has or waits for to `take`.
+    /// Passes every lock with a holder or waiter to `take`.
     pub(super) async fn read(
         &self,
         mut take: impl FnMut(ListedLock),
@@ -75,7 +75,7 @@ impl<'a> View<'a> {
         }
     }
 
-    /// Waits until there is something else to be seen.
+    /// Waits for the next change.
     pub(super) async fn change(&self, Snapshot(before): Snapshot) -> Result<(), LockError> {
         match self {
             Self::Etcd {
@@ -93,9 +93,9 @@ impl<'a> View<'a> {
     }
 }
 
-fn range(settings: &Settings, look: &ListRequest) -> Range {
+fn range(settings: &Settings, request: &ListRequest) -> Range {
     let namespace = &settings.prefix;
-    match look {
+    match request {
         ListRequest::List(prefix, _) => Range::beginning_with(namespace, prefix),
         ListRequest::Status(name, _) | ListRequest::Held(name) => {
             Range::of(&LockKeys::new(namespace, name))
@@ -108,7 +108,7 @@ fn snapshot(locks: &[ListedLock]) -> Snapshot {
     for lock in locks {
         lock.name.hash(&mut hasher);
         for entry in &lock.entries {
-            // That time goes by is no change.
+            // Elapsed time is no change.
             entry.entry.key.hash(&mut hasher);
             entry.left.is_some().hash(&mut hasher);
         }

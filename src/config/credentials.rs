@@ -1,4 +1,4 @@
-//! Who we are to etcd: user and password from the places where both may stand.
+//! User and password for etcd, from every layer that may contain them.
 //! It must not know how etcd checks them.
 
 use std::fmt;
@@ -15,16 +15,16 @@ use crate::output::exit::{Failure, OrFail};
 
 const MAX_PASSWORD_BYTES: u64 = 64 * 1024;
 
-/// A user of etcd. No Debug: the password must not find its way into a log.
+/// A user of etcd. There is no Debug: a log must not contain the password.
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) struct Credentials {
     pub(crate) user: String,
     pub(crate) password: String,
-    /// Where the password stands, for people.
+    /// The source of the password, for people.
     pub(crate) source: String,
 }
 
-/// Where a password stands.
+/// The source of a password.
 enum PasswordSource {
     File(SettingValue),
     Variable(&'static str),
@@ -39,7 +39,7 @@ impl fmt::Display for PasswordSource {
     }
 }
 
-/// The credentials, if any are given; what is odd but works goes to `warnings`.
+/// The credentials, if any are set; oddities that work go to `warnings`.
 pub(crate) fn resolve(
     layers: &Layers,
     flags: &Connection,
@@ -74,7 +74,7 @@ pub(crate) fn resolve(
         .text
         .to_str()
         .ok_or_else(|| anyhow!("cannot use {}: not UTF-8 text", user.origin_text()))?;
-    // A name may hold a colon if the password stands elsewhere, as with etcdctl. The file's own
+    // A name may contain a colon if the password is elsewhere, as with etcdctl. The file's own
     // password-file is weaker than a NAME:PASSWORD that was set for this run.
     let split = name.split_once(':');
     let place = match place {
@@ -138,7 +138,7 @@ fn read(path: &Path, warnings: &mut Vec<String>) -> anyhow::Result<String> {
     let text = String::from_utf8(text)
         .map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "it is not UTF-8 text"))?;
     let line = text.strip_suffix('\n').unwrap_or(&text);
-    // An editor that ends lines in the other way must not change the password.
+    // An editor that writes CRLF must not change the password.
     let password = line.strip_suffix('\r').unwrap_or(line);
     if password.is_empty() {
         return Err(anyhow!("it is empty"));

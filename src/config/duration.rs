@@ -1,14 +1,14 @@
 //! Durations as people write them: `30s`, `1m30s`, `500ms`, a bare number of seconds.
-//! It must not know which option one was written for.
+//! It must not know which option a duration belongs to.
 
 use std::time::Duration;
 
-/// Longer than any job, short enough that adding it to a moment is always right.
+/// Longer than any job, and short enough to add to any instant without overflow.
 const MAX_DURATION: Duration = Duration::from_hours(24 * 366 * 100);
 
 const EXPECTED: &str = "expected a duration such as 30s, 1m30s, 500ms or a number of seconds";
 
-/// Reads a duration; the error says what is wrong with the text, without repeating it.
+/// Parses a duration; the error does not repeat the text.
 pub(crate) fn parse(text: &str) -> Result<Duration, String> {
     let text = text.trim();
     if text.starts_with('-') {
@@ -35,7 +35,7 @@ fn too_long() -> String {
     "too long: 100 years are the limit".to_owned()
 }
 
-/// `text` is of digits and dots only. Not by way of f64, which would round.
+/// `text` has only digits and dots. f64 would round.
 fn seconds(text: &str) -> Result<Duration, String> {
     let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));
     if (whole.is_empty() && fraction.is_empty()) || fraction.contains('.') {
@@ -43,10 +43,10 @@ fn seconds(text: &str) -> Result<Duration, String> {
     }
     let whole = match whole {
         "" => 0,
-        // Digits only, so the number can be nothing but too large.
+        // The only possible error of digits is overflow.
         digits => digits.parse::<u64>().map_err(|_| too_long())?,
     };
-    // What is smaller than a nanosecond counts for nothing.
+    // Fractions of a nanosecond are dropped.
     let nanoseconds = format!("{fraction:0<9.9}").parse::<u32>();
     Ok(Duration::new(whole, nanoseconds.unwrap_or(0)))
 }

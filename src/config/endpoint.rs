@@ -1,10 +1,10 @@
-//! The address of one etcd member, read strictly: what cannot be meant is refused, not guessed.
+//! The address of one etcd member, parsed strictly: an unclear text is an error, not a guess.
 //! It must not know how a connection is made.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-/// etcd's client port, registered for it.
+/// etcd's registered client port.
 const DEFAULT_PORT: u16 = 2379;
 
 /// One member of the cluster.
@@ -17,7 +17,7 @@ pub(crate) struct Endpoint {
 }
 
 impl Endpoint {
-    /// Whether it is on this machine, so that nobody can listen in between.
+    /// Whether the endpoint is on this machine, so that nobody can eavesdrop.
     pub(crate) fn is_local(&self) -> bool {
         let address = self.host.parse::<IpAddr>();
         address.map_or(self.host == "localhost", |it| it.is_loopback())
@@ -36,11 +36,10 @@ impl fmt::Display for Endpoint {
     }
 }
 
-/// Reads a list that is separated by commas. `tls` says that TLS options are given: then a bare
-/// `host:port` means https, and http is refused. The error quotes the endpoint.
+/// Parses a list that is separated by commas. `tls` means that TLS options are given: then a bare
+/// `host:port` means https, and http is an error. The error quotes the endpoint.
 pub(crate) fn parse_list(text: &str, tls: bool) -> Result<Vec<Endpoint>, String> {
-    // First of all, and without what stands before it: a password must not show up in a log because
-    // somebody put it into the wrong place.
+    // This check is the first, and its error omits the text before the @: a misplaced password must not reach a log.
     if let Some((_, host)) = text.rsplit_once('@') {
         let host = host.split(',').next().unwrap_or_default();
         return Err(format!(
@@ -103,7 +102,7 @@ fn split_scheme(word: &str, tls: bool) -> Result<(bool, &str), String> {
     }
 }
 
-/// Host without brackets, and port; an address in brackets keeps one in front, which no host has.
+/// Host and port. An address in brackets keeps the opening one, which no host name has.
 fn split_port(authority: &str) -> Result<(&str, Option<&str>), String> {
     if authority.starts_with('[') {
         let end = authority.find(']').ok_or("the bracket is not closed")?;

@@ -1,4 +1,4 @@
-//! The configuration file: TOML, every key the long option of the same name.
+//! The configuration file: TOML; every key is the long option of the same name.
 //! It must not know what any key means.
 
 use std::collections::BTreeMap;
@@ -12,11 +12,11 @@ use toml::de::{DeTable, DeValue};
 
 use crate::output::exit::{Failure, OrFail};
 
-/// Far more than all keys can fill; keeps a wrong path such as `/dev/zero` from filling the memory.
+/// Far more than all keys need; a wrong path such as `/dev/zero` must not fill the memory.
 const MAX_FILE_BYTES: u64 = 64 * 1024;
 
-/// What may stand in the file: the long options that have a variable, but for the one that names the file. They stand here
-/// a second time, as to define every sub-command for their names' sake would take a twentieth of a short run.
+/// The keys: the long options that have a variable, except the one that names the file. The list repeats the options, since
+/// defining every sub-command only for the names would take a twentieth of a short run.
 pub(crate) const KEYS: &[&str] = &[
     "endpoints",
     "cacert",
@@ -50,29 +50,29 @@ pub(crate) const KEYS: &[&str] = &[
     "reentrant",
 ];
 
-/// What the file says; empty when there is none.
+/// The parsed file; empty if there is none.
 #[derive(Debug, Default)]
 pub(crate) struct File {
     pub(crate) path: PathBuf,
     entries: BTreeMap<String, Entry>,
 }
 
-/// One key's value.
+/// The value of one key.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Entry {
     /// Counted from 1.
     pub(crate) line: usize,
-    /// As it would stand behind the flag; lists are joined by commas.
+    /// In the form of the flag's value; lists are joined by commas.
     pub(crate) text: String,
 }
 
 impl File {
-    /// The file that `chosen` names, else the first of the usual ones that exists.
+    /// The file that `chosen` names, else the first default file that exists.
     pub(crate) fn load(
         chosen: Option<PathBuf>,
         variables: &dyn Fn(&str) -> Option<OsString>,
     ) -> Result<Self, Failure> {
-        // One that cannot be looked at (another user's home) counts as missing.
+        // A file that dlock may not stat (in another user's home) counts as missing.
         let usual = || {
             default_paths(variables)
                 .into_iter()
@@ -129,9 +129,9 @@ impl File {
     }
 }
 
-/// Where the file is looked for.
+/// The default paths of the file, in order.
 fn default_paths(variables: &dyn Fn(&str) -> Option<OsString>) -> Vec<PathBuf> {
-    // The base directory specification: a relative path there is to be ignored.
+    // The base directory specification ignores a relative path there.
     let absolute = |name| {
         variables(name)
             .map(PathBuf::from)
@@ -177,7 +177,7 @@ fn text_of(value: &DeValue<'_>) -> Option<String> {
     }
 }
 
-/// The known key that differs by the fewest letters, if by few enough to be a slip.
+/// The known key that differs by the fewest letters, if by few enough for a typing error.
 fn nearest(key: &str) -> Option<&'static str> {
     let key = key.to_lowercase().replace('_', "-");
     let near = KEYS
@@ -187,7 +187,7 @@ fn nearest(key: &str) -> Option<&'static str> {
     (near.0 <= 1 + near.1.len() / 4).then_some(near.1)
 }
 
-/// Levenshtein's.
+/// The Levenshtein distance.
 fn distance(one: &str, other: &str) -> usize {
     let other: Vec<char> = other.chars().collect();
     let mut row: Vec<usize> = (0..=other.len()).collect();
@@ -318,7 +318,7 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
-        /// Near enough to TOML to get far, and far enough from it not to get through.
+        /// Almost TOML: most texts get far into the parser, few are valid.
         #[test]
         fn nothing_panics(
             bytes in proptest::collection::vec(any::<u8>(), 0..200),

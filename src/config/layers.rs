@@ -1,4 +1,4 @@
-//! Where a setting's text comes from: flag, `DLOCK_` variable, `ETCDCTL_` variable, file, in this order.
+//! The layers that a setting's text comes from: flag, `DLOCK_` variable, `ETCDCTL_` variable, file, in this order.
 //! It must not know what any setting means.
 
 use std::ffi::{OsStr, OsString};
@@ -10,7 +10,7 @@ use anyhow::anyhow;
 use super::file::File;
 use crate::output::exit::{Failure, OrFail};
 
-/// What etcdctl's users have set already.
+/// Variables that users of etcdctl may have set already.
 const ETCDCTL_VARIABLES: [(&str, &str); 5] = [
     ("endpoints", "ETCDCTL_ENDPOINTS"),
     ("cacert", "ETCDCTL_CACERT"),
@@ -19,8 +19,8 @@ const ETCDCTL_VARIABLES: [(&str, &str); 5] = [
     ("user", "ETCDCTL_USER"),
 ];
 
-/// The variable of a long option. `DLOCK_KEY` is what a command gets, so a dlock inside must not take it
-/// for its own private key: the client's two files say CLIENT.
+/// The variable of a long option. A command gets `DLOCK_KEY`, so a nested dlock must not take that for its private key:
+/// the variables of the client certificate contain CLIENT.
 pub(crate) fn variable(option: &str) -> String {
     match option {
         "cert" => "DLOCK_CLIENT_CERT".to_owned(),
@@ -29,7 +29,7 @@ pub(crate) fn variable(option: &str) -> String {
     }
 }
 
-/// The variable of etcdctl that stands in for an option's own.
+/// etcdctl's variable, the fallback for the option's own.
 pub(crate) fn fall_back(option: &str) -> Option<&'static str> {
     let known = ETCDCTL_VARIABLES.iter().find(|(known, _)| *known == option);
     known.map(|(_, name)| *name)
@@ -63,7 +63,7 @@ impl<'a> Layers<'a> {
         Self { variables, file }
     }
 
-    /// A variable that is set to something.
+    /// The value of a variable, if it is not empty.
     pub(crate) fn variable(&self, name: &str) -> Option<OsString> {
         (self.variables)(name).filter(|value| !value.is_empty())
     }
@@ -74,7 +74,7 @@ impl<'a> Layers<'a> {
             .or_else(|| self.find_in_file(option))
     }
 
-    /// The strongest text that was set for this run: by a flag or a variable.
+    /// The strongest text for this run: from a flag or a variable.
     pub(crate) fn find_set(
         &self,
         flag: Option<&OsStr>,
@@ -88,7 +88,7 @@ impl<'a> Layers<'a> {
         Some(SettingValue::of(option, self.locate_in_file(option)?))
     }
 
-    /// The strongest text for any option, and where it stands.
+    /// The strongest text for any option, and its source.
     pub(crate) fn locate(&self, flag: Option<&OsStr>, option: &str) -> Option<(OsString, Source)> {
         self.locate_set(flag, option)
             .or_else(|| self.locate_in_file(option))
@@ -113,12 +113,12 @@ impl<'a> Layers<'a> {
         Some((entry.text.clone().into(), source))
     }
 
-    /// The file that was read; empty when there is none.
+    /// The path of the file; empty if there is none.
     pub(crate) fn file(&self) -> &Path {
         &self.file.path
     }
 
-    /// A switch that is on; one that a layer turns off hides those below.
+    /// A switch that is on; a layer that turns it off hides the layers below.
     pub(crate) fn find_switch(
         &self,
         flag: bool,
@@ -146,7 +146,7 @@ impl SettingValue {
         }
     }
 
-    /// The value; an error says where the text was found.
+    /// The value; the error names the source of the text.
     pub(crate) fn parse<T>(&self, parse: impl Fn(&str) -> Result<T, String>) -> Result<T, Failure> {
         let text = self.text.to_str();
         let value = text
@@ -155,7 +155,7 @@ impl SettingValue {
         Ok(value.map_err(|error| anyhow!("cannot use {self}: {error}"))?)
     }
 
-    /// The text as a path; the file's own paths begin where the file is, since cron's folder is anybody's guess.
+    /// The text as a path. A path in the file is relative to the file, since the working directory of a cron job is unclear.
     pub(crate) fn path(&self) -> PathBuf {
         match &self.source {
             Source::File { path, .. } => path
@@ -166,7 +166,7 @@ impl SettingValue {
         }
     }
 
-    /// Of two settings that exclude each other the one from the stronger layer; both in one layer is an error.
+    /// The setting from the stronger layer, if both are set; two in one layer are an error.
     pub(crate) fn stronger(
         one: Option<Self>,
         other: Option<Self>,
@@ -189,13 +189,13 @@ impl SettingValue {
         }
     }
 
-    /// The place without the text, which may be a secret.
+    /// The source without the text, which may be a secret.
     pub(crate) fn origin_text(&self) -> String {
         place_of(self.option, &self.source)
     }
 }
 
-/// Where an option's text stands.
+/// The source of an option's text, for people.
 pub(crate) fn place_of(option: &str, source: &Source) -> String {
     match source {
         Source::Flag => format!("--{option}"),

@@ -1,5 +1,5 @@
-//! Which settings count at this moment, and where each came from.
-//! It must not know what they mean; a password never gets here.
+//! The effective settings and their sources.
+//! It must not know what they mean; it never sees a password.
 
 use std::ffi::OsStr;
 
@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::layers::{Layers, place_of};
 
-/// One setting as it counts.
+/// One effective setting.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub(crate) struct Origin {
     /// The long option.
@@ -17,8 +17,7 @@ pub(crate) struct Origin {
     pub(crate) source: String,
 }
 
-/// The setting, if it is set. `shown` is its value where the text itself is not fit to be shown, and the
-/// default where there is no text.
+/// The setting, if it is set. `shown` replaces a text that must not be shown, and is the default if there is no text.
 pub(crate) fn origin(
     layers: &Layers,
     flag: Option<&OsStr>,

@@ -1,5 +1,5 @@
-//! Where the locks are: in etcd, or on this machine alone.
-//! It must not know how either kind works.
+//! The backend of the locks: etcd, or this machine alone.
+//! It must not know how either backend works.
 
 use std::path::PathBuf;
 
@@ -10,18 +10,18 @@ use super::layers::{Layers, SettingValue};
 use crate::core::name::Scope;
 use crate::output::exit::{Failure, OrFail as _};
 
-/// The state folder of the machine, for root.
+/// The state directory of root.
 const SYSTEM_STATE_DIR: &str = "/var/lib/dlock";
 
-/// Where the locks are.
+/// The backend with its settings.
 pub(crate) enum BackendConfig {
     Etcd(Settings),
-    /// In files in this folder.
+    /// Files in this directory.
     Local(PathBuf),
 }
 
 impl BackendConfig {
-    /// The range in which a name stands for one lock there.
+    /// The scope in which a name means one lock.
     pub(crate) fn scope(&self) -> Scope {
         match self {
             Self::Etcd(settings) => Scope::Prefix(settings.prefix.clone()),
@@ -30,12 +30,12 @@ impl BackendConfig {
     }
 }
 
-/// The folder that `--local` asks for; `None` when it does not.
+/// The directory that `--local` chooses; `None` if it is switched off.
 pub(crate) fn state_dir(layers: &Layers, found: &SettingValue) -> Result<Option<PathBuf>, Failure> {
     let on = found.parse(|text| match text.to_ascii_lowercase().as_str() {
         "1" | "true" | "yes" | "on" => Ok(Some(true)),
         "0" | "false" | "no" | "off" => Ok(Some(false)),
-        // Else a slip of the pen would be a folder.
+        // A typing error must not become a directory.
         _ if !text.contains('/') => Err(format!(
             "expected true, false or a folder with a slash in it: ./{text}"
         )),
@@ -48,12 +48,12 @@ pub(crate) fn state_dir(layers: &Layers, found: &SettingValue) -> Result<Option<
     }
 }
 
-/// Root's is the machine's, everybody else has his own.
+/// Root has the directory of the machine, every other user has one of their own.
 fn default_dir(layers: &Layers) -> Result<PathBuf, Failure> {
     if rustix::process::geteuid().is_root() {
         return Ok(SYSTEM_STATE_DIR.into());
     }
-    // The base directory specification: a relative path there is to be ignored.
+    // The base directory specification ignores a relative path there.
     let absolute = |name| {
         let path = layers.variable(name).map(PathBuf::from);
         path.filter(|path| path.is_absolute())
