@@ -7,7 +7,7 @@ use anyhow::anyhow;
 use clap::{Args, ValueHint};
 
 use super::{Resolver, Work, local, lock};
-use crate::config::backend::BackendConfig;
+use crate::config::backend::{BackendConfig, BackendKind};
 use crate::config::layers::Layers;
 use crate::core::name::LockName;
 use crate::output::exit::{Failure, OrFail as _};
@@ -68,18 +68,19 @@ impl HoldArgs {
     /// Resolves the options with the variables, the file and the defaults.
     pub(super) fn resolve(self, resolver: &mut Resolver) -> Result<Work, Failure> {
         let backend = self.local.resolve(resolver);
-        let options = self.options(
-            &resolver.layers,
-            matches!(backend, Ok(BackendConfig::Local(_))),
-        )?;
+        // An error in the options comes before one in the connection.
+        let kind = backend
+            .as_ref()
+            .map_or(BackendKind::Etcd, BackendConfig::kind);
+        let options = self.options(&resolver.layers, kind)?;
         Ok(Work::Hold(backend?, options))
     }
 
-    fn options(self, layers: &Layers, local: bool) -> Result<Options, Failure> {
+    fn options(self, layers: &Layers, kind: BackendKind) -> Result<Options, Failure> {
         let pid = self.pid.as_deref().map(pid).transpose()?;
         Ok(Options {
             name: lock::name(&self.name)?,
-            lock: self.lock.resolve(layers, local)?,
+            lock: self.lock.resolve(layers, kind)?,
             pid,
             until_eof: self.until_eof,
             background: self.background,

@@ -9,6 +9,7 @@ use anyhow::anyhow;
 use clap::{Args, ValueHint};
 
 use super::signal;
+use crate::config::backend::BackendKind;
 use crate::config::duration;
 use crate::config::layers::{Layers, SettingValue};
 use crate::core::name::LockName;
@@ -159,16 +160,15 @@ pub(crate) fn name(text: &OsStr) -> Result<LockName, Failure> {
 
 impl LockArgs {
     /// Resolves the options with the variables, the file and the defaults.
-    pub(crate) fn resolve(self, layers: &Layers, local: bool) -> Result<Options, Failure> {
-        if local {
+    pub(crate) fn resolve(self, layers: &Layers, kind: BackendKind) -> Result<Options, Failure> {
+        if kind == BackendKind::Local {
             self.refuse_etcd_only_options(layers)?;
         }
         let wait_policy = wait_policy(layers, self.no_wait, self.wait.as_deref())?;
         let kill_after = self.kill_after.as_deref();
-        let (ttl, grace) = if local {
-            (DEFAULT_TTL, grace_without_a_lease(layers, kill_after)?)
-        } else {
-            times(layers, self.ttl.as_deref(), kill_after)?
+        let (ttl, grace) = match kind {
+            BackendKind::Etcd => times(layers, self.ttl.as_deref(), kill_after)?,
+            BackendKind::Local => (DEFAULT_TTL, grace_without_a_lease(layers, kill_after)?),
         };
         let find = |flag: Option<&OsStr>, option| layers.find(flag, option);
         let conflict = find(self.conflict_exit_code.as_deref(), "conflict-exit-code")
@@ -183,7 +183,7 @@ impl LockArgs {
         let max_hold = find(self.max_hold.as_deref(), "max-hold")
             .map(|found| found.parse(parse_positive_duration))
             .transpose()?;
-        let request = self.lock_request(layers, wait_policy, local)?;
+        let request = self.lock_request(layers, wait_policy, kind)?;
         let file = |flag, option| find(flag, option).map(|found| found.path());
         Ok(Options {
             conflict: conflict.unwrap_or(exit::BUSY),
@@ -228,7 +228,7 @@ impl LockArgs {
         &self,
         layers: &Layers,
         wait_policy: WaitPolicy,
-        local: bool,
+        kind: BackendKind,
     ) -> Result<LockRequest, Failure> {
         let shared = layers.find_switch(self.shared, "shared")?;
         let slots = layers.find(self.slots.as_deref(), "slots");
@@ -239,10 +239,9 @@ impl LockArgs {
         };
         let whole = |flag: Option<&OsStr>, option| {
             let found = layers.find(flag, option);
-            let time = if local {
-                parse_positive_duration
-            } else {
-                parse_whole_seconds
+            let time = match kind {
+                BackendKind::Etcd => parse_whole_seconds,
+                BackendKind::Local => parse_positive_duration,
             };
             found.map(|found| found.parse(time)).transpose()
         };

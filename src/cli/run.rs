@@ -7,7 +7,7 @@ use anyhow::anyhow;
 use clap::{Args, ValueHint};
 
 use super::{Resolver, Work, local, lock};
-use crate::config::backend::BackendConfig;
+use crate::config::backend::{BackendConfig, BackendKind};
 use crate::config::layers::Layers;
 use crate::core::name::LockName;
 use crate::core::request::Leftovers;
@@ -72,14 +72,15 @@ impl RunArgs {
     /// Resolves the options with the variables, the file and the defaults.
     pub(super) fn resolve(self, resolver: &mut Resolver) -> Result<Work, Failure> {
         let backend = self.local.resolve(resolver);
-        let options = self.options(
-            &resolver.layers,
-            matches!(backend, Ok(BackendConfig::Local(_))),
-        )?;
+        // An error in the options comes before one in the connection.
+        let kind = backend
+            .as_ref()
+            .map_or(BackendKind::Etcd, BackendConfig::kind);
+        let options = self.options(&resolver.layers, kind)?;
         Ok(Work::Run(backend?, options))
     }
 
-    fn options(self, layers: &Layers, local: bool) -> Result<Options, Failure> {
+    fn options(self, layers: &Layers, kind: BackendKind) -> Result<Options, Failure> {
         let leftovers = layers
             .find(self.leftovers.as_deref().map(OsStr::new), "leftovers")
             .map(|found| found.parse(leftovers))
@@ -87,7 +88,7 @@ impl RunArgs {
         Ok(Options {
             name: lock::name(&self.name)?,
             command: command(layers, self.command, self.string)?,
-            lock: self.lock.resolve(layers, local)?,
+            lock: self.lock.resolve(layers, kind)?,
             leftovers: leftovers.unwrap_or(Leftovers::Kill),
             reentrant: layers.find_switch(self.reentrant, "reentrant")?.is_some(),
         })

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use anyhow::anyhow;
 
 use super::Settings;
-use super::layers::{Layers, SettingValue};
+use super::layers::{Layers, SettingValue, parse_switch};
 use crate::core::name::Scope;
 use crate::output::exit::{Failure, OrFail as _};
 
@@ -20,7 +20,21 @@ pub(crate) enum BackendConfig {
     Local(PathBuf),
 }
 
+/// The kind of backend, without its settings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum BackendKind {
+    Etcd,
+    Local,
+}
+
 impl BackendConfig {
+    pub(crate) fn kind(&self) -> BackendKind {
+        match self {
+            Self::Etcd(_) => BackendKind::Etcd,
+            Self::Local(_) => BackendKind::Local,
+        }
+    }
+
     /// The scope in which a name means one lock.
     pub(crate) fn scope(&self) -> Scope {
         match self {
@@ -32,14 +46,13 @@ impl BackendConfig {
 
 /// The directory that `--local` chooses; `None` if it is switched off.
 pub(crate) fn state_dir(layers: &Layers, found: &SettingValue) -> Result<Option<PathBuf>, Failure> {
-    let on = found.parse(|text| match text.to_ascii_lowercase().as_str() {
-        "1" | "true" | "yes" | "on" => Ok(Some(true)),
-        "0" | "false" | "no" | "off" => Ok(Some(false)),
+    let on = found.parse(|text| match parse_switch(text) {
+        Some(on) => Ok(Some(on)),
         // A typing error must not become a directory.
-        _ if !text.contains('/') => Err(format!(
+        None if !text.contains('/') => Err(format!(
             "expected true, false or a folder with a slash in it: ./{text}"
         )),
-        _ => Ok(None),
+        None => Ok(None),
     })?;
     match on {
         Some(false) => Ok(None),

@@ -128,12 +128,18 @@ impl<'a> Layers<'a> {
         let Some(found) = self.find(flag, option) else {
             return Ok(None);
         };
-        let on = found.parse(|text| match text.to_ascii_lowercase().as_str() {
-            "1" | "true" | "yes" | "on" => Ok(true),
-            "0" | "false" | "no" | "off" => Ok(false),
-            _ => Err("expected true or false".to_owned()),
-        })?;
+        let on = found
+            .parse(|text| parse_switch(text).ok_or_else(|| "expected true or false".to_owned()))?;
         Ok(on.then_some(found))
+    }
+}
+
+/// The value of a switch; `None` if `text` is neither true nor false.
+pub(crate) fn parse_switch(text: &str) -> Option<bool> {
+    match text.to_ascii_lowercase().as_str() {
+        "1" | "true" | "yes" | "on" => Some(true),
+        "0" | "false" | "no" | "off" => Some(false),
+        _ => None,
     }
 }
 
