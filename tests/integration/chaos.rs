@@ -36,7 +36,7 @@ const RECOVERY: Duration = Duration::from_secs(100);
 /// Until all is known of a run that has ended: what etcd tells of it, and what comes late.
 const SETTLED: Duration = Duration::from_millis(2500);
 
-/// For so long a leader that was stopped may take leases away (see [`World::leaders_take_leases`]), and a machine that stood
+/// For so long a leader that was stopped may take leases away (etcd issue 15247), and a machine that stood
 /// still may be the reason for what is found.
 const TAKES_LEASES: Duration = Duration::from_secs(20);
 
@@ -229,8 +229,7 @@ impl EventLog {
         let of = |oracle: &Oracle| oracle.overlaps().len();
         let ground = &world.ground;
         let mut overlaps = of(&ground.main) + of(&ground.once);
-        let may_overlap = world.leaders_take_leases
-            && world.stopped_at.is_some_and(|at| since(at) < TAKES_LEASES);
+        let may_overlap = world.stopped_at.is_some_and(|at| since(at) < TAKES_LEASES);
         if !may_overlap {
             overlaps += of(&ground.shared) + ground.slots.iter().map(of).sum::<usize>();
         }

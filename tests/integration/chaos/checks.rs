@@ -75,8 +75,6 @@ pub(super) struct Evidence<'a> {
     pub(super) late: &'a HashMap<String, Duration>,
     /// The leases whose keys a third hand has taken.
     pub(super) taken: &'a BTreeSet<String>,
-    /// Leaders that come back may take keys of good leases.
-    pub(super) leaders_take_leases: bool,
     /// Other tests run at the same time: what a busy machine delays is no fault then, and a lease that is lost for lack of a
     /// proof in time is none either. A soak has the machine for itself.
     pub(super) shares_machine: bool,
@@ -210,8 +208,7 @@ impl Evidence<'_> {
         } else {
             Duration::ZERO
         };
-        let lasted = self.lasted(run.host, from, gone.at);
-        let excused = lasted && (most > Duration::ZERO || self.leaders_take_leases);
+        let excused = self.lasted(run.host, from, gone.at);
         (late > most && !excused)
             .then(|| format!("its command lived on for {late:?} after its key was gone"))
     }

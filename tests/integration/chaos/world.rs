@@ -28,8 +28,10 @@ use crate::support::{
 /// next mostly.
 const BETWEEN: Duration = Duration::from_secs(2);
 
-/// For how long a leader may be stopped where it may take away leases that are good when it comes back: a holder's last
-/// proof is less than 3 s old, or its command would be dead, so its lease of 5 s has not run out by that leader's count.
+/// The longest pause of a leader. When it comes back it carries out the revocations that are overdue by its count, though its
+/// successor has renewed those leases (etcd issue 15247; 3.5.30 still does, at times). A newcomer to the empty queue cannot
+/// know then that the holder's command is just being stopped; the man page says so. After this pause no lease is overdue: a
+/// holder's last proof is less than 3 s old, or its command would be dead, so its lease of 5 s has not run out.
 const SHORT_STOP: Duration = Duration::from_millis(1900);
 
 /// The time that a cluster needs for an election and for members that come back.
@@ -97,10 +99,6 @@ pub(super) struct World {
     began_at: Duration,
     /// With which lock beside the main one it begins.
     first_side: u64,
-    /// A leader that was stopped carries out the revocations that are overdue by its count when it comes back, though its
-    /// successor has renewed those leases (etcd issue 15247, mended in 3.4.31 and 3.5.13). Whoever comes to the empty queue
-    /// then cannot know that the holder's command is just being stopped; the man page says so.
-    pub(super) leaders_take_leases: bool,
     /// Other tests run at the same time.
     shares_machine: bool,
     /// When a member was last stopped.
@@ -129,11 +127,6 @@ impl World {
             beats_file: watch.beats_file(),
         };
         let elders = Elders::start(&cluster);
-        let leaders_take_leases = match cluster.version()[..] {
-            [3, 4, patch, ..] => patch < 31,
-            [3, 5, patch, ..] => patch < 13,
-            _ => false,
-        };
         let big = Scratch::new();
         big.write("big", &"x".repeat(1_000_000));
         let mut world = Self {
@@ -154,7 +147,6 @@ impl World {
             elders,
             began_at: boot_clock(),
             first_side: seed,
-            leaders_take_leases,
             shares_machine,
             stopped_at: None,
             ended: Vec::new(),
@@ -285,7 +277,6 @@ impl World {
             cpu: &self.cpu,
             late: &late,
             taken: &self.taken,
-            leaders_take_leases: self.leaders_take_leases,
             shares_machine: self.shares_machine,
         };
         let faults = evidence.verdicts(run);
@@ -432,9 +423,7 @@ impl World {
         let blow = (strike.blow).map(|(blow, target)| (blow, number(target)));
         let hit = blow.map(|(blow, host)| self.hosts[host].strike(blow));
         let mut lasts = strike.lasts;
-        if let Some((Outage::StopLeader | Outage::StopMember(_), ..)) = strike.outage
-            && self.leaders_take_leases
-        {
+        if let Some((Outage::StopLeader | Outage::StopMember(_), ..)) = strike.outage {
             lasts = lasts.min(SHORT_STOP);
         }
         let outage = strike

@@ -77,17 +77,6 @@ impl Cluster {
             .join(",")
     }
 
-    /// The numbers of the servers' version.
-    pub(crate) fn version(&self) -> Vec<u32> {
-        let status = eventually(LIMIT, "a server tells its version", || {
-            self.members[0].status()
-        });
-        let mut lines = status.lines();
-        let version = lines.find_map(|line| line.strip_prefix("\"Version\" : "));
-        let version = version.expect("a version").trim_matches('"').split('.');
-        version.filter_map(|number| number.parse().ok()).collect()
-    }
-
     /// The number of the member that leads now.
     pub(crate) fn leader(&self) -> usize {
         eventually(LIMIT, "the cluster has a leader", || {
