@@ -360,15 +360,17 @@ fn dlock_names_those_whom_it_could_not_kill_in_time() {
 /// "That process and all that descends from it" (dlock-hold(1)).
 #[test]
 fn no_process_that_the_adopted_one_forks_during_the_stop_is_lost() {
-    alone(|scratch| {
-        // The sleeps end with the test, if they are lost: nothing else would end them.
-        let script = r#"sh -c 'echo $$ > "$DIR/forker"; exec sh -c "while :; do sleep 1000.5 & done"' & wait"#;
+    alone(|_| {
+        // Every run of this test has an argument of its own, by which its processes are found.
+        let argument = format!("1000.{}", std::process::id());
+        let script = r#"sh -c 'while :; do sleep "$ARGUMENT" & done' & wait"#;
         let mut adopted = std::process::Command::new("/bin/sh")
             .args(["-c", script])
-            .env("DIR", &scratch.0)
+            .env("ARGUMENT", &argument)
             .spawn()
             .unwrap();
-        scratch.pid("forker");
+        // The search takes some time then, in which more are forked.
+        eventually(|| processes_with(&argument).len() > 300);
         let other = ProcessHandle::find(i32::try_from(adopted.id()).unwrap()).unwrap();
         let ties = LaunchOptions {
             adopted: Some(&other),
@@ -383,7 +385,7 @@ fn no_process_that_the_adopted_one_forks_during_the_stop_is_lost() {
             ended(ExitStatus::Signalled(libc::SIGTERM), Cause::Ordered)
         );
         adopted.wait().unwrap();
-        let left: Vec<i32> = sleepers("1000.5");
+        let left = processes_with(&argument);
         for &pid in &left {
             // SAFETY: sends a signal to a process that this test started.
             unsafe { libc::kill(pid, libc::SIGKILL) };
@@ -392,8 +394,8 @@ fn no_process_that_the_adopted_one_forks_during_the_stop_is_lost() {
     });
 }
 
-/// The living processes whose last argument is this.
-fn sleepers(argument: &str) -> Vec<i32> {
+/// The processes that have this argument on their command line.
+fn processes_with(argument: &str) -> Vec<i32> {
     fs::read_dir("/proc")
         .unwrap()
         .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
