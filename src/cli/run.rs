@@ -7,7 +7,7 @@ use anyhow::anyhow;
 use clap::{Args, ValueHint};
 
 use super::{Resolver, Work, local, lock};
-use crate::config::backend::{BackendConfig, BackendKind};
+use crate::config::backend::BackendKind;
 use crate::config::layers::Layers;
 use crate::core::name::LockName;
 use crate::core::request::Leftovers;
@@ -72,11 +72,7 @@ impl RunArgs {
     /// Resolves the options with the variables, the file and the defaults.
     pub(super) fn resolve(self, resolver: &mut Resolver) -> Result<Work, Failure> {
         let backend = self.local.resolve(resolver);
-        // An error in the options comes before one in the connection.
-        let kind = backend
-            .as_ref()
-            .map_or(BackendKind::Etcd, BackendConfig::kind);
-        let options = self.options(&resolver.layers, kind)?;
+        let options = self.options(&resolver.layers, BackendKind::of(&backend))?;
         Ok(Work::Run(backend?, options))
     }
 

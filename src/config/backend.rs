@@ -27,14 +27,17 @@ pub(crate) enum BackendKind {
     Local,
 }
 
-impl BackendConfig {
-    pub(crate) fn kind(&self) -> BackendKind {
-        match self {
-            Self::Etcd(_) => BackendKind::Etcd,
-            Self::Local(_) => BackendKind::Local,
+impl BackendKind {
+    /// The kind whose options apply; etcd where the settings have an error, since an error in the options is reported first.
+    pub(crate) fn of(backend: &Result<BackendConfig, Failure>) -> Self {
+        match backend {
+            Ok(BackendConfig::Local(_)) => Self::Local,
+            Ok(BackendConfig::Etcd(_)) | Err(_) => Self::Etcd,
         }
     }
+}
 
+impl BackendConfig {
     /// The scope in which a name means one lock.
     pub(crate) fn scope(&self) -> Scope {
         match self {
