@@ -357,6 +357,24 @@ fn dlock_names_those_whom_it_could_not_kill_in_time() {
     });
 }
 
+/// Runs a command with `adopted` as its adopted process, and stops both. The guard lives on for the caller's checks.
+fn stop_with(adopted: &std::process::Child, policy: Policy) -> Guard {
+    let other = ProcessHandle::find(i32::try_from(adopted.id()).unwrap()).unwrap();
+    let ties = LaunchOptions {
+        adopted: Some(&other),
+        ..LaunchOptions::default()
+    };
+    let mut guard = launch(shell("sleep 1000"), policy, &ties).unwrap();
+    guard.start(&[], far()).unwrap();
+    assert_eq!(next(&mut guard), GuardReport::Started);
+    guard.stop().unwrap();
+    assert_eq!(
+        next(&mut guard),
+        ended(ExitStatus::Signalled(libc::SIGTERM), Cause::Ordered)
+    );
+    guard
+}
+
 /// "That process and all that descends from it" (dlock-hold(1)).
 #[test]
 fn no_process_that_the_adopted_one_forks_during_the_stop_is_lost() {
@@ -371,19 +389,7 @@ fn no_process_that_the_adopted_one_forks_during_the_stop_is_lost() {
             .unwrap();
         // The search takes some time then, in which more are forked.
         eventually(|| processes_with(&argument).len() > 300);
-        let other = ProcessHandle::find(i32::try_from(adopted.id()).unwrap()).unwrap();
-        let ties = LaunchOptions {
-            adopted: Some(&other),
-            ..LaunchOptions::default()
-        };
-        let mut guard = launch(shell("sleep 1000"), PATIENT, &ties).unwrap();
-        guard.start(&[], far()).unwrap();
-        assert_eq!(next(&mut guard), GuardReport::Started);
-        guard.stop().unwrap();
-        assert_eq!(
-            next(&mut guard),
-            ended(ExitStatus::Signalled(libc::SIGTERM), Cause::Ordered)
-        );
+        let _guard = stop_with(&adopted, PATIENT);
         adopted.wait().unwrap();
         let left = processes_with(&argument);
         for &pid in &left {
@@ -418,19 +424,7 @@ fn an_orphan_of_the_adopted_process_is_killed_and_awaited() {
             .spawn()
             .unwrap();
         let orphan = scratch.pid("orphan");
-        let other = ProcessHandle::find(i32::try_from(adopted.id()).unwrap()).unwrap();
-        let ties = LaunchOptions {
-            adopted: Some(&other),
-            ..LaunchOptions::default()
-        };
-        let mut guard = launch(shell("sleep 1000"), HASTY, &ties).unwrap();
-        guard.start(&[], far()).unwrap();
-        assert_eq!(next(&mut guard), GuardReport::Started);
-        guard.stop().unwrap();
-        assert_eq!(
-            next(&mut guard),
-            ended(ExitStatus::Signalled(libc::SIGTERM), Cause::Ordered)
-        );
+        let _guard = stop_with(&adopted, HASTY);
         assert!(!is_alive(orphan));
         adopted.wait().unwrap();
     });
