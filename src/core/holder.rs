@@ -1,5 +1,5 @@
 //! What the holder of a lock says of itself: the record in its key, for people only, never trusted.
-//! It must not know where the facts come from (`whoami`), nor who shows them.
+//! It must not know where the facts come from (`host/identity.rs`), nor who shows them.
 
 use std::fmt::Write as _;
 use std::time::Duration;

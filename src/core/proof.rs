@@ -12,7 +12,7 @@ use super::time::Instant;
 pub struct LeaseId(pub i64);
 
 impl LeaseId {
-    /// What etcd itself says for no lease.
+    /// The id that etcd itself uses for no lease.
     pub const NONE: Self = Self(0);
 }
 
@@ -32,7 +32,7 @@ impl std::fmt::Display for FencingToken {
     }
 }
 
-/// Who answered, as the header of every etcd answer tells it.
+/// The member that answered, and its state: the header of every etcd response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Header {
     pub cluster: u64,
@@ -42,14 +42,14 @@ pub struct Header {
     pub revision: i64,
 }
 
-/// What makes a key in the queue ours: nobody else can have both.
+/// The identity of our key in the queue: no other key has both.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EntryId {
     pub token: FencingToken,
     pub lease: LeaseId,
 }
 
-/// What one attempt to renew brought back.
+/// The answers to one attempt to renew.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Renewal {
     /// The moment before the keepalive left.
@@ -88,7 +88,7 @@ pub enum Inconclusive {
     NoTimeLeft,
 }
 
-/// What a renewal is worth.
+/// The verdict on a renewal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// The lock was surely ours when the keepalive was sent, and the lease starts anew from there

@@ -49,7 +49,7 @@ pub struct Deadlines {
 }
 
 impl Deadlines {
-    /// Of a lock that no time ends.
+    /// The deadlines of a lock that no time ends.
     pub const NEVER: Self = Self {
         stop_at: Instant::from_boot(Duration::MAX),
         kill_at: Instant::from_boot(Duration::MAX),
@@ -68,7 +68,7 @@ impl LeaseTimings {
     pub const LONGEST_TTL: Duration = Duration::from_hours(24);
     /// The share of the TTL that pays for clocks of different rates: chrony slews by up to 8.3 %.
     const CLOCK_DRIFT_SHARE: u32 = 10;
-    /// What the kernel may need to run the guard and to end the tree.
+    /// The time that the kernel may need to run the guard and to end the tree.
     const SCHEDULING_MARGIN: Duration = Duration::from_millis(500);
 
     /// `ttl` is the lease's, `grace` the time between the stop and the kill of the command.
@@ -96,7 +96,7 @@ impl LeaseTimings {
         self.grace
     }
 
-    /// What a command gets when the user does not say: five seconds, less under a short lease.
+    /// The grace of a command for which the user names none: five seconds, less under a short lease.
     pub fn default_grace(ttl: Duration) -> Duration {
         (ttl / 5).min(Duration::from_secs(5))
     }
@@ -122,7 +122,7 @@ impl LeaseTimings {
         (self.ttl / 8).clamp(Duration::from_millis(500), Duration::from_secs(2))
     }
 
-    /// What a proof whose question left at `sent_at` is worth.
+    /// The deadlines that follow from a proof whose keepalive was sent at `sent_at`.
     pub fn deadlines(self, sent_at: Instant) -> Deadlines {
         let kill_at = sent_at + Self::safe_lifetime(self.ttl);
         Deadlines {

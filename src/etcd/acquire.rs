@@ -31,7 +31,7 @@ use crate::core::time::{Instant, LeaseTimings};
 use crate::lock::backend::{self, LockBackend, QueuePosition, Release, ReleaseReason, WaitEvent};
 use crate::sys::clock;
 
-/// What only the command of a lock in etcd gets: the key, the lease, the key and the token; `etcdctl lock` sets the last two.
+/// The variables that only the command of a lock in etcd gets: the key, the lease, the key and the token; `etcdctl lock` sets the last two.
 pub(crate) fn command_variables(queue: &LockKeys, entry: EntryId) -> Vec<(&'static str, String)> {
     let (key, lease) = (queue.entry(entry.lease), entry.lease.to_string());
     vec![
@@ -384,7 +384,7 @@ impl EtcdBackend {
         self.forget(entry.lease);
         self.entry.set(Some(entry));
         self.update_predecessors(&enqueued.view);
-        // What looked like somebody before us may have been an attempt of our own.
+        // An entry before ours may be an abandoned attempt of our own.
         let own = self.abandoned.borrow().clone();
         if self.revoke_abandoned(LEAVE_TIMEOUT).await && !enqueued.view.blockers.entries.is_empty()
         {
@@ -457,7 +457,7 @@ impl EtcdBackend {
     /// Our record with the grace that those behind us have to know of.
     fn announced(&self) -> Holder {
         let record = self.requests.record.clone();
-        // Who waits for a slot takes each change of the one before it for the taking of one.
+        // A waiter for a slot takes each change of the entry before it for the taking of a slot.
         if matches!(self.request.mode, Mode::Slots(_)) {
             return record;
         }
