@@ -1,5 +1,5 @@
-//! Messages over a socket pair, one line of JSON each, of which neither side ever waits for the other.
-//! It must not know what the messages say.
+//! Messages over a socket pair, one line of JSON each; neither side ever waits for the other.
+//! It must not know what the messages mean.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -10,15 +10,15 @@ use rustix::net::{SendFlags, send};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-/// A longer line is no message of ours. The longest one carries the variables of the command.
+/// Maximum length of a line. The longest message carries the variables of the command.
 const MAX_MESSAGE_BYTES: usize = 1 << 20;
 
-/// One end.
+/// One end of the socket pair.
 pub(super) struct Backchannel {
     socket: UnixStream,
-    /// Of the line that is on its way in.
+    /// The part of the next line that has arrived.
     received: Vec<u8>,
-    /// Of lines that the socket had no room for.
+    /// Lines that the socket had no room for.
     unsent: Vec<u8>,
 }
 
@@ -41,7 +41,7 @@ impl Backchannel {
         &self.socket
     }
 
-    /// The next message, `None` if it is not here yet. An error means that the peer is gone or talks nonsense.
+    /// The next message; `None` if there is none yet. An error means that the peer is gone or sends nonsense.
     pub(super) fn receive<T: DeserializeOwned>(&mut self) -> io::Result<Option<T>> {
         loop {
             if let Some(end) = self.received.iter().position(|&byte| byte == b'\n') {
@@ -62,14 +62,14 @@ impl Backchannel {
         }
     }
 
-    /// Sends a message that must not be lost: what the socket has no room for now, [`flush`](Self::flush) sends later.
+    /// Sends a message that must not be lost: [`flush`](Self::flush) sends later what the socket has no room for now.
     pub(super) fn send(&mut self, message: &impl Serialize) -> io::Result<()> {
         serde_json::to_writer(&mut self.unsent, message)?;
         self.unsent.push(b'\n');
         self.flush()
     }
 
-    /// Sends a message that may be lost. Answers whether it was not.
+    /// Sends a message that may be lost. Returns whether it was sent.
     pub(super) fn try_send(&mut self, message: &impl Serialize) -> io::Result<bool> {
         self.flush()?;
         let room = !self.has_unsent();
@@ -79,7 +79,7 @@ impl Backchannel {
         Ok(room)
     }
 
-    /// Sends on what is owed, as far as there is room.
+    /// Sends unsent lines, as far as the socket has room.
     pub(super) fn flush(&mut self) -> io::Result<()> {
         while self.has_unsent() {
             match send(&self.socket, &self.unsent, SendFlags::NOSIGNAL) {
@@ -87,7 +87,7 @@ impl Backchannel {
                 Err(Errno::AGAIN) => break,
                 Err(Errno::INTR) => {}
                 Err(error) => {
-                    // One that is gone will never read it, and who waits for room would wait for nothing at all.
+                    // The peer is gone: it never reads the rest, and a wait for room would never end.
                     self.unsent.clear();
                     return Err(error.into());
                 }
@@ -115,14 +115,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_owed_arrives_when_the_peer_reads_again_and_offers_do_not_pile_up() {
+    fn unsent_lines_arrive_when_the_peer_reads_again_and_lossy_messages_do_not_pile_up() {
         let (mut one, mut other) = Backchannel::pair().unwrap();
         let mut taken = 0_u32;
         while one.try_send(&taken).unwrap() && !one.has_unsent() {
             taken += 1;
         }
-        let owed = "x".repeat(MAX_MESSAGE_BYTES / 2);
-        one.send(&owed).unwrap();
+        let long = "x".repeat(MAX_MESSAGE_BYTES / 2);
+        one.send(&long).unwrap();
         let pending = one.unsent.len();
         assert!(!one.try_send(&0).unwrap());
         assert_eq!(one.unsent.len(), pending);
@@ -136,14 +136,14 @@ mod tests {
                 break text;
             }
         };
-        assert!(text == owed && !one.has_unsent());
+        assert!(text == long && !one.has_unsent());
         assert_eq!(other.receive::<u32>().unwrap(), None);
     }
 
     #[test]
     fn the_end_comes_after_the_last_message() {
         let (mut one, mut other) = Backchannel::pair().unwrap();
-        // Unread, it makes the kernel answer "connection reset" on the other side: but last.
+        // An unread message makes the kernel return "connection reset" to the peer, but only at the end.
         other.send(&7).unwrap();
         one.send(&8).unwrap();
         drop(one);
@@ -153,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_owed_to_a_peer_that_is_gone_and_its_last_words_are_read() {
+    fn nothing_is_kept_for_a_peer_that_is_gone_and_its_last_messages_are_read() {
         let (mut one, mut other) = Backchannel::pair().unwrap();
         other.send(&7).unwrap();
         while one.try_send(&0).unwrap() && !one.has_unsent() {}

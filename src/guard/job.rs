@@ -11,7 +11,7 @@ use crate::sys::groups::{group_of, session_of};
 /// The terminal that controls this session.
 const TERMINAL_PATH: &str = "/dev/tty";
 
-/// The job that dlock and the command are for whoever called dlock.
+/// The job that dlock and the command form for dlock's caller.
 pub(super) struct CallerJob {
     dlock: Option<Pid>,
     /// The process group that dlock and the command were started in.
@@ -22,7 +22,7 @@ pub(super) struct CallerJob {
 }
 
 impl CallerJob {
-    /// To be called while this process is in the caller's group.
+    /// Must be called while this process is in the caller's group.
     pub(super) fn of_caller() -> Self {
         let dlock = getppid();
         let leads_session = session_of(None).is_ok_and(|session| Pid::from_raw(session) == dlock);
@@ -34,7 +34,7 @@ impl CallerJob {
         }
     }
 
-    /// Where the command is now. The command must not have been collected.
+    /// The group of the command, which must not have been reaped.
     pub(super) fn command_group(&self, command: Pid) -> CommandGroup {
         if group_of(Some(command)).ok() == self.group {
             return CommandGroup::Shared;
@@ -48,18 +48,18 @@ impl CallerJob {
         }
     }
 
-    /// Looks what has happened to the command, which must not have been collected. Answers the signal that dlock has to stop by.
+    /// Reads stops and continues of the command, which must not have been reaped. Returns the signal by which dlock must stop.
     pub(super) fn read_stop(&mut self, command: Pid) -> Option<i32> {
         let changes = WaitIdOptions::STOPPED | WaitIdOptions::CONTINUED | WaitIdOptions::NOHANG;
-        let mut told = None;
+        let mut stop = None;
         while let Ok(Some(status)) = waitid(WaitId::Pid(command), changes) {
             match status.stopping_signal() {
-                Some(signal) if self.is_controlled => told = self.state.stopped(signal).or(told),
+                Some(signal) if self.is_controlled => stop = self.state.stopped(signal).or(stop),
                 Some(_) => {}
                 None => self.state.continued(),
             }
         }
-        told
+        stop
     }
 
     /// The command has ended, and so is not stopped any more.
@@ -67,12 +67,12 @@ impl CallerJob {
         self.state.continued();
     }
 
-    /// dlock runs again. Answers the signal that it has to stop by once more.
+    /// dlock runs again. Returns the signal by which it must stop once more.
     pub(super) fn resumed(&mut self) -> Option<i32> {
         self.state.resumed()
     }
 
-    /// Whether dlock has to be continued.
+    /// Whether dlock must be continued.
     pub(super) fn owes_continue(&self) -> bool {
         self.state.owes_continue()
     }

@@ -1,5 +1,5 @@
-//! Killing until nothing of the tree is left, and collecting the dead.
-//! It must not know why the tree has to die, nor who is told.
+//! The kill loop: kills until nothing of the tree is left, and reaps children.
+//! It must not know why the tree must die, nor where that is reported.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -12,22 +12,22 @@ use crate::core::time::Instant;
 use crate::sys::clock;
 use crate::sys::proc::ProcessId;
 
-/// Who lives this long after the first SIGKILL does not obey it.
+/// A process that lives this long after the first SIGKILL is a survivor.
 const SURVIVOR_AFTER: Duration = Duration::from_secs(2);
-/// Between rounds while the killed are dying, in case that no SIGCHLD tells of it.
+/// Pause between rounds while killed processes are dying, in case no SIGCHLD arrives.
 const ROUND_PAUSE: Duration = Duration::from_millis(10);
-/// Between rounds once only those are left that do not die.
+/// Pause between rounds once only survivors are left.
 const SURVIVOR_ROUND_PAUSE: Duration = Duration::from_secs(1);
 
-/// For how long the dead are collected at once: a fork bomb makes them as fast as we collect. Every look at the tree meets
-/// all those who have not been collected, so that is the longer the fewer are collected.
+/// Limit of one call of [`reap`]: a fork bomb makes zombies as fast as they are reaped. Every zombie that is left makes the
+/// next walk of the tree longer.
 const COLLECTION_LIMIT: Duration = Duration::from_millis(50);
 
-/// Successive rounds of SIGSTOP, until nothing new appears, and then of SIGKILL. A stopped process neither forks nor ends,
-/// so none is born unseen, and none loses its parent before it was seen.
+/// Rounds of SIGSTOP until no new process appears, then of SIGKILL. A stopped process neither forks nor exits, so no child
+/// is missed and none loses its parent before it was found.
 pub(super) struct KillLoop {
     since_at: Instant,
-    /// Whom the last round met.
+    /// The processes that the last round found.
     met: BTreeSet<ProcessId>,
 }
 
@@ -40,12 +40,12 @@ impl KillLoop {
         }
     }
 
-    /// SIGSTOP to every descendant that the last round did not meet; SIGKILL to all of them, children before their
-    /// parents, when there is no such, or when stopping takes too long. Answers when the next round should be: at once
-    /// if it met somebody new, dead or alive, for then something is still forking.
+    /// Sends SIGSTOP to every descendant that the last round did not find; once there is no new one, or stopping takes too
+    /// long, SIGKILL to all of them, children before parents. Returns the time of the next round: now if a new process was
+    /// found, dead or alive, because then the tree still forks.
     ///
-    /// A dlock of the tree and its guard hold a lock for others of the tree: they are killed when all of those are dead, or
-    /// when some do not die. An ordinary process that calls itself so only dies a little later, and runs no longer.
+    /// A dlock in the tree and its guard hold a lock for other processes of the tree: they are killed when all of those are
+    /// dead, or when some do not die. Another program with that name is stopped at once, too, and only dies a little later.
     pub(super) fn round(&mut self, tree: &mut Tree, now: Instant) -> Instant {
         let mut met = BTreeSet::new();
         let (mut others, mut dlocks) = (Vec::new(), Vec::new());
@@ -55,7 +55,7 @@ impl KillLoop {
             let new = !self.met.contains(&identity);
             event |= new;
             met.insert(identity);
-            // A dead process needs no signal; one that we may not signal is met again until it dies.
+            // A dead process needs no signal; one that must not be signalled is found again until it dies.
             if process.is_alive() {
                 let living = if process.is_dlock() {
                     &mut dlocks
@@ -88,25 +88,25 @@ impl KillLoop {
         }
     }
 
-    /// Whether the last round met the process of this pid.
+    /// Whether the last round found a process with this pid.
     pub(super) fn has_killed(&self, pid: i32) -> bool {
         let mut same = self.met.range(ProcessId { pid, start: 0 }..);
         same.next().is_some_and(|identity| identity.pid == pid)
     }
 
-    /// Whether the last round met nobody, dead or alive. As long as there are children, /proc hides them from us.
+    /// Whether the last round found no process, dead or alive. If there are children all the same, /proc hides them.
     pub(super) fn met_nobody(&self) -> bool {
         self.met.is_empty()
     }
 
-    /// Whether those who are left now are survivors.
+    /// Whether the processes that are left at `now` are survivors.
     pub(super) fn is_overdue(&self, now: Instant) -> bool {
         now >= self.since_at + SURVIVOR_AFTER
     }
 }
 
-/// Among a thousand processes that fork for ever, an ordinary one gets a thousandth of the processor, with seconds between its
-/// turns. As root, or where `RLIMIT_RTPRIO` allows it, this process takes its turn before all of them from now on.
+/// Raises this process to a real-time priority, as root or where `RLIMIT_RTPRIO` allows it. Among a thousand processes that
+/// fork for ever, it would else get a thousandth of the processor, with seconds between its time slices.
 #[expect(unsafe_code, reason = "no other way to this system call")]
 fn raise_priority() {
     let priority = libc::sched_param { sched_priority: 1 };
@@ -120,18 +120,18 @@ fn raise_priority() {
     }
 }
 
-/// What is left after [`reap`].
+/// The state of the children after [`reap`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Children {
-    /// And so no descendants: those of the dead become ours.
+    /// There are no children and so no descendants: orphans become children of this process.
     None,
     /// None of them has ended.
     Alive,
-    /// There may be more to collect.
+    /// More children may have ended.
     More,
 }
 
-/// Collects the children that have ended, without waiting.
+/// Reaps the children that have ended, without waiting.
 pub(super) fn reap(mut ended: impl FnMut(Pid, WaitStatus)) -> Children {
     let until_at = clock::now() + COLLECTION_LIMIT;
     loop {

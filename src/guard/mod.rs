@@ -1,11 +1,9 @@
-//! The guard of a command: forked first of all, it starts the command, keeps its deadlines and kills its whole tree,
-//! whatever becomes of dlock. It must not know etcd, nor which runtime dlock waits in.
+//! The guard of a command: a process that dlock forks first. It starts the command, keeps its deadlines and kills its
+//! whole tree, even if dlock dies. It must not know etcd, nor dlock's async runtime.
 //!
-//! *What does dlock ask for?* here · *what is said?* message · *how does it travel?* link · *when does what happen?* plan ·
-//! *the guard's loop?* process · *start?* spawn · *what did the caller hand on?* inherited · *find and signal the tree?* tree ·
-//! *which group, terminal and stop of the command?* job · *kill it?* hunt · *what of processes that are not ours?* other ·
-//! *what does one leave behind?* outcome · *leave the caller's shell?* detach ·
-//! *system calls?* signals, descriptors, groups
+//! This file is dlock's side. `protocol`: the messages; `backchannel`: their transport; `supervisor`: the guard's loop;
+//! `termination`: when to stop and kill; `spawn`: find and start the command; `tree`: find and signal its processes;
+//! `kill_loop`: kill them; `job`: job control.
 
 mod backchannel;
 mod job;
@@ -50,77 +48,81 @@ use crate::core::time::Deadlines;
 use crate::sys::pidfd::ProcessHandle;
 use crate::sys::{clock, descriptors, process, signals};
 
-/// Between two looks at a tree that is dying.
+/// Interval between checks of a tree that is dying.
 const POLL_INTERVAL: Duration = Duration::from_millis(1);
 
-/// For a guard to end that has nothing left to do, on a busy machine.
+/// Time for a guard that has nothing left to do to exit, on a busy machine.
 const REAP_TIMEOUT: Timespec = Timespec {
     tv_sec: 1,
     tv_nsec: 0,
 };
 
-/// How a socket says that the other end is gone.
+/// Errors of a socket whose other end is gone.
 const CLOSED_KINDS: [io::ErrorKind; 2] =
     [io::ErrorKind::UnexpectedEof, io::ErrorKind::ConnectionReset];
 
-/// What to run.
+/// The command to run.
 #[derive(Clone, Debug)]
 pub(crate) struct Command {
-    /// As [`spawn::lookup`] found it.
+    /// The file that [`spawn::lookup`] found.
     pub(crate) path: PathBuf,
-    /// The first one is the program as the user named it.
+    /// The arguments; the first is the program as the user named it.
     pub(crate) argv: Vec<OsString>,
 }
 
-/// How the tree of a command is brought to an end.
+/// How to end the tree of a command.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Policy {
-    /// Asks it to stop.
+    /// The stop signal.
     pub(crate) signal: i32,
-    /// From asking to killing, which the deadlines may shorten.
+    /// Time between the stop signal and the kill; the deadlines may shorten it.
     pub(crate) grace: Duration,
     pub(crate) leftovers: Leftovers,
 }
 
-/// What a guard has to do with others than dlock and the command.
+/// Processes, descriptors and variables that the launch treats specially.
 #[derive(Clone, Default)]
 pub(crate) struct LaunchOptions<'a> {
     /// A process that is stopped and killed with the command.
     pub(crate) adopted: Option<&'a ProcessHandle>,
-    /// Descriptors that dlock goes on using.
+    /// Descriptors that stay open in dlock.
     pub(crate) kept: Vec<BorrowedFd<'a>>,
-    /// A descriptor that dlock goes on using, and that the guard keeps, too, until nothing of the command is left. The
-    /// command does not get it.
+    /// A descriptor that stays open in dlock, and in the guard until no process of the command is left. The command does
+    /// not get it.
     pub(crate) shared: Option<BorrowedFd<'a>>,
     /// Variables that the command does not get, though the caller has them.
     pub(crate) cleared: &'a [&'static str],
 }
 
-/// dlock's side. Dropping it is the end for the command too.
+/// dlock's handle of the guard. Dropping it ends the command, too.
 pub(crate) struct Guard {
     /// The guard's process, by pidfd.
     process: OwnedFd,
     backchannel: Backchannel,
     tree: Tree,
-    /// Whether it has been told to start the command and has not yet said that all is over.
+    /// Whether the start was ordered and the last report has not arrived.
     busy: bool,
 }
 
-/// Makes the guard of `command` and leaves to it what the caller handed on: dlock keeps stderr alone, and no other
-/// descriptor from 3 on but those that it is told. To be called while there is one thread and no child of ours exists.
-pub(crate) fn launch(command: Command, policy: Policy, ties: &LaunchOptions) -> io::Result<Guard> {
-    let guard = fork_guard(command, policy, ties)?;
-    guard.close_inherited(ties)?;
+/// Forks the guard of `command` and leaves it the inherited descriptors: dlock keeps stderr, its own and those of `options`.
+/// Must be called while there is one thread and no child.
+pub(crate) fn launch(
+    command: Command,
+    policy: Policy,
+    options: &LaunchOptions,
+) -> io::Result<Guard> {
+    let guard = fork_guard(command, policy, options)?;
+    guard.close_inherited(options)?;
     Ok(guard)
 }
 
-/// Everything that may be missing is made and tried before the fork: an error means that nothing has been started.
+/// Makes and tries everything that may be missing before the fork: after an error, nothing has been started.
 #[expect(unsafe_code, reason = "forks")]
-fn fork_guard(command: Command, policy: Policy, ties: &LaunchOptions) -> io::Result<Guard> {
-    let program = Program::new(command, ties.cleared)?;
+fn fork_guard(command: Command, policy: Policy, options: &LaunchOptions) -> io::Result<Guard> {
+    let program = Program::new(command, options.cleared)?;
     let (ours, theirs) = Backchannel::pair()?;
     let mut tree = Tree::open()?;
-    if let Some(other) = ties.adopted {
+    if let Some(other) = options.adopted {
         tree.adopt(other.id());
     }
     let deaths = signals::descriptor(libc::SIGCHLD)?;
@@ -129,12 +131,12 @@ fn fork_guard(command: Command, policy: Policy, ties: &LaunchOptions) -> io::Res
         TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK,
     )?;
     let null = descriptors::null()?;
-    // With SIGCHLD ignored, both would lose how their children ended.
+    // With SIGCHLD ignored, both processes would lose the exit status of their children.
     signals::set_ignored(libc::SIGCHLD, false);
-    // The tree of a guard that is killed comes to us.
+    // If the guard is killed, its tree becomes dlock's.
     set_child_subreaper(Some(getpid()))?;
-    // What reading the command line took is free by now, but scattered, and each page of it that either process used
-    // again would be copied for it.
+    // The memory used to read the command line is free now, but scattered: each of its pages that either process used
+    // again would be copied.
     #[cfg(target_env = "gnu")]
     // SAFETY: any program may call it at any time.
     unsafe {
@@ -148,17 +150,17 @@ fn fork_guard(command: Command, policy: Policy, ties: &LaunchOptions) -> io::Res
     }
     let Some(pid) = forked? else {
         drop(ours);
-        let equipment = Resources {
+        let resources = Resources {
             tree,
             deaths,
             timer,
             null,
-            shared: ties.shared.map(|shared| shared.as_raw_fd()),
+            shared: options.shared.map(|shared| shared.as_raw_fd()),
             program,
             policy,
         };
-        // Nothing of dlock's own may run here. When the guard ends, whatever made it, the command dies with it.
-        let over = catch_unwind(AssertUnwindSafe(|| supervisor::run(theirs, equipment)));
+        // No code of dlock's own may run here. When the guard ends for any reason, the command dies with it.
+        let over = catch_unwind(AssertUnwindSafe(|| supervisor::run(theirs, resources)));
         let code = i32::from(!matches!(over, Ok(Ok(()))));
         // SAFETY: ends the process, and runs nothing of dlock's.
         unsafe { libc::_exit(code) }
@@ -172,8 +174,8 @@ fn fork_guard(command: Command, policy: Policy, ties: &LaunchOptions) -> io::Res
     })
 }
 
-/// Tries all that [`launch`] will need of the kernel, and starts nothing. Says whether the kernel lists the children of
-/// a process.
+/// Tries everything that [`launch`] needs from the kernel, and starts nothing. Returns whether the kernel lists the children
+/// of a process.
 pub(crate) fn check_available() -> io::Result<bool> {
     let tree = Tree::open()?;
     signals::descriptor(libc::SIGCHLD)?;
@@ -184,8 +186,8 @@ pub(crate) fn check_available() -> io::Result<bool> {
 }
 
 impl Guard {
-    /// Lets go of what the guard keeps for the command.
-    fn close_inherited(&self, ties: &LaunchOptions) -> io::Result<()> {
+    /// Closes the descriptors that the guard keeps for the command.
+    fn close_inherited(&self, options: &LaunchOptions) -> io::Result<()> {
         let null = descriptors::null()?;
         dup2_stdin(&null)?;
         dup2_stdout(&null)?;
@@ -195,8 +197,8 @@ impl Guard {
             self.backchannel.as_fd().as_raw_fd(),
             self.tree.descriptor(),
         ];
-        let adopted = ties.adopted.map(ProcessHandle::descriptor);
-        let others = ties.kept.iter().chain(&ties.shared).chain(&adopted);
+        let adopted = options.adopted.map(ProcessHandle::descriptor);
+        let others = options.kept.iter().chain(&options.shared).chain(&adopted);
         let others = others.map(AsRawFd::as_raw_fd);
         descriptors::close_all_but(&own.into_iter().chain(others).collect::<Vec<_>>())?;
         // A line on stderr must not stop dlock when it runs in the background of a terminal (`stty tostop`).
@@ -204,12 +206,12 @@ impl Guard {
         Ok(())
     }
 
-    /// For its readiness only: readable means that [`report`](Self::report) has something to say.
+    /// A socket to poll: once it is readable, [`report`](Self::report) returns a report.
     pub(crate) fn socket(&self) -> io::Result<UnixStream> {
         self.backchannel.socket().try_clone()
     }
 
-    /// Runs the command with these variables on top of what it inherits, unless its deadline has passed.
+    /// Runs the command with these variables added to those that it inherits, unless its deadline has passed.
     pub(crate) fn start(
         &mut self,
         env: &[(String, String)],
@@ -222,9 +224,9 @@ impl Guard {
         })
     }
 
-    /// Later deadlines, and a ping that is answered by [`Report::Beat`]. Earlier ones are no error and change nothing.
+    /// Sends later deadlines, and a ping that [`GuardReport::Ack`] answers. Earlier deadlines change nothing.
     pub(crate) fn extend(&mut self, beat: u64, deadlines: Deadlines) -> io::Result<()> {
-        // An extension that a stopped guard does not take is not missed: the next one has the newest deadlines.
+        // An extension may be lost while the guard is stopped: the next one has newer deadlines.
         if self
             .backchannel
             .try_send(&Order::Extend { beat, deadlines })?
@@ -235,13 +237,13 @@ impl Guard {
         Err(io::ErrorKind::WouldBlock.into())
     }
 
-    /// Hands `signal` on to the command, unless it has reached it already. After the end of the command, one that ends a process
-    /// stops what is waited for.
+    /// Forwards `signal` to the command, unless the command has got it already. After the command's end, a signal that ends a
+    /// process stops the leftovers that dlock waits for.
     pub(crate) fn forward(&mut self, signal: Signal) -> io::Result<()> {
         self.order(&Order::Forward(signal))
     }
 
-    /// The answer to [`Report::Stopped`], when this process runs again.
+    /// Answers [`GuardReport::Stopped`] when this process runs again.
     pub(crate) fn resumed(&mut self) -> io::Result<()> {
         self.order(&Order::Resumed)
     }
@@ -256,7 +258,7 @@ impl Guard {
         self.order(&Order::Kill)
     }
 
-    /// Never waits. What a guard that is stopped does not take is kept until [`flush`](Self::flush) can send it.
+    /// Never waits. If the guard is stopped, the order is kept until [`flush`](Self::flush) can send it.
     fn order(&mut self, order: &Order) -> io::Result<()> {
         self.backchannel.send(order)
     }
@@ -266,12 +268,12 @@ impl Guard {
         self.backchannel.has_unsent()
     }
 
-    /// Sends on the orders that have been kept, as far as there is room.
+    /// Sends the orders that were kept, as far as there is room.
     pub(crate) fn flush(&mut self) -> io::Result<()> {
         self.backchannel.flush()
     }
 
-    /// What the guard has to say; `None` if nothing yet. Never waits.
+    /// The guard's next report; `None` if there is none yet. Never waits.
     pub(crate) fn report(&mut self) -> io::Result<Option<GuardReport>> {
         let report = match self.backchannel.receive() {
             Ok(report) => report,
@@ -291,27 +293,27 @@ impl Guard {
         Ok(report)
     }
 
-    /// Who lives below us but the guard itself, for people.
+    /// The living descendants except the guard, for people.
     pub(crate) fn living(&mut self) -> Vec<Survivor> {
         let mut living = self.tree.survivors();
         living.retain(|process| process.program != "dlock-guard");
         living
     }
 
-    /// Without the guard, which is dead or stopped: kills it and every descendant of this process until none is left,
-    /// or for as long as `limit`. Answers who is left. Blocks.
+    /// Kills the guard, if it is dead or stopped, and every descendant of this process until none is left, or for `limit`.
+    /// Returns the survivors. Blocks.
     pub(crate) fn kill_tree(&mut self, limit: Duration) -> Vec<Survivor> {
         let begun_at = clock::now();
         let mut kill_loop = KillLoop::new(begun_at);
-        // First, and without /proc: the command dies with it.
+        // This comes first and needs no /proc: the command dies with the guard.
         let _ = signals::send(self.process.as_fd(), libc::SIGKILL);
         loop {
             let now = clock::now();
             let again_at = kill_loop.round(&mut self.tree, now);
             let children = reap(|_, _| ());
             let nothing_new = again_at > now;
-            // Only a round that met nobody, not even a zombie, says as much as no children: the orphans of somebody who
-            // died during the round have not been met.
+            // With preexisting children, only a round that found no process, not even a zombie, proves that none is left: the
+            // round may have missed the orphans of a process that died meanwhile.
             let none =
                 children == Children::None || self.tree.has_preexisting() && kill_loop.met_nobody();
             if none && !self.tree.adopted_lives() {
@@ -329,13 +331,13 @@ impl Guard {
 
 impl Drop for Guard {
     fn drop(&mut self) {
-        // Closing is not enough while somebody holds what `socket` gave him.
+        // Closing is not enough while a clone from `socket` is open.
         let _ = self.backchannel.socket().shutdown(Shutdown::Both);
         if !self.busy {
-            // It ends at once. Where init collects nobody, a zombie of every run would stay.
+            // The guard ends at once. Where init reaps nothing, each run would leave a zombie.
             let mut end = [PollFd::new(&self.process, PollFlags::IN)];
             if poll(&mut end, Some(&REAP_TIMEOUT)) == Ok(0) {
-                // A guard that was stopped would stay for ever, with what it has open. It guards nothing.
+                // A stopped guard would stay for ever, with its descriptors. It guards nothing any more.
                 let _ = signals::send(self.process.as_fd(), libc::SIGKILL);
                 let _ = poll(&mut end, Some(&REAP_TIMEOUT));
             }

@@ -1,21 +1,21 @@
-//! What dlock and its guard say to each other.
-//! It must not know how a message travels, nor what anybody does about it.
+//! The messages between dlock and its guard.
+//! It must not know how a message is sent, nor what its receiver does.
 
 use serde::{Deserialize, Serialize};
 
 use crate::core::time::Deadlines;
 use crate::sys::process::ExitStatus;
 
-/// From dlock to the guard.
+/// A message from dlock to the guard.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Order {
-    /// Run the command, with these variables set on top of what it inherits.
+    /// Run the command, with these variables added to those that it inherits.
     Start {
         variables: Vec<(String, String)>,
         #[serde(with = "moments")]
         deadlines: Deadlines,
     },
-    /// Answered by [`Report::Beat`], whether the deadlines are later ones or not.
+    /// New deadlines; answered by [`GuardReport::Ack`], whether they are later ones or not.
     Extend {
         beat: u64,
         #[serde(with = "moments")]
@@ -23,35 +23,35 @@ pub(super) enum Order {
     },
     /// A signal that dlock received.
     Forward(Signal),
-    /// dlock was stopped after [`Report::Stopped`], and runs again.
+    /// dlock was stopped after [`GuardReport::Stopped`], and runs again.
     Resumed,
     Stop,
     Kill,
 }
 
-/// From the guard to dlock, the last but one that dlock makes itself.
+/// A message from the guard to dlock; dlock itself makes `GuardDead`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum GuardReport {
     /// The command runs.
     Started,
-    /// It could not be started after all. Nothing is left of the attempt.
+    /// The command could not be started. No process is left.
     CannotStart { errno: i32 },
-    /// The command was stopped by this signal, and dlock has a caller that controls it as a job: dlock is to stop, too.
+    /// The command was stopped by this signal, and dlock has a caller that controls it as a job: dlock must stop, too.
     /// Answered by [`Order::Resumed`].
     Stopped(i32),
-    /// The answer to the `extend` of the same number.
+    /// The answer to the `Extend` of the same number.
     Ack(u64),
-    /// The command has ended, `count` processes of its tree have not; the policy on leftovers is being carried out.
+    /// The command has ended, `count` processes of its tree have not; the guard applies the policy on leftovers.
     Leftovers { status: ExitStatus, count: usize },
-    /// The last message: nothing of the tree is left, or only what the policy leaves. No status: it was never started.
+    /// The last message: no process of the tree is left, or only those that the policy leaves. No status: never started.
     Ended {
         status: Option<ExitStatus>,
         cause: Cause,
     },
-    /// These live on 2 s after the first SIGKILL. The guard goes on trying, also without dlock. Sent again when others are left;
-    /// without names when /proc hides them (`hidepid`).
+    /// These processes live 2 s after the first SIGKILL. The guard goes on killing, also without dlock. Sent again when the
+    /// list changes; empty when /proc hides them (`hidepid`).
     Survivors(Vec<Survivor>),
-    /// There is no guard any more.
+    /// The guard's process has ended.
     GuardDead,
 }
 
@@ -76,26 +76,26 @@ pub(crate) enum Sender {
 }
 
 impl Signal {
-    /// Whether a process that does not care about it is ended by it (`signal(7)`).
+    /// Whether its default action ends a process (`signal(7)`).
     pub(crate) fn ends(&self) -> bool {
         let harmless = [libc::SIGWINCH, libc::SIGCONT, libc::SIGURG, libc::SIGCHLD];
         !self.stops() && !harmless.contains(&self.number)
     }
 
-    /// Whether a process that does not care about it is stopped by it.
+    /// Whether its default action stops a process.
     pub(crate) fn stops(&self) -> bool {
         [libc::SIGTSTP, libc::SIGTTIN, libc::SIGTTOU].contains(&self.number)
     }
 }
 
-/// Why the tree ended: the first that applied.
+/// The first reason for the end of the tree.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Cause {
     /// The command ended by itself.
     Command,
     /// A deadline passed.
     Deadline,
-    /// dlock said so, or was gone.
+    /// dlock ordered it, or was gone.
     Ordered,
 }
 
@@ -103,16 +103,16 @@ pub(crate) enum Cause {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Survivor {
     pub(crate) pid: i32,
-    /// As `ps` shows it: D is uninterruptible sleep.
+    /// State as `ps` shows it: D is uninterruptible sleep.
     pub(crate) state: char,
-    /// The real user.
+    /// Real user id.
     pub(crate) uid: u32,
     pub(crate) program: String,
     /// The process that traces it. It keeps a process that has ended from being collected (`ptrace(2)`).
     pub(crate) tracer: Option<i32>,
 }
 
-/// Moments travel as the time since boot: both ends see the same clock.
+/// Times are sent as the time since boot: both ends read the same clock.
 mod moments {
     use std::time::Duration;
 

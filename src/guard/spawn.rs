@@ -1,5 +1,5 @@
-//! Finding the command and starting it as if dlock were not there.
-//! It must not know how long it may run.
+//! Finds the command and starts it as if dlock were not there.
+//! It must not know how long the command may run.
 #![expect(unsafe_code, reason = "fork, exec and the environment")]
 
 use std::borrow::Cow;
@@ -21,12 +21,12 @@ use super::Command;
 use crate::sys::inherited;
 use crate::sys::process::fork;
 
-/// Where to look without PATH: glibc's `confstr(_CS_PATH)`.
+/// Search path without PATH: glibc's `confstr(_CS_PATH)`.
 const DEFAULT_PATH: &str = "/bin:/usr/bin";
-/// Runs a script that does not say by what, as `execvp(3)` does.
+/// The interpreter of a script without `#!`, as with `execvp(3)`.
 const SHELL: &CStr = c"/bin/sh";
 
-/// Why a command cannot be run.
+/// The reason why a command cannot be run.
 #[derive(Debug)]
 pub(crate) enum Lookup {
     NotFound,
@@ -53,7 +53,7 @@ fn lookup_in(program: &OsStr, path: &OsStr) -> Result<PathBuf, Lookup> {
     }
     let mut failure = Lookup::NotFound;
     for directory in env::split_paths(path) {
-        // An empty one is the working directory, and joining to it leaves the bare name: exec takes it so.
+        // An empty entry is the working directory; joined to it, the name stays bare, as exec expects it.
         let path = directory.join(program);
         match executable(&path) {
             Ok(()) => return Ok(path),
@@ -79,14 +79,14 @@ fn executable(path: &Path) -> Result<(), Errno> {
 pub(super) struct Program {
     path: CString,
     argv: Vec<CString>,
-    /// Variables that it does not get.
+    /// Variables that the command does not get.
     cleared: Vec<&'static str>,
 }
 
-/// A command that is on its way.
+/// A command that has been forked.
 pub(super) struct Launched {
     pub(super) pid: Pid,
-    /// Ends when the command runs; before that, [`failure`] finds why it does not.
+    /// At its end once the command runs; [`failure`] reads from it.
     pub(super) outcome: OwnedFd,
 }
 
@@ -104,18 +104,18 @@ impl Program {
         })
     }
 
-    /// Forks and execs in the child: in the process group of this process, dying with it, and apart from that as
-    /// the caller had it. To be called in a process with one thread, on whose end the child dies.
+    /// Forks and execs in the child, which stays in this process group, dies with this process, and else finds everything
+    /// as the caller had it. Must be called in a process with one thread, with whose end the child dies.
     pub(super) fn start(&self, variables: &[(String, String)]) -> io::Result<Launched> {
         let environment = environment(variables, &self.cleared)?;
-        // All that allocates comes before the fork.
+        // Everything that allocates happens before the fork.
         let image = self.image(&environment);
         let (outcome, report) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
         let parent = getpid();
         // SAFETY: the child calls only functions that are async-signal-safe, and never returns.
         let Some(pid) = (unsafe { fork() })? else {
             let error = image.setup_and_exec(parent);
-            // When the parent is not there to read it, nobody is.
+            // If the parent is gone, no other process reads this.
             let _ = rustix::io::write(&report, &error.raw_os_error().to_ne_bytes());
             // SAFETY: ends the process, and runs nothing of the parent's.
             unsafe { libc::_exit(127) }
@@ -137,9 +137,9 @@ impl Program {
     }
 }
 
-/// Turns this process into the command, as the caller had it, with these variables on top and without those that are
-/// `cleared`; comes back only to say why not. Whatever descriptor is open and not close-on-exec becomes the command's. To be
-/// called in a process with one thread.
+/// Replaces this process by the command, as the caller had it, with `variables` added and `cleared` removed. Returns only
+/// on an error. The command gets every open descriptor that is not close-on-exec. Must be called in a process with one
+/// thread.
 pub(crate) fn become_command(
     command: Command,
     variables: &[(String, String)],
@@ -159,14 +159,14 @@ pub(crate) fn become_command(
     }
 }
 
-/// Why the command of this `outcome` was not started; `Ok(None)` if it was. `WouldBlock`: not known yet.
+/// The errno with which the command of this `outcome` was not started; `Ok(None)` if it was. `WouldBlock`: not known yet.
 pub(super) fn failure(outcome: &OwnedFd) -> Result<Option<i32>, Errno> {
     let mut errno = [0; size_of::<i32>()];
     let length = rustix::io::read(outcome, &mut errno)?;
     Ok((length > 0).then_some(i32::from_ne_bytes(errno)))
 }
 
-/// What exec needs, ready to be handed over.
+/// The arguments of exec.
 struct ExecImage<'a> {
     path: &'a CStr,
     argv: Vec<*const c_char>,
@@ -175,7 +175,7 @@ struct ExecImage<'a> {
 }
 
 impl ExecImage<'_> {
-    /// Turns this process into the command, or answers why not. Async-signal-safe.
+    /// Replaces this process by the command, or returns the error. Async-signal-safe.
     fn setup_and_exec(&self, parent: Pid) -> Errno {
         match prepare(parent) {
             Ok(()) => self.exec(),
@@ -200,11 +200,11 @@ impl ExecImage<'_> {
     }
 }
 
-/// What happens between fork and exec. Async-signal-safe.
+/// Prepares the child between fork and exec. Async-signal-safe.
 fn prepare(parent: Pid) -> Result<(), Errno> {
     set_parent_process_death_signal(Some(Signal::KILL))?;
     if getppid() != Some(parent) {
-        // It died before it could be our death.
+        // The parent died before the signal of its death was set up.
         return Err(Errno::SRCH);
     }
     inherited::restore();
@@ -218,8 +218,8 @@ fn pointers<'a>(strings: impl Iterator<Item = &'a CStr>) -> Vec<*const c_char> {
         .collect()
 }
 
-/// The environment of this process with `variables` in place of their namesakes, and without those that are `cleared`.
-/// Whatever else stands there stays, also what `std::env` would drop.
+/// The environment of this process with `variables` in place of those of the same name, and without `cleared`. Everything
+/// else stays, even entries that `std::env` would drop.
 fn environment(
     variables: &[(String, String)],
     cleared: &[&str],
@@ -246,7 +246,7 @@ fn environment(
     Ok(environment)
 }
 
-/// Not copied: after a fork, every page that is touched is copied.
+/// The environment, not copied: after a fork, every page that is touched is copied.
 fn inherited_environment() -> Vec<&'static CStr> {
     unsafe extern "C" {
         static environ: *const *const c_char;
@@ -270,7 +270,7 @@ mod tests {
 
     use super::*;
 
-    /// A directory with these files in it, which vanishes with the value.
+    /// A directory with these files, removed when the value is dropped.
     struct Files(PathBuf);
 
     impl Files {

@@ -1,4 +1,4 @@
-//! The guard's own process: one loop that starts the command, keeps its deadlines and sees its tree die.
+//! The guard's process: one loop that starts the command, keeps its deadlines and kills its tree.
 //! It must not know the lock, the network, or why dlock gives an order.
 
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
@@ -30,64 +30,64 @@ const NO_WAIT: Timespec = Timespec {
     tv_nsec: 0,
 };
 
-/// How long we stay out of dlock's way when nothing is left to do: it wakes on this processor, and has the lock to give
-/// back. The end of a process takes 80 us (perf sched), in which it would wait.
+/// Pause before the guard exits: dlock wakes on this processor and has the lock to release. The exit of a process takes
+/// 80 us (perf sched), during which dlock would wait.
 const EXIT_PAUSE: Timespec = Timespec {
     tv_sec: 0,
     tv_nsec: 200_000,
 };
 
-/// Between two looks at processes that are no children of ours, or that have to be continued.
+/// Interval between checks of processes that are not children of the guard, or that must be continued.
 const POLL_INTERVAL: Timespec = Timespec {
     tv_sec: 0,
     tv_nsec: 10_000_000,
 };
 
-/// What the guard works with. Made before the fork, so that dlock learns when something is missing.
+/// The guard's resources. They are made before the fork, so that dlock can report a missing one.
 pub(super) struct Resources {
     pub(super) tree: Tree,
     /// Readable when a child has ended.
     pub(super) deaths: OwnedFd,
     /// On `CLOCK_BOOTTIME`: a timeout of `poll(2)` stands still while the machine sleeps.
     pub(super) timer: OwnedFd,
-    /// Of /dev/null.
+    /// /dev/null.
     pub(super) null: OwnedFd,
-    /// Open for as long as this process lives.
+    /// A descriptor that stays open until this process ends.
     pub(super) shared: Option<RawFd>,
     pub(super) program: Program,
     pub(super) policy: Policy,
 }
 
-/// The guard's life, with every signal blocked. The process has to end after it.
-pub(super) fn run(link: Backchannel, equipment: Resources) -> rustix::io::Result<()> {
-    // For those who look with ps(1).
+/// Runs the guard, with every signal blocked. The process must exit afterwards.
+pub(super) fn run(channel: Backchannel, resources: Resources) -> rustix::io::Result<()> {
+    // The name that ps(1) shows.
     let _ = rustix::thread::set_name(c"dlock-guard");
     set_child_subreaper(Some(getpid()))?;
-    let tree = equipment.tree.rooted_here();
-    let mut process = Supervisor {
-        backchannel: Some(link),
-        resources: Resources { tree, ..equipment },
+    let tree = resources.tree.rooted_here();
+    let mut supervisor = Supervisor {
+        backchannel: Some(channel),
+        resources: Resources { tree, ..resources },
     };
-    let last = match process.await_start() {
-        Some((variables, deadlines)) => process.start(&variables, deadlines),
+    let last = match supervisor.await_start() {
+        Some((variables, deadlines)) => supervisor.start(&variables, deadlines),
         None => GuardReport::Ended {
             status: None,
             cause: Cause::Ordered,
         },
     };
-    process.report(&last);
-    process.flush_reports();
+    supervisor.report(&last);
+    supervisor.flush_reports();
     Ok(())
 }
 
 struct Supervisor {
-    /// To dlock, for as long as it lives.
+    /// The channel to dlock; `None` once dlock is gone.
     backchannel: Option<Backchannel>,
     resources: Resources,
 }
 
 impl Supervisor {
-    /// `None` when there is nothing to start any more.
+    /// Waits for the order to start; `None` if dlock is gone or cancels.
     fn await_start(&mut self) -> Option<(Vec<(String, String)>, Deadlines)> {
         loop {
             match self.backchannel.as_mut()?.receive() {
@@ -104,7 +104,7 @@ impl Supervisor {
         }
     }
 
-    /// Sees the command through from its start to the last report.
+    /// Starts the command and supervises it; returns the last report.
     fn start(&mut self, variables: &[(String, String)], deadlines: Deadlines) -> GuardReport {
         if clock::now() >= deadlines.stop_at.min(deadlines.kill_at) {
             return GuardReport::Ended {
@@ -115,9 +115,9 @@ impl Supervisor {
         match self.resources.program.start(variables) {
             Ok(launched) => {
                 let job = CallerJob::of_caller();
-                // Whatever the terminal or a script sends to the caller's group passes us by from now on. A session, not
-                // only a group: the command would tie the caller's group to it, and when the last tie goes the kernel
-                // sends SIGHUP to a group in which anything is stopped (setpgid(2), orphaned process groups).
+                // From now on the guard gets no signal that the terminal or a script sends to the caller's group. It needs
+                // a session, not only a group: the guard's death could else orphan the caller's group, and the kernel
+                // sends SIGHUP to an orphaned group with a stopped member (setpgid(2)).
                 let _ = setsid();
                 self.close_inherited(&launched.outcome);
                 Supervision::new(self, launched, deadlines, job).run()
@@ -128,7 +128,7 @@ impl Supervisor {
         }
     }
 
-    /// The command has what the caller handed on: our copies go. Those that do not only keep a reader waiting.
+    /// Closes the guard's copies of inherited descriptors: the command has them, and a copy would keep a reader waiting.
     fn close_inherited(&self, outcome: &OwnedFd) {
         let Resources {
             tree,
@@ -142,93 +142,96 @@ impl Supervisor {
             .and(dup2_stdout(null))
             .and(dup2_stderr(null));
         let own = [deaths, timer, null, outcome].map(AsRawFd::as_raw_fd);
-        let link = self
+        let channel = self
             .backchannel
             .as_ref()
-            .map(|link| link.as_fd().as_raw_fd());
-        let others = [link.as_slice(), shared.as_slice()].concat();
+            .map(|channel| channel.as_fd().as_raw_fd());
+        let others = [channel.as_slice(), shared.as_slice()].concat();
         let _ = descriptors::close_all_but(&[&own[..], &[tree.descriptor()], &others].concat());
         let _ = rustix::process::chdir("/");
     }
 
-    /// Says what dlock has to know. When it is gone, [`Link::receive`] tells.
+    /// Sends a report to dlock. If dlock is gone, [`Backchannel::receive`] fails later.
     fn report(&mut self, report: &GuardReport) {
-        if let Some(link) = &mut self.backchannel {
-            let _ = link.send(report);
+        if let Some(channel) = &mut self.backchannel {
+            let _ = channel.send(report);
         }
     }
 
-    /// Answers a ping, unless dlock is far behind in reading.
+    /// Answers a ping, unless dlock has not read earlier messages.
     fn ack(&mut self, beat: u64) {
-        if let Some(link) = &mut self.backchannel {
-            let _ = link.try_send(&GuardReport::Ack(beat));
+        if let Some(channel) = &mut self.backchannel {
+            let _ = channel.try_send(&GuardReport::Ack(beat));
         }
     }
 
-    /// Sends on what is owed to a dlock that does not read, for as long as it lives, and mostly lets it go first.
+    /// Sends all unsent reports while dlock lives, then gives it a moment to exit first.
     fn flush_reports(mut self) {
-        while let Some(link) = &mut self.backchannel
-            && link.flush().is_ok()
-            && link.has_unsent()
+        while let Some(channel) = &mut self.backchannel
+            && channel.flush().is_ok()
+            && channel.has_unsent()
         {
-            let _ = poll(&mut [PollFd::new(link, PollFlags::OUT)], None);
+            let _ = poll(&mut [PollFd::new(channel, PollFlags::OUT)], None);
         }
-        if let Some(link) = &self.backchannel {
-            let _ = poll(&mut [PollFd::new(link, PollFlags::IN)], Some(&EXIT_PAUSE));
+        if let Some(channel) = &self.backchannel {
+            let _ = poll(
+                &mut [PollFd::new(channel, PollFlags::IN)],
+                Some(&EXIT_PAUSE),
+            );
         }
     }
 }
 
-/// Waits until one of `sources` or the link has something for us, or `timeout` is over. An error is as good as an event:
-/// whoever waits looks for himself what has happened.
-fn wait(link: &mut Option<Backchannel>, sources: &[&OwnedFd], timeout: Option<&Timespec>) {
+/// Waits until one of `sources` or the backchannel is ready, or `timeout` is over. An error counts as an event: the caller
+/// checks every source anyway.
+fn wait(channel: &mut Option<Backchannel>, sources: &[&OwnedFd], timeout: Option<&Timespec>) {
     let mut polled: Vec<_> = sources
         .iter()
         .map(|source| PollFd::new(*source, PollFlags::IN))
         .collect();
-    if let Some(link) = link {
-        let sending = if link.has_unsent() {
+    if let Some(channel) = channel {
+        let sending = if channel.has_unsent() {
             PollFlags::OUT
         } else {
             PollFlags::empty()
         };
-        polled.push(PollFd::new(link, PollFlags::IN | sending));
+        polled.push(PollFd::new(channel, PollFlags::IN | sending));
     }
     let _ = poll(&mut polled, timeout);
-    if let Some(link) = link {
-        // What goes wrong here is met again by who reads.
-        let _ = link.flush();
+    if let Some(channel) = channel {
+        // The next read reports this error.
+        let _ = channel.flush();
     }
 }
 
-/// A command and its tree, from the start to the end.
+/// The supervision of a command and its tree, from the start to the end.
 struct Supervision<'a> {
     supervisor: &'a mut Supervisor,
     command: Pid,
     job: CallerJob,
     termination: Termination,
-    /// Until it is known whether the command runs.
+    /// `None` once it is known whether the command runs.
     exec_result: Option<OwnedFd>,
-    /// Why it does not.
+    /// The errno of a failed exec.
     failure: Option<i32>,
-    /// Once the command itself has ended.
+    /// Set once the command itself has ended.
     status: Option<ExitStatus>,
-    /// Once killing has begun.
+    /// Set once killing has begun.
     kill_loop: Option<KillLoop>,
-    /// The survivors that dlock knows of.
+    /// Pids of the survivors last reported to dlock.
     reported: Option<Vec<i32>>,
 }
 
 impl<'a> Supervision<'a> {
     fn new(
-        process: &'a mut Supervisor,
+        supervisor: &'a mut Supervisor,
         launched: Launched,
         deadlines: Deadlines,
         job: CallerJob,
     ) -> Self {
-        let termination = Termination::new(deadlines, process.resources.policy.grace);
+        let termination = Termination::new(deadlines, supervisor.resources.policy.grace);
         Self {
-            supervisor: process,
+            supervisor,
             command: launched.pid,
             job,
             termination,
@@ -240,7 +243,7 @@ impl<'a> Supervision<'a> {
         }
     }
 
-    /// Orders first, for an extension that was sent in time counts, then the dead, then the clock.
+    /// Handles orders first, as an extension that was sent in time counts; then ended children; then the clock.
     fn run(mut self) -> GuardReport {
         loop {
             let had_ended = self.status.is_some();
@@ -263,7 +266,7 @@ impl<'a> Supervision<'a> {
         }
     }
 
-    /// Whether the adopted have been told to end, and live. Asked all the time, for their children are found on the way.
+    /// Whether adopted processes live after the stop. Called in every round, because each call finds their new children.
     fn awaits_adopted(&mut self) -> bool {
         self.termination.is_ending() && self.supervisor.resources.tree.adopted_lives()
     }
@@ -279,8 +282,8 @@ impl<'a> Supervision<'a> {
     }
 
     fn read_orders(&mut self) {
-        while let Some(link) = &mut self.supervisor.backchannel {
-            match link.receive() {
+        while let Some(channel) = &mut self.supervisor.backchannel {
+            match channel.receive() {
                 Ok(Some(Order::Extend { beat, deadlines })) => {
                     self.termination.extend(deadlines);
                     self.supervisor.ack(beat);
@@ -295,7 +298,7 @@ impl<'a> Supervision<'a> {
                 Ok(Some(Order::Stop)) => self.stop(Cause::Ordered, clock::now()),
                 Ok(Some(Order::Kill)) => self.termination.kill(Cause::Ordered, clock::now()),
                 Ok(None) => return,
-                // Gone, or not to be understood: without dlock nobody proves that we hold the lock.
+                // dlock is gone or sends nonsense: without it, nothing proves that the lock is held.
                 Ok(Some(Order::Start { .. })) | Err(_) => {
                     self.supervisor.backchannel = None;
                     self.stop(Cause::Ordered, clock::now());
@@ -305,7 +308,7 @@ impl<'a> Supervision<'a> {
     }
 
     fn forward(&mut self, signal: &Signal) {
-        // Else a command that has just ended would be the one that gets it.
+        // Else the signal could be sent to a command that has just ended.
         self.reap_children();
         if self.status.is_some() {
             let waits = self.supervisor.resources.policy.leftovers == Leftovers::Wait;
@@ -314,7 +317,7 @@ impl<'a> Supervision<'a> {
             }
             return;
         }
-        // The pid is the command's for as long as we have not collected it.
+        // The pid is the command's until it is reaped.
         let group = self.job.command_group(self.command);
         let continues = signal.number == libc::SIGCONT;
         match recipient(self.sender(signal), group, continues) {
@@ -336,7 +339,7 @@ impl<'a> Supervision<'a> {
         let tree = &self.supervisor.resources.tree;
         match signal.sender {
             protocol::Sender::Terminal => Sender::Terminal,
-            // We continue dlock only when the command runs.
+            // The guard continues dlock only when the command runs.
             protocol::Sender::Process(pid) if tree.is_root(pid) || tree.has(pid) => {
                 Sender::Descendant
             }
@@ -351,7 +354,7 @@ impl<'a> Supervision<'a> {
             .tree
             .find(self.command.as_raw_pid())
         {
-            // One that has ended, or that is not ours to signal, does not hear it without dlock either.
+            // Without dlock, a command that has ended or must not be signalled would not get it either.
             let _ = match signal.value {
                 Some(value) => command.queue(signal.number, value),
                 None => command.signal(signal.number),
@@ -359,7 +362,7 @@ impl<'a> Supervision<'a> {
         }
     }
 
-    /// Stops dlock with the command, and continues it with the command. Our own clock goes on.
+    /// Stops and continues dlock with the command. The guard itself never stops.
     fn follow_job(&mut self) {
         if self.status.is_some() {
             self.job.ended();
@@ -373,13 +376,13 @@ impl<'a> Supervision<'a> {
     }
 
     fn stop_dlock(&mut self, signal: Option<i32>) {
-        // One that has to see the end must not stop.
+        // While the tree is ending, dlock must not stop.
         if let Some(signal) = signal.filter(|_| !self.termination.is_ending()) {
             self.supervisor.report(&GuardReport::Stopped(signal));
         }
     }
 
-    /// Whether dlock has to be continued. One whose time is over finds that out when its caller continues it.
+    /// Whether dlock must be continued. While the tree is ending, that is left to dlock's caller.
     fn wakes_dlock(&self) -> bool {
         self.supervisor.backchannel.is_some()
             && !self.termination.is_ending()
@@ -398,14 +401,14 @@ impl<'a> Supervision<'a> {
     }
 
     fn reap_children(&mut self) -> Children {
-        // Emptied before we look, so that no death is missed.
+        // The descriptor is emptied before the wait, so that no death is missed.
         let _ = rustix::io::read(
             &self.supervisor.resources.deaths,
             &mut [0; size_of::<libc::signalfd_siginfo>()],
         );
         let (command, status) = (self.command, &mut self.status);
         reap(|pid, ended| {
-            // Afterwards its pid may come back as that of any descendant.
+            // After that, a descendant may reuse its pid.
             if pid == command && status.is_none() {
                 *status = Some(ExitStatus::from(ended));
             }
@@ -450,7 +453,7 @@ impl<'a> Supervision<'a> {
         let kill_loop = self.kill_loop.get_or_insert_with(|| KillLoop::new(now));
         self.termination.kill_again(kill_loop.round(tree, now));
         if self.status.is_none() && !kill_loop.has_killed(self.command.as_raw_pid()) {
-            // Without /proc, whatever is wrong with it. The pid is the command's until we collect it.
+            // This works without /proc. The pid is the command's until it is reaped.
             let _ = kill_process(self.command, rustix::process::Signal::KILL);
         }
         if !kill_loop.is_overdue(now) {
@@ -458,24 +461,24 @@ impl<'a> Supervision<'a> {
         }
         let survivors = tree.survivors();
         if survivors.is_empty() && !kill_loop.met_nobody() {
-            // All of them are zombies that are about to be collected.
+            // All of them are zombies that are about to be reaped.
             return;
         }
         let pids = Some(survivors.iter().map(|survivor| survivor.pid).collect());
         if pids != self.reported
-            && let Some(link) = &mut self.supervisor.backchannel
-            && let Ok(true) = link.try_send(&GuardReport::Survivors(survivors))
+            && let Some(channel) = &mut self.supervisor.backchannel
+            && let Ok(true) = channel.try_send(&GuardReport::Survivors(survivors))
         {
             self.reported = pids;
         }
     }
 
-    /// Until there is news or the next step is due.
+    /// Waits for an event or for the next step.
     fn sleep(&mut self, children: Children) {
         let waking = self.wakes_dlock();
         let Supervisor {
-            backchannel: link,
-            resources: equipment,
+            backchannel: channel,
+            resources,
         } = &mut *self.supervisor;
         let now = clock::now();
         let due = self.termination.due_at().since_boot();
@@ -487,8 +490,8 @@ impl<'a> Supervision<'a> {
             it_interval: NO_WAIT,
             it_value: value,
         };
-        // A moment that has passed makes it readable at once. Setting it also takes back that it was readable.
-        let armed = timerfd_settime(&equipment.timer, TimerfdTimerFlags::ABSTIME, &once).is_ok();
+        // A time in the past makes the timer readable at once. Setting it also clears an earlier expiry.
+        let armed = timerfd_settime(&resources.timer, TimerfdTimerFlags::ABSTIME, &once).is_ok();
         let overdue = self
             .kill_loop
             .as_ref()
@@ -497,15 +500,15 @@ impl<'a> Supervision<'a> {
             Children::More => Some(&NO_WAIT),
             _ if !armed => Some(&NO_WAIT),
             _ if waking => Some(&POLL_INTERVAL),
-            // Nobody tells us what those do who are not ours. A survivor is looked at when the next round is due.
-            _ if self.termination.is_ending() && equipment.tree.has_adopted() && !overdue => {
+            // No event reports the end of an adopted process, so it is polled. Survivors wait for the next round.
+            _ if self.termination.is_ending() && resources.tree.has_adopted() && !overdue => {
                 Some(&POLL_INTERVAL)
             }
             Children::None | Children::Alive => None,
         };
-        let sources = [&equipment.deaths, &equipment.timer]
+        let sources = [&resources.deaths, &resources.timer]
             .into_iter()
             .chain(&self.exec_result);
-        wait(link, &sources.collect::<Vec<_>>(), timeout);
+        wait(channel, &sources.collect::<Vec<_>>(), timeout);
     }
 }

@@ -1,4 +1,4 @@
-//! When the tree is stopped and killed: orders and the clock in, steps out.
+//! The times at which the tree is stopped and killed: orders and the clock in, steps out.
 //! It must not know processes, signals or descriptors.
 
 use std::time::Duration;
@@ -6,21 +6,21 @@ use std::time::Duration;
 use super::Cause;
 use crate::core::time::{Deadlines, Instant};
 
-/// How long the rest of the tree gets to end by itself after the command, as process substitutions do.
+/// Time that the rest of the tree gets to end by itself after the command, as process substitutions do.
 const DRAIN_TIME: Duration = Duration::from_millis(100);
 
-/// What has to be done now.
+/// The next thing to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Step {
     /// Ask the whole tree to stop.
     Stop,
-    /// The command has left others behind: carry out the policy on leftovers.
+    /// The command has left processes behind: apply the policy on leftovers.
     Leftovers,
-    /// One round of killing.
+    /// Run one round of the kill loop.
     Kill,
 }
 
-/// Only ever moves on, except from `Draining` back to `Running` when leftovers are waited for.
+/// Moves only forwards, except from `Draining` back to `Running` when dlock waits for leftovers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
     Running,
@@ -29,12 +29,12 @@ enum Phase {
     Killing { again_at: Instant },
 }
 
-/// Of a started command.
+/// The end of a started command's tree.
 #[derive(Debug)]
 pub(super) struct Termination {
     phase: Phase,
     deadlines: Deadlines,
-    /// From asking to killing.
+    /// Time between the stop signal and the kill.
     grace: Duration,
     cause: Cause,
 }
@@ -49,12 +49,12 @@ impl Termination {
         }
     }
 
-    /// Why the tree ends, as far as known.
+    /// The cause of the end; `Command` until there is another.
     pub(super) fn cause(&self) -> Cause {
         self.cause
     }
 
-    /// Whether the tree has been told to end.
+    /// Whether the tree is being stopped or killed.
     pub(super) fn is_ending(&self) -> bool {
         matches!(self.phase, Phase::Stopping { .. } | Phase::Killing { .. })
     }
@@ -63,14 +63,14 @@ impl Termination {
         self.phase == Phase::Running
     }
 
-    /// Later deadlines. Earlier ones count as little as any that come after a deadline has passed or a stop was ordered.
+    /// Moves the deadlines later. Earlier ones change nothing, nor do any after a deadline has passed or a stop was ordered.
     pub(super) fn extend(&mut self, deadlines: Deadlines) {
         if self.cause == Cause::Command && deadlines.kill_at > self.deadlines.kill_at {
             self.deadlines = deadlines;
         }
     }
 
-    /// The command itself has ended, others of its tree have not.
+    /// Called when the command has ended and other processes of its tree have not.
     pub(super) fn drain(&mut self, now: Instant) {
         if self.phase == Phase::Running {
             self.phase = Phase::Draining {
@@ -79,14 +79,14 @@ impl Termination {
         }
     }
 
-    /// Leftovers are waited for: back to the deadlines alone.
+    /// Called when dlock waits for leftovers: from now on only the deadlines count.
     pub(super) fn wait(&mut self) {
         if matches!(self.phase, Phase::Draining { .. }) {
             self.phase = Phase::Running;
         }
     }
 
-    /// Stops because of `cause`, the first of which is kept. Answers whether the tree has still to be asked.
+    /// Begins the stop; the first cause is kept. Returns whether the stop signal must still be sent.
     pub(super) fn stop(&mut self, cause: Cause, now: Instant) -> bool {
         self.set_cause(cause);
         let first = matches!(self.phase, Phase::Running | Phase::Draining { .. });
@@ -96,7 +96,7 @@ impl Termination {
         first
     }
 
-    /// From now on [`Step::Kill`] is due.
+    /// Begins to kill: from now on [`Step::Kill`] is due.
     pub(super) fn kill(&mut self, cause: Cause, now: Instant) {
         self.set_cause(cause);
         if !matches!(self.phase, Phase::Killing { .. }) {
@@ -104,12 +104,12 @@ impl Termination {
         }
     }
 
-    /// The next round of killing.
+    /// Sets the time of the next round.
     pub(super) fn kill_again(&mut self, at: Instant) {
         self.phase = Phase::Killing { again_at: at };
     }
 
-    /// When [`step`](Self::step) has something to say next if no order comes.
+    /// The next time at which [`step`](Self::step) returns a step, if no order comes.
     pub(super) fn due_at(&self) -> Instant {
         let Deadlines { stop_at, kill_at } = self.deadlines;
         match self.phase {
@@ -120,7 +120,7 @@ impl Termination {
         }
     }
 
-    /// What `now` asks for. In the phase of killing that is a round at every call: whoever woke us may have news.
+    /// The step that is due at `now`. While killing, every call returns a round, as each wake-up may have a cause.
     pub(super) fn step(&mut self, now: Instant) -> Option<Step> {
         match self.phase {
             Phase::Killing { .. } => {}
@@ -220,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn killing_goes_on_until_told_otherwise() {
+    fn killing_goes_on_whatever_else_is_ordered() {
         let mut termination = termination();
         termination.kill(Cause::Ordered, at(3));
         assert_eq!(
@@ -270,11 +270,11 @@ mod tests {
         assert_eq!(termination.cause(), Cause::Command);
     }
 
-    /// What the guard may hear, or do of its own accord.
+    /// An order or an event of the guard's own.
     #[derive(Clone, Copy, Debug)]
     enum Event {
         Tick,
-        /// Deadlines: the kill in so many milliseconds from now, the stop by so many earlier.
+        /// Deadlines: milliseconds from now to the kill, and from the stop to the kill.
         Extend(u64, u64),
         Order,
         Kill,
@@ -316,10 +316,10 @@ mod tests {
                     Event::Tick => {}
                     Event::Extend(kill, before) => {
                         let kill_at = now + Duration::from_millis(kill);
-                        let told = Deadlines { stop_at: kill_at - Duration::from_millis(before), kill_at };
-                        termination.extend(told);
-                        if told.kill_at > latest.kill_at && was.1 == Cause::Command {
-                            latest = told;
+                        let sent = Deadlines { stop_at: kill_at - Duration::from_millis(before), kill_at };
+                        termination.extend(sent);
+                        if sent.kill_at > latest.kill_at && was.1 == Cause::Command {
+                            latest = sent;
                         }
                     }
                     Event::Order => asked |= termination.stop(Cause::Ordered, now),
@@ -337,7 +337,7 @@ mod tests {
                 if step == Some(Step::Kill) {
                     prop_assert!(
                         killing || asked || latest.kill_at <= now,
-                        "no kill without a stop before it, but for an order or a late guard"
+                        "a kill follows a stop, an order to kill, or a late wake-up"
                     );
                     killing = true;
                 }

@@ -1,5 +1,5 @@
 //! All descendants of this process, found through /proc and signalled without ever hitting a reused pid.
-//! It must not know when or why somebody is signalled.
+//! It must not know when or why a process is signalled.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::io;
@@ -12,16 +12,16 @@ use crate::sys::clock;
 use crate::sys::proc::{self, ProcessId, Stat};
 use crate::sys::signals;
 
-/// Processes from a descendant up to the root.
+/// Maximum number of processes from a descendant up to the root.
 const DEEPEST: usize = 1 << 15;
 
-/// For how long after the first SIGSTOP nothing else is done while processes appear that have not been stopped yet.
+/// Limit, from the first SIGSTOP, of the phase that only stops processes while new ones appear.
 pub(super) const FREEZE_LIMIT: Duration = Duration::from_millis(100);
 
-/// More names than this are of no use to anybody.
+/// Maximum number of survivors in a report.
 const MAX_SURVIVORS: usize = 64;
 
-/// A process as it was found. Its directory goes stale when it has been reaped and never shows another.
+/// A process as it was found. Once it is reaped, its directory is stale and never shows another process.
 pub(super) struct Process {
     directory: OwnedFd,
     identity: ProcessId,
@@ -30,28 +30,28 @@ pub(super) struct Process {
 
 /// The processes below this one.
 pub(super) struct Tree {
-    /// Kept open: it serves even when /proc is unmounted later.
+    /// /proc, kept open: it works even if /proc is unmounted later.
     proc: OwnedFd,
     root: i32,
-    /// Whether the kernel lists children (`CONFIG_PROC_CHILDREN`); if not, every process is asked for its parent.
+    /// Whether the kernel lists children (`CONFIG_PROC_CHILDREN`); if not, the parent of every process is read.
     lists: bool,
-    /// Children that dlock had from the start, of a shell that said `exec dlock`: none of our business.
-    strangers: Vec<ProcessId>,
-    /// A process that has to die with the tree though it does not descend from us, and what was found below it since: a
-    /// descendant whose parent has died is a child of init, and nothing but this tells that it is one of them.
+    /// Children that dlock had from the start, after `exec dlock` in a shell: they are not of the tree.
+    preexisting: Vec<ProcessId>,
+    /// A process that must die with the tree though it is no descendant, and those found below it since: a descendant
+    /// whose parent has died is a child of init, and only this set shows where it belongs.
     adopted: BTreeSet<ProcessId>,
     /// Processes that are never among the adopted: dlock and its guard.
     exempt: Vec<ProcessId>,
 }
 
 impl Tree {
-    /// Of the calling process. Fails when the kernel or this /proc lacks what killing will need.
+    /// The tree of the calling process. Fails when the kernel or this /proc lacks something that killing needs.
     pub(super) fn open() -> io::Result<Self> {
         let mut tree = Self {
             proc: proc::open()?,
             root: proc::own_pid(),
             lists: true,
-            strangers: Vec::new(),
+            preexisting: Vec::new(),
             adopted: BTreeSet::new(),
             exempt: Vec::new(),
         };
@@ -60,26 +60,26 @@ impl Tree {
         tree.exempt.push(root.identity);
         let children = root.children();
         tree.lists = children.is_ok();
-        // Most have none, and every look into /proc costs more than ten other system calls.
+        // Most callers have none, and each read of /proc costs more than ten other system calls.
         if !children.is_ok_and(|children| children.is_empty()) {
-            let mut strangers = Vec::new();
+            let mut preexisting = Vec::new();
             tree.walk_below(&root, &[], &mut |process| {
-                strangers.push(process.identity);
+                preexisting.push(process.identity);
                 true
             });
-            tree.strangers = strangers;
+            tree.preexisting = preexisting;
         }
         Ok(tree)
     }
 
-    /// The same for a process that has just been forked and so has no descendants yet.
+    /// The tree of a process that has just been forked and so has no descendants yet.
     pub(super) fn rooted_here(self) -> Self {
         let mut tree = Self {
             root: proc::own_pid(),
-            strangers: Vec::new(),
+            preexisting: Vec::new(),
             ..self
         };
-        // dlock itself was first. Only among those of an adopted process could we find ourselves.
+        // dlock itself was first. Only below an adopted process could this process find itself.
         if tree.has_adopted() {
             let root = tree.find(tree.root).map(|process| process.identity);
             tree.exempt.extend(root);
@@ -87,32 +87,32 @@ impl Tree {
         tree
     }
 
-    /// Counts another process and its descendants in.
+    /// Adds another process and its descendants to the tree.
     pub(super) fn adopt(&mut self, adopted: ProcessId) {
         self.adopted.insert(adopted);
     }
 
-    /// Whether a process was adopted that has not been seen dead together with all that was found below it.
+    /// Whether an adopted process, or one found below it, has not been seen dead yet.
     pub(super) fn has_adopted(&self) -> bool {
         !self.adopted.is_empty()
     }
 
-    /// Whether any process of the adopted tree lives, those included that were found earlier and have lost their parent.
-    /// The more often this is asked while the tree is ending, the fewer are missed.
+    /// Whether an adopted process lives, including those that were found earlier and have lost their parent. The more often
+    /// this is called while the tree is ending, the fewer processes are missed.
     pub(super) fn adopted_lives(&mut self) -> bool {
         let mut lives = false;
         self.walk_adopted(|process| lives |= process.is_alive());
         lives
     }
 
-    /// Whether the kernel lists children, which is quicker than asking everybody.
+    /// Whether the kernel lists children, which is quicker than reading every process.
     pub(super) fn is_listed(&self) -> bool {
         self.lists
     }
 
-    /// Whether there are children besides those of the tree.
+    /// Whether there are children that are not of the tree.
     pub(super) fn has_preexisting(&self) -> bool {
-        !self.strangers.is_empty()
+        !self.preexisting.is_empty()
     }
 
     pub(super) fn is_root(&self, pid: i32) -> bool {
@@ -121,7 +121,7 @@ impl Tree {
 
     /// Whether the process that has this pid descends from the root.
     pub(super) fn has(&self, mut pid: i32) -> bool {
-        // A chain of parents is no longer than this, and a pid that came back meanwhile could close it to a ring.
+        // A chain of parents is no longer than this, and a reused pid could close it to a ring.
         for _ in 0..DEEPEST {
             let Ok(process) = self.find(pid) else {
                 return false;
@@ -134,7 +134,7 @@ impl Tree {
         false
     }
 
-    /// What must stay open for it.
+    /// The descriptor that must stay open for it.
     pub(super) fn descriptor(&self) -> RawFd {
         self.proc.as_raw_fd()
     }
@@ -152,7 +152,7 @@ impl Tree {
         })
     }
 
-    /// Sends `signal` to this process, and to none that has got its pid since.
+    /// Sends `signal` to this process, never to a later one with the same pid.
     pub(super) fn signal(&self, identity: ProcessId, signal: i32) -> io::Result<()> {
         let process = self.find(identity.pid)?;
         if process.identity != identity {
@@ -161,10 +161,10 @@ impl Tree {
         process.signal(signal)
     }
 
-    /// Visits every descendant, parents first, zombies too. One that appears or changes its parent meanwhile may be missed.
+    /// Visits every descendant, parents first, zombies too. A process that appears or changes its parent meanwhile may be missed.
     pub(super) fn walk(&mut self, mut visit: impl FnMut(&Process)) {
         if let Ok(root) = self.find(self.root) {
-            self.walk_below(&root, &self.strangers, &mut |process| {
+            self.walk_below(&root, &self.preexisting, &mut |process| {
                 visit(process);
                 true
             });
@@ -172,8 +172,8 @@ impl Tree {
         self.walk_adopted(visit);
     }
 
-    /// Visits the adopted processes and their descendants, all of which are adopted from now on. Those whose parents died
-    /// before they were found are not found any more.
+    /// Visits the adopted processes and their descendants, all of which are adopted from now on. A descendant whose parent
+    /// died before it was found is never found.
     fn walk_adopted(&mut self, mut visit: impl FnMut(&Process)) {
         let mut met = BTreeSet::new();
         for identity in mem::take(&mut self.adopted) {
@@ -181,7 +181,7 @@ impl Tree {
             let Some(process) = process.ok().filter(|found| found.identity == identity) else {
                 continue;
             };
-            // The descendants of a process that was met before have been met with it.
+            // The descendants of a process that was visited before have been visited with it.
             let mut note = |process: &Process| {
                 let new = met.insert(process.identity);
                 if new {
@@ -196,7 +196,8 @@ impl Tree {
         self.adopted = met;
     }
 
-    /// Visits every descendant of `top` but the `others` and theirs, and those below one for which `visit` answers no.
+    /// Visits every descendant of `top`, except `others`, their descendants, and those below a process for which `visit`
+    /// returns false.
     fn walk_below(
         &self,
         top: &Process,
@@ -233,8 +234,8 @@ impl Tree {
             let Ok(process) = self.find(child) else {
                 continue;
             };
-            // When its parent has died since, it is a child of ours, of init, or of another that collects orphans. Only
-            // one that has started since is somebody else, who has got a dead one's pid.
+            // If its parent has died since, it is now a child of this process, of init, or of another subreaper. Only a
+            // process that has started since is another one, with the pid of a dead one.
             let same = [parent, self.root].contains(&process.stat.parent)
                 || process.identity.start <= listed;
             if same && !others.contains(&process.identity) && visit(&process) {
@@ -243,21 +244,21 @@ impl Tree {
         }
     }
 
-    /// Asks every descendant to stop: `signal` to all, then SIGCONT to all, for a stopped process does not act on it.
-    /// A process that is forked meanwhile is left alone: it may be the one that cleans up.
+    /// Asks every descendant to stop: sends `signal` to all, then SIGCONT to all, because a stopped process does not act on
+    /// a signal. A process that is forked meanwhile gets none: it may be the one that cleans up.
     pub(super) fn send_stop_signal(&mut self, signal: i32) {
         self.freeze_adopted();
         let mut asked = Vec::new();
         self.walk(|process| asked.push(process.identity));
         for signal in [signal, libc::SIGCONT] {
             for &identity in &asked {
-                // One that is gone needs no signal; one that is not ours to signal will be a survivor.
+                // A process that is gone needs no signal; one that must not be signalled will be a survivor.
                 let _ = self.signal(identity, signal);
             }
         }
     }
 
-    /// SIGSTOP to the adopted processes until no new one appears. A child that is forked between the search and the death
+    /// Sends SIGSTOP to the adopted processes until no new one appears. A child that is forked between the search and the death
     /// of its parent would become a child of init, which nothing connects with the tree; the other descendants become
     /// children of this process.
     fn freeze_adopted(&mut self) {
@@ -291,14 +292,14 @@ impl Tree {
         survivors
     }
 
-    /// How many of the tree are alive.
+    /// Number of living processes of the tree.
     pub(super) fn count(&mut self) -> usize {
         let mut count = 0;
         self.walk(|process| count += usize::from(process.is_alive()));
         count
     }
 
-    /// Everybody on this machine, as parent and child.
+    /// All processes of this machine, as parent and child.
     fn all_processes(&self) -> Vec<(i32, i32)> {
         proc::numbers_in(&self.proc, ".")
             .unwrap_or_default()
@@ -317,22 +318,22 @@ impl Process {
         signals::send(self.directory.as_fd(), signal)
     }
 
-    /// The same with the value that `sigqueue(3)` sends along.
+    /// Sends `signal` with a value, as `sigqueue(3)` does.
     pub(super) fn queue(&self, signal: i32, value: u64) -> io::Result<()> {
         signals::send_value(self.directory.as_fd(), signal, value)
     }
 
-    /// Whether it goes by the name of a dlock or of a guard.
+    /// Whether its program name is that of dlock or of a guard.
     pub(super) fn is_dlock(&self) -> bool {
         ["dlock", "dlock-guard"].contains(&&*self.stat.program)
     }
 
-    /// A zombie may only be the first of several threads.
+    /// Whether it lives. A zombie may be only the first of several threads.
     pub(super) fn is_alive(&self) -> bool {
         !matches!(self.stat.state, 'Z' | 'X') || self.stat.threads > 1
     }
 
-    /// Of all its threads: the kernel keeps one list for each.
+    /// The children of all its threads: the kernel keeps one list for each.
     fn children(&self) -> io::Result<Vec<i32>> {
         let threads = if self.stat.threads > 1 {
             proc::numbers_in(&self.directory, "task")?
@@ -360,7 +361,7 @@ impl Process {
         Survivor {
             pid: self.identity.pid,
             state: self.stat.state,
-            // Shown to people, and only a process that has died since has none.
+            // This is only shown, and only a process that has died since has none.
             uid: uid.unwrap_or_default(),
             program: self.stat.program.clone(),
             tracer: tracer.filter(|&tracer| tracer != 0),

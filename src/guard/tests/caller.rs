@@ -1,4 +1,4 @@
-//! What the command and the caller's other processes notice of dlock: nothing.
+//! Tests that the command and the caller's other processes notice nothing of dlock.
 //! It must not know how the tree ends.
 
 use std::os::unix::fs::PermissionsExt;
@@ -10,7 +10,7 @@ use super::*;
 use crate::sys::process::ExitStatus;
 use crate::sys::signals::{receive, stop_by};
 
-/// Nearly everything about itself that a command could notice. A shell changes the signals of what it starts.
+/// Prints nearly everything about itself that a command can see. A shell would change the signals of the programs it starts.
 const MIRROR: &str = r#"
     exec > "$1"
     ls /proc/self/fd
@@ -22,7 +22,7 @@ const MIRROR: &str = r#"
     nice
 "#;
 
-/// A caller with unusual habits.
+/// Sets up a caller with unusual settings.
 fn odd(command: &mut std::process::Command) {
     let arrange = || {
         for signal in [libc::SIGHUP, libc::SIGPIPE, libc::SIGCHLD, libc::SIGTTOU] {
@@ -165,13 +165,13 @@ fn a_script_that_names_no_interpreter_is_run_by_the_shell() {
     });
 }
 
-/// A signal that the terminal sent stops dlock once, whichever way it learns of it first.
+/// A signal from the terminal stops dlock once, whichever of two ways it learns of it first.
 #[test]
 fn a_stop_that_is_pending_already_stops_once() {
     alone(|_| {
         // SAFETY: the other thread of this process only waits for this one, as `alone` says.
         let Some(dlock) = unsafe { process::fork() }.unwrap() else {
-            // A group of its own, whose parent can continue it: the kernel stops none that is orphaned.
+            // The group must have a parent outside that can continue it: the kernel does not stop an orphaned group.
             rustix::process::setpgid(None, None).unwrap();
             let _received = receive([libc::SIGTSTP].into_iter()).unwrap();
             rustix::process::kill_process(getpid(), rustix::process::Signal::TSTP).unwrap();

@@ -1,4 +1,4 @@
-//! How a tree ends that has to.
+//! Tests of the end of a tree that must die.
 //! It must not know what the command is for.
 
 use super::*;
@@ -253,7 +253,7 @@ fn chains_are_exhausted(count: usize) {
     });
 }
 
-/// Somebody whom SIGKILL does not end, as good as in uninterruptible sleep: on its way out it waits for us to let it go.
+/// A process that SIGKILL does not end, as in uninterruptible sleep: it waits in its exit until this tracer lets it go.
 struct Undead(i32);
 
 impl Undead {

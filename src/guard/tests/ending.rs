@@ -1,4 +1,4 @@
-//! How a run ends that nobody kills.
+//! Tests of runs that end by themselves.
 //! It must not know deadlines.
 
 use super::*;

@@ -13,11 +13,11 @@ use std::process::Stdio;
 use super::*;
 use crate::sys::process::ExitStatus;
 
-/// Says that this process is the one that [`alone`] has made.
+/// Variable that marks the process that [`alone`] has made.
 const ALONE: &str = "DLOCK_TEST_ALONE";
-/// Ends it, so that a run of no test at all is not taken for a good one.
+/// Exit code of that process, so that a run of no test is not taken for a success.
 const DONE: i32 = 42;
-/// Nothing here takes nearly as long, even on a busy machine.
+/// Time limit of a test, ample even on a busy machine.
 const LIMIT: Duration = Duration::from_mins(1);
 
 const PATIENT: Policy = Policy {
@@ -65,7 +65,7 @@ fn alone_after(
     assert_eq!(status.code(), Some(DONE), "{status}");
 }
 
-/// A directory in which the commands leave word.
+/// A directory to which the commands write.
 struct Scratch(PathBuf);
 
 impl Scratch {
@@ -76,7 +76,7 @@ impl Scratch {
         Self(directory)
     }
 
-    /// Waits for a file that somebody writes one line to.
+    /// Waits for one line in a file.
     fn line(&self, file: &str) -> String {
         let mut content = String::new();
         eventually(|| {
@@ -130,7 +130,7 @@ fn this_test() -> Command {
     }
 }
 
-/// libtest calls the thread so.
+/// The name of the thread, which libtest sets.
 fn test_name() -> String {
     thread::current().name().unwrap().to_owned()
 }
