@@ -55,7 +55,7 @@ impl KillLoop {
             let new = !self.met.contains(&identity);
             event |= new;
             met.insert(identity);
-            // A dead process needs no signal; one that must not be signalled is found again until it dies.
+            // A dead process needs no signal; one that cannot be signalled is found again until it dies.
             if process.is_alive() {
                 let living = if process.is_dlock() {
                     &mut dlocks

@@ -354,7 +354,7 @@ impl<'a> Supervision<'a> {
             .tree
             .find(self.command.as_raw_pid())
         {
-            // Without dlock, a command that has ended or must not be signalled would not get it either.
+            // Without dlock, a command that has ended or cannot be signalled would not get it either.
             let _ = match signal.value {
                 Some(value) => command.queue(signal.number, value),
                 None => command.signal(signal.number),

@@ -252,7 +252,7 @@ impl Tree {
         self.walk(|process| asked.push(process.identity));
         for signal in [signal, libc::SIGCONT] {
             for &identity in &asked {
-                // A process that is gone needs no signal; one that must not be signalled will be a survivor.
+                // A process that is gone needs no signal; one that cannot be signalled will be a survivor.
                 let _ = self.signal(identity, signal);
             }
         }
@@ -270,7 +270,7 @@ impl Tree {
             self.walk_adopted(|process| {
                 if process.is_alive() && stopped.insert(process.identity) {
                     grows = true;
-                    // A process that may not be signalled is named as a survivor later.
+                    // A process that cannot be signalled is named as a survivor later.
                     let _ = process.signal(libc::SIGSTOP);
                 }
             });

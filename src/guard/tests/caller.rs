@@ -10,7 +10,7 @@ use super::*;
 use crate::sys::process::ExitStatus;
 use crate::sys::signals::{receive, stop_by};
 
-/// Prints nearly everything about itself that a command can see. A shell would change the signals of the programs it starts.
+/// Prints nearly everything that a command can see of itself. A shell would change the signals of the programs it starts.
 const MIRROR: &str = r#"
     exec > "$1"
     ls /proc/self/fd
@@ -41,7 +41,7 @@ fn odd(command: &mut std::process::Command) {
     unsafe { command.pre_exec(arrange) };
 }
 
-/// Runs `argv` and a file name of ours, once by this `caller` and once through dlock, and compares what is in the files.
+/// Runs `argv` with a file name, once by this `caller` and once through dlock, and compares the files.
 fn compare(
     caller: impl Fn(&mut std::process::Command),
     argv: &[&str],
@@ -119,11 +119,11 @@ fn the_command_finds_usual_signals_as_it_would_without_dlock() {
 }
 
 #[test]
-fn who_reads_from_the_command_sees_the_end_when_the_command_is_done() {
+fn a_reader_of_the_output_sees_its_end_when_the_command_ends() {
     alone(|scratch| {
         let fifo = scratch.0.join("fifo");
         rustix::fs::mknodat(CWD, &fifo, FileType::Fifo, Mode::RWXU, 0).unwrap();
-        // Two descriptors that the caller passes on; this one is not.
+        // The caller passes on two descriptors, but not this one.
         let writer = fs::File::options()
             .read(true)
             .write(true)
@@ -165,9 +165,9 @@ fn a_script_that_names_no_interpreter_is_run_by_the_shell() {
     });
 }
 
-/// A signal from the terminal stops dlock once, whichever of two ways it learns of it first.
+/// A signal from the terminal stops dlock once, although it arrives in two ways.
 #[test]
-fn a_stop_that_is_pending_already_stops_once() {
+fn a_stop_that_is_already_pending_stops_dlock_once() {
     alone(|_| {
         // SAFETY: the other thread of this process only waits for this one, as `alone` says.
         let Some(dlock) = unsafe { process::fork() }.unwrap() else {
@@ -176,7 +176,7 @@ fn a_stop_that_is_pending_already_stops_once() {
             let _received = receive([libc::SIGTSTP].into_iter()).unwrap();
             rustix::process::kill_process(getpid(), rustix::process::Signal::TSTP).unwrap();
             stop_by(libc::SIGTSTP);
-            // SAFETY: ends this process, and runs nothing of the test's.
+            // SAFETY: ends this process and runs none of the test's code.
             unsafe { libc::_exit(7) }
         };
         let wait = || {

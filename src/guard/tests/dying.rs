@@ -25,7 +25,7 @@ fn at_the_deadline_the_whole_tree_is_dead() {
 }
 
 #[test]
-fn it_is_asked_before_it_is_killed_even_if_it_is_stopped() {
+fn a_stopped_tree_gets_the_stop_signal_before_it_is_killed() {
     alone(|scratch| {
         let script = r#"trap 'exit 3' TERM; echo $$ > "$DIR/pid"; kill -STOP $$; while :; do sleep 0.1; done"#;
         let mut guard = scratch.start(script, PATIENT);
@@ -44,7 +44,7 @@ fn it_is_asked_before_it_is_killed_even_if_it_is_stopped() {
 }
 
 #[test]
-fn the_whole_tree_is_asked() {
+fn the_whole_tree_gets_the_stop_signal() {
     alone(|scratch| {
         let child = r#"trap 'echo > "$DIR/asked"; exit' TERM; echo > "$DIR/up"; while :; do sleep 0.1; done"#;
         let script = format!("trap 'wait; exit 3' TERM; ({child}) & while :; do sleep 0.1; done");
@@ -91,7 +91,7 @@ fn without_dlock_the_tree_dies() {
 }
 
 #[test]
-fn a_panic_of_dlock_is_its_end_and_the_trees() {
+fn a_panic_of_dlock_ends_dlock_and_the_tree() {
     alone(|scratch| {
         // SAFETY: the other thread of this process only waits for this one, as `alone` says.
         let Some(dlock) = unsafe { process::fork() }.unwrap() else {
@@ -113,7 +113,7 @@ fn a_panic_of_dlock_is_its_end_and_the_trees() {
 }
 
 #[test]
-fn the_last_word_reaches_a_dlock_that_did_not_read() {
+fn the_last_report_reaches_a_dlock_that_did_not_read() {
     alone(|scratch| {
         let mut guard = scratch.start("sleep 1000", PATIENT);
         for beat in 0..20_000 {
@@ -168,12 +168,12 @@ fn dlock_kills_a_stopped_guard_and_the_tree() {
     });
 }
 
-/// Forks and ends, as fast as possible. It ends by itself long after the test, so that a broken guard does not cost the
-/// machine its last process id.
-fn held() -> ! {
+/// Forks and exits in a loop, as fast as possible. It ends by itself long after the test, so that a broken guard does not
+/// use up the machine's process ids.
+fn fork_chain() -> ! {
     let end_at = clock::now() + LIMIT * 2;
     loop {
-        // SAFETY: neither parent nor child does anything else but look at the clock.
+        // SAFETY: parent and child only read the clock.
         unsafe {
             if libc::fork() > 0 || clock::now() > end_at {
                 libc::_exit(0);
@@ -183,7 +183,7 @@ fn held() -> ! {
 }
 
 #[test]
-fn who_adopts_others_is_no_hiding_place() {
+fn orphans_below_a_subreaper_are_killed_too() {
     if env::var_os("ADOPTS").is_some() {
         set_child_subreaper(Some(getpid())).unwrap();
         let far = std::process::Command::new("/bin/sh")
@@ -225,12 +225,12 @@ fn many_chains_of_forks_at_once_are_exhausted() {
 fn chains_are_exhausted(count: usize) {
     if env::var_os("CHAIN").is_some() {
         for _ in 1..count {
-            // SAFETY: as in `chain`.
+            // SAFETY: as in `fork_chain`.
             if unsafe { libc::fork() } == 0 {
-                held();
+                fork_chain();
             }
         }
-        held();
+        fork_chain();
     }
     alone(|_| {
         let policy = Policy {
@@ -276,7 +276,7 @@ impl Undead {
 }
 
 #[test]
-fn who_does_not_die_is_named_and_awaited() {
+fn a_process_that_does_not_die_is_named_and_awaited() {
     alone(|scratch| {
         let mut guard = scratch.start(
             r#"echo $$ > "$DIR/pid"; while :; do sleep 1; done"#,
@@ -340,7 +340,7 @@ fn children_that_dlock_had_before_are_spared() {
 }
 
 #[test]
-fn dlock_names_those_whom_it_could_not_kill_in_time() {
+fn dlock_names_the_processes_that_it_could_not_kill_in_time() {
     alone(|scratch| {
         let mut guard = scratch.start(
             r#"echo $$ > "$DIR/pid"; while :; do sleep 1; done"#,
@@ -387,7 +387,7 @@ fn no_process_that_the_adopted_one_forks_during_the_stop_is_lost() {
             .env("ARGUMENT", &argument)
             .spawn()
             .unwrap();
-        // The search takes some time then, in which more are forked.
+        // The search then takes some time, in which more are forked.
         eventually(|| processes_with(&argument).len() > 300);
         let _guard = stop_with(&adopted, PATIENT);
         adopted.wait().unwrap();

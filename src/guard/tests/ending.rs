@@ -87,7 +87,7 @@ fn the_status_is_the_commands() {
 }
 
 #[test]
-fn what_cannot_be_started_is_said() {
+fn a_command_that_cannot_be_started_is_reported() {
     alone(|_| {
         let command = Command {
             path: "/nonexistent/program".into(),

@@ -1,5 +1,5 @@
-//! The guard as dlock uses it, with real processes and no etcd.
-//! It must not know how the guard does it.
+//! Tests of the guard as dlock uses it, with real processes and no etcd.
+//! It must not know the guard's inner workings.
 #![expect(unsafe_code, reason = "odd callers and odd commands")]
 
 mod caller;
@@ -30,10 +30,10 @@ const HASTY: Policy = Policy {
     ..PATIENT
 };
 
-/// Runs `body` in a process of its own, for `launch` forks and changes descriptors and dispositions: the test binary is
-/// run again for this one test. There libtest still has a second thread, which is harmless: it only waits for the one
-/// that runs the test, so it holds no lock that the forked guard could need. And what the command dies with is the guard's
-/// only thread, not the one that forked the guard.
+/// Runs `body` in a process of its own, because `launch` forks and changes descriptors and dispositions: the test binary
+/// runs again for this one test. libtest's second thread there is harmless: it only waits for the thread that runs the
+/// test, so it holds no lock that the forked guard could need. The command dies with the guard's only thread, not with
+/// the thread that forked the guard.
 fn alone(body: impl FnOnce(Scratch)) {
     alone_after(|_, _| (), body);
 }
@@ -43,7 +43,7 @@ fn alone_after(
     body: impl FnOnce(Scratch),
 ) {
     if let Some(scratch) = env::var_os(ALONE) {
-        // SAFETY: only sets a timer. It ends this process, and so the guard and its tree, when a test hangs.
+        // SAFETY: only sets a timer, which ends this process, and so the guard and its tree, when a test hangs.
         unsafe { libc::alarm(u32::try_from(LIMIT.as_secs()).unwrap()) };
         body(Scratch(scratch.into()));
         #[expect(
@@ -115,7 +115,7 @@ fn shell(script: &str) -> Command {
     }
 }
 
-/// This test again, as a command.
+/// A command that runs this test again.
 fn this_test() -> Command {
     let argv = [
         "test",
