@@ -1,5 +1,6 @@
-//! The protected command: it beats every 10 ms into a file, takes the oracle's flock, and may leave descendants behind.
-//! It must not know which tool protects it, nor which fault is under way.
+//! The protected command: it writes a beat every 10 ms into a file, takes the oracle's flock, and may leave descendants
+//! behind.
+//! It must not know which tool protects it, nor which fault is active.
 
 use std::fs::{File, OpenOptions};
 use std::io::Write;
@@ -22,7 +23,7 @@ const BEAT: Duration = Duration::from_millis(10);
 /// Time between two links of the chain: no process of it lives longer.
 const LINK: Duration = Duration::from_millis(2);
 
-/// What the command's tree is like.
+/// The shape of the command's tree.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Shape {
     /// One process.
@@ -33,7 +34,7 @@ pub(crate) enum Shape {
     Daemon,
     /// As `Daemon`, and the command itself ends after two seconds.
     Leaver,
-    /// A process that is replaced by a child in another session again and again.
+    /// A process that a child in another session replaces again and again.
     Chain,
 }
 
@@ -48,7 +49,7 @@ impl Shape {
     }
 }
 
-/// The command line of a command that works for `span` and then ends with `code`.
+/// The command line of a command that works for `span` and then exits with `code`.
 pub(crate) fn line(shape: Shape, dir: &Path, who: &str, span: Duration, code: u8) -> Vec<String> {
     let mut line = Vec::new();
     if shape == Shape::Stubborn {
@@ -65,12 +66,13 @@ pub(crate) fn line(shape: Shape, dir: &Path, who: &str, span: Duration, code: u8
     line
 }
 
-/// What starts a program in a process group of its own, as a shell starts a job: the kernel leaves a stopped one alone.
+/// A prefix that starts a program in a process group of its own, as a shell starts a job: the kernel does not stop one
+/// alone.
 pub(crate) fn as_job() -> Vec<String> {
     vec![me(), WORD.to_owned(), "job".to_owned()]
 }
 
-/// What starts a program in a session of its own, as cron does, or another host.
+/// A prefix that starts a program in a session of its own, as cron or another host does.
 pub(crate) fn in_session() -> Vec<String> {
     vec!["setsid".to_owned()]
 }
@@ -103,7 +105,7 @@ fn enter(shape: &str, dir: &Path, who: &str, span: Duration) {
     let until = boot_clock() + span;
     let lock = append(dir, "oracle.lock");
     let refused = flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err();
-    // Every descendant inherits it, so that the kernel keeps the lock until the last one is dead.
+    // Every descendant inherits the file, so the kernel keeps its lock until the last one is dead.
     fcntl_setfd(&lock, FdFlags::empty()).expect("an open file");
     if refused {
         record(dir, &format!("refused-{who}"));
@@ -163,14 +165,14 @@ fn beat_until(dir: &Path, who: &str, until: Duration) {
     }
 }
 
-/// One short write: a reader sees it whole or not at all.
+/// Writes all at once, so that a reader never sees half of it.
 fn beat(beats: &mut File) {
     let line = format!("{}\n", boot_clock().as_micros());
-    // The directory goes when the observation is over.
+    // The directory is removed when the observation is over.
     let _ = beats.write_all(line.as_bytes());
 }
 
-/// Writes the moment into a file of its own.
+/// Writes the time into a file.
 fn record(dir: &Path, name: &str) {
     beat(&mut append(dir, name));
 }

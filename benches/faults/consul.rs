@@ -23,7 +23,7 @@ pub(crate) struct Agent {
 pub(crate) struct Agents(Vec<Agent>);
 
 impl Agents {
-    /// So many servers, with a leader among them.
+    /// Starts `count` servers and waits for a leader.
     pub(crate) fn start(count: usize) -> Self {
         let serf: Vec<u16> = (0..count).map(|_| free_port()).collect();
         let agents = Self(
@@ -39,7 +39,7 @@ impl Agents {
         &self.0
     }
 
-    /// The number of the server that leads now.
+    /// The number of the current leader.
     pub(crate) fn leader(&self) -> usize {
         eventually(LIMIT, "consul has a leader", || {
             let leader = self.0[0].request("GET", "/v1/status/leader")?;
@@ -71,7 +71,7 @@ impl Agent {
                 "-bind=127.0.0.1",
                 "-client=127.0.0.1",
                 "-log-level=err",
-                // What consul's own documentation advises for production.
+                // consul's own documentation advises this for production.
                 "-hcl=performance { raft_multiplier = 1 }",
             ]
             .map(str::to_owned),
@@ -108,7 +108,7 @@ impl Agent {
         running.wait();
     }
 
-    /// Starts the server again, killing it first; does not wait for it.
+    /// Kills the server and starts it again; does not wait for it.
     pub(crate) fn revive(&self) {
         self.kill();
         *self.running() = Dlock::program(&self.line).start();
@@ -122,7 +122,7 @@ impl Agent {
         });
     }
 
-    /// The session that holds the lock, once somebody waits behind it.
+    /// The session that holds the lock, once a waiter is behind it.
     pub(crate) fn contended(&self, lock: &str) -> Option<String> {
         let sessions = self.request("GET", "/v1/session/list")?;
         let entry = self.request("GET", &format!("/v1/kv/{lock}/.lock"))?;
@@ -140,7 +140,7 @@ impl Agent {
         assert_eq!(done, Some(Value::Bool(true)), "the key is deleted");
     }
 
-    /// One request of the HTTP API; `None` when it is not answered, or refused.
+    /// One request of the HTTP API; `None` when it is refused or not answered.
     fn request(&self, method: &str, path: &str) -> Option<Value> {
         let mut stream = TcpStream::connect(("127.0.0.1", self.http)).ok()?;
         let patience = Some(Duration::from_secs(5));

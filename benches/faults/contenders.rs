@@ -1,5 +1,5 @@
-//! One tool's holder and waiter: started, watched from outside, and judged by the beats of their commands.
-//! It must not know how a fault is brought about.
+//! A holder and a waiter of one tool: started, watched from outside, and judged by the beats of their commands.
+//! It must not know how a fault is caused.
 
 use std::time::Duration;
 
@@ -11,7 +11,8 @@ use crate::support::{
 };
 use crate::tool::Tool;
 
-/// For how long processes are counted after the next one is in: one pass over `/proc` may miss a chain's link.
+/// Time in which processes are counted after the waiter's command has begun: one pass over `/proc` may miss a link of a
+/// chain.
 const COUNTING: Duration = Duration::from_millis(200);
 
 pub(crate) struct Contest {
@@ -24,7 +25,7 @@ pub(crate) struct Contest {
     left: usize,
 }
 
-/// How the tool that held the lock ended.
+/// The end of the tool that held the lock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Exit {
     Code(i32),
@@ -32,18 +33,18 @@ pub(crate) enum Exit {
     Hangs,
 }
 
-/// What came of a fault.
+/// The result of a fault.
 pub(crate) struct Measured {
     /// Time between the first beat of the new holder and the last one of the old.
     pub(crate) overlap: Duration,
-    /// The kernel refused the new holder the flock that the old tree has.
+    /// Whether the kernel refused the new holder the flock that the old tree has.
     pub(crate) refused: bool,
-    /// Processes of the old command that lived when the new one had begun.
+    /// Number of the old command's processes that lived when the new command had begun.
     pub(crate) left: usize,
     pub(crate) exit: Exit,
-    /// From the fault, or from the command's own end where it survives, to the first beat of the new holder.
+    /// Time from the fault, or from the command's own end if it survives, to the first beat of the new holder.
     pub(crate) take_over: Option<Duration>,
-    /// The command was not stopped.
+    /// Whether the command ran to its own end.
     pub(crate) ran_to_end: bool,
 }
 
@@ -100,14 +101,14 @@ impl Contest {
         }
     }
 
-    /// Lets what is left of the holder's command go on.
+    /// Continues the rest of the holder's command.
     pub(crate) fn continue_command(&self) {
         for process in self.holder.tree() {
             process.signal(Signal::CONT);
         }
     }
 
-    /// Looks whether the next one is in, and counts what is left of the old holder's command then.
+    /// Checks whether the waiter's command has begun; if so, counts the rest of the old holder's command.
     pub(crate) fn watch(&mut self) {
         if self.taken_over_at.is_none() && beats(&self.dir, "waiter").is_some() {
             self.taken_over_at = Some(boot_clock());
@@ -117,7 +118,7 @@ impl Contest {
         }
     }
 
-    /// Holder and waiter have ended, and so has all that they started.
+    /// Whether holder and waiter have ended, with all processes that they started.
     pub(crate) fn is_over(&mut self) -> bool {
         self.holder.is_over()
             && self.waiter.is_over()
@@ -159,12 +160,12 @@ impl Measured {
         self.refused || self.overlap > Duration::ZERO
     }
 
-    /// The command ran to its own end, and its exit code came through.
+    /// Whether the command ended by itself, and its exit code was passed on.
     pub(crate) fn survived(&self, fault: &Fault) -> bool {
         self.ran_to_end && self.exit == Exit::Code(fault.code().into())
     }
 
-    /// What of it a lock must never do.
+    /// The promise that the result breaks, if it breaks one.
     pub(crate) fn broken_promise(&self, fault: &Fault) -> Option<String> {
         if self.overlaps() {
             return Some(format!("two commands at once for {:?}", self.overlap));

@@ -1,17 +1,17 @@
-//! The matrix: which faults there are, how long each lasts, and what it asks of a holder.
-//! It must not know how a fault is brought about.
+//! The matrix: the faults, their durations, and what each demands of a holder.
+//! It must not know how a fault is caused.
 
 use std::time::Duration;
 
 use crate::command::Shape;
 use crate::tool::{Tool, installed};
 
-/// What a good lock does under a fault.
+/// The behaviour of a good lock under a fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Demand {
-    /// The next one gets the lock when, and only when, nothing of the command lives.
+    /// The waiter gets the lock when, and only when, no process of the command lives.
     HandOver,
-    /// The command runs to its own end.
+    /// The command ends by itself.
     Survive,
 }
 
@@ -26,17 +26,17 @@ pub(crate) enum Strike {
     Cut,
     /// Bytes vanish in both directions.
     BlackHole,
-    /// Bytes are kept back and come in one burst.
+    /// Bytes are held back and arrive in one burst.
     Hold,
     /// The answers vanish, the requests arrive.
     LoseAnswers,
     StopLeader,
     KillLeader,
-    /// The leader and one more of three are stopped.
+    /// The leader and another one of three members are stopped.
     StopMajority,
     KillHolder,
     StopHolder,
-    /// The command is stopped, its holder is killed; later the command goes on.
+    /// The command is stopped, its holder is killed; later the command is continued.
     StopCommandKillHolder,
     KillGuard,
     StopGuard,
@@ -53,12 +53,12 @@ pub(crate) struct Fault {
     lasts: Duration,
 }
 
-/// Longer than the term in which the lock is to be handed over.
+/// Longer than the TTL within which the lock must pass to the waiter.
 const LONG: Duration = Duration::from_secs(8);
 
 impl Fault {
-    /// `--ttl` of the two tools that have it, in seconds; consul's term is fixed: 15 s that it counts twice, and 15 s more
-    /// before the lock goes to somebody else.
+    /// `--ttl` in seconds for the two tools that have it; consul's TTL is fixed: 15 s that it counts twice, and 15 s of
+    /// lock delay.
     pub(crate) const fn ttl(&self) -> &'static str {
         match self.demand {
             // The shortest that dlock allows: the tightest case.
@@ -68,7 +68,7 @@ impl Fault {
         }
     }
 
-    /// How long the command works. To survive is to work for longer than the term after the fault.
+    /// How long the command works. A command that must survive works for longer than the TTL after the fault.
     pub(crate) const fn span(&self, tool: Tool) -> Duration {
         match (tool, self.demand) {
             (Tool::Consul, _) => Duration::from_secs(75),
@@ -77,7 +77,7 @@ impl Fault {
         }
     }
 
-    /// After that the fault is put right: when the term has passed, where the lock is to be handed over.
+    /// Time until the fault is removed: after the TTL, if the lock must pass to the waiter.
     pub(crate) const fn lasts(&self, tool: Tool) -> Duration {
         match (tool, self.demand) {
             (Tool::Consul, Demand::HandOver) if !self.lasts.is_zero() => Duration::from_secs(50),
@@ -93,7 +93,7 @@ impl Fault {
         }
     }
 
-    /// Three members instead of one.
+    /// Whether the fault needs three members instead of one.
     pub(crate) const fn needs_cluster(&self) -> bool {
         matches!(
             self.strike,
@@ -101,7 +101,7 @@ impl Fault {
         )
     }
 
-    /// Why this fault cannot befall this tool here.
+    /// Why this fault cannot be applied to this tool here.
     pub(crate) fn spares(&self, tool: Tool) -> Option<&'static str> {
         let on_processes = matches!(
             self.strike,
@@ -111,7 +111,7 @@ impl Fault {
             Tool::Dlock => None,
             Tool::Consul if !installed("consul") => Some("not here"),
             _ if matches!(self.strike, Strike::KillGuard | Strike::StopGuard) => Some("no guard"),
-            // Go asks the kernel without the C library, so nothing can be put in between.
+            // Go calls the kernel without the C library, so no library can be preloaded.
             Tool::Etcdctl | Tool::Consul if self.strike == Strike::JumpClock => {
                 Some("not possible here")
             }

@@ -1,5 +1,5 @@
-//! Runs one matrix of faults on dlock and its peers and prints what each of them did, as one table.
-//! It must not know how dlock is built inside: it sees processes, servers and the command's own beats.
+//! Applies one matrix of faults to dlock and its peers and prints the results as one table.
+//! It must not know dlock's inner workings: it sees processes, servers and the command's own beats.
 //!
 //! `make faults`, or `cargo bench --bench faults -- --only revoked --json table.json`.
 
@@ -15,7 +15,7 @@ mod testbed;
 #[path = "../shared/tool.rs"]
 mod tool;
 
-/// What the end-to-end tests stand on.
+/// The support code of the end-to-end tests.
 #[path = "../../tests/integration"]
 mod integration {
     #[expect(dead_code, unused_imports, reason = "the tests need more of it")]
@@ -49,31 +49,31 @@ struct Arguments {
     /// Run only the faults whose name contains this
     #[arg(long, value_name = "WORDS", default_value = "")]
     only: String,
-    /// cargo's
+    /// Passed by cargo
     #[arg(long, hide = true)]
     bench: bool,
 }
 
-/// How many faults consul suffers at a time.
+/// Number of faults that consul is exposed to at once.
 const SEVERAL: usize = 8;
 
-/// What one tool did under one fault.
+/// The result of one tool under one fault.
 enum Cell {
     Measured(Measured),
-    /// The fault cannot befall this tool, or it was not to be had; why.
+    /// The fault cannot be applied to this tool, or could not be caused; the text says why.
     Not(&'static str),
     /// The measurement itself failed.
     Failed,
 }
 
-/// One fault and what each tool did, in the order of `Tool::ALL`.
+/// One fault and the result of each tool, in the order of `Tool::ALL`.
 struct Row {
     fault: &'static Fault,
     cells: Vec<Cell>,
 }
 
 impl Row {
-    /// What dlock did that it must not do.
+    /// The promise that dlock broke, if it broke one.
     fn broken_promise(&self) -> Option<String> {
         let Cell::Measured(dlock) = &self.cells[0] else {
             return Some("nothing was measured".to_owned());
@@ -114,8 +114,8 @@ fn main() -> ExitCode {
     code
 }
 
-/// Sets the stage for one fault and lets all tools that it can befall suffer it at the same time, each on a lock of its
-/// own: they share the fault to the millisecond, and the matrix is done in a third of the time.
+/// Prepares one fault and applies it to all tools at once, each with a lock of its own: the fault has the same time for
+/// all, and the matrix takes a third of the time.
 fn suffer(fault: &'static Fault) -> Row {
     let at_once = Tool::ALL.map(|tool| match tool {
         Tool::Consul => Some(fault.spares(tool).unwrap_or("comes later")),
@@ -137,8 +137,8 @@ fn suffer(fault: &'static Fault) -> Row {
     Row { fault, cells }
 }
 
-/// Fills in the column of consul, whose servers are others and whose terms are four times as long: several faults at a
-/// time, each with servers of its own, and after all that others are measured by.
+/// Fills in the column of consul, whose servers are others and whose TTL is four times as long: several faults at once,
+/// each with servers of its own, and after the measurements of the other tools.
 fn suffer_slowly(rows: &mut [Row]) {
     let column = Tool::ALL.iter().position(|tool| *tool == Tool::Consul);
     let column = column.expect("one of all");
@@ -166,7 +166,7 @@ fn measure(fault: &'static Fault, tools: &[Tool]) -> Option<Vec<Measured>> {
     catch_unwind(AssertUnwindSafe(|| Testbed::set(fault, tools).measure())).ok()
 }
 
-/// Writes to standard output; nobody there is no failure.
+/// Writes to standard output; a closed output is no failure.
 fn print_line(text: &str) {
     let mut stdout = std::io::stdout();
     let _ = stdout.write_all(text.as_bytes());

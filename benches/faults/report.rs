@@ -25,7 +25,7 @@ pub(crate) fn row(row: &Row) -> String {
     line
 }
 
-/// `overlap, left, exit, take-over`, what a lock must not do in bold.
+/// `overlap, left, exit, take-over`; results that a lock must never have are bold.
 fn measured_text(measured: &Measured, fault: &Fault) -> String {
     let bold = |text: String, bad: bool| if bad { format!("**{text}**") } else { text };
     let overlap = bold(milliseconds(measured.overlap), measured.overlaps());
@@ -60,7 +60,7 @@ fn exit(exit: Exit) -> String {
     }
 }
 
-/// The table, with the faults to hand over at first and those to survive after them.
+/// The table: first the faults that the lock must pass on under, then those that the command must survive.
 pub(crate) fn markdown(rows: &[Row]) -> String {
     let mut text = String::new();
     for (demand, title) in [

@@ -1,11 +1,11 @@
-//! A server that a fault can befall, whichever tool it serves.
-//! It must not know when it is struck.
+//! A server that a fault can be applied to, for any tool.
+//! It must not know the time of the fault.
 
 use crate::consul::Agent;
 use crate::support::{Etcd, Signal, alive};
 use crate::tool::Tool;
 
-/// A server of one kind or the other.
+/// A server of etcd or of consul.
 #[derive(Clone, Copy)]
 pub(crate) enum Server<'a> {
     Etcd(&'a Etcd),
@@ -73,7 +73,7 @@ impl Server<'_> {
         }
     }
 
-    /// What the holder of the lock has here, once somebody waits behind it.
+    /// The key and lease of the lock's holder, once a waiter is behind it.
     pub(crate) fn contended(self, tool: Tool, lock: &str) -> Option<LockHandle> {
         match self {
             Self::Etcd(etcd) => match &etcd.entries(&tool.keys(lock)?)[..] {

@@ -1,5 +1,5 @@
 //! Servers, network and clock for one fault; the fault itself, and its end.
-//! It must not know how the outcome is judged.
+//! It must not know how the result is judged.
 
 use std::time::Duration;
 
@@ -12,9 +12,9 @@ use crate::support::{
 };
 use crate::tool::Tool;
 
-/// After so long beyond what the command works, whoever still runs is said to hang.
+/// Time beyond the command's work after which a run counts as hanging.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// The same where the lock is handed over after 45 s only.
+/// The same for faults after which the lock passes on only after 45 s.
 const LONG_PATIENCE: Duration = Duration::from_secs(90);
 
 /// One server, or three of which one leads.
@@ -31,10 +31,10 @@ enum Kind {
 
 pub(crate) struct Testbed {
     fault: &'static Fault,
-    /// What sets the pace.
+    /// The tool whose timing sets the pace.
     tool: Tool,
     contests: Vec<Contest>,
-    /// The holders' way to the single server.
+    /// The holders' connection to the single server.
     link: Link,
     clock: WallClock,
     servers: Servers,
@@ -69,9 +69,9 @@ impl Testbed {
         }
     }
 
-    /// Lets the fault happen and watches until all is over.
+    /// Causes the fault and watches until all runs are over.
     pub(crate) fn measure(mut self) -> Vec<Measured> {
-        // The holders have renewed once, and do not stand at the very beginning of their term.
+        // The holders have renewed once, and are not at the very beginning of their TTL.
         let_pass(Duration::from_millis(1500));
         self.strike();
         let struck_at = boot_clock();
@@ -142,7 +142,7 @@ impl Testbed {
             Strike::StopServer => self.servers.witness().cont(),
             Strike::Cut | Strike::Hold => self.link.heal(),
             Strike::BlackHole | Strike::LoseAnswers => {
-                // A stream with a hole in it is no TCP any more.
+                // A stream with missing bytes is not TCP any more.
                 self.link.cut();
                 self.link.heal();
             }
@@ -177,7 +177,7 @@ impl Servers {
         Self { kind, leader }
     }
 
-    /// From the leader on.
+    /// The members, from the leader on.
     fn all(&self) -> Vec<Server<'_>> {
         let mut all: Vec<Server> = match &self.kind {
             Kind::Etcd(etcd) => vec![Server::Etcd(etcd)],
@@ -188,24 +188,24 @@ impl Servers {
         all
     }
 
-    /// The server that serves to the end, or the only one there is.
+    /// The server that serves to the end, or the only one.
     fn witness(&self) -> Server<'_> {
         *self.all().last().expect("at least one")
     }
 
-    /// The leader and those after it.
+    /// The leader's number and those after it.
     fn struck(&self, count: usize) -> impl Iterator<Item = Server<'_>> {
         let all = self.all().into_iter().take(count);
         all.filter(|server| server.is_alive())
     }
 
-    /// The holders' endpoints and the waiters'.
+    /// The endpoints of the holders, and those of the waiters.
     fn endpoints(&self, link: &Link, fault: &Fault) -> (String, String) {
         let all = self.all();
         let witness = self.witness().endpoint();
         match (&self.kind, &all[..]) {
             (_, [_]) => (link.endpoint(), witness),
-            // consul's client has one address. Its own server is not the one that it has to survive.
+            // consul's client has one address, and need not survive the loss of that server.
             (Kind::Consul(_), [_, next, ..]) if fault.strike == Strike::KillLeader => {
                 (next.endpoint(), witness)
             }

@@ -1,5 +1,5 @@
-//! A part of a text file that a benchmark writes anew: what stands between two marker lines.
-//! It must not know what is written there.
+//! A section of a text file that a benchmark rewrites: the lines between two markers.
+//! It must not know the content.
 
 use std::path::Path;
 

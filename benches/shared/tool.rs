@@ -1,4 +1,4 @@
-//! The tools under comparison, and how each is asked to run a command under a lock.
+//! The tools under comparison, and the command line of each for a command under a lock.
 //! It must not know the faults.
 
 use crate::support::{Dlock, etcdctl_program};
@@ -24,7 +24,7 @@ impl Tool {
         }
     }
 
-    /// What every key of the lock begins with, with a tool that uses etcd.
+    /// The prefix of all keys of the lock, with a tool that uses etcd.
     pub(crate) fn keys(self, name: &str) -> Option<String> {
         match self {
             Self::Dlock => Some(format!("dlock/lock/{name}/")),
@@ -33,8 +33,7 @@ impl Tool {
         }
     }
 
-    /// The command line that runs what follows it under the lock `name`, with the endpoints or, without a server, the
-    /// file that stands for it.
+    /// The command line, up to the command, for the lock `name`, with the endpoints or, without a server, the lock file.
     pub(crate) fn line(self, endpoints: &str, file: &str, name: &str, ttl: &str) -> Vec<String> {
         let address = format!("-http-addr={endpoints}");
         let (endpoints, ttl) = (format!("--endpoints={endpoints}"), format!("--ttl={ttl}"));
@@ -56,7 +55,7 @@ impl Tool {
         words.iter().map(ToString::to_string).collect()
     }
 
-    /// What the tool needs in its environment.
+    /// The environment of the tool.
     pub(crate) const VARIABLES: [(&str, &str); 1] = [("ETCDCTL_API", "3")];
 
     /// A run of `command` under the lock.

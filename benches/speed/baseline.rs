@@ -1,4 +1,4 @@
-//! The least that a client can do: the requests of an uncontended lock, one fork and exec, and nothing else.
+//! The minimum for any client: the requests of an uncontended lock, one fork and exec, and nothing else.
 //! It must not know dlock.
 
 use std::num::NonZeroU64;
@@ -11,23 +11,23 @@ use etcd_client::{
 };
 use tonic::transport::{Certificate, Channel as Tonic, ClientTlsConfig, Endpoint};
 
-/// The word that makes this program play the bare client.
+/// The argument that makes this program the bare client.
 pub(crate) const WORD: &str = "floor";
 
-/// As dlock does it: the request that needs the lease does not wait for its grant.
+/// Like dlock: the request that needs the lease does not wait for its grant.
 pub(crate) const PIPELINED: &str = "pipelined";
 /// One request after the other, as a plain client does it.
 pub(crate) const SEQUENTIAL: &str = "sequential";
-/// Pipelined, and waits for the one before it, without a look at who is before that one, and without a renewal.
+/// Pipelined; waits for the entry before its own, without a read of earlier entries, and without renewals.
 pub(crate) const QUEUED: &str = "queued";
 
-/// In place of an authority, for a server without TLS.
+/// Replaces the CA file, for a server without TLS.
 pub(crate) const PLAIN: &str = "-";
 
-/// For how long the request that needs the lease waits for its grant: as in dlock.
+/// How long the request that needs the lease waits for its grant: as in dlock.
 const LEAD: Duration = Duration::from_millis(1);
 
-/// The command line of the client that goes this way about it, up to the command. `cacert` is a file, or [`PLAIN`].
+/// The client's command line up to the command. `way` is one of the above, `cacert` a file or [`PLAIN`].
 pub(crate) fn line(way: &str, endpoint: &str, cacert: &str, name: &str) -> Vec<String> {
     let mut line = crate::myself(WORD);
     line.extend([way, endpoint, cacert, name].map(str::to_owned));
@@ -49,7 +49,7 @@ pub(crate) fn run(words: &[String]) -> ExitCode {
             lock(way, channel, name, command).await
         })
         .expect("etcd serves");
-    // What is left goes with the process.
+    // The rest ends with the process.
     std::mem::forget(runtime);
     ExitCode::SUCCESS
 }
@@ -96,7 +96,7 @@ async fn lock(
     };
     let placed = match placed {
         Ok(placed) => placed,
-        // It overtook the grant.
+        // The request overtook the grant.
         Err(_) => follow().await?,
     };
     let revision = placed.header().ok_or("no header")?.revision();
@@ -115,7 +115,7 @@ async fn lock(
     Ok(())
 }
 
-/// Until the one before the place of this revision is gone.
+/// Waits until the entry before the one with this revision is gone.
 async fn wait(client: &mut Client, name: &str, revision: i64) -> Result<(), etcd_client::Error> {
     let before = GetOptions::new()
         .with_prefix()
@@ -142,7 +142,7 @@ fn random_lease() -> rustix::io::Result<i64> {
     Ok((i64::from_ne_bytes(bytes) & i64::MAX).max(1))
 }
 
-/// Lets what was asked leave, and then a moment pass: as dlock does.
+/// Lets the request leave, and then waits for a moment, as dlock does.
 async fn sent(moment: Duration) {
     for _ in 0..16 {
         tokio::task::yield_now().await;

@@ -1,4 +1,4 @@
-//! How dlock and its etcd grow with the number of those who contend.
+//! The cost of dlock and its etcd for a growing number of contenders.
 //! It must not know how a lock is taken.
 
 use std::time::Duration;
@@ -14,7 +14,7 @@ use crate::tool::Tool;
 /// Three renewals of a default TTL.
 const WATCHED: Duration = Duration::from_secs(18);
 
-/// What was seen of one crowd.
+/// The measurements of one number of contenders.
 struct Seen {
     there_after: f64,
     requests: f64,
@@ -51,8 +51,8 @@ pub(crate) fn measure(crowds: &[usize], table: &mut Table) {
     }
 }
 
-/// Starts the crowd, on one lock or on a lock each, watches it and lets it go; fails when somebody is lost or the order of
-/// the queue is broken.
+/// Starts all contenders, on one lock or on a lock each, measures and ends them. Fails if one is lost or the order of the
+/// queue is wrong.
 fn contend(size: usize, one_lock: bool) -> Seen {
     let etcd = Etcd::start();
     let mut crowd = Contenders::new(Kind::Tool(Tool::Dlock), &etcd, "30");
@@ -71,7 +71,7 @@ fn contend(size: usize, one_lock: bool) -> Seen {
         crowd.await_begun(size);
     }
     let there_after = since(began_at).as_secs_f64();
-    // The first renewals come when it is their time, and not all at once.
+    // The first renewals come when they are due, and not all at once.
     let_pass(Duration::from_secs(6));
     let before = Counters::of(&etcd);
     let_pass(WATCHED);

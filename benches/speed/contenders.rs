@@ -1,5 +1,5 @@
-//! Many processes of one tool at once, and what their commands wrote down.
-//! It must not know what is measured of them.
+//! Many processes of one tool at once, and the stamps of their commands.
+//! It must not know what is measured.
 
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::OpenOptionsExt as _;
@@ -13,10 +13,10 @@ use crate::support::{Etcd, Process, Scratch, boot_clock, eventually, let_pass};
 use crate::tool::Tool;
 use crate::{baseline, myself, server};
 
-/// For anything that takes moments on an idle machine, and a thousand times that here.
+/// Time limit for anything that takes an instant on an idle machine.
 const PATIENCE: Duration = Duration::from_mins(4);
 
-/// Of whom a crowd is made.
+/// The kinds of contenders.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
     Tool(Tool),
@@ -25,7 +25,7 @@ pub(crate) enum Kind {
 }
 
 impl Kind {
-    /// The command line up to the command. `file` stands for the lock where no server does.
+    /// The command line up to the command. `file` is the lock of a tool without a server.
     pub(crate) fn line(self, endpoint: &str, file: &str, name: &str, ttl: &str) -> Vec<String> {
         match self {
             Self::Tool(tool) => tool.line(endpoint, file, name, ttl),
@@ -33,7 +33,7 @@ impl Kind {
         }
     }
 
-    /// What every key of the lock begins with, where etcd has it.
+    /// The prefix of all keys of the lock in etcd.
     pub(crate) fn keys(self, name: &str) -> Option<String> {
         match self {
             Self::Tool(tool) => tool.keys(name),
@@ -48,7 +48,7 @@ pub(crate) struct Contenders {
     at: String,
     children: Vec<Child>,
     dir: Scratch,
-    /// The commands that stay read from it.
+    /// The pipe that commands read until they must end.
     fifo: String,
     stamps: String,
 }
@@ -69,7 +69,7 @@ impl Contenders {
         }
     }
 
-    /// One more that wants the lock `name`; its command stays until the crowd is let go, or ends at once.
+    /// Starts one more contender for the lock `name`; its command stays until the release of all, or ends at once.
     pub(crate) fn join(&mut self, name: &str, stays: bool) {
         let file = self.dir.file(&format!("lock-{name}"));
         let mut line = self.kind.line(&self.at, &file, name, self.ttl);
@@ -94,7 +94,7 @@ impl Contenders {
         self.children.push(child);
     }
 
-    /// Waits until so many commands that stay have begun.
+    /// Waits until `count` commands that stay have begun.
     pub(crate) fn await_begun(&self, count: usize) {
         eventually(PATIENCE, "the commands run", || {
             self.dir
@@ -106,10 +106,10 @@ impl Contenders {
         });
     }
 
-    /// Waits until so many stand in the queue, the holder among them.
+    /// Waits until the queue has `count` entries, that of the holder included.
     pub(crate) fn await_queued(&self, etcd: &Etcd, name: &str, count: usize) {
         let Some(keys) = self.kind.keys(name) else {
-            // They say nothing; a crowd on two cores is there by then.
+            // These tools report nothing; this is enough for all to start on two cores.
             return let_pass(Duration::from_secs(2));
         };
         let query = ["get", "--prefix", &keys, "--keys-only"];
@@ -119,7 +119,7 @@ impl Contenders {
         });
     }
 
-    /// Lets the commands that stay go; answers since when.
+    /// Ends the commands that stay. Returns the time.
     pub(crate) fn let_go(&self) -> Duration {
         let at = boot_clock();
         drop(
@@ -131,7 +131,7 @@ impl Contenders {
         at
     }
 
-    /// Waits for the end of everybody, and gives what the commands wrote.
+    /// Waits for the end of all contenders, and returns the stamps of their commands.
     pub(crate) fn finish(mut self) -> Vec<Stamp> {
         let until = boot_clock() + PATIENCE;
         for child in &mut self.children {
@@ -148,7 +148,7 @@ impl Contenders {
         stamp::parse(&self.dir.read("stamps"))
     }
 
-    /// Those that were started here, each with its guard.
+    /// The processes started here, each with its guard.
     pub(crate) fn processes(&self) -> Vec<Vec<Process>> {
         let family = |child: &Child| {
             let tool = Process(child.id().try_into().expect("a process id"));
@@ -178,7 +178,7 @@ impl Contenders {
 impl Drop for Contenders {
     fn drop(&mut self) {
         for child in &mut self.children {
-            // Its command goes with it, or when it has the lock.
+            // Its command ends with it, or when it has the lock.
             let _ = child.kill();
             let _ = child.wait();
         }

@@ -1,4 +1,4 @@
-//! What one holder costs while nothing happens: memory, threads, wake-ups, requests.
+//! The cost of an idle holder: memory, threads, wake-ups, requests.
 //! It must not know why a tool wakes up.
 
 use std::time::Duration;
@@ -13,7 +13,7 @@ use crate::tool::{Tool, installed};
 
 /// Five renewals of a default TTL.
 const WATCHED: Duration = Duration::from_secs(30);
-/// Holders of a lock each.
+/// Number of holders, each of its own lock.
 const HOLDERS: usize = 20;
 
 pub(crate) fn measure(peers: &mut Table) {

@@ -1,5 +1,5 @@
-//! How fast a lock goes from one to the next when many wait, and whom that wakes.
-//! It must not know how a tool learns that it is its turn.
+//! How fast a lock passes to the next waiter when many wait, and which processes that wakes.
+//! It must not know how a tool learns that it has the lock.
 
 use crate::contenders::{Contenders, Kind};
 use crate::report::Table;
@@ -9,12 +9,12 @@ use crate::stamp::Stamp;
 use crate::support::Etcd;
 use crate::tool::{Tool, installed};
 
-/// So that no renewal falls among what is counted.
+/// A TTL so long that no renewal falls into the measurement.
 const TTL: &str = "600";
-/// Drains of each tool, in turn.
+/// Number of measurements of each tool, in turn.
 const DRAINS: usize = 3;
 
-/// What was seen of one tool.
+/// The measurements of one tool.
 #[derive(Default)]
 struct Seen {
     rates: Vec<f64>,
@@ -86,7 +86,7 @@ fn drain(kind: Kind, waiters: usize, seen: &mut Seen) {
         crowd.join("drained", false);
     }
     crowd.await_queued(&etcd, "drained", waiters + 1);
-    // Each of them has opened its watch.
+    // By then each of them has opened its watch.
     crate::support::let_pass(std::time::Duration::from_secs(2));
     let memory = crowd.memory();
     let before = Counters::of(&etcd);
@@ -114,7 +114,7 @@ pub(crate) fn rate(stamps: &[Stamp], released_at: f64) -> f64 {
     count(stamps.len() - 1) / (seconds(last) - released_at)
 }
 
-/// From the end of one to the beginning of the next, in ms; fails when they overlap.
+/// Time from the end of one command to the beginning of the next, in ms; fails when they overlap.
 pub(crate) fn latencies(stamps: &[Stamp]) -> impl Iterator<Item = f64> {
     stamps.windows(2).map(|pair| {
         let (before, after) = (pair[0], pair[1]);
@@ -123,7 +123,7 @@ pub(crate) fn latencies(stamps: &[Stamp]) -> impl Iterator<Item = f64> {
     })
 }
 
-/// Whether everybody had the lock in the order of the queue.
+/// Whether all waiters had the lock in the order of the queue.
 pub(crate) fn in_order(stamps: &[Stamp]) -> bool {
     stamps.is_sorted_by_key(|stamp| stamp.token)
 }

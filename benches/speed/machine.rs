@@ -1,4 +1,4 @@
-//! On what and when the figures were made.
+//! The machine, and the date of the measurements.
 //! It must not know the figures.
 
 use std::process::Command;

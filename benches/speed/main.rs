@@ -1,5 +1,5 @@
-//! Measures what dlock costs beside its peers and beside the least that a client can do, and prints it as tables.
-//! It must not know how dlock is built inside: it sees processes, servers and clocks.
+//! Measures the cost of dlock, of its peers and of a minimal client, and prints it as tables.
+//! It must not know dlock's inner workings: it sees processes, servers and clocks.
 //!
 //! `make bench`, or `cargo bench --bench speed -- --only hand-over --json figures.json`.
 
@@ -20,7 +20,7 @@ mod stamp;
 mod tool;
 mod uncontended;
 
-/// What the end-to-end tests stand on.
+/// The support code of the end-to-end tests.
 #[path = "../../tests/integration"]
 mod integration {
     #[expect(dead_code, unused_imports, reason = "the tests need more of it")]
@@ -62,7 +62,7 @@ struct Arguments {
         default_value = "10,100,1000"
     )]
     crowds: Vec<usize>,
-    /// cargo's
+    /// Passed by cargo
     #[arg(long, hide = true)]
     bench: bool,
 }
@@ -106,14 +106,14 @@ fn main() -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// Writes to standard output; nobody there is no failure.
+/// Writes to standard output; a closed output is no failure.
 fn print_line(text: &str) {
     let mut stdout = std::io::stdout();
     let _ = stdout.write_all(text.as_bytes());
     let _ = stdout.flush();
 }
 
-/// This program again, in a part of its own.
+/// A command line that runs this program in the given role.
 fn myself(role: &str) -> Vec<String> {
     let path = std::env::current_exe().expect("a Linux with /proc");
     let path = path.to_str().expect("a plain path").to_owned();

@@ -9,12 +9,12 @@ use crate::machine;
 use crate::sample::{Sample, Summary};
 use crate::tool::Tool;
 
-/// Figures that are looked at together.
+/// A table of related figures.
 #[derive(Serialize)]
 pub(crate) struct Table {
     name: &'static str,
     columns: Vec<String>,
-    /// Whether the first column is related to the second.
+    /// Whether the first column is divided by the second.
     related: bool,
     rows: Vec<Row>,
 }
@@ -23,9 +23,9 @@ pub(crate) struct Table {
 struct Row {
     what: String,
     unit: &'static str,
-    /// One for each column.
+    /// The cells, one for each column.
     cells: Vec<Option<Summary>>,
-    /// What the first column is to reach, in words.
+    /// The target of the first column, in words.
     goal: &'static str,
 }
 
@@ -52,12 +52,12 @@ impl Table {
         }
     }
 
-    /// Another column, for rows that come later.
+    /// Adds a column, for later rows.
     pub(crate) fn column(&mut self, title: String) {
         self.columns.push(title);
     }
 
-    /// A line of the table, from the first column on.
+    /// Adds a row, from the first column on.
     pub(crate) fn row(
         &mut self,
         what: impl Into<String>,
@@ -117,7 +117,7 @@ impl Row {
     }
 }
 
-/// The median, and in brackets where the middle half of the measurements lies.
+/// The median, with the quartiles in brackets.
 fn figure(of: Summary) -> String {
     if of.count == 1 {
         return number(of.median);
@@ -140,7 +140,7 @@ fn number(value: f64) -> String {
     }
 }
 
-/// All tables that have rows, and where and when they were made.
+/// All tables that have rows, with machine and date.
 pub(crate) fn markdown(tables: &[Table]) -> String {
     let mut text = String::new();
     for table in tables.iter().filter(|table| !table.rows.is_empty()) {

@@ -1,5 +1,5 @@
-//! How often a run waits for a far server to answer.
-//! It must not know what is asked.
+//! Number of round trips that a run waits for a far server.
+//! It must not know the requests.
 
 use std::process::Command;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use crate::sample::Sample;
 use crate::support::{Certificates, Etcd, Link, Scratch, boot_clock, since};
 use crate::tool::Tool;
 
-/// There and back.
+/// The latency of a round trip.
 const ROUND_TRIP: Duration = Duration::from_millis(50);
 
 pub(crate) fn measure(runs: usize, peers: &mut Table, beside_floor: &mut Table) {
@@ -55,7 +55,7 @@ pub(crate) fn measure(runs: usize, peers: &mut Table, beside_floor: &mut Table) 
     row("the same with TLS", "4.2", &at, &made.file("ca.pem"));
 }
 
-/// Runs all of them in turn; the time of each in round trips.
+/// Runs all tools in turn; returns the time of each in round trips.
 fn alternate(runs: usize, lines: &[Vec<String>]) -> Vec<Sample> {
     let mut spans = vec![Vec::new(); lines.len()];
     let home = Scratch::new();

@@ -3,7 +3,7 @@
 
 use serde::Serialize;
 
-/// Sorted.
+/// The measurements, sorted.
 #[derive(Clone, Debug)]
 pub(crate) struct Sample(Vec<f64>);
 
@@ -11,16 +11,16 @@ pub(crate) struct Sample(Vec<f64>);
 #[derive(Clone, Copy, Debug, Serialize)]
 pub(crate) struct Summary {
     pub(crate) median: f64,
-    /// A quarter is below.
+    /// The first quartile.
     pub(crate) lower: f64,
-    /// A quarter is above.
+    /// The third quartile.
     pub(crate) upper: f64,
     pub(crate) least: f64,
     pub(crate) count: usize,
 }
 
 impl Sample {
-    /// At least one number.
+    /// `values` must not be empty.
     pub(crate) fn new(mut numbers: Vec<f64>) -> Self {
         assert!(!numbers.is_empty(), "nothing was measured");
         numbers.sort_by(f64::total_cmp);
@@ -31,7 +31,7 @@ impl Sample {
         Self::new(vec![number])
     }
 
-    /// The number below which this many of a hundred lie.
+    /// The given percentile.
     pub(crate) fn percentile(&self, percent: usize) -> f64 {
         self.0[(self.0.len() - 1) * percent / 100]
     }

@@ -1,5 +1,5 @@
-//! What a server says of itself, and what the kernel says of it.
-//! It must not know who asked the server for what.
+//! The counters of a server, and the kernel's counters of its process.
+//! It must not know which client sent which request.
 
 use std::fs;
 
@@ -12,16 +12,16 @@ pub(crate) struct Counters {
     at: f64,
 }
 
-/// What happened between two moments.
+/// The difference of the counters between two moments.
 pub(crate) struct Work {
     pub(crate) seconds: f64,
     /// Unary requests and messages of streams.
     pub(crate) requests: f64,
-    /// Ranges and transactions.
+    /// Number of ranges and transactions.
     pub(crate) reads: f64,
-    /// Sent to watchers.
+    /// Number of events sent to watchers.
     pub(crate) events: f64,
-    /// Of one core.
+    /// Share of one core.
     pub(crate) cpu_percent: f64,
 }
 
@@ -53,7 +53,7 @@ impl Counters {
 pub(crate) fn cpu_seconds(pid: i32) -> f64 {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     let fields = stat.rsplit_once(") ").map_or("", |(_, rest)| rest);
-    // utime and stime, fields 14 and 15 of proc_pid_stat(5), of which two stood before the bracket.
+    // utime and stime, fields 14 and 15 of proc_pid_stat(5); two fields are before the bracket.
     let ticks: f64 = fields
         .split(' ')
         .skip(11)
@@ -64,7 +64,7 @@ pub(crate) fn cpu_seconds(pid: i32) -> f64 {
     ticks / 100.0
 }
 
-/// A figure in KiB from one of the status files of a process.
+/// A value in KiB from one of the status files of a process.
 pub(crate) fn kibibytes(pid: i32, file: &str, name: &str) -> f64 {
     let text = fs::read_to_string(format!("/proc/{pid}/{file}")).unwrap_or_default();
     let line = text.lines().find_map(|line| line.strip_prefix(name));
@@ -72,7 +72,7 @@ pub(crate) fn kibibytes(pid: i32, file: &str, name: &str) -> f64 {
         .unwrap_or(0.0)
 }
 
-/// What is resident of a process, in MiB.
+/// Resident memory of a process, in MiB.
 pub(crate) fn resident(pid: i32) -> f64 {
     kibibytes(pid, "status", "VmRSS:") / 1024.0
 }

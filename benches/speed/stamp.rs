@@ -1,4 +1,4 @@
-//! The command under the locks: writes down when it began and when it ended, and the token that it was given.
+//! The command under the locks: writes down its begin, its end, and its token.
 //! It must not know which tool runs it.
 
 use std::fs::{File, OpenOptions};
@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use crate::support::boot_clock;
 
-/// The word that makes this program play the command.
+/// The argument that makes this program the command.
 pub(crate) const WORD: &str = "stamp";
 
 /// One run of the command.
@@ -16,12 +16,12 @@ pub(crate) struct Stamp {
     /// Nanoseconds since boot.
     pub(crate) began_at: u128,
     pub(crate) ended_at: u128,
-    /// 0 where the tool has none.
+    /// 0 for a tool without tokens.
     pub(crate) token: u64,
 }
 
-/// `stamp FILE [FIFO]`: appends one line to FILE at its end. With FIFO, also an empty line at its beginning, and it
-/// stays until whoever writes to FIFO is gone.
+/// `stamp FILE [FIFO]`: appends one line to FILE at its end. With FIFO, also an empty line at its beginning, and it stays
+/// until all writers of FIFO are gone.
 pub(crate) fn run(words: &[String]) -> ExitCode {
     let began_at = boot_clock().as_nanos();
     let mut file = OpenOptions::new()
@@ -40,7 +40,7 @@ pub(crate) fn run(words: &[String]) -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// Parses what all of them wrote, in the order of their beginnings.
+/// Parses the lines of all commands, sorted by their begin.
 pub(crate) fn parse(text: &str) -> Vec<Stamp> {
     let stamp = |line: &str| {
         let mut words = line.split(' ');

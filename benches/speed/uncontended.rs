@@ -1,4 +1,4 @@
-//! How long a run takes when nobody else wants the lock, by hyperfine.
+//! The duration of a run without contention, measured by hyperfine.
 //! It must not know what the tools do in that time.
 
 use std::process::Command;
@@ -11,7 +11,7 @@ use crate::sample::Sample;
 use crate::support::{Etcd, Scratch};
 use crate::tool::{Tool, installed};
 
-/// Runs of one tool before it is the next one's turn: what happens to the machine meanwhile happens to all of them.
+/// Number of runs of one tool before the next one's: a disturbance of the machine then affects all tools.
 const TURN: usize = 20;
 
 pub(crate) fn measure(runs: usize, peers: &mut Table, beside_floor: &mut Table) {

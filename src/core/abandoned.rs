@@ -1,47 +1,47 @@
-//! Attempts to enter a queue that were given up without an answer, and what keeps them from taking a place later.
+//! Abandoned attempts to join a queue, and how to prevent that they create an entry later.
 //! It must not know how leases are revoked or keys written.
 //!
-//! An attempt grants a lease with an id of its own and puts a key under it, in two requests of which the second does not
-//! wait for the first one's answer. If no answer comes, another attempt is made elsewhere, and the first two requests may
-//! lie in a socket, or between a member and its leader, for any time. When etcd carries them out after all, the queue has
-//! a key that nobody uses, and that blocks the lock until its lease ends. Revoking the lease prevents that only if etcd
-//! knows the lease: "lease not found" may mean "not yet".
+//! An attempt grants a lease with an id that dlock chose and puts a key under it, in two requests; the second does not
+//! wait for the answer to the first. If no answer comes, dlock makes another attempt through another endpoint, and the
+//! first two requests may stay in a socket, or between a member and its leader, for any time. If etcd executes them after
+//! all, the queue has a key that nobody uses, which blocks the lock until its lease expires. Revoking the lease prevents
+//! that only if etcd knows the lease: "lease not found" may mean "not yet".
 //!
-//! etcd carries out requests in one order, that of its raft log. In that order:
+//! etcd executes requests in one order, that of its raft log. In that order:
 //!
-//! 1. The key is put only while the lease exists, and the lease is granted by one request only, which is never repeated.
-//!    So after a revoke that has ended the lease, and after one that has not found it once the grant was answered, the key
-//!    cannot be put any more.
-//! 2. The put compares that the *bar* of the lease, a key beside the queue, does not exist. So it fails after the bar. The
-//!    bar is put under the key of the lease's release record: that needs no further permission.
-//! 3. A revoke after the bar ends the lease, and with it a key that was put before the bar, if there is one. If it does not
-//!    find the lease, the grant comes later and the put with it, after the bar.
+//! 1. The key is put only while the lease exists, and only one request, which is never repeated, grants the lease. So the
+//!    key can no longer be put after a revoke that ended the lease, nor after one that did not find it once the grant was
+//!    answered.
+//! 2. The put requires that the *bar* of the lease, a key beside the queue, does not exist, so it fails after the bar.
+//!    The bar has the key of the lease's release record: it needs no further permission.
+//! 3. A revoke after the bar ends the lease, and with it a key that was put before the bar. If it does not find the
+//!    lease, the grant comes later and the put with it, after the bar.
 //!
-//! 4. A member that has no leader, or that applies too slowly, refuses a grant before it passes it on (`newUnaryInterceptor` and
-//!    `processInternalRaftRequestOnce` in etcd). Such an attempt never was: there is nothing to revoke, nor to bar. In an outage
-//!    there may be thousands.
+//! 4. A member that has no leader, or that applies too slowly, refuses a grant before it forwards it
+//!    (`newUnaryInterceptor` and `processInternalRaftRequestOnce` in etcd). Such an attempt needs neither a revoke nor a
+//!    bar. In an outage there may be thousands.
 //!
-//! Hence: revoke; if the lease is not found although its grant is open, bar it and revoke again. A grant that comes after
-//! that leaves a lease without a key, which is in nobody's way. The bar has a lease that nobody renews, much longer than
-//! any network keeps a request. Nothing of this is needed by an attempt that is answered.
+//! Hence: revoke; if the lease is not found while its grant is unanswered, put the bar and revoke again. A grant that
+//! comes after that leaves a lease without a key, which blocks nothing. The bar has a lease that nobody renews, much
+//! longer than any network keeps a request. An attempt that is answered needs none of this.
 
 use std::time::Duration;
 
-/// How long the bar of an attempt stays. A kernel gives a connection up after a quarter of an hour without an answer (15
-/// retries, tcp(7)), and etcd its own requests after some seconds.
+/// TTL of a bar. A kernel closes a connection after a quarter of an hour without an answer (15 retries, tcp(7)), and etcd
+/// drops its own requests after some seconds.
 pub const BAR_TTL: Duration = Duration::from_hours(1);
 
-/// Whether etcd may still carry out the grant of an attempt.
+/// Whether etcd may still execute the grant of an attempt.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Attempt {
-    /// At any moment: there is no answer.
+    /// It may, at any time: there is no answer.
     #[default]
     Open,
-    /// It may, but its key cannot be put any more.
+    /// It may, but the key can no longer be put.
     Barred,
-    /// No: it was answered.
+    /// It cannot: the grant was answered.
     Answered,
-    /// No, and it never did: a member refused the grant before the cluster knew of it.
+    /// It cannot: a member refused the grant before the cluster saw it.
     Refused,
 }
 
@@ -50,12 +50,12 @@ pub enum Attempt {
 pub enum AfterRevoke {
     /// Put its bar, then revoke its lease again.
     Bar,
-    /// Nothing: its key is not there and will not be.
+    /// Nothing: its key does not exist and cannot be put.
     Done,
 }
 
 impl Attempt {
-    /// The step that follows from the answer to a revoke of its lease. The attempt has to be as it was when the revoke was *sent*.
+    /// The step after the answer to a revoke of its lease. `self` is the state at the time when the revoke was *sent*.
     pub fn after_revoke(self, found: bool) -> AfterRevoke {
         match self {
             Self::Open if !found => AfterRevoke::Bar,
@@ -91,7 +91,8 @@ mod tests {
         }
     }
 
-    /// Goes on in every order in which etcd may carry out the late requests and ours, and gives the number of ends.
+    /// Explores every order in which etcd may execute the late requests and the cleanup, and returns the number of final
+    /// states.
     fn explore(
         etcd: Etcd,
         late: &[fn(&mut Etcd)],
@@ -108,7 +109,7 @@ mod tests {
         }
         let mut after = etcd;
         match next {
-            // An answer may be lost as well: then the same is done once more.
+            // An answer may be lost as well: then the step is repeated.
             None => {
                 let found = after.revoke();
                 ends += explore(after, late, attempt, Some(attempt.after_revoke(found)));

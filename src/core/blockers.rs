@@ -1,5 +1,5 @@
-//! Whose turn it is among those who stand in a lock's queue, and for whom the others wait.
-//! It must not know keys' form, nor how the queue is read.
+//! The entries of a lock's queue: which of them hold the lock, and which ones a waiter waits for.
+//! It must not know the form of keys, nor how the queue is read.
 
 use std::time::Duration;
 
@@ -8,20 +8,20 @@ use super::lock_delay::Predecessor;
 use super::proof::{FencingToken, LeaseId};
 use super::request::{Mode, Supersede};
 
-/// A place in the queue as others see it.
+/// An entry of the queue, as it was read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct QueueEntry {
     pub key: String,
     pub token: FencingToken,
     pub lease: LeaseId,
-    /// The revision of its latest change.
+    /// Revision of its latest change.
     pub mod_revision: i64,
-    /// `None` for clients that are not dlock: those want the lock for themselves.
+    /// `None` for clients that are not dlock: they want the lock exclusively.
     pub record: Option<Holder>,
 }
 
 impl QueueEntry {
-    /// How its owner wants the lock.
+    /// The mode that its owner requests.
     pub fn mode(&self) -> Mode {
         let mode = self.record.as_ref().and_then(Holder::mode);
         mode.unwrap_or(Mode::Exclusive)
@@ -33,57 +33,57 @@ impl QueueEntry {
         slot.is_some()
     }
 
-    /// How long the command of its owner, or one before it, may need to end; `None` for clients that do not say, and where
-    /// no command runs any more.
+    /// Time that the command of its owner, or an earlier one, may need to end; `None` for clients that announce none, and
+    /// when no command runs any more.
     pub fn grace(&self) -> Option<Duration> {
         let grace = self.record.as_ref()?.grace();
         (!self.is_cooling() || !grace.is_zero()).then_some(grace)
     }
 
-    /// Whether its owner runs no command, and the lock stays taken for a while.
+    /// Whether its owner runs no command and the entry only keeps the lock taken for a while.
     pub fn is_cooling(&self) -> bool {
         self.record.as_ref().is_some_and(|record| record.cooling)
     }
 
-    /// Whether it is kept for the command of a holder that vanished.
+    /// Whether it is kept for the command of a vanished holder.
     pub fn is_kept(&self) -> bool {
         self.is_cooling() && self.grace().is_some()
     }
 
-    /// Whether what it announces covers those before it: others do not look at those.
+    /// Whether its grace covers the entries before it, so that a waiter need not read those.
     fn covers(&self) -> bool {
         self.record.is_some() && !self.is_kept()
     }
 
-    /// As what it concerns those behind it, if its command counts at all.
+    /// The entry as a predecessor of later ones; `None` if no command of it counts.
     pub fn predecessor(&self) -> Option<Predecessor> {
         let grace = self.grace()?;
         Some(Predecessor::new(self.lease, self.token, grace))
     }
 }
 
-/// What a contender has learnt of those before it.
+/// The result of a [`BlockerScan`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Blockers {
-    /// Those whose end, or change, is awaited; nobody: it is our turn.
+    /// The entries whose end, or change, must be waited for. Empty: the lock is acquired.
     pub entries: Vec<QueueEntry>,
-    /// All who were seen, and how they want the lock; `None` of those that do not cover the ones before them.
+    /// All entries that were read, with their modes; `None` for those that do not cover the ones before them.
     pub present: Vec<(FencingToken, Option<Mode>)>,
 }
 
 impl Blockers {
-    /// Those for whom we wait, as far as their commands count.
+    /// The entries to wait for whose commands count.
     pub fn predecessors(&self) -> Vec<Predecessor> {
         let blockers = self.entries.iter();
         blockers.filter_map(QueueEntry::predecessor).collect()
     }
 
-    /// Whether it is there still.
+    /// Whether an entry with this token was read.
     pub fn contains(&self, token: FencingToken) -> bool {
         self.present.iter().any(|(one, _)| *one == token)
     }
 
-    /// Those of whom we have waited for, `before`, who are gone. The end of a place that is kept is known already.
+    /// The entries of `before`, an earlier list of blockers, that are gone. The delay of a kept entry is known already.
     pub fn gone(&self, before: &[QueueEntry]) -> Vec<Predecessor> {
         let gone = before
             .iter()
@@ -91,8 +91,8 @@ impl Blockers {
         gone.filter_map(QueueEntry::predecessor).collect()
     }
 
-    /// Whether the grace of one that is gone now matters: it may have had the lock, or it may have waited for one that
-    /// vanished without our seeing it. With somebody there who covers all before it, it was a waiter that gave up.
+    /// Whether the grace of an entry that is gone matters: it may have held the lock, or may have waited for one that
+    /// vanished unseen. If an entry before it covers all others, it was a waiter that gave up.
     pub fn may_have_held(&self, gone: &QueueEntry) -> bool {
         let mut before = self.present.iter().filter(|(token, _)| *token < gone.token);
         match gone.mode() {
@@ -104,14 +104,14 @@ impl Blockers {
     }
 }
 
-/// Looks at those before a contender, from the nearest to the farthest, for as long as it takes.
+/// Reads the entries before a waiter, from the nearest to the farthest, as far as necessary.
 ///
-/// - An exclusive request waits for the one right before it, or for all of the readers there.
-/// - A shared one waits for the nearest that is not shared: a writer is not starved by later readers.
-/// - Both wait as well for the nearest before that one that covers those before it, if that one does not: `etcdctl lock`
-///   announces nothing, so we have to see ourselves how those before it end.
-/// - One for a slot waits for the one right before it to get its slot; if it is the first that waits,
-///   for the end of any holder. So each release wakes one. Clients without slots come first.
+/// - An exclusive request waits for the entry right before it, or for all shared ones there.
+/// - A shared request waits for the nearest entry that is not shared, so later readers do not starve a writer.
+/// - If that entry does not cover those before it, both also wait for the nearest earlier one that does: `etcdctl lock`
+///   announces no grace, so the waiter must watch the entries before it.
+/// - A request for a slot waits for the entry right before it to get a slot; the first waiter waits for any holder to
+///   end. So each release wakes one waiter. Clients without slots come first.
 #[derive(Debug)]
 pub struct BlockerScan {
     mode: Mode,
@@ -119,7 +119,7 @@ pub struct BlockerScan {
 }
 
 impl BlockerScan {
-    /// For a contender that asks in this way.
+    /// A scan for a request in this mode.
     pub fn new(mode: Mode) -> Self {
         Self {
             mode,
@@ -127,7 +127,7 @@ impl BlockerScan {
         }
     }
 
-    /// Takes the next one; answers whether there is more to learn.
+    /// Adds the next entry. Returns whether the scan needs more.
     pub fn push(&mut self, entry: QueueEntry) -> bool {
         let (mode, covers) = (entry.mode(), entry.covers());
         let readers = self.mode == Mode::Exclusive
@@ -142,7 +142,7 @@ impl BlockerScan {
         }
     }
 
-    /// What follows.
+    /// The entries to wait for.
     pub fn finish(self) -> Blockers {
         let Self {
             mode,
@@ -152,7 +152,7 @@ impl BlockerScan {
         let present = seen.iter().map(|one| (one.token, mode_of(one))).collect();
         let blockers = match mode {
             Mode::Exclusive => {
-                // Readers cover the writer before them.
+                // Shared entries cover the exclusive one before them.
                 if seen.iter().any(|one| one.mode() == Mode::Shared)
                     && seen.last().is_some_and(|one| one.mode() != Mode::Shared)
                 {
@@ -187,14 +187,14 @@ impl BlockerScan {
     }
 }
 
-/// The nearest of `seen`, and those who cover the ones before them.
+/// The nearest entry of `seen`, and those that cover the ones before them.
 fn nearest_and_covering(seen: Vec<QueueEntry>) -> Vec<QueueEntry> {
     let seen = seen.into_iter().enumerate();
     let seen = seen.filter(|(position, one)| *position == 0 || one.covers());
     seen.map(|(_, one)| one).collect()
 }
 
-/// Which of the places of a whole queue, from the oldest on, have the lock.
+/// For each entry of a whole queue, the oldest first, whether it holds the lock.
 pub fn holders(queue: &[QueueEntry]) -> Vec<bool> {
     let mut all_shared = true;
     let holds = queue.iter().enumerate().map(|(position, entry)| {
@@ -209,11 +209,11 @@ pub fn holders(queue: &[QueueEntry]) -> Vec<bool> {
     holds.collect()
 }
 
-/// The places among those `before` a newer request that are still to be asked to go, and what is asked of each.
+/// The entries `before` a newer request that must still be asked to give up, and the kind of request for each.
 ///
-/// The newest come first and the holder last: else a waiter that is to go would get the lock before it is asked. If the
-/// holder is to go, a waiter that gets the lock in that moment is asked to stop as well. Clients that are not dlock cannot
-/// be asked, and where the lock only cools down nobody listens.
+/// The newest come first and the holder last: else a waiter would get the lock before it is asked. If the holder must
+/// give up, a waiter that gets the lock at that time is asked to stop as well. Clients that are not dlock cannot be
+/// asked, and a cooldown has no process that could answer.
 pub fn superseded(before: &[QueueEntry], request: Supersede) -> Vec<(&QueueEntry, StopKind)> {
     let places = before.iter().zip(holders(before)).rev();
     let to_ask = places.filter_map(|(entry, holds)| {
@@ -251,7 +251,7 @@ mod tests {
         }
     }
 
-    /// The tokens of those for whom somebody waits behind `before`, who are given from the oldest on.
+    /// The tokens that a request in this mode waits for behind `before`, which is given from the oldest on.
     fn waits_for(mode: Mode, before: &[(Option<Mode>, bool)]) -> Vec<i64> {
         let mut scan = BlockerScan::new(mode);
         for (token, (mode, slot)) in (1..).zip(before).collect::<Vec<_>>().into_iter().rev() {
@@ -269,7 +269,7 @@ mod tests {
     const INSIDE: (Option<Mode>, bool) = (Some(Mode::Slots(2)), true);
     const WAITING: (Option<Mode>, bool) = (Some(Mode::Slots(2)), false);
 
-    /// The tokens of those who are asked to go, and what is asked.
+    /// The tokens of the entries that are asked to give up, with the kind of request.
     fn asked(before: &[QueueEntry], request: Supersede) -> Vec<(i64, StopKind)> {
         let asked = superseded(before, request).into_iter();
         asked.map(|(one, to)| (one.token.0, to)).collect()
@@ -285,11 +285,11 @@ mod tests {
     }
 
     #[test]
-    fn those_before_a_newer_request_are_asked_to_go_the_holder_last() {
+    fn a_newer_request_asks_the_entries_before_it_the_holder_last() {
         let queue = [1, 2, 3].map(|token| entry(token, Some(Mode::Exclusive), false));
         let waiters = [(3, StopKind::Yield), (2, StopKind::Yield)];
         assert_eq!(asked(&queue, Supersede::Waiters), waiters);
-        // A waiter that gets the lock meanwhile has to stop as well.
+        // A waiter that gets the lock meanwhile must stop as well.
         let all = [
             (3, StopKind::Stop),
             (2, StopKind::Stop),
@@ -299,7 +299,7 @@ mod tests {
     }
 
     #[test]
-    fn only_those_are_asked_who_were_not_asked_yet_and_can_hear() {
+    fn only_owners_that_run_and_were_not_asked_yet_are_asked() {
         let waiter = |token| entry(token, Some(Mode::Exclusive), false);
         let cooling = QueueEntry {
             record: Some(Holder {
@@ -333,7 +333,7 @@ mod tests {
     }
 
     #[test]
-    fn who_stands_before_one_that_announces_nothing_is_waited_for_as_well() {
+    fn an_entry_before_one_that_announces_nothing_is_waited_for_as_well() {
         for mode in [Mode::Exclusive, Mode::Shared] {
             assert_eq!(waits_for(mode, &[OTHER, OTHER]), [2]);
             assert_eq!(waits_for(mode, &[WRITER, OTHER]), [2, 1]);
@@ -350,7 +350,7 @@ mod tests {
         assert!(!scan.push(cooling(3, 0)), "nothing runs any more");
     }
 
-    /// A place left taken, for a command with a grace of so many seconds.
+    /// A kept entry, for a command with a grace of `grace` seconds.
     fn cooling(token: i64, grace: u64) -> QueueEntry {
         let mut entry = entry(token, Some(Mode::Exclusive), false);
         entry.record = entry.record.map(|record| Holder {
@@ -361,7 +361,7 @@ mod tests {
     }
 
     #[test]
-    fn a_place_that_cools_down_protects_no_command_unless_it_says_so() {
+    fn a_cooldown_protects_no_command_unless_it_announces_a_grace() {
         assert_eq!(cooling(3, 0).predecessor(), None);
         let kept = cooling(3, 5);
         let grace = kept.predecessor().map(|one| one.grace());
@@ -381,7 +381,7 @@ mod tests {
     }
 
     #[test]
-    fn one_for_a_slot_waits_for_the_waiter_before_it_or_for_any_holder() {
+    fn a_request_for_a_slot_waits_for_the_waiter_before_it_or_for_any_holder() {
         let two = Mode::Slots(2);
         assert!(waits_for(two, &[INSIDE]).is_empty());
         assert!(waits_for(two, &[WAITING]).is_empty());
@@ -394,7 +394,7 @@ mod tests {
     }
 
     #[test]
-    fn one_that_stood_behind_others_cannot_have_held_the_lock() {
+    fn an_entry_behind_others_cannot_have_held_the_lock() {
         let turn = |present: &[(i64, Mode)]| Blockers {
             entries: Vec::new(),
             present: present
@@ -407,7 +407,7 @@ mod tests {
         assert!(turn(&[]).may_have_held(&gone(writer)));
         assert!(turn(&[(6, writer)]).may_have_held(&gone(writer)));
         assert!(!turn(&[(4, writer)]).may_have_held(&gone(writer)));
-        // It may have waited for another reader, or for one before the client that announces nothing.
+        // It may have waited for another reader, or for an entry before the client that announces no grace.
         assert!(turn(&[(4, reader)]).may_have_held(&gone(writer)));
         let stranger = Blockers {
             present: vec![(FencingToken(4), None)],
@@ -424,7 +424,7 @@ mod tests {
     }
 
     #[test]
-    fn who_holds_the_lock_shows_in_the_queue() {
+    fn the_holders_follow_from_the_queue() {
         let holds = |queue: &[(Option<Mode>, bool)]| {
             let queue: Vec<QueueEntry> = (1..)
                 .zip(queue)
@@ -441,7 +441,7 @@ mod tests {
         assert!(holds(&[]).is_empty());
     }
 
-    /// A queue in which everybody looks only when one of those that it waits for moves.
+    /// A queue in which each waiter reads only when one of its blockers changes.
     #[derive(Default)]
     struct Line {
         places: BTreeMap<i64, (Option<Mode>, bool)>,
@@ -452,7 +452,7 @@ mod tests {
 
     impl Line {
         fn look(&mut self, token: i64) {
-            // Clients that are not dlock wait for all before them.
+            // Clients that are not dlock wait for all entries before them.
             let (mode, _) = self.places[&token];
             let before: Vec<_> = self.places.range(..token).map(|(_, one)| *one).collect();
             let tokens: Vec<i64> = self
@@ -527,10 +527,10 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
-        /// Whoever may come and go in whatever order: those who hold the lock fit together, and nobody
-        /// sleeps through its turn.
+        /// In any order of joining and leaving, the holders' modes are compatible, and no waiter misses that it may hold
+        /// the lock.
         #[test]
-        fn those_who_hold_fit_and_nobody_oversleeps(
+        fn holders_are_compatible_and_no_waiter_misses_its_turn(
             slots in 1..5_u16,
             by_slots in any::<bool>(),
             steps in proptest::collection::vec((any::<bool>(), 0..100_usize), 1..60),

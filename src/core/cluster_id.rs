@@ -1,18 +1,18 @@
 //! The id of an etcd cluster, as people write it.
-//! It must not know where ids come from, nor what is done about a wrong one.
+//! It must not know the source of ids, nor the consequence of a wrong one.
 
 use std::fmt;
 use std::str::FromStr;
 
-/// The id that every answer of a member carries (`ResponseHeader.cluster_id`).
+/// The id in the header of every response of a member (`ResponseHeader.cluster_id`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ClusterId(pub u64);
 
-/// More digits than this are no hexadecimal number of 64 bits.
+/// Maximum number of hexadecimal digits of 64 bits.
 const HEX_DIGITS: usize = 16;
 
 impl fmt::Display for ClusterId {
-    /// As etcd's log and `etcdctl --hex` write it.
+    /// The form that etcd's log and `etcdctl --hex` write.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:x}", self.0)
     }
@@ -21,8 +21,8 @@ impl fmt::Display for ClusterId {
 impl FromStr for ClusterId {
     type Err = String;
 
-    /// Hexadecimal, with `0x` or without; a number of 17 to 20 digits is decimal, which is how `etcdctl -w json` and
-    /// `-w fields` print nearly all ids: one in 1,800 is shorter.
+    /// Parses a hexadecimal number, with `0x` or without; 17 to 20 digits are decimal, as `etcdctl -w json` and `-w
+    /// fields` print nearly all ids: one in 1,800 is shorter.
     fn from_str(text: &str) -> Result<Self, String> {
         let hex = text.strip_prefix("0x").or_else(|| text.strip_prefix("0X"));
         let digits = hex.unwrap_or(text);
@@ -31,7 +31,7 @@ impl FromStr for ClusterId {
         } else {
             (10, digits.parse())
         };
-        // Rust's own parser takes a sign.
+        // Rust's own parser accepts a sign.
         let plain = digits.chars().all(|digit| digit.is_digit(radix));
         match number {
             Ok(number) if plain && number != 0 => Ok(Self(number)),
@@ -64,7 +64,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_id_is_refused() {
+    fn a_text_that_is_no_id_is_refused() {
         for text in [
             "",
             "0",
@@ -84,7 +84,7 @@ mod tests {
 
     proptest::proptest! {
         #[test]
-        fn what_is_printed_is_read(number in 1..u64::MAX) {
+        fn a_printed_id_is_parsed(number in 1..u64::MAX) {
             proptest::prop_assert_eq!(id(&ClusterId(number).to_string()), Ok(number));
         }
     }

@@ -1,4 +1,4 @@
-//! What `dlock doctor` makes of what it has seen: facts come in, findings go out.
+//! The findings of `dlock doctor`: facts in, findings out.
 //! It must not know how the facts were found, nor how the findings are shown.
 
 pub mod certificate;
@@ -13,23 +13,23 @@ use serde::Serialize;
 
 use super::text::printable;
 
-/// How bad a finding is, the worst last.
+/// The severity of a finding, the worst last.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Level {
     Ok,
-    /// Locks work now, and something may break them.
+    /// Locks work now, but something may break them.
     Warning,
-    /// No lock can be taken, or none that excludes anybody.
+    /// No lock can be taken, or none that excludes others.
     Unusable,
 }
 
-/// One thing that was looked at.
+/// The result of one check.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Finding {
-    /// What was looked at; one of a fixed set of words, for scripts.
+    /// The check; one of a fixed set of words, for scripts.
     pub check: &'static str,
-    /// Which one of its kind: an endpoint, a file, a version.
+    /// The object of the check: an endpoint, a file, a version.
     pub object: String,
     pub level: Level,
     pub says: String,
@@ -37,7 +37,7 @@ pub struct Finding {
 }
 
 impl Finding {
-    /// The texts may hold what a server or a file says.
+    /// `object` and `says` may contain text of a server or a file.
     pub fn new(check: &'static str, object: &str, level: Level, says: &str) -> Self {
         Self {
             check,
@@ -60,7 +60,7 @@ impl Finding {
         Self::new(check, object, Level::Unusable, says)
     }
 
-    /// The same with what may help.
+    /// The same with a hint.
     #[must_use]
     pub fn hinting(self, hint: &str) -> Self {
         Self {
@@ -69,7 +69,7 @@ impl Finding {
         }
     }
 
-    /// The same with what may help, if anything is known to.
+    /// The same with a hint, if there is one.
     #[must_use]
     pub fn maybe_hinting(self, hint: Option<&str>) -> Self {
         match hint {
@@ -79,7 +79,7 @@ impl Finding {
     }
 }
 
-/// How bad it is altogether.
+/// The highest level of all findings.
 pub fn worst(findings: &[Finding]) -> Level {
     let levels = findings.iter().map(|finding| finding.level);
     levels.max().unwrap_or(Level::Ok)
@@ -109,7 +109,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_server_says_has_no_power_over_a_terminal() {
+    fn text_of_a_server_is_safe_for_a_terminal() {
         let finding = Finding::warning("version", "3.5\u{1b}[2J", "a\nb").hinting("\u{202e}");
         let text = format!("{}{}{:?}", finding.object, finding.says, finding.hint);
         assert!(!text.chars().any(char::is_control), "{text}");

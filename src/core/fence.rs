@@ -1,5 +1,5 @@
-//! What a fence has seen: the highest token of every lock, as text, and who is let in after that.
-//! It must not know where the text is kept, nor who asks.
+//! The state of a fence: the highest token of every lock, as text, and the check of a new token.
+//! It must not know where the text is kept, nor who checks.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -10,23 +10,23 @@ use super::text::printable;
 
 const TITLE: &str = "dlock-fence";
 const VERSION: &str = "1";
-/// A text that was cut at the end of a line lacks it.
+/// Last line of the text; a truncated text lacks it.
 const END: &str = "end";
 
 /// The highest token seen of every lock, by the lock's encoded name.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct HighestTokens(BTreeMap<String, FencingToken>);
 
-/// Somebody with this token has been there before.
+/// The token is lower than this one, which was seen before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StaleToken(pub FencingToken);
 
-/// Why a text is none that [`Seen`] wrote.
+/// Why a text is not one that [`HighestTokens`] wrote.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Unreadable {
     Foreign,
     Version(String),
-    /// Its number, counted from 1.
+    /// Line number, from 1.
     Line(usize),
     Cut,
 }
@@ -51,7 +51,7 @@ impl fmt::Display for Unreadable {
 }
 
 impl HighestTokens {
-    /// Reads what [`Seen`] displays, and nothing else: a number that is guessed could be too low.
+    /// Parses the text that [`HighestTokens`] displays, and nothing else: a guessed number could be too low.
     pub fn parse(bytes: &[u8]) -> Result<Self, Unreadable> {
         let text = str::from_utf8(bytes).map_err(|_| Unreadable::Foreign)?;
         let title = text
@@ -86,7 +86,7 @@ impl HighestTokens {
         self.0.get(&name.encoded()).copied()
     }
 
-    /// Lets `token` in, which is then the highest; answers whether that is news.
+    /// Accepts `token`, which is then the highest. Returns whether it was not the highest before.
     pub fn admit(&mut self, name: &LockName, token: FencingToken) -> Result<bool, StaleToken> {
         match self.highest(name) {
             Some(highest) if token < highest => Err(StaleToken(highest)),
@@ -98,12 +98,12 @@ impl HighestTokens {
         }
     }
 
-    /// Makes `token` the highest of this lock, also when that is lower.
+    /// Sets the highest token of this lock, also to a lower one.
     pub fn set(&mut self, name: &LockName, token: FencingToken) {
         self.0.insert(name.encoded(), token);
     }
 
-    /// One line for every lock, `NAME TOKEN`.
+    /// The text: one line for every lock, `NAME TOKEN`.
     pub fn lines(&self) -> String {
         let line = |(name, token)| format!("{name} {token}\n");
         self.0.iter().map(line).collect()
@@ -122,7 +122,7 @@ fn entry(line: &str) -> Option<(String, FencingToken)> {
     Some((name, parse_token(token)?))
 }
 
-/// A token as [`FencingToken`] displays it; 0 is lower than every one that etcd gives out.
+/// Parses a token as [`FencingToken`] displays it; 0 is lower than every token that etcd gives out.
 pub fn parse_token(text: &str) -> Option<FencingToken> {
     let token = text.parse::<i64>().ok().filter(|token| *token >= 0)?;
     (token.to_string() == text).then_some(FencingToken(token))
@@ -175,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn whatever_else_is_refused() {
+    fn any_other_text_is_refused() {
         use Unreadable::{Cut, Foreign, Line, Version};
         for (text, why) in [
             ("", Foreign),
@@ -236,13 +236,13 @@ mod tests {
         }
 
         #[test]
-        fn what_was_written_comes_back(seen in any_seen()) {
+        fn tokens_survive_a_round_trip(seen in any_seen()) {
             prop_assert_eq!(parse(&seen.to_string()), Ok(seen));
         }
 
         /// A file system that loses the end of a file must not lower a number.
         #[test]
-        fn no_part_of_it_is_taken_for_the_whole(seen in any_seen(), cut in any::<prop::sample::Index>()) {
+        fn a_truncated_text_is_refused(seen in any_seen(), cut in any::<prop::sample::Index>()) {
             let text = seen.to_string();
             let part = &text.as_bytes()[..cut.index(text.len())];
             prop_assert!(HighestTokens::parse(part).is_err());

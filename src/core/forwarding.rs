@@ -1,32 +1,32 @@
-//! Handing a signal on: to the command, to its whole process group, or to nobody because it is there already.
+//! The recipient of a signal that dlock received: the command, its whole process group, or none because they have it.
 //! It must not know a signal's number, nor how one is sent.
 
-/// Where a signal came from that dlock received.
+/// The sender of a signal that dlock received.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sender {
     /// The terminal, which sends to every process of the foreground process group.
     Terminal,
     /// A process that descends from the command, or the command itself.
     Descendant,
-    /// Another process, or the kernel on account of dlock alone.
+    /// Another process, or the kernel, to dlock alone.
     Other,
 }
 
-/// The process group of the command, seen from dlock.
+/// The process group of the command, relative to dlock's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CommandGroup {
-    /// The one that both were started in.
+    /// The group that both were started in.
     Shared,
-    /// Another one of the same session, as timeout(1) makes it.
+    /// Another group of the same session, as timeout(1) makes it.
     Own,
-    /// It has left the session, and so the terminal.
+    /// The command has left the session, and so the terminal.
     OtherSession,
 }
 
 /// A recipient of the signal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Recipient {
-    /// The signal has reached the command without us, or is not meant for it.
+    /// None: the command has the signal already, or it is not meant for it.
     Nobody,
     /// The command alone.
     Command,
@@ -34,16 +34,16 @@ pub enum Recipient {
     Group,
 }
 
-/// Decides who gets a signal. `continues` is true for the one signal that wakes what is stopped.
+/// Decides who gets a signal. `continues` is true for SIGCONT.
 ///
-/// A descendant sends to dlock when it sends to its whole process group (`kill 0`), of which the command had its own copy.
-/// That it sent to the process id of dlock alone looks the same, and is rarer.
+/// A descendant sends to dlock when it sends to its whole process group (`kill 0`), which reached the command, too. A
+/// signal from it to the process id of dlock alone looks the same, and is rarer.
 pub const fn recipient(sender: Sender, group: CommandGroup, continues: bool) -> Recipient {
     match (sender, group) {
         (Sender::Terminal | Sender::Descendant, CommandGroup::Shared)
         | (Sender::Terminal, CommandGroup::OtherSession) => Recipient::Nobody,
         (Sender::Terminal, CommandGroup::Own) => Recipient::Group,
-        // A shell continues the process group that it knows.
+        // A shell continues only the process group that it knows.
         (Sender::Other, CommandGroup::Own) if continues => Recipient::Group,
         (Sender::Descendant | Sender::Other, _) => Recipient::Command,
     }
@@ -60,7 +60,7 @@ mod tests {
     ];
 
     #[test]
-    fn what_the_group_received_is_not_sent_again() {
+    fn a_signal_that_the_group_received_is_not_sent_again() {
         for sender in [Sender::Terminal, Sender::Descendant] {
             for continues in [false, true] {
                 let answer = recipient(sender, CommandGroup::Shared, continues);
@@ -79,7 +79,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_sent_to_dlock_reaches_the_command_wherever_it_is() {
+    fn a_signal_to_dlock_reaches_the_command_in_any_group() {
         for group in GROUPS {
             let answer = recipient(Sender::Other, group, false);
             assert_eq!(answer, Recipient::Command, "{group:?}");

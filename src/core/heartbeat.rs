@@ -1,51 +1,51 @@
-//! When the next renewal is due, whoever needs it: a holder or a waiter.
+//! The times at which renewals are due, for a holder or a waiter.
 //! It must not know what a renewal proves, nor how it is sent.
 
 use std::time::Duration;
 
 use super::time::{Instant, LeaseTimings};
 
-/// A holder hears within this that its key was deleted or taken, as long as any endpoint answers it: of a watch that is
-/// open at once, and without one by its renewals. What a waiter gives a holder that vanished rests on that
-/// (`core::evidence::hand_over`).
+/// Limit within which a holder learns that its key was deleted or replaced, as long as any endpoint answers: at once with
+/// an open watch, else by its renewals. The lock delay of a vanished holder depends on it
+/// (`core::lock_delay::lock_delay`).
 pub const NOTICE: Duration = Duration::from_secs(1);
 
-/// Without an open watch renewals leave this far apart; the other half of the time is for the answer.
+/// Renewals are sent this far apart without an open watch; the other half of the time is for the answer.
 const UNWATCHED: Duration = Duration::from_millis(500);
 
-/// A renewal that failed at once is not tried again before this, so that a dead etcd is not stormed.
+/// Pause after a renewal that failed at once, so that requests do not flood a dead etcd.
 const RETRY_PAUSE: Duration = Duration::from_millis(250);
 
-/// The state of the watch on our key, and on those for whom a waiter waits.
+/// The state of the watch on our key, and on those that a waiter waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Watch {
     /// It is open, and began with a read.
     Open,
-    /// It is being opened anew, and has missed nothing until now.
+    /// It is being reopened, and has missed nothing so far.
     Reopening,
-    /// It broke, nobody knows how long ago.
+    /// It broke, at an unknown time.
     Broken,
 }
 
-/// The rhythm of renewals: one in five of the TTL, one at a time, and a failed one again at once. As long as no watch is
-/// open they are so frequent that they take its place.
+/// The schedule of renewals: one per fifth of the TTL, one at a time, and again at once after a failure. While no watch
+/// is open, they are frequent enough to replace it.
 #[derive(Clone, Debug)]
 pub struct Heartbeat {
     period: Duration,
-    /// When the last renewal that was proven had been sent.
+    /// The send time of the last proven renewal.
     proven_at: Instant,
     due_at: Instant,
-    /// When a renewal is due because no watch is open.
+    /// The time at which a renewal is due because no watch is open.
     unwatched_at: Option<Instant>,
     /// The end of the pause after a failure.
     paused_until: Option<Instant>,
     asked_at: Option<Instant>,
-    /// State of a small generator (`SplitMix64`); it spreads the load of many clients, no more.
+    /// State of a small generator (`SplitMix64`), which only spreads the load of many clients.
     noise: u64,
 }
 
 impl Heartbeat {
-    /// The first renewal is due one period after `proven_at`; `seed` makes hosts differ.
+    /// The first renewal is due one interval after `proven_at`; `seed` makes hosts differ.
     pub fn new(timings: LeaseTimings, proven_at: Instant, seed: u64) -> Self {
         let mut heartbeat = Self {
             period: timings.renew_interval(),
@@ -60,7 +60,7 @@ impl Heartbeat {
         heartbeat
     }
 
-    /// The period ± 10 %.
+    /// The interval ± 10 %.
     fn jittered(&mut self) -> Duration {
         self.noise = self.noise.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut bits = self.noise;
@@ -70,7 +70,7 @@ impl Heartbeat {
         self.period * (900 + share) / 1000
     }
 
-    /// When to look again, unless an answer is awaited.
+    /// The time of the next renewal; `None` while an answer is pending.
     pub fn due_at(&self) -> Option<Instant> {
         if self.asked_at.is_some() {
             return None;
@@ -79,7 +79,7 @@ impl Heartbeat {
         Some(self.paused_until.into_iter().fold(due_at, Ord::max))
     }
 
-    /// Whether to send a renewal now; the answer is awaited from then on.
+    /// Whether to send a renewal now; if so, its answer is pending from then on.
     pub fn start_renewal(&mut self, now: Instant) -> bool {
         let ask = self.due_at().is_some_and(|due_at| due_at <= now);
         if ask {
@@ -106,12 +106,12 @@ impl Heartbeat {
         self.paused_until = Some(self.due_at);
     }
 
-    /// The next renewal is due now, or when the pause after a failure is over.
+    /// Makes the next renewal due now, or after the pause that follows a failure.
     pub fn renew_now(&mut self, now: Instant) {
         self.due_at = self.due_at.min(now);
     }
 
-    /// Takes note of what became of the watch.
+    /// Records a change of the watch.
     pub fn watch(&mut self, now: Instant, watch: Watch) {
         let since = match watch {
             Watch::Open => {
@@ -119,7 +119,7 @@ impl Heartbeat {
                 return;
             }
             Watch::Reopening => now,
-            // Nothing is known of the time after the last proof.
+            // The time since the last proof is uncovered.
             Watch::Broken => self.proven_at,
         };
         let due_at = since + UNWATCHED;
@@ -192,12 +192,12 @@ mod tests {
         assert!(heartbeat.start_renewal(at(1.2)));
         heartbeat.proven(at(1.2));
         assert_eq!(heartbeat.due_at(), Some(at(1.7)));
-        // One that breaks again and again is no reason to storm etcd.
+        // A watch that breaks again and again must not make dlock flood etcd.
         heartbeat.watch(at(1.3), Watch::Broken);
         assert_eq!(heartbeat.due_at(), Some(at(1.7)));
     }
 
-    /// An event of a heartbeat at one moment.
+    /// An event of a heartbeat at one time.
     #[derive(Clone, Copy, Debug)]
     enum Event {
         Ask,
@@ -221,15 +221,15 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
-        /// A dlock without an open watch renews, and renews again after an answer, in time to hear of a loss within `NOTICE`; and
-        /// nothing shortens the pause after a failure.
+        /// Without an open watch, dlock renews, and renews again after an answer, early enough to learn of a loss within
+        /// `NOTICE`; and nothing shortens the pause after a failure.
         #[test]
         fn without_a_watch_renewals_take_its_place(ttl in 5..3600_u64, events in events()) {
             let ttl = Duration::from_secs(ttl);
             let timings = LeaseTimings::new(ttl, LeaseTimings::default_grace(ttl));
             let mut now = at(100.0);
             let mut heartbeat = Heartbeat::new(timings, now, ttl.as_secs());
-            // Until when nothing was missed; `None` while the watch is open.
+            // The time until which nothing was missed; `None` while the watch is open.
             let (mut known_at, mut paused_until, mut asked_at) = (None, now, None);
             let mut proven_at = now;
             for (pause, event) in events {
@@ -260,7 +260,7 @@ mod tests {
                     }
                 }
                 if let (Some(known_at), Some(due_at)) = (known_at, heartbeat.due_at()) {
-                    // Not before the last answer has come, or its time has passed.
+                    // Not before the last answer or its timeout.
                     prop_assert!(due_at <= paused_until.max(known_at + NOTICE / 2).max(now));
                 }
             }

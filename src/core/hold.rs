@@ -1,5 +1,5 @@
-//! The end of a `dlock hold` as it reports it, and the outcome that `dlock release` derives from that.
-//! It must not know how the report gets from one process to the other.
+//! The end of a `dlock hold` as it reports it, and the result that `dlock release` derives from it.
+//! It must not know how the report is passed between the processes.
 
 use std::time::Duration;
 
@@ -7,26 +7,26 @@ use serde::{Deserialize, Serialize};
 
 use super::time::Instant;
 
-/// The end of a hold, as it writes it for `dlock release`.
+/// The end of a hold, as the hold writes it for `dlock release`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HoldEnd {
     /// The exit status of the hold.
     pub exit_code: u8,
-    /// The moment, since the boot of the machine, at which it learnt that the lock is not wanted any more. The lock was
-    /// its own until then if the exit status is 0.
+    /// Time since boot at which it learnt that the lock is not wanted any more. If the exit status is 0, the lock was
+    /// held until then.
     pub held_until: Option<Duration>,
-    /// Why it did not end as it should.
+    /// Why it failed.
     pub reason: Option<String>,
 }
 
-/// What `dlock release` has to say.
+/// The result of `dlock release`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum HoldVerdict {
-    /// The lock was held until the release was asked for, and was given back then.
+    /// The lock was held until the release was requested, and was then released.
     Released,
-    /// It cannot be shown that the lock was held until then.
+    /// Nothing proves that the lock was held until then.
     Lost(String),
-    /// A process that should have been killed keeps the lock.
+    /// A process that survived SIGKILL keeps the lock.
     Unkillable(String),
 }
 
@@ -39,13 +39,13 @@ impl HoldEnd {
         serde_json::to_string(self).unwrap_or_default()
     }
 
-    /// What [`HoldEnd::to_json`] made.
+    /// Parses the text of [`HoldEnd::to_json`].
     pub fn parse(text: &[u8]) -> Option<Self> {
         serde_json::from_slice(text).ok()
     }
 }
 
-/// Judges a hold that has ended, and left these words or none, after its release was asked for at `asked_at`.
+/// The result for a hold that ended with `end`, if it reported one, and whose release was requested at `asked_at`.
 pub fn hold_verdict(end: Option<&HoldEnd>, asked_at: Instant) -> HoldVerdict {
     let Some(end) = end else {
         return HoldVerdict::Lost("the dlock that held it was killed".to_owned());
@@ -99,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn one_that_says_nothing_was_killed() {
+    fn a_hold_without_a_report_was_killed() {
         let asked_at = Instant::from_boot(Duration::from_secs(10));
         let killed = lost("the dlock that held it was killed");
         assert_eq!(hold_verdict(None, asked_at), killed);
@@ -108,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_is_read() {
+    fn a_written_hold_end_is_parsed() {
         let end = end(121, Some(7), Some("\"lost\"\nand gone"));
         assert_eq!(HoldEnd::parse(end.to_json().as_bytes()), Some(end));
     }

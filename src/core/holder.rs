@@ -1,5 +1,5 @@
-//! What the holder of a lock says of itself: the record in its key, for people only, never trusted.
-//! It must not know where the facts come from (`host/identity.rs`), nor who shows them.
+//! The holder record: the value of a lock's key, which describes its owner. It is for people only, never trusted.
+//! It must not know the source of the facts (`host/identity.rs`), nor where they are shown.
 
 use std::fmt::Write as _;
 use std::time::Duration;
@@ -12,10 +12,10 @@ use super::text::{printable, truncate};
 /// The version of the record that this dlock writes and understands.
 const VERSION: u32 = 1;
 
-/// In bytes: no record is longer.
+/// Maximum length of a record in bytes.
 const MAX_RECORD_BYTES: usize = 1024;
 
-/// The record. Texts may hold anything: show them through [`printable`] or [`Holder::sentence`].
+/// The record. Texts may contain anything: show them through [`printable`] or [`Holder::sentence`].
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Holder {
     pub v: u32,
@@ -25,7 +25,7 @@ pub struct Holder {
     pub pid: u32,
     #[serde(default)]
     pub user: String,
-    /// The command's name without its arguments: those hold secrets.
+    /// The command's name without its arguments, which may contain secrets.
     #[serde(default)]
     pub program: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -33,50 +33,50 @@ pub struct Holder {
     /// The page of the CI job that runs the command.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub url: Option<String>,
-    /// How the lock is held: `exclusive`, `shared` or `slots`.
+    /// The mode of the request: `exclusive`, `shared` or `slots`.
     #[serde(default)]
     pub mode: String,
-    /// How many may hold the lock at once.
+    /// Maximum number of holders at once.
     #[serde(default = "one")]
     pub slots: u16,
-    /// Which of the slots its owner has, from 0 on; none while it waits.
+    /// The slot of its owner, from 0 on; `None` while it waits.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub slot: Option<u16>,
-    /// RFC 3339, of the holder's wall clock.
+    /// RFC 3339, by the holder's wall clock.
     #[serde(default)]
     pub since: String,
-    /// How long the holder's command may take to end when it is told to, or the command of one before it that may run still.
+    /// Time that the holder's command may take to end after the stop signal, or an earlier command that may still run.
     #[serde(default)]
     pub grace_ms: u64,
-    /// The lock stays taken although nobody of this place runs a command: for `--min-hold`, and then the grace is zero, or
-    /// for the command of a holder that vanished, which has that grace.
+    /// The lock stays taken although the owner runs no command: for `--min-hold`, and then the grace is zero, or for the
+    /// command of a vanished holder, which has that grace.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub cooling: bool,
-    /// How the command ended, where that is kept.
+    /// The result of the command, if it is kept.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub result: Option<String>,
-    /// What somebody asks of its owner.
+    /// A request to its owner to give the lock up.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub asked: Option<StopRequest>,
 }
 
-/// What is asked of the owner of a place, by a change of its record.
+/// A request to the owner of an entry, made by a change of its record.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StopRequest {
     pub to: StopKind,
-    /// Who asks, for people.
+    /// The requester, for people.
     #[serde(default)]
     pub by: String,
-    /// Why, in the words of who asks.
+    /// The reason, in the requester's words.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub why: Option<String>,
 }
 
-/// The kinds of [`Ask`].
+/// The kinds of [`StopRequest`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum StopKind {
-    /// Leave the queue, for a newer request came; who has the lock already keeps it.
+    /// Leave the queue because of a newer request; a holder ignores it.
     Yield,
     /// Stop the command and release the lock, or leave the queue.
     Stop,
@@ -98,7 +98,7 @@ fn one() -> u16 {
 }
 
 impl Holder {
-    /// A record of this version that says no more than how long stopping may take.
+    /// A record of this version with nothing but mode and grace.
     pub fn new(mode: Mode, grace: Duration) -> Self {
         let record = Self {
             v: VERSION,
@@ -109,7 +109,7 @@ impl Holder {
         record.with_grace(grace)
     }
 
-    /// The same with another grace: whoever finds its place gone waits for that.
+    /// The same with another grace, which a waiter uses if the entry vanishes.
     #[must_use]
     pub fn with_grace(self, grace: Duration) -> Self {
         Self {
@@ -118,7 +118,7 @@ impl Holder {
         }
     }
 
-    /// How the lock is held or asked for; `None` when a later version knows more ways than we do.
+    /// The requested mode; `None` for a mode of a later version.
     pub fn mode(&self) -> Option<Mode> {
         match self.mode.as_str() {
             "exclusive" if self.slots == 1 => Some(Mode::Exclusive),
@@ -128,12 +128,12 @@ impl Holder {
         }
     }
 
-    /// How long the holder's command, or one before it, may take to end when it is told to.
+    /// Time that the holder's command, or an earlier one, may take to end after the stop signal.
     pub fn grace(&self) -> Duration {
         Duration::from_millis(self.grace_ms)
     }
 
-    /// The value of the key: at most 1 KiB, the longest texts are cut to reach that.
+    /// The value of the key: at most 1 KiB; the longest texts are truncated to reach that.
     pub fn to_json(&self) -> String {
         let mut record = self.clone();
         loop {
@@ -146,10 +146,10 @@ impl Holder {
         }
     }
 
-    /// Takes `excess` bytes from the longest text, or all of it.
+    /// Removes `excess` bytes from the longest text, or all of it.
     fn shorten(&mut self, excess: usize) {
         let length = |text: &Option<String>| text.as_ref().map_or(0, String::len);
-        // Half a link is none.
+        // A truncated link is useless.
         if length(&self.url) > MAX_RECORD_BYTES / 2 {
             self.url = None;
             return;
@@ -178,8 +178,8 @@ impl Holder {
         }
     }
 
-    /// The record in `value`; nothing for another version, garbage, far more than a record can be, or an empty
-    /// value (`etcdctl lock` writes one), which all mean "another client".
+    /// Parses `value`. `None` means another client: another version, garbage, a value that is far too long, or an empty
+    /// one, which `etcdctl lock` writes.
     pub fn parse(value: &[u8]) -> Option<Self> {
         if value.len() > 4 * MAX_RECORD_BYTES {
             return None;
@@ -193,7 +193,7 @@ impl Holder {
         self.words(&self.since)
     }
 
-    /// The same where no moment is shown.
+    /// The same without the time.
     pub fn describe_briefly(&self) -> String {
         self.words("")
     }
@@ -209,7 +209,7 @@ impl Holder {
         add("", &self.program);
         add("since ", since);
         if let Some(note) = &self.note {
-            // Quotes inside would let a note end early and go on as if it were our own words.
+            // A quote inside could end a note early and pass as dlock's own words.
             add("note ", &format!("\"{}\"", note.replace('"', "'")));
         }
         if let Some(url) = &self.url {
@@ -218,7 +218,7 @@ impl Holder {
         printable(&text)
     }
 
-    /// How old the record is, by two wall clocks: nothing when they contradict each other.
+    /// The age of the record, by two wall clocks; `None` if they contradict each other.
     pub fn age(&self, since_1970: Duration) -> Option<Duration> {
         let since = humantime::parse_rfc3339(&self.since).ok()?;
         let since = since.duration_since(std::time::UNIX_EPOCH).ok()?;
@@ -245,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn a_record_comes_back() {
+    fn a_record_survives_a_round_trip() {
         assert_eq!(Holder::parse(alice().to_json().as_bytes()), Some(alice()));
         assert_eq!(alice().grace(), Duration::from_secs(5));
         assert_eq!(
@@ -271,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn a_mode_comes_back() {
+    fn a_mode_survives_a_round_trip() {
         for mode in [
             Mode::Exclusive,
             Mode::Shared,
@@ -301,7 +301,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_asked_stands_in_the_record() {
+    fn a_request_is_part_of_the_record() {
         let asked = StopRequest {
             to: StopKind::Yield,
             by: "bob@db2".into(),
@@ -375,7 +375,7 @@ mod tests {
                 prop_assert!(!text.chars().any(super::super::text::is_hostile), "{text:?}");
                 prop_assert!(text.len() <= 10 * MAX_RECORD_BYTES + 3);
             }
-            // Whatever the moment is: no panic.
+            // No time may cause a panic.
             let _ = holder.age(Duration::from_secs(seconds));
         }
 

@@ -4,16 +4,16 @@
 /// The command and dlock as one job of the caller's shell.
 #[derive(Debug, Default)]
 pub struct JobState {
-    /// The signal that the command is stopped by.
+    /// The signal that stopped the command; `None` while it runs.
     stopped_by: Option<i32>,
-    /// Whether dlock was told to stop and has not said that it runs again.
+    /// Whether dlock was ordered to stop and has not reported that it runs again.
     holds_dlock: bool,
-    /// Whether the command has stopped since dlock was told.
+    /// Whether the command has stopped since that order.
     has_stopped_again: bool,
 }
 
 impl JobState {
-    /// The command was stopped. Answers the signal that dlock has to stop by, if it has to be told.
+    /// The command was stopped. Returns the signal by which dlock must stop, if it must be ordered to.
     pub const fn stopped(&mut self, signal: i32) -> Option<i32> {
         self.stopped_by = Some(signal);
         if self.holds_dlock {
@@ -31,7 +31,7 @@ impl JobState {
         self.has_stopped_again = false;
     }
 
-    /// dlock runs again. Answers the signal that it has to stop by once more, if the command has been stopped since.
+    /// dlock runs again. Returns the signal by which it must stop once more, if the command has been stopped since.
     pub const fn resumed(&mut self) -> Option<i32> {
         self.holds_dlock = false;
         match self.stopped_by {
@@ -43,7 +43,7 @@ impl JobState {
         }
     }
 
-    /// Whether dlock is stopped, or about to be, for a command that is not stopped any more.
+    /// Whether dlock is stopped, or about to be, although the command runs again.
     pub const fn owes_continue(&self) -> bool {
         self.holds_dlock && self.stopped_by.is_none()
     }
@@ -65,10 +65,10 @@ mod tests {
     }
 
     #[test]
-    fn a_dlock_that_is_stopped_is_not_told_twice() {
+    fn a_stopped_dlock_is_not_ordered_to_stop_twice() {
         let mut job = JobState::default();
         assert_eq!(job.stopped(19), Some(19));
-        // Continued by somebody, it read from the terminal in the background.
+        // Another process continued it, and it read from the terminal in the background.
         assert_eq!(job.stopped(21), None);
         job.continued();
         assert_eq!(job.resumed(), None);
@@ -76,7 +76,7 @@ mod tests {
     }
 
     #[test]
-    fn a_dlock_that_runs_beside_a_command_that_stopped_again_is_told_again() {
+    fn a_dlock_that_runs_is_ordered_to_stop_if_the_command_has_stopped_again() {
         let mut job = JobState::default();
         assert_eq!(job.stopped(19), Some(19));
         job.continued();

@@ -1,17 +1,17 @@
-//! Where a lock's queue lives among etcd's keys.
+//! The key layout of a lock's queue in etcd.
 //! It must not know how keys are read or written.
 
 use super::name::{LockName, encode};
 use super::proof::LeaseId;
 
-/// The keys of one lock: `<namespace>lock/<name>/<lease id in hex>`, one per holder or waiter, the
-/// oldest holds. It is the layout of etcd's own concurrency package (`client/v3/concurrency/mutex.go`),
-/// so `etcdctl lock <namespace>lock/<name>` stands in the same queue.
+/// The keys of one lock: `<namespace>lock/<name>/<lease id in hex>`, one per holder or waiter; the oldest key holds the
+/// lock. It is the layout of etcd's own concurrency package (`client/v3/concurrency/mutex.go`), so `etcdctl lock
+/// <namespace>lock/<name>` joins the same queue.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LockKeys {
     namespace: String,
     lock: LockName,
-    /// The lock's name as it stands in keys.
+    /// The lock's name as it is encoded in keys.
     name: String,
     prefix: String,
 }
@@ -27,12 +27,12 @@ impl LockKeys {
         }
     }
 
-    /// The lock itself.
+    /// The lock's name.
     pub fn lock(&self) -> &LockName {
         &self.lock
     }
 
-    /// What all keys of dlock begin with.
+    /// The prefix of all keys of dlock.
     pub fn namespace(&self) -> &str {
         &self.namespace
     }
@@ -42,34 +42,34 @@ impl LockKeys {
         end_of_prefix(&self.namespace)
     }
 
-    /// What the keys of this lock begin with.
+    /// The prefix of this lock's entries.
     pub fn prefix(&self) -> &str {
         &self.prefix
     }
 
-    /// The first key after those of this lock.
+    /// The first key after those of this lock's entries.
     pub fn ended(&self) -> String {
         end_of_prefix(&self.prefix)
     }
 
-    /// The key of the place that belongs to a lease.
+    /// The key of the entry that belongs to a lease.
     pub fn entry(&self, lease: LeaseId) -> String {
         format!("{}{lease}", self.prefix)
     }
 
-    /// The key under which one that gives its place back itself leaves its [`Evidence`](super::evidence::Evidence), for no
-    /// longer than its lease lives. Where it stands, no place of that lease is taken any more: see
+    /// The key of the [`ReleaseRecord`](super::lock_delay::ReleaseRecord) that an owner writes when it deletes its own
+    /// entry; it lives no longer than the owner's lease. While it exists, no entry of that lease is created: see
     /// [`abandoned`](super::abandoned).
     pub fn released(&self, lease: LeaseId) -> String {
         format!("{}released/{}/{lease}", self.namespace, self.name)
     }
 
-    /// The key of a slot, by which no two holders have the same one.
+    /// The key of a slot, which one holder at most can have.
     pub fn slot(&self, slot: u16) -> String {
         format!("{}{slot}", self.slots())
     }
 
-    /// What the keys of the slots begin with.
+    /// The prefix of the slots' keys.
     pub fn slots(&self) -> String {
         format!("{}slot/{}/", self.namespace, self.name)
     }
@@ -79,28 +79,28 @@ impl LockKeys {
         end_of_prefix(&self.slots())
     }
 
-    /// The number of the slot that `key` is.
+    /// The number of the slot whose key is `key`.
     pub fn slot_number(&self, key: &[u8]) -> Option<u16> {
         let digits = key.strip_prefix(self.slots().as_bytes())?;
         std::str::from_utf8(digits).ok()?.parse().ok()
     }
 
-    /// The key that stands for as long as no further run may start (`--once-per`).
+    /// The key that exists as long as no further run may start (`--once-per`).
     pub fn once(&self) -> String {
         format!("{}once/{}", self.namespace, self.name)
     }
 
-    /// The lease of the place that `key` is; `None` for keys that are no places of this lock.
+    /// The lease of the entry whose key is `key`; `None` for keys that are no entries of this lock.
     pub fn parse_entry(&self, key: &[u8]) -> Option<LeaseId> {
         lease(key.strip_prefix(self.prefix.as_bytes())?)
     }
 }
 
-/// The kinds of keys, each the part that follows the namespace.
+/// The kinds of keys: the part of the key after the namespace.
 const KINDS: [&str; 4] = ["lock", "once", "released", "slot"];
 
-/// The namespace and the kind of whose keys those with this `namespace` would be: then it cannot serve as one. With
-/// `a/lock/`, the mark of a run of `abc` would be a place of the lock `once` in the namespace `a/`.
+/// The namespace and the kind that the keys below `namespace` would belong to; then it cannot be a namespace itself. With
+/// `a/lock/`, the mark of a run of `abc` would be an entry of the lock `once` in the namespace `a/`.
 pub fn kind_of(namespace: &str) -> Option<(&str, &str)> {
     let stem = namespace.strip_suffix('/')?;
     KINDS.iter().find_map(|kind| {
@@ -110,12 +110,12 @@ pub fn kind_of(namespace: &str) -> Option<(&str, &str)> {
     })
 }
 
-/// What the keys of all locks begin with whose names begin with `prefix`.
+/// The prefix of the keys of all locks whose names begin with `prefix`.
 pub fn locks_prefix(namespace: &str, prefix: &str) -> String {
     format!("{namespace}lock/{}", encode(prefix))
 }
 
-/// The name, as keys have it, of the lock of which `key` is a place.
+/// The encoded name of the lock of which `key` is an entry.
 pub fn lock_name_of<'a>(namespace: &str, key: &'a [u8]) -> Option<&'a str> {
     let rest = key.strip_prefix(namespace.as_bytes())?;
     let rest = std::str::from_utf8(rest.strip_prefix(b"lock/")?).ok()?;
@@ -124,7 +124,7 @@ pub fn lock_name_of<'a>(namespace: &str, key: &'a [u8]) -> Option<&'a str> {
     Some(name)
 }
 
-/// The id that `digits` are, if etcd's tools write it so.
+/// Parses a lease id as etcd's tools write it.
 fn lease(digits: &[u8]) -> Option<LeaseId> {
     let hex = |digit: &u8| digit.is_ascii_digit() || (b'a'..=b'f').contains(digit);
     if digits.is_empty() || digits.len() > 16 || digits[0] == b'0' || !digits.iter().all(hex) {
@@ -154,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn a_place_is_found_again_by_its_key() {
+    fn an_entry_is_found_by_its_key() {
         let queue = queue("job");
         for lease in [LeaseId(1), LeaseId(i64::MAX), LeaseId(-7)] {
             let key = queue.entry(lease);
@@ -164,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_tells_the_name_of_its_lock() {
+    fn a_key_gives_the_name_of_its_lock() {
         let queue = queue("a/b");
         let key = queue.entry(LeaseId(0x1a));
         assert_eq!(lock_name_of("dlock/", key.as_bytes()), Some("a%2Fb"));
@@ -180,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn other_keys_are_no_places() {
+    fn other_keys_are_no_entries() {
         let queue = queue("job");
         for key in [
             "dlock/lock/job/",
@@ -222,12 +222,12 @@ mod tests {
         #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
         #[test]
-        fn a_place_comes_back(name in "\\PC{1,60}", lease in 1..i64::MAX) {
+        fn an_entry_survives_a_round_trip(name in "\\PC{1,60}", lease in 1..i64::MAX) {
             let queue = queue(&name);
             prop_assert_eq!(queue.parse_entry(queue.entry(LeaseId(lease)).as_bytes()), Some(LeaseId(lease)));
         }
 
-        /// Names and prefixes are made of what keys are made of.
+        /// Names and prefixes consist of the characters of keys.
         #[test]
         fn no_key_is_that_of_another_lock_or_kind(
             parts in proptest::collection::vec("lock|once|slot|released|[1-9a-f]", 1..4),

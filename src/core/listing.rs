@@ -1,5 +1,5 @@
-//! What is shown of locks to those who look: who has them, who waits, in people's words and as JSON.
-//! It must not know how the queues are read, nor where it is shown.
+//! Locks with their holders and waiters, as text for people and as JSON.
+//! It must not know how the queues are read, nor where they are shown.
 
 use std::time::Duration;
 
@@ -15,24 +15,24 @@ use super::text::{format_duration, json, printable};
 /// One lock with its queue.
 #[derive(Clone, Debug)]
 pub struct ListedLock {
-    /// As its user wrote it, or as it stands in etcd if nobody can have written it.
+    /// The name as its user wrote it, or as etcd has it if no user can have written it.
     pub name: String,
-    /// From the oldest on.
+    /// The entries, the oldest first.
     pub entries: Vec<ListedEntry>,
 }
 
-/// One place in the queue.
+/// An entry of the queue.
 #[derive(Clone, Debug)]
 pub struct ListedEntry {
     pub entry: QueueEntry,
     pub holds: bool,
-    /// How long its lease lives without a further renewal, by the server's count; where there are no leases, how long it
-    /// still cools down.
+    /// Time until its lease expires without a further renewal, by the server's count; for a local lock, the rest of a
+    /// cooldown.
     pub left: Option<Duration>,
 }
 
 impl ListedLock {
-    /// `encoded` is the name as keys have it; the places may come in any order.
+    /// `encoded` is the name as keys have it; the entries may be in any order.
     pub fn new(encoded: &str, mut queue: Vec<QueueEntry>) -> Self {
         queue.sort_by_key(|entry| entry.token);
         let holds = holders(&queue);
@@ -51,17 +51,17 @@ impl ListedLock {
         }
     }
 
-    /// Those who have the lock.
+    /// The entries that hold the lock.
     pub fn holders(&self) -> impl Iterator<Item = &ListedEntry> {
         self.entries.iter().filter(|entry| entry.holds)
     }
 
-    /// How many wait.
+    /// Number of waiters.
     pub fn waiting(&self) -> usize {
         self.entries.len() - self.holders().count()
     }
 
-    /// One line of JSON: what `dlock ls` says of a lock.
+    /// One line of JSON for `dlock ls`.
     pub fn summary(&self) -> String {
         #[derive(Serialize)]
         struct Summary<'a> {
@@ -76,7 +76,7 @@ impl ListedLock {
         })
     }
 
-    /// One line of JSON: what `dlock status` says of a lock.
+    /// One line of JSON for `dlock status`.
     pub fn detail(&self) -> String {
         #[derive(Serialize)]
         struct Detail<'a> {
@@ -94,17 +94,17 @@ impl ListedLock {
         })
     }
 
-    /// The name, fit for a terminal.
+    /// The name, safe for a terminal.
     pub fn shown_name(&self) -> String {
         printable(&self.name)
     }
 }
 
-/// What JSON says of a place.
+/// An entry as JSON.
 #[derive(Serialize)]
 struct Entry<'a> {
     token: i64,
-    /// Absent where there is none.
+    /// Absent for local locks.
     #[serde(skip_serializing_if = "Option::is_none")]
     lease: Option<String>,
     /// Whole seconds.
@@ -135,7 +135,7 @@ impl ListedEntry {
         (lease != LeaseId::NONE).then_some(lease)
     }
 
-    /// Who it is, for people.
+    /// The owner, for people.
     pub fn owner(&self) -> String {
         let Some(record) = &self.entry.record else {
             return "another client".to_owned();
@@ -146,7 +146,7 @@ impl ListedEntry {
         ))
     }
 
-    /// What it runs and says, for people.
+    /// Its command and note, for people.
     pub fn note(&self) -> String {
         let Some(record) = &self.entry.record else {
             return String::new();
@@ -160,7 +160,7 @@ impl ListedEntry {
         printable(&words.join(" "))
     }
 
-    /// How it has the lock, or wants it.
+    /// The mode in which it holds the lock or requests it.
     pub fn state(&self) -> String {
         let record = self.entry.record.as_ref();
         if record.is_some_and(|record| record.cooling) {
@@ -172,13 +172,13 @@ impl ListedEntry {
         }
     }
 
-    /// Since when it is there, by its own wall clock.
+    /// The time of its record, by its own wall clock.
     pub fn since(&self) -> String {
         let record = self.entry.record.as_ref();
         printable(record.map_or("", |record| record.since.as_str()))
     }
 
-    /// How long its lease lives, or how long it still cools down, for people.
+    /// The rest of its lease or cooldown, for people.
     pub fn left(&self) -> String {
         match (self.left, self.lease()) {
             (Some(left), _) => format_duration(left).to_string(),
@@ -188,7 +188,7 @@ impl ListedEntry {
     }
 }
 
-/// Lines in aligned columns; the first one is the head.
+/// Lines in aligned columns; the first one is the header.
 pub fn table(rows: &[Vec<String>]) -> String {
     use unicode_width::UnicodeWidthStr as _;
 
@@ -274,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn a_free_lock_and_a_name_that_nobody_wrote() {
+    fn a_free_lock_and_an_invalid_name_are_listed() {
         let lock = ListedLock::new("%zz\u{7}", Vec::new());
         assert_eq!(lock.shown_name(), r"%zz\u{7}");
         assert!(lock.detail().contains("\"held\":false"));
@@ -290,7 +290,7 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
-        /// Whatever others have written into their keys, and however they have named them.
+        /// For any content and any names of other clients' keys.
         #[test]
         fn any_queue_is_fit_to_show(
             name in "(?s).{0,60}", value in proptest::collection::vec(any::<u8>(), 0..300),

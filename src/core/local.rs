@@ -1,5 +1,5 @@
-//! The locks of one machine as files: what they are called, and how long a lock stays taken without a holder.
-//! It must not know how files are read or locked, nor what time it is.
+//! Local locks: the names of their files and directories, and the cooldown of a lock without a holder.
+//! It must not know how files are read or locked, nor the current time.
 
 use std::fmt;
 use std::time::Duration;
@@ -10,11 +10,11 @@ use super::name::LockName;
 use super::proof::FencingToken;
 use super::time::Instant;
 
-/// In bytes: what file systems take as a name (`NAME_MAX`).
+/// Maximum length of a directory's name in bytes (`NAME_MAX`).
 pub const MAX_DIRECTORY_BYTES: usize = 255;
 
-/// The file systems of other machines, by the number that `statfs(2)` gives them (`linux/magic.h`), on which a lock can be
-/// taken from one who lives: NFS turns flock(2) into a lock of the server, which it forgets.
+/// Network file systems, by their number in `statfs(2)` (`linux/magic.h`). A lock on them can be taken from a living
+/// holder: NFS turns flock(2) into a lock of the server, which can lose it.
 const NETWORK_FILESYSTEMS: [(u32, &str); 7] = [
     (0x6969, "NFS"),
     (0x517b, "SMB"),
@@ -25,7 +25,7 @@ const NETWORK_FILESYSTEMS: [(u32, &str); 7] = [
     (0x0bd0_0bd0, "Lustre"),
 ];
 
-/// What a file system of this number is called if it is one of other machines.
+/// The name of a network file system with this number; `None` for a local one.
 pub fn network_filesystem(number: i64) -> Option<&'static str> {
     let known = NETWORK_FILESYSTEMS
         .iter()
@@ -33,8 +33,8 @@ pub fn network_filesystem(number: i64) -> Option<&'static str> {
     known.map(|(_, name)| *name)
 }
 
-/// What the folder of a lock is called: the encoded name, which has no slash; a dot at its beginning is encoded too,
-/// since `.` and `..` are no names for a folder.
+/// The name of a lock's directory: the encoded name, which has no slash; a dot at its beginning is encoded too, because
+/// `.` and `..` cannot name a directory.
 pub fn directory_of(name: &LockName) -> String {
     let encoded = name.encoded();
     match encoded.strip_prefix('.') {
@@ -43,7 +43,7 @@ pub fn directory_of(name: &LockName) -> String {
     }
 }
 
-/// The lock whose folder is called so, if [`folder_of`] gives such a name.
+/// The lock of the directory with this name, if [`directory_of`] gives such a name.
 pub fn name_of(directory: &str) -> Option<LockName> {
     let encoded = match directory.strip_prefix("%2E") {
         Some(rest) => format!(".{rest}"),
@@ -52,7 +52,7 @@ pub fn name_of(directory: &str) -> Option<LockName> {
     LockName::decode(&encoded).filter(|name| directory_of(name) == directory)
 }
 
-/// What the file of a place in the queue is called: `TOKEN`, or `TOKEN.SLOT` once it has a slot.
+/// The name of an entry's file: `TOKEN`, or `TOKEN.SLOT` once it has a slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct EntryName {
     pub token: FencingToken,
@@ -70,7 +70,7 @@ impl fmt::Display for EntryName {
 }
 
 impl EntryName {
-    /// The ticket whose file is called so, if it is one.
+    /// Parses the name of an entry's file.
     pub fn parse(file: &str) -> Option<Self> {
         let (token, slot) = match file.split_once('.') {
             Some((token, slot)) => (token, Some(slot.parse().ok()?)),
@@ -84,19 +84,18 @@ impl EntryName {
         (ticket.to_string() == file).then_some(ticket)
     }
 
-    /// What the file is called that keeps the lock taken after its holder has ended.
+    /// The name of the file that keeps the lock taken after its holder has ended.
     pub fn cooling(self) -> String {
         format!("{}.cooling", self.token)
     }
 
-    /// The name of that file until its holder has ended as it should: a dlock that is killed leaves no lock that cools
-    /// down.
+    /// The name of that file until its holder has ended cleanly: a dlock that is killed leaves no cooldown.
     pub fn prepared_cooling(self) -> String {
         self.cooling() + ".ready"
     }
 }
 
-/// The token in the name of a file that [`Ticket::cooling`] gave, or of one that was to become it.
+/// The token in a file name of [`EntryName::cooling`] or [`EntryName::prepared_cooling`].
 pub fn cooled(file: &str) -> Option<FencingToken> {
     let file = file.strip_suffix(".new").unwrap_or(file);
     let file = file.strip_suffix(".ready").unwrap_or(file);
@@ -104,28 +103,28 @@ pub fn cooled(file: &str) -> Option<FencingToken> {
     ticket.slot.is_none().then_some(ticket.token)
 }
 
-/// What the file of a place is called that has no token yet.
+/// The name of the file of an entry that has no token yet.
 pub fn unnumbered(random: u64) -> String {
     format!("new.{random:016x}")
 }
 
-/// Whether a file is called so.
+/// Whether a file has such a name.
 pub fn is_unnumbered(file: &str) -> bool {
     file.starts_with("new.")
 }
 
-/// The name of a folder that becomes the folder of a lock once it has its mode: no name of a lock gives such a
-/// one, see [`folder_of`].
+/// The temporary name of a lock's directory until its mode is set. No lock name gives such a directory name, see
+/// [`directory_of`].
 pub fn unfinished_folder(random: u64) -> String {
     format!(".new.{random:016x}")
 }
 
-/// Whether a folder is called so.
+/// Whether a directory has such a name.
 pub fn is_unfinished_folder(name: &str) -> bool {
     name.starts_with(".new.")
 }
 
-/// Whether a file was to become one that is locked, once it had its mode: `FILE.lock.RANDOM.new`.
+/// Whether a file was to become a lock file once its mode was set: `FILE.lock.RANDOM.new`.
 pub fn is_unfinished_lock(file: &str) -> bool {
     let named = file
         .strip_suffix(".new")
@@ -133,19 +132,19 @@ pub fn is_unfinished_lock(file: &str) -> bool {
     named.is_some_and(|(name, _)| name.strip_suffix(".lock").is_some())
 }
 
-/// Until when a lock stays taken, by the clock that counts from the start of the machine.
+/// The end of a cooldown, by the time since the machine's boot.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Cooldown {
-    /// Of the start that is counted from: `/proc/sys/kernel/random/boot_id`.
+    /// The boot that the times count from: `/proc/sys/kernel/random/boot_id`.
     boot: String,
-    /// Since that start.
+    /// Time since that boot.
     until: Duration,
-    /// For how long in all.
+    /// Length of the whole cooldown.
     hold: Duration,
 }
 
 impl Cooldown {
-    /// For a lock that was taken at `taken_at`.
+    /// The cooldown of a lock that was acquired at `taken_at`.
     pub fn new(boot: &str, taken_at: Instant, hold: Duration) -> Self {
         Self {
             boot: boot.to_owned(),
@@ -159,13 +158,13 @@ impl Cooldown {
         serde_json::to_string(self).unwrap_or_default()
     }
 
-    /// What [`Cooling::to_json`] made.
+    /// Parses the text of [`Cooling::to_json`].
     pub fn parse(text: &[u8]) -> Option<Self> {
         serde_json::from_slice(text).ok()
     }
 
-    /// How much longer. After a restart of the machine nobody knows how long it was off: the time counts anew from the
-    /// start.
+    /// The rest of the cooldown. After a reboot nobody knows how long the machine was off: the whole time counts from the
+    /// boot.
     pub fn left(&self, boot: &str, now: Instant) -> Duration {
         let until = if self.boot == boot {
             self.until
@@ -173,7 +172,7 @@ impl Cooldown {
             self.hold
         };
         let left = Instant::from_boot(until).since(now);
-        // Never more than was asked for, whatever the file says.
+        // Never more than the whole cooldown, for any content of the file.
         left.min(self.hold)
     }
 }
@@ -193,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn every_name_has_a_folder_of_its_own() {
+    fn every_name_has_a_directory_of_its_own() {
         for (text, directory) in [
             ("job", "job"),
             ("a/b", "a%2Fb"),
@@ -211,9 +210,9 @@ mod tests {
     }
 
     #[test]
-    fn file_systems_of_other_machines_are_known() {
+    fn network_file_systems_are_known() {
         assert_eq!(network_filesystem(0x6969), Some("NFS"));
-        // Where the number has a sign, 32 bits are spread.
+        // On architectures where the number is signed, its 32 bits are sign-extended.
         assert_eq!(
             network_filesystem(i64::from(0xff53_4d42_u32.cast_signed())),
             Some("CIFS")
@@ -224,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn a_ticket_comes_back_and_other_files_are_none() {
+    fn an_entry_name_survives_a_round_trip_and_other_files_are_no_entries() {
         let token = FencingToken(34);
         for (slot, file) in [(None, "34"), (Some(0), "34.0"), (Some(12), "34.12")] {
             let ticket = EntryName { token, slot };
@@ -289,7 +288,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lock_cools_down_for_as_long_as_was_said() {
+    fn a_lock_cools_down_for_the_given_time() {
         let cooling = Cooldown::new("a", at(100), Duration::from_secs(50));
         assert_eq!(
             Cooldown::parse(cooling.to_json().as_bytes()),
@@ -302,7 +301,7 @@ mod tests {
     }
 
     #[test]
-    fn after_a_restart_it_counts_from_the_start() {
+    fn after_a_reboot_a_cooldown_counts_from_the_boot() {
         let cooling = Cooldown::new("a", at(90_000), Duration::from_secs(50));
         assert_eq!(cooling.left("b", at(20)), Duration::from_secs(30));
         assert_eq!(cooling.left("b", at(60)), Duration::ZERO);
@@ -312,7 +311,7 @@ mod tests {
         #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
         #[test]
-        fn a_folder_tells_its_lock(text in "[.%]{0,2}\\PC{1,40}") {
+        fn a_directory_name_gives_its_lock(text in "[.%]{0,2}\\PC{1,40}") {
             let name = name(&text);
             let directory = directory_of(&name);
             prop_assert!(!directory.starts_with('.') && !directory.contains('/'));
@@ -320,7 +319,7 @@ mod tests {
         }
 
         #[test]
-        fn any_file_name_is_understood_or_not(file in "\\PC{0,30}") {
+        fn any_file_name_is_parsed_without_a_panic(file in "\\PC{0,30}") {
             if let Some(ticket) = EntryName::parse(&file) {
                 prop_assert_eq!(ticket.to_string(), file);
             }

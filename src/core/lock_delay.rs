@@ -1,5 +1,5 @@
-//! What one that gives its place back leaves for those behind it: whose commands may still run.
-//! It must not know under which keys that is kept, nor how it is read.
+//! The lock delay, and the release record by which an owner tells later entries which commands may still run.
+//! It must not know under which keys the records are kept, nor how they are read.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -13,38 +13,38 @@ use super::time::{Instant, LeaseTimings};
 
 /// The time that the kernel may need to run the guard, and to kill.
 const KILLING: Duration = Duration::from_millis(500);
-/// For the clocks, which count the other two as well, and the rest in reserve.
+/// Margin for the clocks, which also time the other two, and a reserve.
 const RESERVE: Duration = Duration::from_millis(500);
-/// The time that a holder's tree may need beyond its grace when its key was taken from it.
+/// Time that a holder's tree may need beyond its grace after the loss of its key.
 const MARGIN: Duration = NOTICE.saturating_add(KILLING).saturating_add(RESERVE);
 
-/// The part of a second that etcd leaves out when it tells a lease's remaining time to live in whole seconds.
+/// The part of a second that etcd leaves out when it reports a lease's remaining time in whole seconds.
 const KEPT_LONGER: Duration = Duration::from_secs(1);
 
-/// How long the command of one that has vanished may still run, before its successor may start. Somebody revoked its lease
-/// or deleted its key, or its lease expired, and it may be stopping its command this moment; `grace` is what it announced.
+/// The time that the command of a vanished holder may still run, before its successor may start. Its lease was revoked or
+/// expired, or its key was deleted, and it may be stopping its command now; `grace` is the grace that it announced.
 ///
-/// The grace is counted by two clocks whose rates may both be 10 % off, hence a quarter more
-/// (1.1 / 0.9 < 1.25, shown by `tests/model`). A holder that does not hear of its loss within [`NOTICE`], being cut off or
-/// stopped, is not covered: it ends at its own deadline.
+/// Two clocks time the grace, and the rate of each may be 10 % off, hence a quarter more (1.1 / 0.9 < 1.25, shown by
+/// `tests/model`). A holder that does not learn of its loss within [`NOTICE`], because it is cut off or stopped, is not
+/// covered: it ends at its own deadline.
 ///
-/// It is added to a grace that was announced, never to a delay: one that waits announces the grace of those before it as
-/// it stands in their records, see [`Predecessors::grace`], and so it is as long behind 200 waiters as behind one.
+/// The margin is added to an announced grace, never to a delay: a waiter announces the grace in the records before it,
+/// see [`Predecessors::grace`], so the delay is as long behind 200 waiters as behind one.
 pub fn lock_delay(grace: Duration) -> Duration {
     grace + grace / 4 + MARGIN
 }
 
-/// One that stood before others in a queue and whose command may run, or may have run.
+/// An earlier entry of the queue whose command may run, or may have run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Predecessor {
-    /// The lease that it took its place with.
+    /// The lease of its entry.
     pub lease: LeaseId,
     pub token: FencingToken,
     grace_ms: u64,
 }
 
 impl Predecessor {
-    /// `grace` is what it announced for its command.
+    /// `grace` is the grace that it announced for its command.
     pub fn new(lease: LeaseId, token: FencingToken, grace: Duration) -> Self {
         Self {
             lease,
@@ -53,63 +53,63 @@ impl Predecessor {
         }
     }
 
-    /// How long its command may take to end when it is told to, or that of one before it: no longer than the longest lease
-    /// allows, whatever is written there.
+    /// Time that its command, or an earlier one, may take to end after the stop signal. It is limited to the maximum
+    /// grace of the longest lease, for any value in the record.
     pub fn grace(&self) -> Duration {
         Duration::from_millis(self.grace_ms).min(LeaseTimings::max_grace(LeaseTimings::LONGEST_TTL))
     }
 }
 
-/// A place that one which gave up during a hand-over has left taken for the rest of that time.
+/// An entry that a waiter, which gave up during a lock delay, has left for the rest of that delay.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Kept {
     pub token: FencingToken,
-    /// For so much longer, by etcd's count in whole seconds, which leaves the rest of a second out.
+    /// Its remaining time by etcd's count in whole seconds, rounded down.
     pub left: Duration,
-    /// The grace for which it is kept.
+    /// The grace of the command that it is kept for.
     pub grace: Duration,
 }
 
-/// The queue before us, as one look has shown it.
+/// The entries before our own, as one read has shown them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Sight {
-    /// Those for whom we wait, as far as their commands count.
+    /// The blockers whose commands count.
     pub awaited: Vec<Predecessor>,
-    /// There was nobody.
+    /// Whether there was no entry before ours.
     pub none: bool,
-    /// The grace that the first in the queue announces.
+    /// The grace that the first entry of the queue announces.
     pub first: Duration,
-    /// The longest grace of those who have vanished since the last look.
+    /// The longest grace of the entries that have vanished since the last read.
     pub vanished: Option<Duration>,
-    /// Those of the awaited whose places are kept, as far as the last look has not shown that.
+    /// The kept entries among `awaited`, unless the last read has shown them already.
     pub kept: Vec<Kept>,
 }
 
-/// Left in the same transaction that deletes a place: of the command of the one that was there, nothing runs any more.
+/// Written in the transaction that deletes an entry: no process of its owner's command runs any more.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ReleaseRecord {
-    /// It wanted the lock for itself and nobody was before it, so nobody is before the one behind it. The token is its own.
+    /// The request was exclusive and no entry was before it, so none is before the next one. The token is its own.
     Alone(FencingToken),
-    /// It was its turn; others may have the lock as well.
+    /// It was the owner's turn; other clients may hold the lock as well.
     Free,
-    /// Its place is kept for the command of one that vanished before it. If that is gone as well, all is as if it had left
-    /// nothing: it announced the grace of that command.
+    /// The entry is kept for the command of a vanished holder. If the kept entry is gone as well, the record has no
+    /// effect: the entry announced the grace of that command.
     Kept,
-    /// It was not its turn yet: it has waited for these, of whom one may have vanished in the meantime. Not named are
-    /// those whose commands nobody waits for.
+    /// The owner still waited, for these entries, and one of them may have vanished meanwhile. Entries whose commands do
+    /// not count are left out.
     Behind(Vec<Predecessor>),
 }
 
 impl ReleaseRecord {
-    /// The value of its key.
+    /// The value of the record's key.
     pub fn to_json(&self) -> String {
         // Words and numbers always serialise.
         serde_json::to_string(self).unwrap_or_default()
     }
 
-    /// The same of one that leaves its place taken, to a cooldown: then nobody may follow on it as on one that was alone.
-    /// `grace` is that of a command which may run meanwhile, or zero.
+    /// The record of an owner that leaves its entry to a cooldown: the next client must not take it as `Alone`. `grace`
+    /// is that of a command which may run meanwhile, or zero.
     #[must_use]
     pub fn with_place_kept(self, grace: Duration) -> Self {
         match self {
@@ -119,27 +119,26 @@ impl ReleaseRecord {
         }
     }
 
-    /// What `value` says; nothing if that is not understood, which is as good as no evidence.
+    /// Parses `value`. `None` if it is not understood, which counts as no record.
     pub fn parse(value: &[u8]) -> Option<Self> {
         serde_json::from_slice(value).ok()
     }
 }
 
-/// Those before one that waits, by all that it has seen.
+/// The entries before a waiter, from all its reads.
 #[derive(Debug, Default)]
 pub struct Predecessors {
     awaited: Vec<Predecessor>,
-    /// There was nobody at the last look.
+    /// Whether the last read showed no entry.
     none: bool,
     first: Duration,
     kept: Vec<(Kept, Instant)>,
-    /// Until when the commands of those who have vanished may run, and the longest grace of them.
+    /// The time until which commands of vanished owners may run, and the longest grace of them.
     vanished: Option<(Instant, Duration)>,
 }
 
 impl Predecessors {
-    /// Takes what a look at `now` has shown. The answer is for how long those commands may run of whose hand-over it tells
-    /// for the first time.
+    /// Adds the result of a read at `now`. Returns the longest lock delay that the read shows for the first time.
     pub fn update(&mut self, now: Instant, sight: Sight) -> Duration {
         let Sight {
             awaited,
@@ -152,7 +151,7 @@ impl Predecessors {
         let (there, ended) = std::mem::take(&mut self.kept)
             .into_iter()
             .partition::<Vec<_>, _>(|(one, _)| is_there(one.token));
-        // A place that was kept protects until its time has passed, also if somebody has taken it away.
+        // A kept entry protects until its time has passed, even if it was deleted.
         let ended = ended.into_iter().map(|(one, until)| (until, one.grace));
         let vanished = vanished.map(|grace| (now + lock_delay(grace), grace));
         let mut longest = Duration::ZERO;
@@ -165,7 +164,7 @@ impl Predecessors {
         let until = |one: &Kept| now + one.left + KEPT_LONGER;
         self.kept.extend(kept.iter().map(|one| (*one, until(one))));
         (self.awaited, self.none, self.first) = (awaited, none, first);
-        // That one's time has come to its end by itself.
+        // The kept entry has expired.
         if longest <= KEPT_LONGER {
             Duration::ZERO
         } else {
@@ -173,23 +172,23 @@ impl Predecessors {
         }
     }
 
-    /// Those who have vanished, as long as their commands may run.
+    /// The vanished owners, as long as their commands may run.
     fn running(&self, now: Instant) -> Option<(Instant, Duration)> {
         self.vanished.filter(|(until, _)| now < *until)
     }
 
-    /// The end of the time that the commands of all who have vanished have.
+    /// The end of the lock delay of all vanished owners.
     pub fn free_at(&self) -> Option<Instant> {
         self.vanished.map(|(until, _)| until)
     }
 
-    /// What is left of that time. Clocks that count parts of it are off by no more than one that counts it all.
+    /// The rest of that delay. Clocks that time parts of it are off by no more than one that times all of it.
     pub fn remaining(&self, now: Instant) -> Duration {
         self.free_at().map_or(Duration::ZERO, |at| at.since(now))
     }
 
-    /// The grace that we announce for others, if `own` is what our own command needs: the longest of all whose commands
-    /// may run when we vanish. Those behind us know of nobody else, and our end may come together with theirs, or after.
+    /// The grace to announce, if `own` is that of our own command: the longest of all commands that may run when our
+    /// entry vanishes. Later waiters know of no others, and our end may come together with theirs, or after it.
     pub fn grace(&self, now: Instant, own: Duration) -> Duration {
         let awaited = self.awaited.iter().map(Predecessor::grace);
         let vanished = self.running(now).map(|(_, grace)| grace);
@@ -197,7 +196,7 @@ impl Predecessors {
         others.fold(own, Duration::max)
     }
 
-    /// What we leave when we give our place with this `token` back, when none of that time is left.
+    /// The record to write when the entry with this `token` is released after that delay.
     pub fn release_record(&self, mode: Mode, token: FencingToken) -> ReleaseRecord {
         match mode {
             _ if !self.none => ReleaseRecord::Behind(self.awaited.clone()),
@@ -207,17 +206,17 @@ impl Predecessors {
     }
 }
 
-/// Finds out for how long commands may still run: of some that are gone, and of those that these have waited for.
+/// Finds out how long commands may still run: those of entries that are gone, and of the entries that these waited for.
 #[derive(Debug, Default)]
 pub struct DelaySearch {
-    /// Whose evidence is still to be read.
+    /// The entries whose release records are still to be read.
     pending: Vec<Predecessor>,
     known: BTreeSet<FencingToken>,
     unclean: Vec<Predecessor>,
 }
 
 impl DelaySearch {
-    /// Into the ends of those who are `gone`.
+    /// A search for the ends of the entries that are `gone`.
     pub fn new(gone: Vec<Predecessor>) -> Self {
         Self {
             known: gone.iter().map(|one| one.token).collect(),
@@ -226,12 +225,12 @@ impl DelaySearch {
         }
     }
 
-    /// Those whose evidence is to be read now, at most so many; nobody: all is known.
+    /// The entries whose records are to be read now, `most` at most. Empty: the search is complete.
     pub fn next_batch(&mut self, most: usize) -> Vec<Predecessor> {
         self.pending.drain(..self.pending.len().min(most)).collect()
     }
 
-    /// Takes what `one` has left, if anything. Who `is_there` yet has its own end before it.
+    /// Adds the record of `one`, if there is one. An entry that `is_there` still has its own end to come.
     pub fn add(
         &mut self,
         one: Predecessor,
@@ -244,7 +243,7 @@ impl DelaySearch {
             None | Some(ReleaseRecord::Alone(_) | ReleaseRecord::Kept) => self.unclean.push(one),
             Some(ReleaseRecord::Behind(awaited)) => {
                 for other in awaited {
-                    // Nobody waits for a later one: so this ends, whatever stands there.
+                    // An entry never waits for a later one, so the search ends for any content of the records.
                     let before = other.token < one.token && !is_there(other.token);
                     if before && self.known.insert(other.token) {
                         self.pending.push(other);
@@ -254,7 +253,7 @@ impl DelaySearch {
         }
     }
 
-    /// The longest grace of those who have vanished, if only those count among the silent who `may_have_held` the lock.
+    /// The longest grace of the vanished owners. An entry without a record counts only if it `may_have_held` the lock.
     pub fn vanished(&self, may_have_held: impl Fn(FencingToken) -> bool) -> Option<Duration> {
         let silent = self.unclean.iter().filter(|one| may_have_held(one.token));
         silent.map(Predecessor::grace).max()
@@ -274,8 +273,8 @@ mod tests {
         Predecessor::new(LeaseId(token + 100), FencingToken(token), grace)
     }
 
-    /// How long commands may run by what was `left`, when `gone` are gone and `there` are not. The grace of each is as many
-    /// seconds as its token says.
+    /// The longest grace for these records in `left`, when the entries `gone` are gone and `there` are not. The grace of
+    /// each is as many seconds as its token says.
     fn delay(gone: &[i64], left: &[(i64, ReleaseRecord)], there: &[i64]) -> Duration {
         let left: BTreeMap<i64, ReleaseRecord> = left.iter().cloned().collect();
         let mut inquiry = DelaySearch::new(gone.iter().map(|token| one(*token)).collect());
@@ -293,7 +292,7 @@ mod tests {
         }
     }
 
-    /// That of one with this token.
+    /// The predecessor with this token.
     fn grace(token: i64) -> Duration {
         lock_delay(one(token).grace())
     }
@@ -314,7 +313,7 @@ mod tests {
         Instant::from_boot(Duration::from_secs(seconds))
     }
 
-    /// That of a look which shows those of `awaited`.
+    /// A read that shows those of `awaited`.
     fn sight(awaited: &[i64]) -> Sight {
         Sight {
             awaited: awaited.iter().map(|token| one(*token)).collect(),
@@ -331,9 +330,9 @@ mod tests {
     }
 
     #[test]
-    fn who_leaves_tells_of_those_before_it_and_forgets_no_hand_over() {
+    fn a_release_record_names_the_entries_before_it_and_keeps_every_delay() {
         let mut before = Predecessors::default();
-        // Who has not looked does not know whether it is the first.
+        // Without a read it is not known whether this entry is the first.
         assert_eq!(before.release_record(Mode::Exclusive, TOKEN), behind(&[]));
         before.update(at(10), sight(&[2]));
         assert_eq!(before.release_record(Mode::Exclusive, TOKEN), behind(&[2]));
@@ -341,7 +340,7 @@ mod tests {
         assert_eq!(delay, Duration::from_secs(7));
         assert_eq!(before.release_record(Mode::Exclusive, TOKEN), behind(&[1]));
         assert_eq!(before.remaining(at(12)), Duration::from_secs(6));
-        // Another look, which shows nothing new.
+        // Another read, which shows nothing new.
         assert!(before.update(at(13), sight(&[])).is_zero());
         assert_eq!(before.remaining(at(13)), Duration::from_secs(5));
         assert!(before.remaining(at(18)).is_zero());
@@ -353,9 +352,9 @@ mod tests {
         );
     }
 
-    /// `etcdctl lock`, or one that cools down: nobody waits for its command, but it is there.
+    /// `etcdctl lock`, or a cooldown: its entry exists, but no command of it counts.
     #[test]
-    fn who_waits_for_one_that_is_not_counted_is_not_the_first() {
+    fn a_waiter_behind_an_uncounted_entry_is_not_the_first() {
         let mut before = Predecessors::default();
         let sight = Sight {
             none: false,
@@ -371,7 +370,7 @@ mod tests {
         assert_eq!(before.grace(at(10), seconds(3)), seconds(3));
         before.update(at(10), sight(&[2, 4]));
         assert_eq!(before.grace(at(10), seconds(3)), seconds(4));
-        // The holder does not have to be the one right before us.
+        // The holder need not be the entry right before ours.
         let first = seconds(9);
         before.update(
             at(10),
@@ -381,7 +380,7 @@ mod tests {
             },
         );
         assert_eq!(before.grace(at(10), seconds(3)), first);
-        // One that vanished counts for as long as its command may run, and does not hide one that came to be known before.
+        // A vanished owner counts for as long as its command may run, and does not hide an earlier known one.
         before.update(at(20), vanished(&[], 8));
         before.update(at(21), vanished(&[], 1));
         assert_eq!(before.free_at(), Some(at(32)));
@@ -391,7 +390,7 @@ mod tests {
         assert_eq!(before.grace(at(40), Duration::ZERO), seconds(1));
     }
 
-    /// However many wait in a row: the grace that is announced, and so the delay, stays what it is.
+    /// For any number of waiters in a row, the announced grace, and so the delay, stays the same.
     #[test]
     fn a_grace_does_not_grow_from_one_waiter_to_the_next() {
         let holder = Duration::from_secs(14);
@@ -419,7 +418,7 @@ mod tests {
     }
 
     #[test]
-    fn a_place_that_was_kept_protects_until_its_time_has_passed() {
+    fn a_kept_entry_protects_until_its_time_has_passed() {
         let kept = |token| Kept {
             token: FencingToken(token),
             left: Duration::from_secs(9),
@@ -435,20 +434,20 @@ mod tests {
             assert_eq!(before.free_at(), None, "it is there");
             before
         };
-        // Taken away.
+        // The kept entry is deleted.
         let mut before = seen();
         assert!(before.update(at(11), sight(&[3])).is_zero());
         assert_eq!(before.update(at(12), sight(&[])), Duration::from_secs(8));
         assert_eq!(before.free_at(), Some(at(20)));
         assert_eq!(before.grace(at(13), Duration::ZERO), Duration::from_secs(7));
-        // Ended by itself.
+        // The kept entry expires.
         let mut before = seen();
         assert!(before.update(at(19), sight(&[])).is_zero());
         assert!(before.remaining(at(20)).is_zero());
     }
 
     #[test]
-    fn evidence_comes_back() {
+    fn a_release_record_survives_a_round_trip() {
         for (record, text) in [
             (ReleaseRecord::Alone(FencingToken(7)), r#"{"alone":7}"#),
             (ReleaseRecord::Free, r#""free""#),
@@ -466,11 +465,11 @@ mod tests {
     }
 
     #[test]
-    fn whoever_leaves_no_evidence_may_run() {
+    fn a_command_may_run_if_its_owner_left_no_record() {
         assert_eq!(delay(&[3], &[], &[]), grace(3));
         assert!(delay(&[3], &[(3, ReleaseRecord::Free)], &[]).is_zero());
         assert_eq!(delay(&[3], &[(3, ReleaseRecord::Kept)], &[]), grace(3));
-        // Another's word.
+        // The record of another entry.
         assert_eq!(
             delay(&[3], &[(3, ReleaseRecord::Alone(TOKEN))], &[]),
             grace(3)
@@ -481,7 +480,7 @@ mod tests {
     }
 
     #[test]
-    fn a_waiter_that_left_tells_whose_end_matters() {
+    fn the_record_of_a_waiter_names_the_entries_that_matter() {
         assert_eq!(delay(&[3], &[(3, behind(&[2]))], &[]), grace(2));
         assert!(delay(&[3], &[(3, behind(&[2]))], &[2]).is_zero());
         let left = [(3, behind(&[2])), (2, behind(&[1]))];
@@ -499,9 +498,9 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
-        /// Whatever stands in the evidence, the inquiry comes to an end, and waits for nobody who is there.
+        /// For any content of the records, the search ends, and never counts an entry that still exists.
         #[test]
-        fn it_ends(left in proptest::collection::vec((0..9_i64, proptest::collection::vec(0..9_i64, 0..4)), 0..9)) {
+        fn the_search_ends(left in proptest::collection::vec((0..9_i64, proptest::collection::vec(0..9_i64, 0..4)), 0..9)) {
             let left: Vec<_> = left.into_iter().map(|(token, more)| (token, behind(&more))).collect();
             prop_assert!(delay(&[4], &left, &[]) <= grace(4));
             prop_assert!(delay(&[4], &left, &[0, 1, 2, 3]) <= grace(4));

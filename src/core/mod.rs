@@ -1,4 +1,4 @@
-//! The decisions, pure: time comes in as an argument and orders go out as values.
+//! The decisions, as pure code: time is an argument and orders are return values.
 //! Nothing in here knows a clock, input or output, tokio, etcd or a process id.
 
 pub mod abandoned;

@@ -1,5 +1,5 @@
-//! What a lock is called: its name, and the chain of names that a command holds.
-//! It must not know who asks etcd for those keys, nor where the chain's text comes from.
+//! The name of a lock, and the list of locks that a command holds.
+//! It must not know how the keys are read, nor where the list's text comes from.
 
 use std::fmt;
 use std::str::FromStr;
@@ -8,11 +8,11 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_perc
 
 use super::request::Mode;
 
-/// In bytes, before encoding: a file name's limit, so that every lock can have a file of its own.
+/// Maximum length in bytes before encoding: that of a file name, so that every lock can have a file of its own.
 pub const MAX_NAME_BYTES: usize = 255;
 
-/// All that is encoded: everything but `[A-Za-z0-9._~@:+=,-]`. `%` is in it, which makes the encoding
-/// injective; `/` is in it, which keeps `job` and `job/nightly` apart (etcd-io/website#710).
+/// The characters that are encoded: all but `[A-Za-z0-9._~@:+=,-]`. `%` is encoded, which makes the encoding injective;
+/// so is `/`, which keeps `job` and `job/nightly` apart (etcd-io/website#710).
 const ENCODED: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'.')
     .remove(b'_')
@@ -24,7 +24,7 @@ const ENCODED: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b',')
     .remove(b'-');
 
-/// The name of a lock as its user wrote it, fit for use.
+/// A valid name of a lock, as its user wrote it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct LockName(String);
 
@@ -74,43 +74,43 @@ impl fmt::Display for LockName {
     }
 }
 
-/// The text that `encoded` stands for, if [`encode`] could have written it.
+/// The text whose encoding is `encoded`, if [`encode`] could have written it.
 fn decode(encoded: &str) -> Option<String> {
     let text = percent_decode_str(encoded).decode_utf8().ok()?;
     (encode(&text) == encoded).then(|| text.into_owned())
 }
 
-/// A name, or the beginning of one, as it stands in keys.
+/// Encodes a name, or the beginning of one, for keys.
 pub fn encode(text: &str) -> String {
     utf8_percent_encode(text, ENCODED).to_string()
 }
 
 impl LockName {
-    /// The name as it stands in keys and in `DLOCK_HELD`.
+    /// The encoded name, as in keys and in `DLOCK_HELD`.
     pub fn encoded(&self) -> String {
         encode(&self.0)
     }
 
-    /// The name that `encoded` stands for, if [`LockName::encoded`] could have written it.
+    /// The name whose encoding is `encoded`, if [`LockName::encoded`] could have written it.
     pub fn decode(encoded: &str) -> Option<Self> {
         decode(encoded)?.parse().ok()
     }
 }
 
-/// The prefix of the keys in etcd when no other one is asked for.
+/// The default prefix of the keys in etcd.
 pub const PREFIX: &str = "dlock/";
 
-/// The range in which a name stands for one lock.
+/// The scope in which a name stands for one lock.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Scope {
     /// This machine alone.
     Machine,
-    /// The keys in etcd that begin with this, which ends with a slash.
+    /// The keys in etcd with this prefix, which ends with a slash.
     Prefix(String),
 }
 
 impl fmt::Display for Scope {
-    /// The prefix as it follows a token in `DLOCK_HELD`: empty for the usual one.
+    /// The prefix as it follows a token in `DLOCK_HELD`: empty for the default.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Machine => write!(f, "/local"),
@@ -120,7 +120,7 @@ impl fmt::Display for Scope {
     }
 }
 
-/// One lock that surrounds a command.
+/// One lock that an outer dlock holds for this process.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HeldLock {
     pub name: LockName,
@@ -129,17 +129,17 @@ pub struct HeldLock {
     pub scope: Scope,
 }
 
-/// The locks that surround a command, outermost first: the text of `DLOCK_HELD`,
-/// `outer:123 inner:130/local other:135/prefix=team%2F readers:140/shared pool:150/local/4`; the last has one of four slots.
+/// The locks that outer dlocks hold for this process, outermost first: the text of `DLOCK_HELD`, `outer:123
+/// inner:130/local other:135/prefix=team%2F readers:140/shared pool:150/local/4`; the last one has one of four slots.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct HeldLocks(Vec<HeldLock>);
 
 impl HeldLocks {
-    /// Reads what an outer dlock wrote. Whatever is no `<encoded name>:<token>` is left out: the
-    /// variable belongs to everybody, and garbage in it must not stop a job.
+    /// Parses the text of an outer dlock. Anything that is no `<encoded name>:<token>` is left out: every program may
+    /// change the variable, and garbage in it must not stop a job.
     pub fn parse(text: &str) -> Self {
         let link = |word: &str| {
-            // A colon may stand in a name, but not in a token; a slash in neither.
+            // A name may contain a colon, but a token may not; neither contains a slash.
             let (name, token) = word.rsplit_once(':')?;
             let mut words = token.split('/').peekable();
             let token = words.next()?;
@@ -169,19 +169,19 @@ impl HeldLocks {
         Self(text.split_ascii_whitespace().filter_map(link).collect())
     }
 
-    /// The innermost holding of `name` in this range.
+    /// The innermost lock `name` in this scope.
     pub fn find(&self, name: &LockName, scope: &Scope) -> Option<&HeldLock> {
         let mut inner = self.0.iter().rev();
         inner.find(|link| link.name == *name && link.scope == *scope)
     }
 
-    /// The holding of any lock `name` with this token.
+    /// A lock `name` in any scope with this token.
     pub fn with_token(&self, name: &LockName, token: i64) -> Option<&HeldLock> {
         let mut inner = self.0.iter().rev();
         inner.find(|link| link.name == *name && link.token == token)
     }
 
-    /// The chain that the command under another lock gets.
+    /// The list for the command under another lock.
     #[must_use]
     pub fn with(mut self, link: HeldLock) -> Self {
         self.0.push(link);
@@ -216,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn unfit_names_are_refused() {
+    fn invalid_names_are_refused() {
         assert_eq!("".parse::<LockName>(), Err(InvalidName::Empty));
         assert_eq!(
             "x".repeat(256).parse::<LockName>(),
@@ -244,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn a_chain_reads_what_it_wrote() {
+    fn held_locks_survive_a_round_trip() {
         let link = |text, token, mode| HeldLock {
             name: name(text),
             token,
@@ -276,7 +276,7 @@ mod tests {
     }
 
     #[test]
-    fn a_chain_leaves_garbage_out() {
+    fn held_locks_leave_garbage_out() {
         let held = HeldLocks::parse(
             "  x :1 y:z a:5  %zz:1 n:-4 %41:7 m:0 b:6 c:1/x d:1/local/2/3 e:1/2/local f:1/prefix=a/b g:1/local/prefix=a",
         );
@@ -294,7 +294,7 @@ mod tests {
         }
 
         #[test]
-        fn encoding_comes_back(text in "\\PC{1,60}") {
+        fn decoding_inverts_encoding(text in "\\PC{1,60}") {
             let name = name(&text);
             let encoded = name.encoded();
             prop_assert!(encoded.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'/'));

@@ -1,32 +1,32 @@
-//! The leases and keys that have to be in etcd before a command may start, and their greatest age when it starts.
-//! It must not know how it is asked for.
+//! The leases and keys that must exist in etcd before a command may start, and their maximum age at its start.
+//! It must not know how they are requested.
 
 use std::time::Duration;
 
 use super::proof::LeaseId;
 use super::time::{Instant, LeaseTimings};
 
-/// A lease counts from its grant, and the times of `--once-per` and `--min-hold` from the start of the command: so much
-/// of them may be lost in between. etcd counts in whole seconds.
+/// Maximum age. A lease counts from its grant, and the times of `--once-per` and `--min-hold` from the start of the
+/// command: this much of them may be lost in between. etcd counts in whole seconds.
 const MAX_AGE: Duration = Duration::from_secs(1);
 
-/// After so many attempts etcd is too far away for that.
+/// Number of attempts after which etcd is too slow for that age.
 const MAX_TRIES: u32 = 3;
 
 /// A lease that nobody renews, and that counts from the start of a command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Grant {
     pub lease: LeaseId,
-    /// The moment before the request left.
+    /// The time before the request was sent.
     pub sent_at: Instant,
 }
 
 impl Grant {
-    /// Whether a command that starts now may count on the lease: neither a stall nor an outage has passed since the grant.
-    /// `tries` is how often all has been made before.
+    /// Whether a command that starts now may count on the lease: neither a stall nor an outage has passed since the
+    /// grant. `tries` is the number of earlier preparations.
     pub fn is_young(self, now: Instant, timings: LeaseTimings, tries: u32) -> bool {
-        // A proof takes two round trips and counts for one heartbeat, the preparations take three: in three heartbeats both
-        // are done, however slow an etcd is that proves a lock at all.
+        // A proof takes two round trips and counts for one renewal interval, the preparations take three: three intervals
+        // are enough for both with any etcd that is fast enough to prove a lock.
         let limit = if tries < MAX_TRIES {
             MAX_AGE
         } else {
@@ -36,11 +36,11 @@ impl Grant {
     }
 }
 
-/// The mark of a run, and the lease that it stands under or is to stand under.
+/// The mark of a run, and its lease.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Mark {
     pub grant: Grant,
-    /// etcd has said that the mark is there. An attempt to make it says nothing.
+    /// Whether etcd has confirmed the mark. An attempt to make it confirms nothing.
     pub made: bool,
 }
 
@@ -73,7 +73,7 @@ mod tests {
     }
 
     #[test]
-    fn a_far_etcd_keeps_nobody_from_starting() {
+    fn a_far_etcd_prevents_no_start() {
         let grant = Grant {
             lease: LEASE,
             sent_at: at(5.0),
@@ -85,7 +85,7 @@ mod tests {
     }
 
     #[test]
-    fn a_mark_that_was_only_tried_does_not_count() {
+    fn an_unconfirmed_mark_does_not_count() {
         let grant = Grant {
             lease: LEASE,
             sent_at: at(5.0),

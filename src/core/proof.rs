@@ -1,5 +1,5 @@
 //! The proof that a lock is held: the identity of an entry, and the verdict on the answers to a renewal.
-//! It must not know how etcd is asked, nor how long a proof is good for.
+//! It must not know how the requests are sent, nor how long a proof counts.
 
 use std::time::Duration;
 
@@ -49,14 +49,14 @@ pub struct EntryId {
     pub lease: LeaseId,
 }
 
-/// The answers to one attempt to renew.
+/// The answers to one renewal.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Renewal {
-    /// The moment before the keepalive left.
+    /// The time before the keepalive was sent.
     pub sent_at: Instant,
-    /// The answer to the keepalive; `None` when the server does not know the lease.
+    /// The answer to the keepalive; `None` if the server does not know the lease.
     pub keepalive: Option<(Header, Duration)>,
-    /// The linearizable read of our key that was sent after that answer had come.
+    /// The linearizable read of our key, sent after that answer had arrived.
     pub read: (Header, Option<EntryId>),
 }
 
@@ -65,18 +65,18 @@ pub struct Renewal {
 pub enum LossReason {
     /// No proof came in time.
     Unproven,
-    /// Our key is gone: the lease expired or was revoked, or somebody deleted the key.
+    /// Our key is gone: the lease expired or was revoked, or the key was deleted.
     KeyGone,
     /// Our key is there but under another lease or another revision.
     KeyTaken,
-    /// The file that is our place is not where it was: somebody removed or replaced it.
+    /// The file of our entry was removed or replaced.
     FileGone,
 }
 
-/// Why a renewal does not count although it was answered.
+/// Why a renewal with an answer does not count.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Inconclusive {
-    /// The member belongs to another cluster than the one that gave us the lock.
+    /// The member belongs to another cluster than the one that granted the lock.
     OtherCluster,
     /// Keepalive and read were answered by different members.
     OtherMember,
@@ -94,26 +94,25 @@ pub enum Verdict {
     /// The lock was surely ours when the keepalive was sent, and the lease starts anew from there
     /// with this time to live.
     Proven(Duration),
-    /// Nothing is proven and nothing is lost; the deadline goes on running.
+    /// Nothing is proven and nothing is lost; the deadline stays.
     Inconclusive(Inconclusive),
     /// The lock is lost for certain.
     Lost(LossReason),
 }
 
-/// Our place in the queue of one cluster, and what we have learnt of that cluster.
+/// Our entry in the queue of one cluster, and our knowledge of that cluster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ownership {
     pub entry: EntryId,
     pub cluster: u64,
-    /// The highest revision that any answer has shown.
+    /// The highest revision in any answer.
     pub highest_revision: i64,
 }
 
 impl Ownership {
-    /// The proof rule. A keepalive's answer alone proves nothing: a deposed or stuck leader answers
-    /// for leases that the cluster has dropped (etcd issue 15247; measured on 3.4.23 and 3.5.30).
-    /// Keepalive, **then** a linearizable read of our key, both by one member in one raft term:
-    /// then the keepalive was handled by the true leader.
+    /// The proof rule. A keepalive's answer alone proves nothing: a deposed or stuck leader answers for leases that the
+    /// cluster has dropped (etcd issue 15247; measured on 3.4.23 and 3.5.30). If one member in one raft term answers a
+    /// keepalive **and then** a linearizable read of our key, the true leader handled the keepalive.
     pub fn verify(&mut self, renewal: &Renewal) -> Verdict {
         let (read_by, key) = renewal.read;
         if read_by.cluster != self.cluster {

@@ -1,19 +1,19 @@
-//! The laws of the watchdog, shown against a small model of etcd: a true leader whose clock runs at
-//! another rate, deposed leaders that still answer, and a network that loses, delays, repeats and bunches.
+//! Properties of the watchdog, tested against a small model of etcd: a true leader whose clock runs at another rate,
+//! deposed leaders that still answer, and a network that loses, delays, repeats and bunches.
 //! It must not know anything that the watchdog itself does not.
 //!
-//! | of the promise | law, in [`Model::step`] and below |
+//! | promise | property, in [`Model::step`] and below |
 //! |---|---|
 //! | "No process of the command's tree runs after the first moment at which etcd could give the lock to somebody else" | `kill_at` is before the true leader's expiry, at every step, in every state |
 //! | "clock rates of this host and of etcd's leader differ by less than 10 %" | the leader's clock runs at 0.9 to 1.1 of ours |
 //! | "`kill_at = sent + 0.9 G - 0.5 s`" | no deadline goes beyond it, and G is never more than was asked |
 //! | "`stop_at = kill_at - grace`" | the stop is never after the kill; no order to kill without a stop before it |
-//! | "a renewal counts only if ..." | a deadline moves only by an answer that the true leader stands behind |
+//! | "a renewal counts only if ..." | a deadline moves only by an answer of the true leader |
 //! | "a deposed leader answers OK", "a member of another cluster is refused" | such answers, and late and repeated ones, move nothing and lose nothing |
 //! | "TTL = 0 in an answer is suspicion, not loss" | it moves nothing and loses nothing |
 //! | "A DELETE of our key, a linearizable read without it ... is loss" | the command is stopped at that step |
-//! | "Continued too late, dlock finds the tree dead, renews nothing and exits `lost`" | lost is for ever, also when the command ends well; nothing is renewed |
-//! | "killed at the deadline at the latest" | whenever a tick finds `kill_at` passed, the kill is ordered; the guard's half of it is in `guard::plan` |
+//! | "Continued too late, dlock finds the tree dead, renews nothing and exits `lost`" | a loss is final, even if the command succeeds; nothing is renewed |
+//! | "killed at the deadline at the latest" | whenever a tick finds `kill_at` passed, the kill is ordered; `guard::termination` has the guard's half |
 //! | "No guard, no renewals" | without an answer of the guard the tree is killed, once, and nothing is renewed |
 
 use std::time::Duration;
@@ -27,23 +27,23 @@ use super::time::tests::at;
 use super::time::{Instant, LeaseTimings};
 use super::watchdog::{Action, Event, LockState, Watchdog};
 
-/// What is wrong with an answer, whoever gives it.
+/// A fault of an answer from any server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Odd {
-    /// Nothing, and an honest server.
+    /// No fault: an honest server.
     No,
-    /// The keepalive is answered by a deposed leader, and the true one has not heard of it.
+    /// A deposed leader answers the keepalive, and the true leader has not received it.
     Deposed,
-    /// By another member than the read.
+    /// Another member than that of the read answers the keepalive.
     OtherMember,
-    /// By a member of another cluster, to either question.
+    /// A member of another cluster answers either request.
     OtherCluster,
     ForeignRead,
-    /// The read is of the past.
+    /// The read is stale.
     OlderRevision,
     NoTimeLeft,
     UnknownLease,
-    /// A TTL beyond what was asked for.
+    /// The TTL is longer than requested.
     Generous,
 }
 
@@ -59,35 +59,35 @@ impl Odd {
         Self::Generous,
     ];
 
-    /// The true leader stands behind it: the lease was renewed, and the key was there afterwards.
+    /// Whether it proves the lock: the true leader renewed the lease, and the key existed afterwards.
     fn proves(self) -> bool {
         matches!(self, Self::No | Self::Generous)
     }
 }
 
-/// What somebody else does to our key.
+/// An interference of another client with our key.
 #[derive(Clone, Copy, Debug)]
 enum Hand {
     Deletes,
     Replaces,
 }
 
-/// What becomes of one renewal.
+/// The course of one renewal.
 #[derive(Clone, Copy, Debug)]
 struct Fate {
     /// The request never arrives.
     lost: bool,
     odd: Odd,
-    /// The travel of the request, and that of the answer.
+    /// Travel time of the request; `back` is that of the answer.
     there: Duration,
     back: Duration,
-    /// Answers come only at whole multiples of this, all together.
+    /// Answers arrive only at whole multiples of this, all together.
     bunch: Duration,
-    /// The answer comes twice.
+    /// The answer arrives twice.
     twice: bool,
-    /// What happens to the key before the renewal arrives.
+    /// An interference with the key before the renewal arrives.
     taken: Option<Hand>,
-    /// By how much the tick that follows comes late.
+    /// Delay of the next tick.
     late: Duration,
     /// The guard answers.
     guarded: bool,
@@ -142,14 +142,14 @@ fn fate() -> impl Strategy<Value = Fate> {
         )
 }
 
-/// An event under way, and what the model knows of it.
+/// A pending event, and the model's knowledge of it.
 #[derive(Clone, Debug)]
 struct Letter {
     at: Instant,
     event: Event,
-    /// It is an answer that the true leader stands behind, and not a second copy.
+    /// Whether it is a proof by the true leader, and not a second copy.
     proves: bool,
-    /// It shows that the key is gone or another's.
+    /// Whether it shows that the key is gone or replaced.
     shows_loss: bool,
 }
 
@@ -164,23 +164,23 @@ impl Letter {
     }
 }
 
-/// One run of a holder against the model.
+/// A run of a holder against the model.
 struct Model {
     watchdog: Watchdog,
     timings: LeaseTimings,
-    /// How fast the leader's clock runs, in thousandths of ours.
+    /// Rate of the leader's clock, in thousandths of ours.
     rate: u32,
-    /// When the true leader gives the lock away, on our clock.
+    /// The time, on our clock, at which the true leader lets the lease expire.
     expires_at: Instant,
     /// The true leader's revision.
     revision: i64,
-    /// A third hand has been at the key.
+    /// The interference with the key, if there was one.
     taken: Option<Hand>,
-    /// What is on its way to us.
+    /// Pending events.
     mail: Vec<Letter>,
     stops: usize,
     kills: usize,
-    /// An order to kill was given at all.
+    /// Whether the kill was ordered at all.
     killed: bool,
     was_lost: bool,
 }
@@ -308,7 +308,7 @@ impl Model {
             let Event::Renewed(renewal) = event else {
                 return Err(TestCaseError::fail("only a renewal is a proof"));
             };
-            // Not by the code's own sum.
+            // Computed independently of the code.
             let ttl = self.timings.ttl().as_millis();
             let most = Duration::from_millis(u64::try_from(ttl * 9 / 10 - 500).expect("short"));
             prop_assert_eq!(after.kill_at, renewal.sent_at + most);
@@ -352,7 +352,7 @@ impl Model {
         Ok(true)
     }
 
-    /// When the lock has to be lost, when it must not be, and that it stays so.
+    /// Checks when the lock must be lost, when it must not be, and that a loss is final.
     fn check_loss(&mut self, letter: &Letter, stop_at: Instant) -> Result<(), TestCaseError> {
         let held = self.watchdog.state() == LockState::Held;
         if self.was_lost {
@@ -373,7 +373,7 @@ impl Model {
         Ok(())
     }
 
-    /// The command ends well; the exit status follows from what is left of the standing.
+    /// The command succeeds; the exit status follows from the state.
     fn end(&mut self) -> Result<(), TestCaseError> {
         let standing = self.watchdog.state();
         let ended_at = self.watchdog.deadlines().kill_at;
@@ -381,7 +381,7 @@ impl Model {
             .watchdog
             .step(ended_at, &Event::TreeDead { in_time: true });
         if standing == LockState::Held {
-            // It ended with the very last moment: too late to be sure.
+            // It ended at the deadline itself: too late to be sure.
             prop_assert_eq!(self.watchdog.state(), LockState::Lost(LossReason::Unproven));
         } else {
             prop_assert_eq!(self.watchdog.state(), standing, "no success after a loss");

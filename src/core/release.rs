@@ -1,14 +1,14 @@
-//! Whether what etcd has answered to a release proves that the lock was ours for as long as the command ran.
+//! Whether etcd's answers to a release prove that the lock was held for as long as the command ran.
 //! It must not know how the answers are obtained.
 
 /// One answer of etcd to a release, given after the last process of the command was dead.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ReleaseAnswer {
-    /// Our transaction has compared our key and then deleted it, or passed it on to the cooldown.
+    /// Our transaction has compared our key and then deleted it, or transferred it to the cooldown.
     Deleted,
-    /// Our key was there, as we created it.
+    /// Our key existed, as we created it.
     Present,
-    /// Our key was not there, or not as we created it. `record`: our release record was there. Only the transaction that
+    /// Our key did not exist, or not as we created it. `record`: our release record existed. Only the transaction that
     /// deletes our key writes that record, and it lives as long as our lease.
     Absent { record: bool },
 }
@@ -16,11 +16,11 @@ pub enum ReleaseAnswer {
 /// The conclusion from all answers to one release.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ReleaseVerdict {
-    /// The lock was ours until the command was dead, and it is ours no longer.
+    /// The lock was ours until the command was dead, and is released.
     Released,
-    /// Somebody else ended our lease or deleted our key, maybe while the command ran.
+    /// Another client revoked our lease or deleted our key, maybe while the command ran.
     Lost,
-    /// Our key was not seen to be gone.
+    /// No answer showed that our key is gone.
     Open,
 }
 
@@ -28,7 +28,7 @@ pub enum ReleaseVerdict {
 /// does not depend on it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ReleaseAnswers {
-    /// Our key was there after the command's end.
+    /// Whether our key was seen after the command's end.
     ours: bool,
     gone: bool,
 }
@@ -48,8 +48,8 @@ impl ReleaseAnswers {
         }
     }
 
-    /// The conclusion. A request that was sent and not answered proves nothing: it may have met a dead connection. So a key
-    /// that is gone without our record is lost, unless it was seen after the command's end.
+    /// The conclusion. A request without an answer proves nothing: it may never have arrived. So a key that is gone
+    /// without our record is lost, unless it was seen after the command's end.
     pub fn verdict(self) -> ReleaseVerdict {
         match self {
             Self { gone: false, .. } => ReleaseVerdict::Open,
@@ -85,7 +85,7 @@ mod tests {
         assert_eq!(conclusion(&[GONE_BY_US]), ReleaseVerdict::Released);
     }
 
-    /// Without a record, as when etcd is out of space, the key that we see before we delete it serves as well.
+    /// Without a record, as when etcd is out of space, a read of the key before its deletion is enough.
     #[test]
     fn a_key_that_was_seen_after_the_command_s_end_was_ours_to_the_end() {
         assert_eq!(
@@ -103,16 +103,16 @@ mod tests {
     /// An event of a key in etcd, for the property below.
     #[derive(Clone, Copy, Debug)]
     enum Deed {
-        /// Somebody else revokes the lease: key and record go.
+        /// Another client revokes the lease, which deletes key and record.
         Revoke,
-        /// A request of ours is carried out, with a put or without; the answer may be lost.
+        /// etcd executes one of our requests, with a put or without; the answer may be lost.
         Request { put: bool, answered: bool },
     }
 
     proptest! {
         #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
-        /// Nobody else has held the lock while the command ran, if we say that it was released.
+        /// If the conclusion is "released", no other client held the lock while the command ran.
         #[test]
         fn a_lock_that_was_lost_before_the_command_s_end_is_never_released(
             before in any::<bool>(),
@@ -137,7 +137,7 @@ mod tests {
                             findings = findings.with(finding);
                         }
                     }
-                    // The read has to be answered, else nothing is deleted.
+                    // The read must be answered, else nothing is deleted.
                     Deed::Request { put: false, answered } => {
                         let read = if key { ReleaseAnswer::Present } else { ReleaseAnswer::Absent { record } };
                         findings = findings.with(read);

@@ -1,4 +1,4 @@
-//! How a lock can be asked for: how many may hold it at once, beside whom, and who has to go.
+//! A request for a lock: its mode, how long it waits, and which others it supersedes.
 //! It must not know keys, nor the words of the command line.
 
 use std::fmt;
@@ -15,24 +15,24 @@ pub enum Leftovers {
     Leave,
 }
 
-/// How a lock is asked for.
+/// The mode of a request.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Mode {
-    /// Alone.
+    /// No other holder at the same time.
     #[default]
     Exclusive,
-    /// Beside others that share it.
+    /// Together with other shared holders.
     Shared,
-    /// As one of at most so many, 1 to [`Mode::MOST_SLOTS`].
+    /// One of this many slots, 1 to [`Mode::MAX_SLOTS`].
     Slots(u16),
 }
 
 impl Mode {
-    /// The most that may hold one lock by slots.
+    /// Maximum number of slots of one lock.
     pub const MAX_SLOTS: u16 = 1000;
 
-    /// Whether a lock may be asked for in both ways: all who use slots have to mean the same number, and
-    /// an exclusive lock has one.
+    /// Whether requests of both modes may share the lock: all clients that use slots must give the same number, and an
+    /// exclusive lock has one.
     pub fn is_compatible_with(self, other: Self) -> bool {
         match (self, other) {
             (Self::Slots(one), Self::Slots(other)) => one == other,
@@ -43,7 +43,7 @@ impl Mode {
         }
     }
 
-    /// As records have it.
+    /// The mode's name in records.
     pub fn word(self) -> &'static str {
         match self {
             Self::Exclusive => "exclusive",
@@ -52,7 +52,7 @@ impl Mode {
         }
     }
 
-    /// The number of holders that it allows, as records have it.
+    /// The number of holders in records.
     pub fn slots(self) -> u16 {
         match self {
             Self::Exclusive | Self::Shared => 1,
@@ -72,16 +72,16 @@ impl fmt::Display for Mode {
     }
 }
 
-/// What somebody wants of a lock.
+/// A request for a lock, with all its options.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LockRequest {
     pub mode: Mode,
     pub wait_policy: WaitPolicy,
-    /// How long the lock stays taken at least, from the moment that we get it.
+    /// Minimum time that the lock stays taken, from its acquisition on.
     pub min_hold: Option<Duration>,
-    /// How long after the start of our run no other one may start.
+    /// Time after the start of our run in which no other run may start.
     pub once_per: Option<Duration>,
-    /// Who has to go for us.
+    /// The clients that this request supersedes.
     pub supersede: Option<Supersede>,
 }
 
@@ -90,17 +90,17 @@ pub struct LockRequest {
 pub enum WaitPolicy {
     NoWait,
     Timeout(Duration),
-    /// For the lock; etcd has to be there at the start.
+    /// Waits for the lock without limit; etcd must answer at the start.
     #[default]
     Forever,
 }
 
-/// Who has to go when a newer request comes.
+/// The clients that a newer request supersedes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Supersede {
-    /// Those who wait.
+    /// Waiters.
     Waiters,
-    /// The holder, too.
+    /// Waiters and the holder.
     Holder,
 }
 

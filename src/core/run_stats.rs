@@ -1,5 +1,5 @@
-//! What is counted of one use of a lock, from the first try to take it until it is given back.
-//! It must not know a clock, nor who reads the account, nor which exit statuses there are.
+//! Statistics of one run, from the request for the lock until its release.
+//! It must not know a clock, the readers of the report, nor the exit statuses.
 
 use std::time::Duration;
 
@@ -10,12 +10,12 @@ use super::proof::FencingToken;
 use super::text::{json, seconds};
 use super::time::Instant;
 
-/// The books while they are open.
+/// The statistics of a run that has not finished.
 #[derive(Clone, Debug)]
 pub struct RunStats {
     began_at: Instant,
     acquired: Option<(Instant, FencingToken)>,
-    /// The moment at which the command had ended.
+    /// The time of the command's end.
     over_at: Option<Instant>,
     proofs: u64,
     smallest_slack: Option<Duration>,
@@ -23,7 +23,7 @@ pub struct RunStats {
     reason: Option<String>,
 }
 
-/// How the use of a lock ended.
+/// The result of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(into = "&'static str")]
 pub enum Outcome {
@@ -51,7 +51,7 @@ impl Outcome {
         Self::Failed,
     ];
 
-    /// As the report has it.
+    /// The name in the report.
     pub const fn word(self) -> &'static str {
         match self {
             Self::Completed => "completed",
@@ -66,7 +66,7 @@ impl Outcome {
         }
     }
 
-    /// For the man page.
+    /// The description in the manual page.
     pub const fn meaning(self) -> &'static str {
         match self {
             Self::Completed => "the command ran under the lock to its end, whatever its status",
@@ -92,21 +92,21 @@ impl From<Outcome> for &'static str {
     }
 }
 
-/// How dlock is about to end.
+/// The end of dlock as its caller sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RunEnd {
     pub outcome: Outcome,
-    /// As a shell sees it.
+    /// The exit status as a shell sees it.
     pub exit_code: u8,
     pub signal: Option<i32>,
-    /// Where the ledger has none of its own.
+    /// A reason that is used if the statistics have none.
     pub reason: Option<String>,
-    /// Of the wall clock, in RFC 3339.
+    /// The time by the wall clock, in RFC 3339.
     pub began: String,
     pub ended: String,
 }
 
-/// The closed books: what `--report` writes.
+/// The report of a run, which `--report` writes.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct RunReport {
     pub name: String,
@@ -114,24 +114,24 @@ pub struct RunReport {
     pub exit_code: u8,
     /// The signal that ended the command, or dlock while it waited.
     pub signal: Option<i32>,
-    /// Why it did not end as it should, in a few words.
+    /// Why the run failed, in a few words.
     pub reason: Option<String>,
-    /// None if the lock was never ours.
+    /// `None` if the lock was never acquired.
     pub token: Option<i64>,
     /// Wall clock, RFC 3339, for people.
     pub began: String,
     pub ended: String,
     pub waited_seconds: f64,
     pub held_seconds: f64,
-    /// Those that counted, that of the acquisition among them.
+    /// The number of proofs, that of the acquisition included.
     pub proofs: u64,
-    /// The smallest time that was left until the command would have been told to stop, when a proof arrived; none without
-    /// a renewal, and zero when none arrived in time.
+    /// The shortest time that was left until the stop deadline when a proof arrived; `None` without a renewal, zero when
+    /// none arrived in time.
     pub smallest_slack_seconds: Option<f64>,
 }
 
 impl RunStats {
-    /// Opened when the lock is asked for.
+    /// Called when the lock is requested.
     pub const fn new(began_at: Instant) -> Self {
         Self {
             began_at,
@@ -144,45 +144,45 @@ impl RunStats {
         }
     }
 
-    /// The lock is ours, which is the first proof.
+    /// The lock is acquired, which is the first proof.
     pub fn acquired(&mut self, now: Instant, token: FencingToken) {
         self.acquired = Some((now, token));
         self.proofs = 1;
     }
 
-    /// The command has ended, so that the lock is not wanted any more.
+    /// The command has ended, so the lock is not needed any more.
     pub fn over(&mut self, now: Instant) {
         self.over_at = Some(now);
     }
 
-    /// The moment at which the command had ended.
+    /// The time of the command's end.
     pub const fn over_at(&self) -> Option<Instant> {
         self.over_at
     }
 
-    /// Why it ends, as far as it was said.
+    /// The reason of the end, if one was set.
     pub fn reason(&self) -> Option<&str> {
         self.reason.as_deref()
     }
 
-    /// Whether the lock was ever ours.
+    /// Whether the lock was ever acquired.
     pub const fn was_held(&self) -> bool {
         self.acquired.is_some()
     }
 
-    /// For how long it has been ours.
+    /// Time since the acquisition.
     pub fn held(&self, now: Instant) -> Duration {
         self.acquired
             .map_or(Duration::ZERO, |(at, _)| now.since(at))
     }
 
-    /// A renewal was proven when so much time was left until the command would have been told to stop.
+    /// A renewal was proven when `slack` was left until the stop deadline.
     pub fn proven(&mut self, slack: Duration) {
         self.proofs += 1;
         self.slack(slack);
     }
 
-    /// No proof came in time.
+    /// No proof arrived in time.
     pub fn unproven(&mut self) {
         self.slack(Duration::ZERO);
     }
@@ -192,28 +192,28 @@ impl RunStats {
         *smallest = slack.min(*smallest);
     }
 
-    /// Somebody asked for the lock.
+    /// Another user requested that the lock be given up.
     pub fn stop_requested(&mut self, by: &str) {
         self.asked = true;
         self.set_reason(by);
     }
 
-    /// Why it ends; the first reason is the one.
+    /// Sets the reason of the end, unless there is one already.
     pub fn set_reason(&mut self, why: &str) {
         self.reason.get_or_insert_with(|| why.to_owned());
     }
 
-    /// Why it ends, whatever else has been said: for a state that somebody has to do something about.
+    /// Sets the reason of the end in any case, for a state that an administrator must fix.
     pub fn override_reason(&mut self, why: &str) {
         self.reason = Some(why.to_owned());
     }
 
-    /// Whether the command was stopped because somebody asked for it.
+    /// Whether the command was stopped at another user's request.
     pub const fn was_stop_requested(&self) -> bool {
         self.asked
     }
 
-    /// Closes the books.
+    /// The report of the run.
     pub fn finish(&self, name: &LockName, now: Instant, ending: RunEnd) -> RunReport {
         let waited_until = self.acquired.map_or(now, |(at, _)| at);
         let RunEnd {

@@ -1,4 +1,4 @@
-//! How texts of strangers and durations are shown to people.
+//! Untrusted texts and durations in a form that is safe for people and programs.
 //! It must not know where they come from, nor where they are shown.
 
 use std::fmt::Write as _;
@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-/// In bytes: nothing shown from a record is longer.
+/// Maximum length in bytes of a text from a record.
 const MAX_SHOWN_BYTES: usize = 1024;
 
 /// A duration for people, to the millisecond: `14s 500ms`.
@@ -22,7 +22,7 @@ pub fn seconds(duration: Duration) -> f64 {
     micros / 1e6
 }
 
-/// `text` without power over a terminal, cut at 1 KiB.
+/// `text` made safe for a terminal, cut at 1 KiB.
 pub fn printable(text: &str) -> String {
     let shown = truncate(text, MAX_SHOWN_BYTES);
     let ellipsis = if shown.len() < text.len() { "..." } else { "" };
@@ -38,8 +38,8 @@ pub fn truncate(text: &str, limit: usize) -> &str {
     &text[..end]
 }
 
-/// `text` without power over a terminal: control characters, line separators and what overrides the
-/// direction of writing (the "trojan source" characters) become escapes.
+/// `text` made safe for a terminal: control characters, line separators and characters that override the direction of
+/// writing (the "trojan source" characters) become escapes.
 pub fn escaped(text: &str) -> String {
     let mut shown = String::with_capacity(text.len());
     for character in text.chars() {
@@ -54,7 +54,8 @@ pub fn escaped(text: &str) -> String {
     shown
 }
 
-/// `value` as JSON on one line that is fit for a terminal, too: what JSON lets pass becomes an escape of JSON.
+/// `value` as JSON on one line that is safe for a terminal: characters that JSON allows but a terminal interprets become
+/// escapes.
 pub fn json(value: &impl Serialize) -> String {
     // Texts and numbers always serialise.
     let plain = serde_json::to_string(value).unwrap_or_default();
@@ -63,7 +64,7 @@ pub fn json(value: &impl Serialize) -> String {
     }
     let mut safe = String::with_capacity(plain.len() + 64);
     for character in plain.chars() {
-        // Only in texts: JSON itself is made of other characters.
+        // They occur only in texts: JSON's own syntax has no such characters.
         if is_hostile(character) {
             let _ = write!(safe, "\\u{:04x}", u32::from(character));
         } else {
@@ -73,7 +74,7 @@ pub fn json(value: &impl Serialize) -> String {
     safe
 }
 
-/// Whether a terminal or a reader could be led astray by it.
+/// Whether the character could mislead a terminal or a reader.
 pub fn is_hostile(character: char) -> bool {
     character.is_control()
         || matches!(

@@ -1,5 +1,5 @@
 //! Moments, and the durations that a lease leads to: when to renew, to stop and to kill.
-//! It must not know which clock tells the moments, nor what proves that the lock is held.
+//! It must not know which clock measures the moments, nor what proves that the lock is held.
 
 use std::ops::{Add, Sub};
 use std::time::Duration;
@@ -42,21 +42,21 @@ impl Sub<Duration> for Instant {
 /// The two moments that the guard enforces.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Deadlines {
-    /// From here on the command is asked to stop.
+    /// The time at which the command is asked to stop.
     pub stop_at: Instant,
-    /// From here on nothing of the command may run.
+    /// The time from which no process of the command may run.
     pub kill_at: Instant,
 }
 
 impl Deadlines {
-    /// The deadlines of a lock that no time ends.
+    /// The deadlines of a lock that does not expire.
     pub const NEVER: Self = Self {
         stop_at: Instant::from_boot(Duration::MAX),
         kill_at: Instant::from_boot(Duration::MAX),
     };
 }
 
-/// The durations that a lease's time to live and the command's grace lead to.
+/// The durations that follow from a lease's time to live and the command's grace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LeaseTimings {
     ttl: Duration,
@@ -64,9 +64,9 @@ pub struct LeaseTimings {
 }
 
 impl LeaseTimings {
-    /// No lease lives longer.
+    /// Maximum time to live of a lease.
     pub const LONGEST_TTL: Duration = Duration::from_hours(24);
-    /// The share of the TTL that pays for clocks of different rates: chrony slews by up to 8.3 %.
+    /// The share of the TTL that allows for clocks of different rates: chrony slews by up to 8.3 %.
     const CLOCK_DRIFT_SHARE: u32 = 10;
     /// The time that the kernel may need to run the guard and to end the tree.
     const SCHEDULING_MARGIN: Duration = Duration::from_millis(500);
@@ -76,8 +76,8 @@ impl LeaseTimings {
         Self { ttl, grace }
     }
 
-    /// The same with the TTL that the server granted, and never more than was asked: a server that
-    /// errs must not make us believe for longer.
+    /// The same with the TTL that the server granted, but never more than was requested: a wrong answer must not extend a
+    /// deadline.
     #[must_use]
     pub fn granted(self, ttl: Duration) -> Self {
         Self {
@@ -91,22 +91,22 @@ impl LeaseTimings {
         self.ttl
     }
 
-    /// The time that the command has between being asked to stop and being killed.
+    /// Time between the stop signal and the kill of the command.
     pub const fn grace(self) -> Duration {
         self.grace
     }
 
-    /// The grace of a command for which the user names none: five seconds, less under a short lease.
+    /// The default grace: five seconds, less with a short lease.
     pub fn default_grace(ttl: Duration) -> Duration {
         (ttl / 5).min(Duration::from_secs(5))
     }
 
-    /// The longest grace that leaves room for two renewals before the command would be stopped.
+    /// The longest grace that leaves time for two renewals before the stop deadline.
     pub fn max_grace(ttl: Duration) -> Duration {
         Self::safe_lifetime(ttl).saturating_sub(ttl / 5 * 2)
     }
 
-    /// How long after a proof's question was sent the lock is surely still ours.
+    /// Time from the sending of a proof's keepalive in which the lock is certainly held.
     fn safe_lifetime(ttl: Duration) -> Duration {
         (ttl / Self::CLOCK_DRIFT_SHARE * (Self::CLOCK_DRIFT_SHARE - 1))
             .saturating_sub(Self::SCHEDULING_MARGIN)
@@ -117,7 +117,7 @@ impl LeaseTimings {
         self.ttl / 5
     }
 
-    /// How long one renewal may take before another endpoint is asked.
+    /// Time limit of one renewal, after which another endpoint is tried.
     pub fn renew_timeout(self) -> Duration {
         (self.ttl / 8).clamp(Duration::from_millis(500), Duration::from_secs(2))
     }

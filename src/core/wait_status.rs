@@ -1,4 +1,4 @@
-//! What one who waits for a lock sees: who has it, how many are before him, how long it takes.
+//! The status that a waiter shows: the holder, the number of entries ahead, the time it takes.
 //! It must not know a clock, nor where and how often it is shown.
 
 use std::fmt::Write as _;
@@ -9,33 +9,33 @@ use super::name::LockName;
 use super::text::{format_duration, printable};
 use super::time::Instant;
 
-/// How long a piece of trouble stays in view; one that goes on is told again within this.
+/// Time for which an error stays visible; a lasting error is reported again within this.
 const ERROR_SHOWN_FOR: Duration = Duration::from_secs(10);
 
-/// The scene, as far as it is known.
+/// The known status.
 #[derive(Clone, Debug)]
 pub struct WaitStatus {
     name: LockName,
     began_at: Instant,
-    /// When `--wait` has passed.
+    /// The end of `--wait`.
     give_up_at: Option<Instant>,
     first: Option<FirstInQueue>,
-    /// Until when the command of a holder that vanished may run.
+    /// The time until which the command of a vanished holder may run.
     lock_delay_ends_at: Option<Instant>,
     error: Option<(Instant, String)>,
 }
 
-/// Who is before us.
+/// The entries before our own.
 #[derive(Clone, Debug)]
 struct FirstInQueue {
     holder: Option<Holder>,
     count: usize,
-    /// Since when it is this one; `None` for whom we found when we came.
+    /// The time of the last change of the first entry; `None` if it was there from the start.
     since_at: Option<Instant>,
 }
 
 impl WaitStatus {
-    /// For one who asks for the lock now.
+    /// The status at the time of the request.
     pub const fn new(name: LockName, began_at: Instant, give_up_at: Option<Instant>) -> Self {
         Self {
             name,
@@ -47,7 +47,7 @@ impl WaitStatus {
         }
     }
 
-    /// So many are before us, the first of them with this record, if it is one of dlock's.
+    /// `count` entries are before ours; `holder` is the record of the first one, if it is one of dlock's.
     pub fn behind(&mut self, now: Instant, holder: Option<&Holder>, count: usize) {
         let since_at = match &self.first {
             Some(front) if front.holder.as_ref() == holder => front.since_at,
@@ -63,54 +63,54 @@ impl WaitStatus {
         self.error = None;
     }
 
-    /// Whether that is what is known already, or something else is to be seen now.
+    /// Whether the status shows that already.
     pub fn is_behind(&self, holder: Option<&Holder>, count: usize) -> bool {
         let same = |front: &FirstInQueue| front.holder.as_ref() == holder && front.count == count;
         self.lock_delay_ends_at.is_some() || self.first.as_ref().is_none_or(same)
     }
 
-    /// The holder has vanished, and its command may still run for so long.
+    /// The holder has vanished, and its command may still run for `delay`.
     pub fn lock_delay(&mut self, now: Instant, delay: Duration) {
         self.lock_delay_ends_at = Some(now + delay);
     }
 
-    /// Our place is lost; another one is taken.
+    /// Our entry was lost; dlock creates another one.
     pub fn entry_lost(&mut self) {
         self.first = None;
         self.lock_delay_ends_at = None;
     }
 
-    /// Something is in the way of waiting itself.
+    /// An error of waiting itself; dlock still waits.
     pub fn error(&mut self, now: Instant, cause: String) {
         self.error = Some((now, cause));
     }
 
-    /// Whether there is anything to wait for: a free lock has no scene.
+    /// Whether there is anything to show: a free lock needs no wait.
     pub const fn is_visible(&self) -> bool {
         self.first.is_some() || self.error.is_some() || self.lock_delay_ends_at.is_some()
     }
 
-    /// How long it has taken.
+    /// Time since the start.
     pub fn waited(&self, now: Instant) -> Duration {
         now.since(self.began_at)
     }
 
-    /// What is left of `--wait`.
+    /// The rest of `--wait`.
     pub fn left(&self, now: Instant) -> Option<Duration> {
         self.give_up_at.map(|at| at.since(now))
     }
 
-    /// Who has the lock, for a field of its own.
+    /// The holder, for a field of its own.
     pub fn holder(&self) -> Option<String> {
         self.first.as_ref().map(|front| who(front.holder.as_ref()))
     }
 
-    /// How many are before us, the holder among them.
+    /// The number of entries ahead, that of the holder included.
     pub fn ahead(&self) -> Option<usize> {
         self.first.as_ref().map(|front| front.count)
     }
 
-    /// Once told, for a log: the moments in it are of the wall clock.
+    /// One message for a log: its times are of the wall clock.
     pub fn log_line(&self, now: Instant) -> String {
         let waited = self.waited(now);
         let mut text = if waited < Duration::from_secs(1) {
@@ -134,8 +134,8 @@ impl WaitStatus {
         text
     }
 
-    /// One line that is drawn again and again, the most important first: who sees it has little room. `since_1970` is the
-    /// wall clock's time, for how long the holder says to be there.
+    /// One line that is redrawn again and again, the most important part first, as the terminal may be narrow.
+    /// `since_1970` is the wall clock's time, by which the holder's age is computed.
     pub fn live_line(&self, now: Instant, since_1970: Duration) -> String {
         let mut text = format!(
             "waiting {} for '{}'",
@@ -183,8 +183,8 @@ impl FirstInQueue {
         format!("place {0} in the queue, {0} ahead", self.count)
     }
 
-    /// How long this one has been there, as far as anybody can tell: the record's time is of its host's wall clock, and
-    /// that of its entry into the queue.
+    /// The age of the first entry, as far as it is known: the record's time is of its host's wall clock, and that of its
+    /// entry into the queue.
     fn age(&self, now: Instant, since_1970: Duration) -> Option<Duration> {
         if is_cooling(self.holder.as_ref()) {
             return None;
@@ -207,7 +207,7 @@ fn verb(holder: Option<&Holder>) -> &'static str {
     }
 }
 
-/// Whoever has a lock, for people.
+/// The holder of a lock, for people.
 pub fn who(holder: Option<&Holder>) -> String {
     holder.map_or_else(other, Holder::sentence)
 }
@@ -216,7 +216,7 @@ fn other() -> String {
     "another client".to_owned()
 }
 
-/// To the second, as nobody reads more in a line that moves.
+/// Rounded to the second: a line that is redrawn needs no more.
 fn whole_seconds(duration: Duration) -> humantime::FormattedDuration {
     format_duration(Duration::from_secs(duration.as_secs()))
 }
@@ -250,12 +250,12 @@ mod tests {
     }
 
     #[test]
-    fn a_free_lock_has_no_scene() {
+    fn a_free_lock_shows_no_status() {
         assert!(!status(None).is_visible());
     }
 
     #[test]
-    fn everything_that_is_known_stands_in_one_line() {
+    fn one_line_shows_all_that_is_known() {
         let mut status = status(Some(at(400.0)));
         status.behind(at(100.0), Some(&alice()), 2);
         assert!(status.is_visible());
@@ -279,14 +279,14 @@ mod tests {
             status.live_line(at(101.0), TEN),
             "waiting 1s for 'deploy': place 2 in the queue, 2 ahead, held by another client"
         );
-        // Its record is as old as its place in the queue.
+        // Its record is as old as its entry in the queue.
         status.behind(at(105.0), Some(&alice()), 1);
         let line = status.live_line(at(108.0), TEN + Duration::from_hours(1));
         assert!(
             line.contains(" 1 ahead, held for 3s by alice@db1"),
             "{line}"
         );
-        // A wall clock that is behind the other one says nothing.
+        // A wall clock that is behind the other one gives no age.
         let early = status.live_line(at(108.0), TEN.saturating_sub(Duration::from_secs(5)));
         assert!(early.contains("held for 3s by"), "{early}");
     }
@@ -307,7 +307,7 @@ mod tests {
     }
 
     #[test]
-    fn trouble_stays_in_view_for_a_while() {
+    fn an_error_stays_visible_for_a_while() {
         let mut status = status(None);
         status.error(at(101.0), "'e1': no\u{1b}[2J answer".to_owned());
         assert!(status.is_visible());
@@ -320,7 +320,7 @@ mod tests {
     }
 
     #[test]
-    fn the_command_of_a_vanished_holder_has_its_time() {
+    fn the_status_shows_the_delay_after_a_vanished_holder() {
         let mut status = status(None);
         status.behind(at(100.0), Some(&alice()), 1);
         status.lock_delay(at(101.0), Duration::from_secs(8));
@@ -334,7 +334,7 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
-        /// Whatever stands in a record: it is one line, without power over a terminal, and not endless.
+        /// For any content of a record, the status is one line of limited length, safe for a terminal.
         #[test]
         fn any_record_is_fit_to_show(
             host in "\\PC{0,99}|.{0,2000}", user in ".{0,99}", program in ".{0,99}", note in ".{0,3000}",

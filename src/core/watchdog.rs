@@ -1,4 +1,4 @@
-//! The holder's decisions: what happens goes in as an [`Event`], what is to be done comes out as [`Action`]s.
+//! The holder's decisions: an [`Event`] in, [`Action`]s out.
 //! It must not know a clock, etcd, a process id or a signal's meaning.
 
 use std::time::Duration;
@@ -7,101 +7,102 @@ use super::heartbeat::{Heartbeat, Watch};
 use super::proof::{Inconclusive, LossReason, Ownership, Renewal, Verdict};
 use super::time::{Deadlines, Instant, LeaseTimings};
 
-/// After an order to kill, a guard that has not answered within this does not run any more.
+/// After an order to kill, a guard that sends no answer within this is taken as dead.
 const GUARD_ACK_TIMEOUT: Duration = Duration::from_millis(250);
 
-/// What happened.
+/// An input of the watchdog.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// The moment that [`Watchdog::due_at`] named has come.
+    /// The time that [`Watchdog::due_at`] returned has come.
     Tick,
     /// A renewal was answered.
     Renewed(Renewal),
     /// A renewal was refused or not answered in time.
     RenewalFailed,
-    /// A look showed that the lock, which no time ends, is still ours.
+    /// A check showed that the lock, which does not expire, is still held.
     StillHeld,
-    /// A watch saw our key deleted or taken.
+    /// A watch reported that our key was deleted or replaced.
     Lost(LossReason),
-    /// The watch on our key was opened, or is not open any more.
+    /// The watch on our key was opened, or is closed.
     Watch(Watch),
     /// The guard answered the message with this number.
     Ack(u64),
     /// The guard is dead.
     GuardDead,
-    /// Somebody who may ask for it wants the lock to be given up.
+    /// An authorised user requested that the lock be given up.
     ReleaseRequested,
-    /// Nothing of the command is left; `in_time` when no deadline made it end.
+    /// No process of the command is left; `in_time` when no deadline ended it.
     TreeDead { in_time: bool },
 }
 
-/// What is to be done.
+/// An order of the watchdog.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
-    /// Send a renewal; its end comes back as `Renewed` or `RenewalFailed`.
+    /// Send a renewal; its result comes back as `Renewed` or `RenewalFailed`.
     Renew,
-    /// Tell the guard the deadlines; it answers with the same number.
+    /// Send the deadlines to the guard; it answers with the same number.
     Extend { beat: u64, deadlines: Deadlines },
-    /// The guard is to stop everything, and to kill it when the grace or the deadline has passed.
+    /// The guard must stop everything, and kill it when the grace or the deadline has passed.
     Stop,
-    /// The guard is to kill everything now.
+    /// The guard must kill everything now.
     Kill,
-    /// The guard does not do its work: kill it and everything else.
+    /// The guard does not do its work: kill it and the whole tree.
     KillTree,
 }
 
-/// How it stands with the lock.
+/// The state of the lock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LockState {
-    /// As far as we can prove it is ours.
+    /// As far as dlock can prove, it holds the lock.
     Held,
-    /// It is not, and never will be again.
+    /// The lock is lost for ever.
     Lost(LossReason),
-    /// It may well be ours, but nobody guards the command any more: it is being killed.
+    /// dlock may still hold the lock, but no guard is left: the command is being killed.
     Unguarded,
 }
 
-/// Guards one holding of the lock, from the start of the command until the last of it is dead.
+/// Watches one hold of the lock, from the start of the command until its last process is dead.
 ///
-/// Its laws:
-/// 1. a deadline moves only by a proof, and only to what [`Terms::deadlines`] makes of its sending;
-/// 2. once the lock is lost, nothing brings it back, and nothing is renewed;
-/// 3. a guard that does not answer is replaced by [`Action::KillTree`], once, and renewals end;
-/// 4. after a `Tick` at [`Watchdog::due_at`], either that moment moves on or there is none.
+/// Its rules:
+/// 1. a deadline moves only by a proof, and only to the result of [`LeaseTimings::deadlines`] for the time of its
+///    sending;
+/// 2. a loss is final, and nothing is renewed after it;
+/// 3. a guard that sends no answer is replaced by [`Action::KillTree`], once, and renewals end;
+/// 4. after a `Tick` at [`Watchdog::due_at`], that time moves on or becomes `None`.
 #[derive(Clone, Debug)]
 pub struct Watchdog {
     timings: LeaseTimings,
-    /// What renewals are judged by, if there is a lease.
+    /// The entry and cluster that a renewal must match, if there is a lease.
     ownership: Option<Ownership>,
     deadlines: Deadlines,
     heartbeat: Heartbeat,
     state: LockState,
-    /// The last number told to the guard, and the last that it answered.
+    /// The last number sent to the guard, and the last that it answered.
     sent: u64,
     acked: u64,
-    /// Since when the guard owes an answer.
+    /// The time since which an answer of the guard is due.
     silent_since: Option<Instant>,
-    /// When the guard is to be found out, while an order to kill is under way.
+    /// The time of the check on the guard, while an order to kill is pending.
     check_guard_at: Option<Instant>,
     tree_dead: bool,
-    /// When the command has had the lock for long enough.
+    /// The end of the command's maximum time.
     max_hold_at: Option<Instant>,
-    /// Why the command was stopped though we have the lock.
+    /// Why the command was stopped although the lock is held.
     stop_reason: Option<StopReason>,
 }
 
-/// Why a command is stopped whose lock is not lost.
+/// Why a command is stopped while its lock is held.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StopReason {
-    /// It ran for as long as it may.
+    /// Its maximum time is over.
     MaxHold,
-    /// Somebody asked for it.
+    /// Another user requested it.
     Requested,
 }
 
 impl Watchdog {
-    /// The command is started at `deadlines`, which follow from the proof sent at `proven_at`. The `heartbeat` is that of
-    /// the waiting until now: it knows whether the watch is open.
+    /// Called when the command starts at `deadlines`, which follow from the proof sent at `proven_at`. `heartbeat` is
+    /// that of the wait until now: it knows whether the watch is open.
     pub fn new(
         timings: LeaseTimings,
         ownership: Ownership,
@@ -116,8 +117,8 @@ impl Watchdog {
         }
     }
 
-    /// The same for a lock that no time ends, won at `won_at`. The TTL of `terms` only gives the rhythm of the looks at
-    /// the lock and at the guard.
+    /// The same for a lock that does not expire, acquired at `won_at`. The TTL of `timings` only sets the interval of the
+    /// checks of the lock and of the guard.
     pub fn without_lease(timings: LeaseTimings, won_at: Instant, seed: u64) -> Self {
         Self {
             timings,
@@ -135,7 +136,7 @@ impl Watchdog {
         }
     }
 
-    /// The same for a command that may not run longer than until `limit_at`.
+    /// The same for a command that may run until `limit_at` at most.
     #[must_use]
     pub fn with_max_hold(self, limit_at: Option<Instant>) -> Self {
         Self {
@@ -144,7 +145,7 @@ impl Watchdog {
         }
     }
 
-    /// Why the command was stopped though we have the lock.
+    /// Why the command was stopped although the lock is held.
     pub const fn stop_reason(&self) -> Option<StopReason> {
         self.stop_reason
     }
@@ -154,12 +155,12 @@ impl Watchdog {
         self.deadlines
     }
 
-    /// How it stands with the lock.
+    /// The state of the lock.
     pub const fn state(&self) -> LockState {
         self.state
     }
 
-    /// When to call with [`Event::Tick`] at the latest.
+    /// The latest time for the next call with [`Event::Tick`].
     pub fn due_at(&self) -> Option<Instant> {
         if self.tree_dead {
             return None;
@@ -176,7 +177,7 @@ impl Watchdog {
         self.check_guard_at
     }
 
-    /// Why a renewal did not count, for the log: call before [`Watchdog::step`] with the same renewal.
+    /// Why a renewal did not count, for the log; call it before [`Watchdog::step`] with the same renewal.
     pub fn inconclusive(&self, renewal: &Renewal) -> Option<Inconclusive> {
         let mut ownership = self.ownership?;
         match ownership.verify(renewal) {
@@ -185,12 +186,12 @@ impl Watchdog {
         }
     }
 
-    /// The one entry: decide what `event` leads to.
+    /// Decides the actions that follow from `event`.
     pub fn step(&mut self, now: Instant, event: &Event) -> Vec<Action> {
         if self.tree_dead {
             return Vec::new();
         }
-        // A renewal that arrives with, or after, the end of our belief comes too late.
+        // A renewal that arrives at or after the stop deadline is too late.
         if self.state == LockState::Held && self.deadlines.stop_at <= now {
             let mut actions = self.lose(LossReason::Unproven, now);
             actions.extend(self.decide(now, event));
@@ -274,7 +275,7 @@ impl Watchdog {
         }
     }
 
-    /// Stops the command, and goes on renewing until it is dead.
+    /// Stops the command; renewals continue until it is dead.
     fn stop_early(&mut self, cut: StopReason) -> Vec<Action> {
         if self.stop_reason.is_some() {
             return Vec::new();
@@ -283,8 +284,8 @@ impl Watchdog {
         vec![Action::Stop]
     }
 
-    /// No guard, no renewals: one that has been silent for two heartbeats does not run. Not earlier, as
-    /// a busy disk may hold it up, and what it has to do in time we do ourselves if it does not.
+    /// Without a guard there are no renewals: a guard without an answer for two intervals does not run. The wait is that
+    /// long because a busy disk may delay the guard, and dlock replaces it in time.
     fn renew(&mut self, now: Instant) -> Vec<Action> {
         if !self.heartbeat.start_renewal(now) {
             return Vec::new();
@@ -316,12 +317,12 @@ impl Watchdog {
             self.check_guard_at = Some(kill_at.max(now));
             return vec![self.extend()];
         }
-        // A third hand took the lock. Who waits next gives us the grace (`core::queue::hand_over`).
+        // Another client took the lock. The next waiter allows for the grace (`core::lock_delay::lock_delay`).
         self.check_guard_at = Some((now + self.timings.grace()).min(kill_at).max(now));
         vec![self.extend(), Action::Stop]
     }
 
-    /// The guard had to kill by now; whether it still runs shows in its answers.
+    /// The guard's time to kill is over; an answer shows whether it still runs.
     fn check_guard(&mut self, now: Instant) -> Vec<Action> {
         let Some(overdue_at) = self.check_guard_at.filter(|at| *at <= now) else {
             return Vec::new();
@@ -329,7 +330,7 @@ impl Watchdog {
         if self.acked < self.sent {
             return self.kill_tree();
         }
-        // It ran a moment ago. Ask again for as long as it takes: it reports what it cannot kill.
+        // It ran a moment ago. Ask again for as long as it takes: it reports survivors.
         self.check_guard_at = Some(overdue_at.max(now) + GUARD_ACK_TIMEOUT);
         vec![self.extend(), Action::Kill]
     }
@@ -359,7 +360,7 @@ mod tests {
         Watchdog::new(timings, ownership(), at(0.0), heartbeat)
     }
 
-    /// Lets the guard answer whatever it was told.
+    /// Lets the guard answer every message.
     fn answer(watchdog: &mut Watchdog, now: Instant, actions: &[Action]) {
         for action in actions {
             if let Action::Extend { beat, .. } = action {
@@ -377,7 +378,7 @@ mod tests {
     }
 
     #[test]
-    fn a_proof_moves_the_deadline_from_the_moment_of_its_question() {
+    fn a_proof_moves_the_deadline_from_the_time_of_its_sending() {
         let mut watchdog = watchdog();
         let sent_at = renew_once(&mut watchdog);
         let actions = watchdog.step(
@@ -393,7 +394,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_lease_no_time_ends_the_lock_and_a_third_hand_does() {
+    fn without_a_lease_only_a_third_party_ends_the_lock() {
         let timings = LeaseTimings::new(Duration::from_secs(10), Duration::from_secs(2));
         let mut watchdog = Watchdog::without_lease(timings, at(0.0), 1);
         assert_eq!(watchdog.deadlines(), Deadlines::NEVER);
@@ -403,7 +404,7 @@ mod tests {
         }
         let late = watchdog.due_at().unwrap();
         assert!(late > at(1800.0));
-        // A dlock that was stopped for a day looks again, and that is all.
+        // A dlock that was stopped for a day checks again once.
         let after = late + Duration::from_hours(24);
         let actions = watchdog.step(after, &Event::Tick);
         assert!(matches!(
@@ -420,7 +421,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lease_that_got_shorter_is_believed_for_less() {
+    fn a_shorter_lease_has_earlier_deadlines() {
         let mut watchdog = watchdog();
         let sent_at = renew_once(&mut watchdog);
         let mut shorter = renewal(sent_at);
@@ -431,7 +432,7 @@ mod tests {
     }
 
     #[test]
-    fn a_late_answer_to_an_early_question_moves_nothing_back() {
+    fn a_late_answer_to_an_early_request_moves_nothing_back() {
         let mut watchdog = watchdog();
         let sent_at = renew_once(&mut watchdog);
         watchdog.step(sent_at, &Event::Renewed(renewal(sent_at)));
@@ -445,7 +446,7 @@ mod tests {
     }
 
     #[test]
-    fn a_doubtful_answer_moves_nothing_and_is_asked_again() {
+    fn an_inconclusive_answer_moves_nothing_and_is_repeated() {
         let mut watchdog = watchdog();
         let sent_at = renew_once(&mut watchdog);
         let before = watchdog.deadlines();
@@ -523,7 +524,7 @@ mod tests {
     }
 
     #[test]
-    fn who_is_asked_to_give_up_stops_and_one_who_has_lost_does_not_care() {
+    fn a_release_request_stops_the_command_and_is_ignored_after_a_loss() {
         let mut asked = watchdog();
         assert_eq!(
             asked.step(at(1.0), &Event::ReleaseRequested),
@@ -574,7 +575,7 @@ mod tests {
     }
 
     #[test]
-    fn a_silent_guard_is_found_out_after_two_heartbeats() {
+    fn a_guard_that_is_silent_for_two_intervals_is_taken_as_dead() {
         let mut watchdog = watchdog();
         let mut silent_since = None;
         for _ in 0..10 {

@@ -10,14 +10,13 @@ const CHECK: &str = "certificate";
 
 const DAY: Duration = Duration::from_hours(24);
 
-/// Long enough for a person to renew it, and to hear of it more than once.
+/// Notice before a certificate ends: a person can renew it, and is warned more than once.
 const EXPIRY_NOTICE: Duration = Duration::from_hours(14 * 24);
 
-/// Nobody renews a certificate by hand as often as that: a machine does, and is late only when
-/// little of its life is left.
+/// Below this lifetime a machine renews the certificate, and is late only when a third of the lifetime is left.
 const SHORT_LIFE: Duration = Duration::from_hours(4 * 24);
 
-/// What matters of a certificate. The times are since 1970, as in the certificate itself.
+/// The relevant fields of a certificate. The times are since 1970, as in the certificate itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Certificate {
     pub subject: String,
@@ -27,7 +26,7 @@ pub struct Certificate {
 }
 
 impl Certificate {
-    /// From when on its end is near.
+    /// The time before its end at which a warning is due.
     fn notice(&self) -> Duration {
         let life = self.not_after.saturating_sub(self.not_before);
         if life < SHORT_LIFE {
@@ -38,7 +37,7 @@ impl Certificate {
     }
 }
 
-/// What to say of the certificate of an endpoint or in a file, at the wall clock's time `now`.
+/// The finding on the certificate of an endpoint or in a file; `now` is the wall clock's time since 1970.
 pub fn check_certificate(
     object: &str,
     what: &str,
@@ -74,7 +73,7 @@ pub fn check_certificate(
     Finding::ok(CHECK, object, &says)
 }
 
-/// Whole days, or what there is of one.
+/// Whole days; less than one day in hours, minutes and seconds.
 fn days(time: Duration) -> String {
     match time.as_secs() / DAY.as_secs() {
         0 => format_duration(Duration::from_secs(time.as_secs())).to_string(),
@@ -90,7 +89,7 @@ mod tests {
 
     const TODAY: u32 = 20_000;
 
-    /// A certificate that began so many days ago and ends in so many and a minute.
+    /// A certificate that began `began` days ago and ends in `ends` days and a minute.
     fn found(began: u32, ends: u32) -> Finding {
         let certificate = Certificate {
             subject: "CN=etcd1".to_owned(),
@@ -113,12 +112,12 @@ mod tests {
         let near = found(352, 13);
         assert_eq!(near.level, Level::Warning);
         assert!(near.says.ends_with("ends in 13 days") && near.hint.is_some());
-        // Made by hand for five days, and new.
+        // A certificate for five days, made by hand, and new.
         assert_eq!(found(0, 5).level, Level::Warning);
     }
 
     #[test]
-    fn those_that_a_machine_renews_have_less_notice() {
+    fn certificates_that_a_machine_renews_have_less_notice() {
         assert_eq!(found(0, 2).level, Level::Ok);
         assert_eq!(found(1, 1).level, Level::Ok);
         assert_eq!(found(2, 0).level, Level::Warning);
@@ -126,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_over_or_not_begun_is_said() {
+    fn a_certificate_outside_its_validity_is_reported() {
         let over = Certificate {
             subject: String::new(),
             issuer: "CN=ours".to_owned(),

@@ -1,5 +1,5 @@
-//! What the endpoints that answer say of the cluster behind them: that it is one, its members, versions and
-//! alarms. It must not know how they were asked.
+//! The cluster behind the endpoints that answer: whether it is one, its members, versions and alarms.
+//! It must not know how the facts were collected.
 
 use std::collections::BTreeMap;
 
@@ -7,11 +7,11 @@ use super::facts::{Complaint, Member, MemberStatus, Named, Trial};
 use super::{Finding, counted, version};
 use crate::core::cluster_id::ClusterId;
 
-/// Of the space that etcd may use, in percent.
+/// Warning threshold, in percent of etcd's quota.
 const NEARLY_FULL: i64 = 80;
 
-/// All that there is to say about the cluster, of which so many endpoints are `named` and these answer; `wanted` is the
-/// one in the settings.
+/// All findings on the cluster. `named` is the number of endpoints in the settings, `answers` those that answer, `wanted`
+/// the cluster id in the settings.
 pub(super) fn check_cluster(
     named: usize,
     answers: &[Named],
@@ -88,7 +88,7 @@ fn unity(named: usize, answers: &[Named], wanted: Option<ClusterId>) -> Vec<Find
     findings
 }
 
-/// Endpoints of another cluster than that of the settings, of which others may remain.
+/// The endpoints of another cluster than that of the settings, if others remain.
 fn refused(id: ClusterId, ones: &[&Named], wanted: ClusterId, remains: bool) -> Finding {
     const CHECK: &str = "cluster";
     let names: Vec<&str> = ones.iter().map(|(name, _)| *name).collect();
@@ -125,7 +125,7 @@ fn membership(id: &str, named: usize, ones: &[&Named], members: &[Member]) -> Fi
         counted(named, "endpoint is", "endpoints are")
     );
     if ones.len() > members.len() {
-        // Two that were started with etcd's defaults give themselves the same ids.
+        // Two clusters that were started with etcd's defaults give themselves the same ids.
         let says = format!("{says}: two are one member, or members know nothing of each other");
         return Finding::warning(CHECK, id, &says).hinting(
             "name each member once; if there are more, each may be a cluster of its own, and two commands could run under one lock",
@@ -135,7 +135,7 @@ fn membership(id: &str, named: usize, ones: &[&Named], members: &[Member]) -> Fi
         return Finding::warning(CHECK, id, &says)
             .hinting("two members fail more often than one: add a third");
     }
-    // Whoever is named as the cluster lists it is that member; other names may stand for all of them.
+    // A name that the cluster lists is that member; another name may stand for all of them.
     let mut listed = voters.iter().flat_map(|member| &member.urls);
     let direct = ones
         .first()
@@ -176,7 +176,7 @@ fn alarms(answers: &[Named]) -> Vec<Finding> {
         let says = |error: &String| error.contains(name);
         told.iter().any(|status| status.errors.iter().any(says))
     };
-    // Those who are not told see it when they write.
+    // A user who may not read the status sees the alarm in a refused write.
     let refused = answers.iter().any(|(_, answer)| {
         let Trial { locks, key, .. } = &answer.trial;
         [locks, key]

@@ -1,5 +1,5 @@
-//! What the endpoints are good for: alive, quick enough, and ours to write to.
-//! It must not know how they were asked.
+//! The findings on the endpoints: whether they answer, are fast enough, and allow writes.
+//! It must not know how they were probed.
 
 use std::time::Duration;
 
@@ -11,20 +11,20 @@ use crate::core::proof::Header;
 use crate::core::text::format_duration;
 use crate::core::time::LeaseTimings;
 
-/// Who asks, and for which keys.
+/// The user and the keys that the checks are for.
 pub struct ProbeSettings<'a> {
-    /// The user, or how somebody without a name is called.
+    /// The user name, or the words for no user.
     pub user: Option<&'a str>,
     pub prefix: &'a str,
     pub timings: LeaseTimings,
-    /// The cluster that the settings name.
+    /// The cluster id in the settings.
     pub cluster_id: Option<ClusterId>,
-    /// The endpoints of other machines that are reached without TLS.
+    /// The endpoints of other machines whose connection has no TLS.
     pub exposed: Vec<String>,
 }
 
 impl Probe {
-    /// Whether a lock can be taken and kept through this endpoint, of this cluster if it is said.
+    /// Whether a lock can be taken and held through this endpoint, in the cluster of the settings.
     fn usable(&self, cluster: Option<ClusterId>) -> bool {
         let Ok(answer) = &self.answer else {
             return false;
@@ -39,9 +39,9 @@ impl Probe {
     }
 }
 
-/// All that there is to say about the endpoints.
+/// All findings on the endpoints.
 pub fn check_endpoints(asked: &[Probe], asking: &ProbeSettings) -> Vec<Finding> {
-    // What one endpoint cannot do matters little as long as another one can.
+    // A fault of one endpoint matters little as long as another one works.
     let bad = if asked.iter().any(|one| one.usable(asking.cluster_id)) {
         Level::Warning
     } else {
@@ -99,7 +99,7 @@ fn endpoint(asked: &Probe, bad: Level) -> Finding {
             "{says}, but a lock cannot be taken through it: {}",
             complaint.cause
         );
-        // It did answer before: that only what a majority decides has no answer says enough.
+        // It has answered before: only requests that need a majority fail.
         return Finding::new(CHECK, name, bad, &says)
             .hinting(complaint.help().unwrap_or(NO_LEADER));
     }
@@ -137,7 +137,7 @@ fn describe(answer: &Answer) -> String {
     words.join(", ")
 }
 
-/// Rounded up, so that something is never nothing.
+/// Rounded up, so that a small value is never zero.
 fn mebibytes(bytes: i64) -> i64 {
     const MEBI: i64 = 1024 * 1024;
     bytes / MEBI + i64::from(bytes % MEBI > 0)

@@ -1,4 +1,4 @@
-//! How much slower etcd may become before locks are lost, by the terms of a lease.
+//! How much slower etcd may become before locks are lost, for given lease timings.
 //! It must not know how the proofs were measured.
 
 use std::time::Duration;
@@ -9,14 +9,14 @@ use crate::core::time::{Instant, LeaseTimings};
 
 const CHECK: &str = "latency";
 
-/// The periods of `core::heartbeat` vary by a tenth; the longest one counts here.
+/// The intervals of `core::heartbeat` vary by a tenth; the longest one counts here.
 const JITTER: u32 = 10;
 
-/// One proof as a renewal of `dlock run` makes it: how long it took, or why it did not count.
+/// One proof as a renewal of `dlock run` makes it: its duration, or why it did not count.
 pub type Proof = Result<Duration, String>;
 
-/// How many renewals in a row may stay unanswered, when a proof takes as long as `latency`, before the
-/// command is told to stop although the next one is answered.
+/// Number of renewals in a row without an answer after which the command is stopped although the next one is answered,
+/// when a proof takes `latency`.
 pub fn fatal_losses(timings: LeaseTimings, latency: Duration) -> u32 {
     let start = Instant::from_boot(Duration::ZERO);
     let room = timings.deadlines(start).stop_at.since(start);
@@ -26,7 +26,7 @@ pub fn fatal_losses(timings: LeaseTimings, latency: Duration) -> u32 {
     1 + u32::try_from(survived).unwrap_or(u32::MAX - 1)
 }
 
-/// The time that half of the proofs stay below.
+/// The median of `times`.
 fn median(times: &[Duration]) -> Duration {
     let mut sorted = times.to_vec();
     sorted.sort_unstable();
@@ -38,7 +38,7 @@ pub fn can_hold_lock(proofs: &[Proof]) -> bool {
     proofs.iter().any(Result::is_ok)
 }
 
-/// What the proofs through one endpoint say; `bad` is what none that counts means.
+/// The finding on the proofs through one endpoint; `bad` is its level if no proof counts.
 pub fn check_latency(
     endpoint: &str,
     proofs: &[Proof],
@@ -87,13 +87,13 @@ pub fn check_latency(
     Finding::ok(CHECK, endpoint, &says)
 }
 
-/// To the millisecond, and no less than one.
+/// At least one millisecond.
 fn short(time: Duration) -> String {
     format_duration(time.max(Duration::from_millis(1))).to_string()
 }
 
 fn slow_hint(timings: LeaseTimings) -> String {
-    /// From here on an attempt takes no longer, see [`Terms::attempt`].
+    /// The TTL from which an attempt takes no longer, see [`LeaseTimings::renew_timeout`].
     const PATIENT: Duration = Duration::from_secs(16);
     let server = "look at etcd's disks and the network in between";
     if timings.ttl() < PATIENT {
@@ -122,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn the_usual_terms() {
+    fn the_count_for_usual_timings() {
         for (ttl, count) in [(5, 4), (10, 4), (30, 8), (60, 18)] {
             assert_eq!(fatal_losses(timings(ttl), ms(2)), count, "TTL {ttl}");
         }
@@ -131,8 +131,8 @@ mod tests {
         assert_eq!(fatal_losses(tight, ms(2)), 3);
     }
 
-    /// Whether a holder that was proven at zero gets another proof in time after so many silences, by
-    /// the machine that `dlock run` uses.
+    /// Whether a holder with a proof at zero gets another one in time after `silences` unanswered renewals, by the
+    /// heartbeat that `dlock run` uses.
     fn survives(timings: LeaseTimings, silences: u32, latency: Duration, seed: u64) -> bool {
         let start = Instant::from_boot(Duration::from_secs(1000));
         let mut heartbeat = Heartbeat::new(timings, start, seed);
@@ -159,7 +159,7 @@ mod tests {
             let timings = LeaseTimings::new(ttl, grace);
             let latency = ms(latency).min(timings.renew_timeout());
             let count = fatal_losses(timings, latency);
-            // The jitter of the real one is never longer, so that it survives at least as much.
+            // The jitter of the real heartbeat is never longer, so it survives at least as many.
             prop_assert!(survives(timings, count - 1, latency, seed) || count == 1);
         }
     }
@@ -176,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn slow_ones_and_some_that_fail_are_a_warning() {
+    fn slow_proofs_and_a_few_failed_ones_are_a_warning() {
         let slow = [Ok(ms(10)), Ok(ms(400))];
         let found = check_latency("e", &slow, timings(5), Level::Unusable);
         assert_eq!(found.level, Level::Warning, "{found:?}");
@@ -197,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn none_that_counts_is_as_bad_as_the_other_endpoints_make_it() {
+    fn the_level_without_a_proof_depends_on_the_other_endpoints() {
         let none = [Err("no answer within 2s".to_owned())];
         for bad in [Level::Warning, Level::Unusable] {
             assert_eq!(check_latency("e", &none, timings(30), bad).level, bad);

@@ -1,43 +1,42 @@
-//! Whether this machine has what the promise of `dlock run` rests on: a clock, a kernel that wakes its
-//! guard, room for processes. It must not know how the facts are read.
+//! The findings on this machine: its clock, the wake-up of the guard, room for processes.
+//! It must not know how the facts are read.
 
 use std::time::Duration;
 
 use super::Finding;
 use crate::core::text::format_duration;
 
-/// From the moment it is due until it runs, the guard has half a second; more than half of that is a
-/// warning, as tonight will be busier than now.
+/// Warning threshold of lateness. The guard has half a second from its due time until it runs; more than half of that is
+/// a warning, as the machine may become busier.
 const LATE: Duration = Duration::from_millis(250);
 
-/// dlock and its guard are two, a command has a few of its own.
+/// Warning threshold: dlock and its guard are two processes, a command has a few.
 const FEW_PROCESSES: u64 = 32;
 
-/// A dlock has about twenty descriptors.
+/// Warning threshold: a dlock has about twenty descriptors.
 const FEW_FILES: u64 = 64;
 
-/// What the machine shows. Whatever could not be read is `None`.
+/// The facts about the machine; `None` for one that could not be read.
 #[derive(Clone, Debug, Default)]
 pub struct HostFacts {
     /// `current_clocksource` of the kernel.
     pub clock_source: Option<String>,
-    /// By how much `CLOCK_BOOTTIME` is ahead of `CLOCK_MONOTONIC`.
+    /// The difference between `CLOCK_BOOTTIME` and `CLOCK_MONOTONIC`.
     pub suspended: Duration,
-    /// The longest that a thread of ours was woken too late.
+    /// The longest delay of a thread's wake-up.
     pub lateness: Duration,
-    /// Whether everything that guarding a command needs works, and if so, whether the kernel lists
-    /// the children of a process.
+    /// Whether the kernel lists the children of a process; an error if something that the guard needs does not work.
     pub guard: Option<Result<bool, String>>,
     /// This user's processes cannot see those of others (`hidepid` of `proc(5)`).
     pub hides_others: bool,
-    /// How many more processes the cgroup has room for.
+    /// Number of further processes that the cgroup allows.
     pub room_for_processes: Option<u64>,
     /// The soft limits of `getrlimit(2)`; `None` is no limit.
     pub most_processes: Option<u64>,
     pub most_files: Option<u64>,
 }
 
-/// What to say of it.
+/// All findings on the machine.
 pub fn check_host(facts: &HostFacts) -> Vec<Finding> {
     let mut findings = vec![clock(facts), scheduling(facts.lateness)];
     findings.extend(guard(facts));
@@ -183,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn what_breaks_the_promise_is_named() {
+    fn faults_that_break_the_promise_are_reported() {
         type Case = (fn(&mut HostFacts), &'static str, Level);
         let cases: [Case; 8] = [
             (
@@ -229,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn suspend_is_told() {
+    fn suspend_is_reported() {
         let facts = HostFacts {
             suspended: Duration::from_secs(3723),
             ..good()

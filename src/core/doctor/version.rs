@@ -1,11 +1,11 @@
-//! Versions of etcd that are known to break what dlock rests on.
-//! It must not know which server runs which.
+//! Versions of etcd with faults that break a guarantee dlock needs.
+//! It must not know which server runs which version.
 
 use std::fmt;
 
 use super::{Finding, Level};
 
-/// The version of a server; what follows the third number is left out.
+/// The version of a server without the part after the third number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Version {
     major: u32,
@@ -22,7 +22,7 @@ impl Version {
         }
     }
 
-    /// Reads `3.5.30`, `3.6.0-rc.1` and the like.
+    /// Parses `3.5.30`, `3.6.0-rc.1` and the like.
     pub fn parse(text: &str) -> Option<Self> {
         let mut numbers = text.trim().splitn(3, '.').map(|word| {
             let end = word.find(|character: char| !character.is_ascii_digit());
@@ -33,22 +33,22 @@ impl Version {
     }
 }
 
-/// Something that is wrong with some versions.
+/// A fault of some versions.
 struct Fault {
-    /// The first that has it.
+    /// The first version that has it.
     since: Version,
-    /// The first of each minor version that is rid of it. Minors after the last one never had it, those
-    /// that are missing have it to the end.
+    /// The first version of each minor release without it. Later minor releases never had it; those that are missing here
+    /// have it to the end.
     fixed: &'static [Version],
     breaks: &'static str,
-    /// It needs users: without authentication everybody may do everything anyway.
+    /// The fault needs users: without authentication every client may do everything anyway.
     with_users: bool,
     reference: &'static str,
 }
 
 const FIRST: Version = Version::new(0, 0, 0);
 
-/// The worst first.
+/// All known faults, the worst first.
 const FAULTS: &[Fault] = &[
     Fault {
         since: FIRST,
@@ -157,7 +157,7 @@ pub struct Known {
     pub reference: &'static str,
 }
 
-/// All that is known, the worst first.
+/// All known faults of a version, the worst first.
 pub fn known() -> Vec<Known> {
     let known = FAULTS.iter().map(|fault| {
         let fixed = fault.fixed.iter().map(ToString::to_string);
@@ -199,7 +199,7 @@ impl Fault {
     }
 }
 
-/// What is known about a version, of which `where_it_runs` tells. `users` says that etcd has users.
+/// The findings on a version. `where_it_runs` names the endpoints; `users` says that etcd has users.
 pub fn check_version(text: &str, where_it_runs: &str, users: bool) -> Vec<Finding> {
     const CHECK: &str = "version";
     let Some(version) = Version::parse(text) else {
@@ -238,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn what_servers_say() {
+    fn versions_of_servers_are_parsed() {
         for (text, version) in [
             ("3.5.30", Some(Version::new(3, 5, 30))),
             ("3.6.0-rc.1", Some(Version::new(3, 6, 0))),
@@ -261,7 +261,7 @@ mod tests {
             assert!(clean || text == "3.4.44", "{text}: {found:?}");
             assert_eq!(found.len(), 1, "{text}: {found:?}");
         }
-        // What its wall clock does to it was not changed in 3.4.
+        // 3.4 is affected by a change of the wall clock in every release.
         assert!(names("3.4.44", true, "12291"));
     }
 
@@ -304,7 +304,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_version_is_said() {
+    fn a_text_that_is_no_version_is_reported() {
         let found = check_version("fork\u{7}", "x", false);
         assert_eq!(found[0].level, Level::Warning);
         assert_eq!(found[0].object, "fork\\u{7}");

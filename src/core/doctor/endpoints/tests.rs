@@ -1,5 +1,5 @@
-//! What is said of one to three endpoints in every state they may be in.
-//! Nothing here asks anybody.
+//! Tests of the findings on one to three endpoints in every state.
+//! They send no request.
 
 use super::*;
 use crate::core::doctor::facts::{Member, MemberStatus};
@@ -15,7 +15,7 @@ fn member(id: u64, url: &str) -> Member {
     }
 }
 
-/// A healthy cluster of so many members, all of them named; the first is the leader.
+/// A healthy cluster of `count` members, all of them named; the first is the leader.
 fn healthy(count: usize) -> Vec<Probe> {
     let urls = &URLS[..count];
     let members: Vec<Member> = (1..).zip(urls).map(|(id, url)| member(id, url)).collect();
@@ -82,7 +82,7 @@ fn asking() -> ProbeSettings<'static> {
     }
 }
 
-/// What is not as it should be: check, level, words.
+/// The findings above `ok`: check, level, text.
 #[track_caller]
 fn bad(asked: &[Probe], asking: &ProbeSettings) -> Vec<(&'static str, Level, String)> {
     check_endpoints(asked, asking)
@@ -135,7 +135,7 @@ fn healthy_clusters_are_clean() {
 }
 
 #[test]
-fn one_that_is_down_is_a_warning_as_long_as_another_is_up() {
+fn an_endpoint_that_is_down_is_a_warning_as_long_as_another_is_up() {
     let mut asked = healthy(3);
     asked[1].answer = unreachable();
     only(
@@ -230,7 +230,7 @@ fn only_the_cluster_of_the_settings_counts() {
     answer(&mut asked[1]).header.as_mut().unwrap().cluster = 0xc2;
     let words = ["http://b:2379", "c2, not c1 of cluster-id"];
     only(&asked, &pinned(0xc1), "cluster", Level::Warning, &words);
-    // An endpoint of another cluster does not make up for those of the right one.
+    // An endpoint of another cluster does not replace those of the right one.
     answer(&mut asked[0]).trial.key = refusal("etcdserver: mvcc: database space exceeded");
     answer(&mut asked[2]).trial.key = refusal("etcdserver: mvcc: database space exceeded");
     assert_eq!(
@@ -256,14 +256,14 @@ fn the_id_is_printed_for_the_configuration() {
 }
 
 #[test]
-fn members_who_follow_different_leaders_are_electing() {
+fn members_that_follow_different_leaders_are_electing() {
     let mut asked = healthy(3);
     status(&mut asked[1]).leader = 2;
     let words = ["follow different leaders"];
     only(&asked, &asking(), "cluster", Level::Warning, &words);
 }
 
-/// Started with etcd's defaults, each is a cluster of one, with the ids of the other.
+/// Each endpoint, started with etcd's defaults, is a cluster of one with the ids of the other.
 #[test]
 fn servers_that_know_nothing_of_each_other_are_a_warning() {
     let mut asked = [healthy(1), healthy(1)].concat();
@@ -286,7 +286,7 @@ fn clusters_that_survive_too_little_are_a_warning() {
         "--endpoints http://a:2379,http://b:2379,http://c:2379",
     ];
     only(one_of_three, &asking(), "cluster", Level::Warning, &words);
-    // A name that no member gives itself may be a balancer's.
+    // A name that no member lists may belong to a load balancer.
     let mut asked = healthy(3)[..1].to_vec();
     asked[0].endpoint = "https://etcd.example:443".to_owned();
     assert_eq!(bad(&asked, &asking()), []);
@@ -368,7 +368,7 @@ fn permissions_are_for_every_endpoint_alike() {
 }
 
 #[test]
-fn a_state_that_is_kept_from_us_is_no_failure() {
+fn a_status_that_the_user_may_not_read_is_no_failure() {
     let mut asked = healthy(1);
     answer(&mut asked[0]).status = None;
     answer(&mut asked[0]).users = Some(true);
