@@ -1,4 +1,4 @@
-//! What this machine has to offer: its clock, how soon it wakes a process, room for more of them.
+//! Measured facts about this machine: its clock, how late it wakes a thread, room for processes.
 //! It must not know how much of it is enough.
 
 use std::fs;
@@ -14,11 +14,11 @@ use crate::core::doctor::machine::HostFacts;
 use crate::guard;
 use crate::sys::clock;
 
-/// How often, and for how long, a thread sleeps to see when it is woken.
+/// Number and length of the sleeps that measure lateness.
 const NAP_COUNT: usize = 40;
 const NAP_TIME: Duration = Duration::from_millis(5);
 
-/// Everything but the lateness, which takes its time.
+/// All facts but the lateness, whose measurement takes time.
 pub(crate) fn host_facts() -> HostFacts {
     let limit = |resource| getrlimit(resource).current;
     HostFacts {
@@ -28,18 +28,18 @@ pub(crate) fn host_facts() -> HostFacts {
         guard: Some(guard::check_available().map_err(|error| error.to_string())),
         hides_others: hides_others(),
         room_for_processes: room_for_processes(),
-        // The kernel does not count those of root.
+        // The kernel does not count root's processes.
         most_processes: limit(Resource::Nproc).filter(|_| !getuid().is_root()),
         most_files: limit(Resource::Nofile),
     }
 }
 
-/// A thread that finds out, for a fifth of a second, how late it is woken.
+/// A thread that measures for a fifth of a second how late it is woken.
 pub(crate) fn nap() -> io::Result<JoinHandle<Duration>> {
     thread::Builder::new().spawn(lateness)
 }
 
-/// How late a thread is woken, at worst.
+/// The maximum delay of a thread's wake-up.
 fn lateness() -> Duration {
     let nap = |_| {
         let due_at = clock::now() + NAP_TIME;
@@ -49,7 +49,7 @@ fn lateness() -> Duration {
     (0..NAP_COUNT).map(nap).max().unwrap_or_default()
 }
 
-/// How long the machine has slept since boot: only one of the clocks counts that.
+/// Time that the machine has slept since boot: only one of the clocks counts it.
 fn suspended() -> Duration {
     let awake = clock_gettime(ClockId::Monotonic);
     let awake = Duration::new(
@@ -57,7 +57,7 @@ fn suspended() -> Duration {
         awake.tv_nsec.try_into().unwrap_or(0),
     );
     let slept = clock::now().since_boot().saturating_sub(awake);
-    // Less has passed between the two looks.
+    // The time between the two readings is shorter.
     if slept < Duration::from_secs(1) {
         return Duration::ZERO;
     }
@@ -80,7 +80,7 @@ fn hides_others() -> bool {
     !getuid().is_root() && of_proc.next_back().is_some_and(hides)
 }
 
-/// What is left below `pids.max` in our cgroup and in those around it, in either version of cgroups.
+/// Number of processes left below `pids.max` in our cgroup and those around it, in either version of cgroups.
 fn room_for_processes() -> Option<u64> {
     let groups = read("/proc/self/cgroup")?;
     let places = groups.lines().filter_map(|line| {
@@ -121,7 +121,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn this_machine_can_be_looked_at() {
+    fn the_facts_of_this_machine_are_read() {
         let facts = host_facts();
         assert!(facts.clock_source.is_some_and(|source| !source.is_empty()));
         assert!(facts.guard.is_some_and(|guard| guard.is_ok()));

@@ -39,8 +39,8 @@ pub(crate) fn holder(program: &OsStr, note: Option<&str>, mode: Mode, grace: Dur
     }
 }
 
-/// The user's name by passwd(5), for those whose environment does not tell (containers, systemd). Directories of users
-/// elsewhere are not asked: they may keep us waiting.
+/// The user's name by passwd(5), for an environment without it (containers, systemd). Remote user directories are not
+/// asked: they may block.
 fn user(uid: u32) -> String {
     let number = uid.to_string();
     let name = fs::read_to_string("/etc/passwd").ok().and_then(|users| {
@@ -53,13 +53,13 @@ fn user(uid: u32) -> String {
     name.unwrap_or_else(|| format!("uid {uid}"))
 }
 
-/// Whether a CI job is around us, by the variables that each CI documents; its log is read by people.
+/// Whether this process runs in a CI job, by the variables that each CI documents; its log is read by people.
 pub(crate) fn in_ci() -> bool {
     is_ci(&|name| env::var(name).ok())
 }
 
 fn is_ci(variable: &dyn Fn(&str) -> Option<String>) -> bool {
-    // The first is set by nearly all of them, and unset or false where somebody wants none of it.
+    // Nearly all of them set the first one; unset or false means no CI.
     if let Some(told) = variable("CI").filter(|value| !value.is_empty()) {
         return !["0", "false", "no"].contains(&told.to_ascii_lowercase().as_str());
     }
@@ -81,7 +81,7 @@ fn is_ci(variable: &dyn Fn(&str) -> Option<String>) -> bool {
         .any(|name| variable(name).is_some_and(|value| !value.is_empty()))
 }
 
-/// The page of the CI job around us, by the variables that each CI documents.
+/// The page of the CI job that runs this process, by the variables that each CI documents.
 fn ci_page(variable: &dyn Fn(&str) -> Option<String>) -> Option<String> {
     let whole = [
         "CI_JOB_URL", // GitLab
@@ -129,7 +129,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_record_names_the_program_without_its_folder() {
+    fn the_record_names_the_program_without_its_directory() {
         let holder = holder(
             OsStr::new("/srv/bin/deploy.sh"),
             Some("x"),

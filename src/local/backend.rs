@@ -1,5 +1,5 @@
-//! One who wants a lock on this machine: waits in a thread, so that nothing else has to, keeps it, gives it back.
-//! It must not know how a place in the queue gets its turn, nor the command that runs under the lock.
+//! The backend of local locks: waits in a thread of its own, holds the lock, releases it.
+//! It must not know the order of the queue, nor the command that runs under the lock.
 
 use std::os::fd::BorrowedFd;
 use std::path::Path;
@@ -30,27 +30,27 @@ use crate::sys::clock;
 
 type Outcome = backend::AcquireOutcome<LocalSession>;
 
-/// Between two looks at whether our place is still there.
+/// Interval between checks whether our entry still exists.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
-/// The rhythm in which the guard is asked whether it lives: that of a lease with the default TTL.
+/// TTL that sets the interval of the guard's pings: the default one.
 const RENEWAL_TTL: Duration = Duration::from_secs(30);
-/// Ample for a thread that reads a folder.
+/// Ample for a thread that reads a directory.
 const STACK_BYTES: usize = 256 * 1024;
 
-/// One who wants the lock.
+/// A request for a local lock.
 pub(crate) struct LocalBackend {
     entry: Arc<Entry>,
 }
 
-/// How the thread goes on.
+/// A message of the waiting thread.
 enum Told {
     Behind(QueuePosition),
     Ended(Result<QueueOutcome, Failure>),
 }
 
 impl LocalBackend {
-    /// Makes a place that has no token yet, in the folder of the lock, which is made when it is not there. `record` is
-    /// what others are shown of us.
+    /// Creates an entry without a token in the lock's directory, which is created if it does not exist. `record` is the
+    /// holder record that others see.
     pub(crate) fn new(
         directory: &Path,
         name: &LockName,
@@ -63,12 +63,12 @@ impl LocalBackend {
         })
     }
 
-    /// What has to stay open for as long as the lock is to be held.
+    /// The descriptor that must stay open for as long as the lock is held.
     pub(crate) fn held(&self) -> BorrowedFd<'_> {
         self.entry.held()
     }
 
-    /// What has to stay open for this process.
+    /// The descriptor that must stay open in this process.
     pub(crate) fn used(&self) -> BorrowedFd<'_> {
         self.entry.lock_dir().directory()
     }
@@ -84,7 +84,7 @@ impl LockBackend for LocalBackend {
     async fn acquire(&self, mut tell: impl FnMut(WaitEvent)) -> Result<Outcome, LockError> {
         let (told, mut telling) = mpsc::unbounded_channel();
         let entry = Arc::clone(&self.entry);
-        // Whatever waits in the kernel waits there, so that signals and time limits count here.
+        // The wait in the kernel blocks only that thread, so signals and time limits work in this one.
         let waiting = thread::Builder::new()
             .stack_size(STACK_BYTES)
             .spawn(move || {
@@ -175,7 +175,7 @@ impl LocalBackend {
     }
 }
 
-/// The lock as we have it.
+/// A held local lock.
 pub(crate) struct LocalSession {
     entry: Arc<Entry>,
     asked: Notify,

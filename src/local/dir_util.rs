@@ -15,11 +15,11 @@ pub(super) const DIRECTORY_FLAGS: OFlags = OFlags::RDONLY
     .union(OFlags::NOFOLLOW)
     .union(OFlags::CLOEXEC);
 
-/// Hint of an error that another state directory may avoid.
+/// Hint for an error that another state directory may avoid.
 pub(super) const OTHER_DIR_HINT: &str = "--local=DIR names another folder";
 
-/// Modes of what is made in the state directory: for its owner, and for its group if that may write to the directory. A
-/// user who may only read gets nothing: every process that can open a file can flock it, and so block all others.
+/// Modes of new files in the state directory: for its owner, and for its group if that may write to the directory. A user
+/// who may only read gets none: a process that can open a file can flock it, and so block all others.
 #[derive(Clone, Copy)]
 pub(super) struct Modes {
     pub(super) directory: Mode,
@@ -51,7 +51,7 @@ pub(super) fn list(directory: &OwnedFd) -> rustix::io::Result<Vec<String>> {
     Ok(names)
 }
 
-/// The error of a file that cannot be made or changed, with a hint where another directory may help.
+/// The error of a file that cannot be created or changed, with a hint if another directory may help.
 pub(super) fn not_written(tried: &str, error: Errno) -> Failure {
     let helps = [Errno::ACCESS, Errno::PERM, Errno::ROFS].contains(&error);
     Failure {

@@ -1,5 +1,5 @@
-//! Our place in the queue of a lock: gets its token, waits in the kernel for its turn, is given up.
-//! It must not know how files tell who is there, nor who waits for us meanwhile.
+//! Our entry in the queue of a lock: it gets a token, waits in the kernel for its turn, and is removed.
+//! It must not know how files show the other entries, nor who waits meanwhile.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -17,30 +17,30 @@ use crate::core::request::{LockRequest, Mode, WaitPolicy};
 use crate::lock::backend::QueuePosition;
 use crate::output::exit::{Failure, OrFail as _};
 
-/// Between two looks for a free slot, by the one whose turn it is.
+/// Interval between checks for a free slot, by the first waiter.
 const SLOT_POLL_INTERVAL: Duration = Duration::from_millis(50);
-/// Between two looks at a lock that cools down: its time counts while the machine sleeps, ours does not.
+/// Interval between checks of a cooldown, whose time counts while the machine sleeps, unlike that of a timeout.
 const COOLDOWN_POLL_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Our place, shared with the thread that waits.
+/// Our entry, shared with the waiting thread.
 pub(super) struct Entry {
     lock_dir: LockDir,
-    /// Its flock is the place; the guard has the same open file.
+    /// The entry's file, whose flock is the entry; the guard has the same open file.
     file: OwnedFd,
     record: Holder,
     request: LockRequest,
     own: Mutex<Own>,
 }
 
-/// What our place is called.
+/// The current file name of our entry.
 struct Own {
     file: String,
     ticket: Option<EntryName>,
-    /// It is given up: nothing may be done with it any more.
+    /// The entry is removed: nothing may use it any more.
     left: bool,
 }
 
-/// What the waiting led to.
+/// The result of waiting.
 pub(super) enum QueueOutcome {
     Acquired(EntryName),
     Busy(QueuePosition),
@@ -48,7 +48,7 @@ pub(super) enum QueueOutcome {
 }
 
 impl Entry {
-    /// A place that has no token yet; `record` is what others are shown of us.
+    /// Creates an entry without a token; `record` is the holder record that others see.
     pub(super) fn create(
         lock_dir: LockDir,
         record: Holder,
@@ -69,7 +69,7 @@ impl Entry {
         })
     }
 
-    /// What has to stay open for as long as the lock is to be held.
+    /// The descriptor that must stay open for as long as the lock is held.
     pub(super) fn held(&self) -> BorrowedFd<'_> {
         self.file.as_fd()
     }
@@ -82,7 +82,7 @@ impl Entry {
         &self.record
     }
 
-    /// How the queue is stood in: a lock with one slot is an exclusive one.
+    /// The mode in the queue: a lock with one slot is an exclusive one.
     fn mode(&self) -> Mode {
         match self.request.mode {
             Mode::Slots(1) => Mode::Exclusive,
@@ -90,7 +90,7 @@ impl Entry {
         }
     }
 
-    /// Takes a token and waits for the turn. Blocks.
+    /// Gets a token and waits for the lock. Blocks.
     pub(super) fn queue(
         &self,
         mut tell: impl FnMut(QueuePosition),
@@ -117,7 +117,7 @@ impl Entry {
             before.retain(|one| one.ticket.token < ticket.token);
             let turn = self.turn(&before);
             let Some(blocker) = turn.entries.first() else {
-                // Names may have changed while they were read. Under the lock nobody's does.
+                // Names may have changed during the read. Under the lock none does.
                 let locked = self.lock_dir.lock()?;
                 let present = locked.swept()?;
                 match self.try_acquire(&locked, ticket, &present)? {
@@ -155,7 +155,7 @@ impl Entry {
         }
     }
 
-    /// Takes the lock, if it is ours by what is `present` now.
+    /// Acquires the lock, if the entries in `present` allow it.
     fn try_acquire(
         &self,
         locked: &Locked,
@@ -180,7 +180,7 @@ impl Entry {
         self.acquired(taken).map(Some)
     }
 
-    /// Takes a token, unless it is clear that no command of ours is to run now.
+    /// Gets a token, unless the request already fails without one.
     fn enter(&self) -> Result<Entered, Failure> {
         let locked = self.lock_dir.lock()?;
         let present = locked.swept()?;
@@ -220,7 +220,7 @@ impl Entry {
         Ok(won.map_or_else(|| Entered::Behind(ticket, ahead(&present)), Entered::Ended))
     }
 
-    /// Who of those before us is waited for.
+    /// The entries of `before` that block ours.
     fn turn(&self, before: &[Present]) -> Blockers {
         let mut scan = BlockerScan::new(self.mode());
         for one in before.iter().rev() {
@@ -231,7 +231,7 @@ impl Entry {
         scan.finish()
     }
 
-    /// It is our turn: everything that has to be there before the command starts.
+    /// The lock is acquired: creates all that must exist before the command starts.
     fn acquired(&self, ticket: EntryName) -> Result<QueueOutcome, Failure> {
         if let Some(hold) = self.request.min_hold {
             let _own = self.own()?;
@@ -243,7 +243,7 @@ impl Entry {
         Ok(QueueOutcome::Acquired(ticket))
     }
 
-    /// Who is before us at this moment, for people; `None` without a token.
+    /// The current position in the queue, for people; `None` without a token.
     pub(super) fn position(&self) -> Option<QueuePosition> {
         let token = self.names().ticket?.token;
         let mut before = self.lock_dir.present().ok()?;
@@ -251,18 +251,18 @@ impl Entry {
         (!before.is_empty()).then(|| ahead(&before))
     }
 
-    /// Whether somebody has removed it, or put another file there.
+    /// Whether our file was removed or replaced.
     pub(super) fn is_lost(&self) -> bool {
         let own = self.names();
         self.lock_dir.is_lost(&own.file, &self.file)
     }
 
     fn names(&self) -> MutexGuard<'_, Own> {
-        // It is whole at any moment.
+        // Its value is valid at any time.
         self.own.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Our place, as long as it is not given up.
+    /// Our entry, as long as it is not removed.
     fn own(&self) -> Result<MutexGuard<'_, Own>, Failure> {
         let own = self.names();
         if own.left {
@@ -271,7 +271,7 @@ impl Entry {
         Ok(own)
     }
 
-    /// Gives the place up, at once for all who wait. `cools`: it stays taken for as long as was wished.
+    /// Removes the entry, at once for all waiters. `cools`: it keeps the lock taken for the requested time.
     pub(super) fn remove(&self, cools: bool) {
         let mut own = self.names();
         own.left = true;
@@ -286,7 +286,7 @@ impl Entry {
             }
             self.lock_dir.remove(&own.file);
         }
-        // Of the guard's descriptor, too: the file is open once.
+        // This unlocks the guard's descriptor, too: both share one open file.
         let _ = flock(&self.file, FlockOperation::Unlock);
     }
 }
@@ -298,7 +298,7 @@ impl Own {
     }
 }
 
-/// How taking a token went.
+/// The result of [`Entry::enter`].
 enum Entered {
     Ended(QueueOutcome),
     Behind(EntryName, QueuePosition),

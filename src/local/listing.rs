@@ -1,4 +1,4 @@
-//! Looking at the locks of this machine, without a place in any queue.
+//! Reads the locks of this machine, without an entry in any queue.
 //! It must not know what is shown of them.
 
 use std::path::Path;
@@ -11,14 +11,15 @@ use crate::core::name::LockName;
 use crate::core::proof::FencingToken;
 use crate::output::exit::Failure;
 
-/// Which locks.
+/// A selection of locks.
 pub(crate) enum Which<'a> {
-    /// Those whose names begin so.
+    /// The locks whose names begin with this.
     BeginningWith(&'a str),
     One(&'a LockName),
 }
 
-/// The locks that somebody has or waits for, in the order of their folders' names. A folder that is not there has none.
+/// The locks that are held or waited for, in the order of their directories' names. A directory that does not exist has
+/// none.
 pub(crate) fn read(directory: &Path, which: &Which) -> Result<Vec<ListedLock>, Failure> {
     let Some(root) = StateDir::find(directory)? else {
         return Ok(Vec::new());
@@ -50,7 +51,7 @@ fn lock(name: &LockName, lock_dir: &LockDir) -> Result<Option<ListedLock>, Failu
     Ok((!present.is_empty()).then_some(lock))
 }
 
-/// Whether `token` is that of a place which has the lock now.
+/// Whether `token` is that of an entry which holds the lock now.
 pub(crate) fn holds(
     directory: &Path,
     name: &LockName,

@@ -1,5 +1,5 @@
-//! The folder of one lock: its places, whose flock tells who is there, and its tokens.
-//! It must not know whose turn it is.
+//! The directory of one lock: its entries, whose flock shows that their owner lives, and its tokens.
+//! It must not know which entry holds the lock.
 
 use std::fs::File;
 use std::io::Read as _;
@@ -28,13 +28,13 @@ use crate::sys::atomic_file::{AtomicFile, same};
 use crate::sys::clock;
 use crate::sys::random::random;
 
-/// The start of the machine that `CLOCK_BOOTTIME` counts from (`proc_sys_kernel(5)`).
+/// The id of the boot that `CLOCK_BOOTTIME` counts from (`proc_sys_kernel(5)`).
 const BOOT_ID_PATH: &str = "/proc/sys/kernel/random/boot_id";
 
-/// Far more than a record or a time needs.
+/// Maximum length of a file, far more than a record or a time needs.
 const MAX_FILE_BYTES: u64 = 4096;
 
-/// The folder, open.
+/// An open lock directory.
 pub(super) struct LockDir {
     path: PathBuf,
     directory: OwnedFd,
@@ -42,17 +42,17 @@ pub(super) struct LockDir {
     name: LockName,
 }
 
-/// Somebody who is there.
+/// An entry whose owner lives, or that cools down.
 #[derive(Clone, Debug)]
 pub(super) struct Present {
     pub(super) ticket: EntryName,
     pub(super) record: Option<Holder>,
-    /// Nobody holds it any more, but it stays taken for so long.
+    /// The rest of the cooldown, if no process holds the entry any more.
     pub(super) cooling: Option<Duration>,
 }
 
 impl Present {
-    /// As the queue has it.
+    /// The entry as the queue has it.
     pub(super) fn queue_entry(&self) -> QueueEntry {
         let record = self.record.clone().map(|record| Holder {
             slot: self.ticket.slot,
@@ -92,7 +92,7 @@ impl LockDir {
         format!("cannot use the folder '{}'", self.path.display())
     }
 
-    /// The file of that name, which is only ever seen whole.
+    /// The file with this name, which is only replaced as a whole.
     fn atomic_file(&self, file: &str) -> Result<AtomicFile, Failure> {
         let directory = self
             .directory
@@ -102,7 +102,7 @@ impl LockDir {
         Ok(AtomicFile::in_dir(directory, &path, self.rights.file))
     }
 
-    /// Makes a place that has no token yet, with this record, held by the descriptor that is given back.
+    /// Creates an entry without a token, with this record; the returned descriptor holds its flock.
     pub(super) fn make_entry(&self, record: &Holder) -> Result<(String, OwnedFd), Failure> {
         loop {
             let file = unnumbered(random().with_context(|| self.cannot_use())?);
@@ -113,7 +113,7 @@ impl LockDir {
                 retry_on_intr(|| flock(&entry, FlockOperation::LockExclusive))?;
                 let written =
                     retry_on_intr(|| rustix::io::write(&entry, record.to_json().as_bytes()));
-                // Somebody who swept may have taken it for one whose owner is dead.
+                // A sweeping process may have taken it for the entry of a dead owner.
                 let there = self.has(&file, &entry)?;
                 written?;
                 Ok((entry, there))
@@ -130,7 +130,7 @@ impl LockDir {
         }
     }
 
-    /// Whether the file of that name is this one.
+    /// Whether the file with this name is `entry`.
     fn has(&self, file: &str, entry: &OwnedFd) -> Result<bool, Errno> {
         match statat(&self.directory, file, AtFlags::SYMLINK_NOFOLLOW) {
             Ok(now) => Ok(same(&now, &fstat(entry)?)),
@@ -139,8 +139,8 @@ impl LockDir {
         }
     }
 
-    /// Whether the file of that name, found by the whole path as others find it, is not this one any more. What cannot be
-    /// looked at is taken to be there.
+    /// Whether the file with this name, found by the whole path as others find it, is not `entry` any more. On an error
+    /// it counts as not lost.
     pub(super) fn is_lost(&self, file: &str, entry: &OwnedFd) -> bool {
         let path = self.path.join(file);
         match statat(rustix::fs::CWD, &path, AtFlags::SYMLINK_NOFOLLOW) {
@@ -149,7 +149,7 @@ impl LockDir {
         }
     }
 
-    /// The right to give out tokens and slots, and to sweep; waits for it.
+    /// Waits for the lock for tokens, slots and sweeping.
     pub(super) fn lock(&self) -> Result<Locked<'_>, Failure> {
         let tokens = self.atomic_file("token")?;
         let lock = tokens.lock(wait)?;
@@ -160,9 +160,9 @@ impl LockDir {
         })
     }
 
-    /// Everybody who is there, from the oldest on.
+    /// All entries, the oldest first.
     pub(super) fn present(&self) -> Result<Vec<Present>, Failure> {
-        // One that has got its slot meanwhile has another name.
+        // An entry that has got its slot meanwhile has another name.
         for _ in 0..10 {
             let (present, vanished) = self.scan(false)?;
             if !vanished {
@@ -172,8 +172,8 @@ impl LockDir {
         Ok(self.scan(false)?.0)
     }
 
-    /// Everybody who is there, and whether somebody has left since the names were read. `sweep`: what those have left who
-    /// are not there any more is removed.
+    /// All entries, and whether one has ended since the names were read. `sweep`: removes the files of entries that have
+    /// ended.
     fn scan(&self, sweep: bool) -> Result<(Vec<Present>, bool), Failure> {
         let names = list(&self.directory).with_context(|| self.cannot_use())?;
         let mut vanished = false;
@@ -199,7 +199,7 @@ impl LockDir {
                 } else if is_unnumbered(name) {
                     self.sweep_unnumbered(name);
                 } else if is_unfinished_lock(name) {
-                    // One that is at it makes another.
+                    // A process that still needs it creates another one.
                     self.remove(name);
                 }
             }
@@ -233,12 +233,12 @@ impl LockDir {
         }))
     }
 
-    /// Removes a place without a token whose owner has died before it got one.
+    /// Removes an entry without a token whose owner died before it got one.
     fn sweep_unnumbered(&self, name: &str) {
         if let Ok(Some(file)) = self.open(name)
             && flock(&file, FlockOperation::NonBlockingLockShared).is_ok()
         {
-            // Its owner, if it has only just made it, finds that it is gone once we let it have the lock.
+            // An owner that has only just created it finds, after this unlock, that it is gone.
             self.remove(name);
         }
     }
@@ -254,9 +254,9 @@ impl LockDir {
         Ok(left.filter(|left| !left.is_zero()))
     }
 
-    /// A file for reading; `None` when it is not there.
+    /// Opens a file for reading; `None` if it does not exist.
     fn open(&self, name: &str) -> Result<Option<File>, Failure> {
-        // Without waiting: a pipe has no other end yet.
+        // Without waiting: a pipe may have no writer yet.
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
         match openat(&self.directory, name, flags, Mode::empty()) {
             Ok(file) => Ok(Some(file.into())),
@@ -280,7 +280,7 @@ impl LockDir {
         .into()
     }
 
-    /// Waits until nobody holds that place any more, or it is not there.
+    /// Waits until that entry has ended or does not exist.
     pub(super) fn await_end(&self, ticket: EntryName) -> Result<(), Failure> {
         let name = ticket.to_string();
         if let Some(file) = self.open(&name)? {
@@ -290,13 +290,12 @@ impl LockDir {
         Ok(())
     }
 
-    /// Waits for the right to be the next who looks for a free slot, in the kernel's order.
+    /// Waits to be the next process that checks for a free slot, in the kernel's order.
     pub(super) fn await_slots(&self) -> Result<OwnedFd, Failure> {
         Ok(self.atomic_file("slots")?.lock(wait)?)
     }
 
-    /// Prepares for the lock to stay taken for so long from now on, once its owner has ended and has asked for it by
-    /// [`Self::cool`].
+    /// Prepares a cooldown for `hold` from now on, which begins when the owner ends after a call of [`Self::cool`].
     pub(super) fn prepare_cooling(&self, ticket: EntryName, hold: Duration) -> Result<(), Failure> {
         let cooling = Cooldown::new(&boot(), clock::now(), hold);
         let file = ticket.prepared_cooling();
@@ -307,7 +306,7 @@ impl LockDir {
         Ok(whole.sync_dir().with_context(tried)?)
     }
 
-    /// Keeps the lock taken for as long as was prepared; answers whether that is still to come.
+    /// Starts the prepared cooldown; returns whether any of it is left.
     pub(super) fn cool(&self, ticket: EntryName) -> bool {
         let (directory, prepared) = (&self.directory, ticket.prepared_cooling());
         let cooled = renameat(directory, prepared, directory, ticket.cooling())
@@ -315,21 +314,21 @@ impl LockDir {
         cooled.is_ok() && self.cooling_left(ticket).is_ok_and(|left| left.is_some())
     }
 
-    /// What cannot be removed is swept by others, or names somebody who is dead.
+    /// Removes a file. If that fails, others sweep it, or it names a dead owner.
     pub(super) fn remove(&self, file: &str) {
         let _ = unlinkat(&self.directory, file, AtFlags::empty());
     }
 }
 
-/// What became of a ticket.
+/// The result of inspecting an entry's file.
 enum Inspected {
     Present(Present),
     Dead,
-    /// It is not there any more.
+    /// It does not exist any more.
     Nobody,
 }
 
-/// The right to give out tokens and slots.
+/// The lock for tokens, slots and sweeping.
 pub(super) struct Locked<'a> {
     lock_dir: &'a LockDir,
     tokens: AtomicFile,
@@ -337,12 +336,12 @@ pub(super) struct Locked<'a> {
 }
 
 impl Locked<'_> {
-    /// Everybody who is there, from the oldest on, after what the others have left was removed.
+    /// All entries, the oldest first, after the files of ended ones were removed.
     pub(super) fn swept(&self) -> Result<Vec<Present>, Failure> {
         Ok(self.lock_dir.scan(true)?.0)
     }
 
-    /// Gives the place that is called `file` the next token, which is on the disk before anybody sees it.
+    /// Gives the entry in `file` the next token, which is on disk before any other process sees it.
     pub(super) fn number(&self, file: &str, present: &[Present]) -> Result<EntryName, Failure> {
         let name = &self.lock_dir.name;
         let mut seen = token_file::read(&self.tokens, repair)?;
@@ -368,7 +367,7 @@ impl Locked<'_> {
         token_file::record(&self.tokens, seen)
     }
 
-    /// Gives the place a slot that nobody has, if there is one.
+    /// Gives the entry a free slot, if there is one.
     pub(super) fn slot(
         &self,
         ticket: EntryName,
@@ -405,7 +404,7 @@ fn repair(why: &Unreadable) -> &'static str {
     }
 }
 
-/// In the kernel, for a lock that somebody else has.
+/// Waits in the kernel for a lock that another process holds.
 fn wait(lock: &OwnedFd) -> Result<(), Errno> {
     retry_on_intr(|| flock(lock, FlockOperation::LockExclusive))
 }

@@ -1,13 +1,15 @@
-//! The locks of one machine: places in a queue that are files, each held by the kernel's flock(2) for as long as its owner
+//! The locks of one machine: entries of a queue are files, and the kernel's flock(2) holds each for as long as its owner
 //! or its owner's guard lives. It must not know etcd, nor the command that runs under a lock.
 //!
-//! *Where is all that?* folder · *who is there, in the queue of one lock?* lane · *whose turn is it?* place · *who waits
-//! without standing still?* contend · *what do others see?* survey
+//! `state_dir`: the directory of all locks; `lock_dir`: one lock's entries and tokens; `entry`: our entry and its wait;
+//! `backend`: the wait in a thread, and the held lock; `listing`: locks as others see them; `token_file`: the file of a
+//! fence.
 //!
-//! A place is a file `TOKEN` with an exclusive flock on it, made under the lock of the file that counts the tokens: whoever
-//! has a token finds every place with a lower one. A place counts for as long as its flock is held, which the kernel knows
-//! and no record; once it is not, no place of that token ever counts again. So nobody has to clean up after anybody, the
-//! one who waits sleeps in a shared flock on the place before it, and whose turn it is follows as in etcd (`core/turn.rs`).
+//! An entry is a file `TOKEN` with an exclusive flock, created under the lock of the file that counts the tokens: a
+//! process with a token finds every entry with a lower one. An entry counts for as long as its flock is held, which the
+//! kernel knows and no record; after that, no entry with that token ever counts again. So no process must clean up after
+//! another, a waiter sleeps in a shared flock on the entry before it, and the order of the queue follows as in etcd
+//! (`core/blockers.rs`).
 
 mod backend;
 mod dir_util;

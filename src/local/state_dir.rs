@@ -1,5 +1,5 @@
-//! The state folder: found or made, and looked at before anything in it is trusted.
-//! It must not know what a lock's own folder holds.
+//! The state directory: found or created, and checked before anything in it is trusted.
+//! It must not know what a lock's own directory contains.
 
 use std::fs::DirBuilder;
 use std::os::fd::OwnedFd;
@@ -24,7 +24,7 @@ use crate::core::name::LockName;
 use crate::output::exit::{Failure, OrFail as _};
 use crate::sys::random::random;
 
-/// The state folder, open.
+/// The open state directory.
 pub(super) struct StateDir {
     path: PathBuf,
     directory: OwnedFd,
@@ -32,9 +32,9 @@ pub(super) struct StateDir {
 }
 
 impl StateDir {
-    /// The folder, if it is there.
+    /// Opens the directory, if it exists.
     pub(super) fn find(path: &Path) -> Result<Option<Self>, Failure> {
-        // A slash at the end would follow a link.
+        // With a slash at the end, open(2) would follow a link.
         let path: PathBuf = path.components().collect();
         let directory = match openat(CWD, &path, DIRECTORY_FLAGS, Mode::empty()) {
             Ok(directory) => directory,
@@ -58,7 +58,7 @@ impl StateDir {
         }))
     }
 
-    /// The folder, made when it is not there.
+    /// Opens the directory; creates it if it does not exist.
     pub(super) fn create(path: &Path) -> Result<Self, Failure> {
         if let Some(root) = Self::find(path)? {
             return Ok(root);
@@ -66,7 +66,8 @@ impl StateDir {
         let made = DirBuilder::new().recursive(true).mode(0o700).create(path);
         made.with_context(|| format!("cannot make the state folder '{}'", path.display()))
             .or_hint(OTHER_DIR_HINT)?;
-        // Else a power cut could take the folder, and the tokens with it. The folders above are there for good, or not ours.
+        // Otherwise a power cut could remove the directory, and the tokens with it. The directories above it are
+        // permanent, or not ours.
         if let Ok(above) = openat(CWD, path.join(".."), DIRECTORY_FLAGS, Mode::empty()) {
             let _ = fsync(&above);
         }
@@ -74,7 +75,7 @@ impl StateDir {
         Ok(root.ok_or_else(|| anyhow!("{}: it was removed again", cannot_use(path)))?)
     }
 
-    /// The folder of a lock, if it is there.
+    /// The directory of a lock, if it exists.
     pub(super) fn lock_dir(&self, name: &LockName) -> Result<Option<LockDir>, Failure> {
         let directory = directory_name(name)?;
         let path = self.path.join(&directory);
@@ -85,7 +86,7 @@ impl StateDir {
         }
     }
 
-    /// The folder of a lock, made when it is not there.
+    /// The directory of a lock, created if it does not exist.
     pub(super) fn make_lock_dir(&self, name: &LockName) -> Result<LockDir, Failure> {
         if let Some(lock_dir) = self.lock_dir(name)? {
             self.mend(&lock_dir);
@@ -110,8 +111,8 @@ impl StateDir {
         Ok(lock_dir)
     }
 
-    /// Makes a folder that nobody sees before it has its mode: one that is killed in between would else bar all others
-    /// from it, as the umask takes rights away.
+    /// Creates a directory that appears under its name only with its mode set: the umask removes permissions, so a
+    /// process killed in between would lock all others out.
     fn make_folder(&self, name: &str) -> Result<(), Errno> {
         loop {
             let unfinished = unfinished_folder(random()?);
@@ -119,10 +120,10 @@ impl StateDir {
             let finish = || {
                 let directory =
                     openat(&self.directory, &unfinished, DIRECTORY_FLAGS, Mode::empty())?;
-                // For as long as we live: see `sweep`.
+                // The flock lasts for as long as this process lives: see `sweep`.
                 flock(&directory, FlockOperation::NonBlockingLockExclusive)?;
                 fchmod(&directory, self.rights.directory)?;
-                // One that is there must not be replaced, not even an empty one: somebody may have opened it.
+                // An existing directory must not be replaced, not even an empty one: another process may have opened it.
                 let whole = RenameFlags::NOREPLACE;
                 renameat_with(&self.directory, &unfinished, &self.directory, name, whole)
             };
@@ -131,9 +132,9 @@ impl StateDir {
                 let _ = unlinkat(&self.directory, &unfinished, AtFlags::REMOVEDIR);
             }
             match finished {
-                // Somebody has swept it before it was locked.
+                // Another process swept it before it was locked.
                 Err(Errno::NOENT | Errno::WOULDBLOCK) => {}
-                // The file system cannot do that, as some of FUSE; `mend` makes up for it where we live on.
+                // Some FUSE file systems do not support this; `mend` sets the mode unless this process dies.
                 Err(Errno::INVAL | Errno::NOSYS) => {
                     return mkdirat(&self.directory, name, self.rights.directory);
                 }
@@ -142,7 +143,8 @@ impl StateDir {
         }
     }
 
-    /// Removes what we have left unfinished when we were killed. Of others it bars nobody, and they remove it themselves.
+    /// Removes unfinished directories of killed processes of this user. Those of others block nobody, and others remove
+    /// them.
     fn sweep(&self) -> Result<(), Errno> {
         let names = list(&self.directory)?;
         for name in names.iter().filter(|name| is_unfinished_folder(name)) {
@@ -156,7 +158,7 @@ impl StateDir {
         Ok(())
     }
 
-    /// Gives a folder of our own the mode that it should have.
+    /// Sets the mode of a directory of our own.
     fn mend(&self, lock_dir: &LockDir) {
         let is_wrong = |status: Stat| {
             status.st_uid == geteuid().as_raw()
@@ -167,7 +169,7 @@ impl StateDir {
         }
     }
 
-    /// The locks that have a folder, in the order of their names there.
+    /// The locks that have a directory, in the order of the directories' names.
     pub(super) fn names(&self) -> Result<Vec<LockName>, Failure> {
         let mut directories = list(&self.directory).with_context(|| cannot_use(&self.path))?;
         directories.sort_unstable();
@@ -210,7 +212,7 @@ fn not_opened(path: &Path, error: Errno) -> Failure {
     }
 }
 
-/// Refuses a folder in which somebody else could give our lock away.
+/// Refuses a directory in which another user could take our lock away.
 fn check_trusted(path: &Path, status: &Stat) -> Result<(), Failure> {
     let us = geteuid().as_raw();
     if ![0, us].contains(&status.st_uid) {

@@ -1,5 +1,5 @@
-//! The file of a fence: read and written as what its tokens are, and the lock that a command keeps.
-//! It must not know who is let in, nor why, nor how a file is replaced.
+//! The file of a fence: reads and writes its tokens, and holds the lock that a command inherits.
+//! It must not know which tokens are accepted, nor how a file is replaced.
 
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -12,17 +12,17 @@ use crate::core::fence::{HighestTokens, Unreadable};
 use crate::output::exit::Failure;
 use crate::sys::atomic_file::AtomicFile;
 
-/// Far more than all names of a fence can fill; keeps a wrong path from filling the memory.
+/// Maximum length: far more than a fence needs; keeps a wrong path from filling the memory.
 const MAX_FILE_BYTES: u64 = 16 * 1024 * 1024;
 
-/// The first number for the lock's descriptor in the command: scripts open files of their own under lower ones, and
-/// would close the lock by that.
+/// Lowest number for the lock's descriptor in the command: scripts open files of their own under lower numbers, which
+/// would close the lock.
 const MIN_DESCRIPTOR: i32 = 40;
 
-/// A file of tokens, there or not.
+/// A file of tokens, which may not exist yet.
 pub(crate) struct TokenFile(AtomicFile);
 
-/// The right to change the file. It ends with the last process that has the descriptor.
+/// The lock for changes of the file. It ends with the last process that has the descriptor.
 pub(crate) struct Locked<'a> {
     fence: &'a TokenFile,
     /// Not close-on-exec: the command holds the lock in dlock's place.
@@ -34,7 +34,7 @@ impl TokenFile {
         Ok(Self(AtomicFile::open(path)?))
     }
 
-    /// What the file says at this moment; a file that is not there has seen nothing.
+    /// The current content of the file; a file that does not exist has no tokens.
     pub(crate) fn read(&self) -> Result<HighestTokens, Failure> {
         read(&self.0, |why| match why {
             Unreadable::Foreign => {
@@ -47,7 +47,7 @@ impl TokenFile {
         })
     }
 
-    /// Waits until nobody else has the lock; `tell` is called when that takes time.
+    /// Waits for the lock; calls `tell` if that takes time.
     pub(crate) fn lock(&self, tell: impl Fn()) -> Result<Locked<'_>, Failure> {
         let lock = self.0.lock(|lock| {
             tell();
@@ -77,7 +77,7 @@ impl Locked<'_> {
     }
 }
 
-/// What a file of tokens says at this moment; `hint` is what may help when it cannot be understood.
+/// The current content of a file of tokens; `hint` is shown if it cannot be parsed.
 pub(crate) fn read(
     file: &AtomicFile,
     hint: impl Fn(&Unreadable) -> &'static str,
@@ -96,15 +96,14 @@ pub(crate) fn read(
     })
 }
 
-/// Puts `seen` in the place of what a file of tokens says, under its lock, and waits until it will be there after a power
-/// cut.
+/// Replaces the content of a file of tokens with `seen`, under its lock, and waits until the change survives a power cut.
 pub(crate) fn record(file: &AtomicFile, seen: &HighestTokens) -> Result<(), Failure> {
     let replaced = file.replace_locked(seen.to_string().as_bytes());
     replaced.with_context(|| format!("cannot record the token in '{}'", file.path().display()))?;
     settle(file)
 }
 
-/// Waits until what the file says will be there after a power cut: who wrote it may have been killed before that.
+/// Waits until the file's content survives a power cut: its writer may have been killed before that.
 fn settle(file: &AtomicFile) -> Result<(), Failure> {
     let settled = file.sync_dir();
     let path = file.path().display();

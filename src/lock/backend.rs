@@ -1,4 +1,4 @@
-//! What every kind of lock is to the one who wants it: asked for, waited for, won, kept, given back.
+//! The interface of every kind of lock: request, wait, hold, release.
 //! It must not know which kinds there are, nor the command that runs under the lock.
 
 use std::time::Duration;
@@ -10,137 +10,135 @@ use crate::core::proof::{FencingToken, LeaseId, LossReason, Renewal};
 use crate::core::watchdog::Watchdog;
 use crate::lock::error::LockError;
 
-/// One who wants a lock, once.
+/// One request for a lock.
 pub(crate) trait LockBackend {
     type Session: LockSession;
 
-    /// The range in which the lock's name stands for this lock.
+    /// The scope in which the lock's name stands for this lock.
     fn scope(&self) -> Scope;
 
-    /// Queues up and waits for the turn, as patiently as is wished; without patience it leaves no trace
-    /// when somebody else has the lock. May be dropped at any await; call [`Self::leave`] then.
+    /// Joins the queue and waits for the lock, per `WaitPolicy`; `NoWait` removes its entry if the lock is taken. May be
+    /// dropped at any await; call [`Self::leave_queue`] then.
     ///
     /// # Errors
-    /// When nobody can tell whose turn it is, unless it was wished to wait for that too.
+    /// When the queue cannot be read, unless the request waits for that, too.
     async fn acquire(
         &self,
         tell: impl FnMut(WaitEvent),
     ) -> Result<AcquireOutcome<Self::Session>, LockError>;
 
-    /// Whom we wait for at this moment, for people; `None` without a place, or without an answer.
+    /// The current position in the queue, for people; `None` without an entry, or without an answer.
     async fn position(&self) -> Option<QueuePosition>;
 
-    /// What is in the way as long as nobody has answered at all, and how long an answer is waited for.
+    /// The cause of the silence while no server has answered at all, and the time limit of an answer.
     fn unanswered_causes(&self) -> Option<(String, Duration)>;
 
-    /// What to say when we have not even got a place in so long a time.
+    /// The error when not even an entry could be created within `limit`.
     fn unreachable(&self, limit: Duration) -> LockError;
 
-    /// Gives up waiting, and what may have been won meanwhile.
+    /// Stops waiting, and releases a lock that was acquired meanwhile.
     async fn leave_queue(&self);
 
-    /// Gives the lock back, after the last process of the command is dead, and finds out whether it was
-    /// ours to the end.
+    /// Releases the lock, after the last process of the command is dead, and finds out whether it was ours to the end.
     async fn release(&self, limit: Duration, parting: ReleaseReason<'_>) -> Release;
 
-    /// What becomes of a lock that is not given back because the command does not die; `guarded`: the
-    /// guard lives and goes on trying.
+    /// The state of a lock that is not released because the command does not die; `guarded`: the guard lives and
+    /// continues.
     fn describe_unreleased(&self, guarded: bool) -> String;
 }
 
-/// Keeps a lock that was won, until it is dropped.
+/// A held lock, until it is dropped.
 pub(crate) trait LockSession {
-    /// Asks for one proof that the lock is ours; its end comes as a piece of news. Not to be called again
-    /// before that.
+    /// Requests one proof that the lock is ours; the result arrives as an event. Must not be called again before that.
     fn renew(&self);
 
-    /// The next news; cancel-safe.
+    /// The next event; cancel-safe.
     async fn next_event(&mut self) -> SessionEvent;
 }
 
-/// How asking for the lock went.
+/// The result of a request for the lock.
 pub(crate) enum AcquireOutcome<S> {
     Acquired(Box<Acquired<S>>),
-    /// Somebody else has it, and we were not to wait.
+    /// Another client holds it, and the request does not wait.
     Busy(QueuePosition),
-    /// The lock cools down for so long.
+    /// The lock cools down for this time.
     Cooling(QueuePosition, Duration),
-    /// A run has started not long ago.
+    /// A run has started recently.
     AlreadyRan(Option<Holder>),
-    /// Somebody wants us to go.
+    /// Another client requested that this one give up.
     StopRequested(StopRequest),
 }
 
-/// The lock is ours.
+/// An acquired lock.
 pub(crate) struct Acquired<S> {
     pub(crate) token: FencingToken,
-    /// Guards this holding.
+    /// The watchdog of this hold.
     pub(crate) watchdog: Watchdog,
     pub(crate) session: S,
     pub(crate) slot: Option<u16>,
-    /// What the command gets of this kind of lock alone.
+    /// Variables that the command gets from this kind of lock.
     pub(crate) variables: Vec<(&'static str, String)>,
 }
 
-/// How a lock is given up.
+/// The reason of a release.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ReleaseReason<'a> {
-    /// The command has ended like this, and everything was as it should be.
+    /// The command has ended with this result, and nothing was wrong.
     Done(&'a str),
-    /// The command has ended like this, and the lock is wanted at once.
+    /// The command has ended with this result, and the lock must be released without a cooldown.
     AtOnce(&'a str),
     /// No command has run.
     Unused,
 }
 
-/// What a waiter has to tell.
+/// An event for a waiter.
 pub(crate) enum WaitEvent {
-    /// Waiting begins, or somebody else holds the lock now.
+    /// Waiting begins, or another client holds the lock now.
     Behind(QueuePosition),
-    /// It is our turn, but the command of the holder that vanished may still run for so long.
+    /// The lock is free, but the command of the vanished holder may still run for this time.
     LockDelay(Duration),
-    /// Our own lease ended while waiting: the place is lost, and taken anew at the end.
+    /// Our own lease ended while waiting: the entry is lost, and a new one is created at the end of the queue.
     EntryLost,
-    /// There is no answer for now; waiting goes on.
+    /// There is no answer for now; dlock still waits.
     Error(LockError),
 }
 
-/// What became of a release.
+/// The result of a release.
 pub(crate) enum Release {
-    /// Our place was there to the end, so nobody else held the lock in between.
+    /// Our entry existed to the end, so no other client held the lock in between.
     Confirmed,
-    /// It was not our lock any more.
+    /// The lock was not ours any more.
     NotOurs,
     /// There was no answer.
     Unconfirmed(LockError),
 }
 
-/// Whom we wait for.
+/// The position in the queue.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct QueuePosition {
-    /// The record of the first in the queue; `None` when it is not one of ours.
+    /// The record of the first entry; `None` if it is not one of dlock's.
     pub(crate) holder: Option<Holder>,
-    /// How many are before us, the holder among them.
+    /// Number of entries before ours, that of the holder included.
     pub(crate) count: usize,
-    /// The lease of the first, where there are leases.
+    /// The lease of the first entry, in etcd.
     pub(crate) lease: Option<LeaseId>,
 }
 
-/// What a session has to tell.
+/// An event of a session.
 #[derive(Debug)]
 pub(crate) enum SessionEvent {
-    /// A renewal was answered; what it proves is for the core to judge.
+    /// A renewal was answered; the core decides what it proves.
     Renewed(Renewal),
-    /// A renewal was refused or not answered in time by this endpoint.
+    /// A renewal was refused, or this endpoint did not answer it in time.
     Failed { endpoint: String, cause: String },
-    /// A look has found the lock, which no time ends, to be ours.
+    /// A check found that the lock, which does not expire, is still ours.
     StillHeld,
-    /// Our place is gone, or no longer ours.
+    /// Our entry is gone, or no longer ours.
     Lost(LossReason),
-    /// Somebody asks something of us. Told again for as long as that stands there.
+    /// Another client requested that the lock be given up. Repeated until the request is withdrawn.
     StopRequested(StopRequest),
-    /// Something has happened to those for whom we wait.
+    /// An entry that a waiter waits for has changed.
     QueueChanged,
-    /// The watch on our key, and on those for whom we wait, was opened, or is not open any more.
+    /// The watch on our key, and on those that a waiter waits for, was opened or is closed.
     Watch(Watch),
 }

@@ -1,4 +1,4 @@
-//! Why a lock cannot be had or kept, in words for people, and whether trying again may help.
+//! The errors of a lock: the cause in words for people, and whether a retry may help.
 //! It must not know which kind of lock it is, nor which request failed.
 
 use std::fmt;
@@ -7,19 +7,19 @@ use std::time::Duration;
 use crate::core::text::format_duration;
 use crate::output::exit::Failure;
 
-/// What a failure asks of us. etcd answers `Unknown` for whatever it does not map
-/// (`api/v3rpc/util.go togRPCError`), so code and message decide together.
+/// The reaction to a failure. etcd answers `Unknown` for any error that it does not map (`api/v3rpc/util.go
+/// togRPCError`), so code and message decide together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ErrorKind {
-    /// Another endpoint, or the same one later, may answer.
+    /// Another endpoint, or a later retry, may succeed.
     Retryable,
-    /// The token is no longer valid: authenticate on a new connection, then again.
+    /// The token is no longer valid: authenticate on a new connection, then retry.
     AuthExpired,
-    /// The lease id is somebody's already: it is not ours, whatever we sent before.
+    /// The lease id belongs to another client: it is not ours, whatever we sent before.
     LeaseExists,
-    /// The lease is not known (yet, or any more).
+    /// etcd does not know the lease (yet, or any more).
     LeaseNotFound,
-    /// etcd was reached and will not do it.
+    /// etcd was reached and refused.
     Refused,
 }
 
@@ -29,12 +29,12 @@ pub(crate) struct LockError {
     pub(crate) kind: ErrorKind,
     /// The cause, in words for people, without the name of the endpoint.
     pub(crate) cause: String,
-    /// What may help.
+    /// The hint to show, if there is one.
     pub(crate) hint: Option<String>,
 }
 
 impl LockError {
-    /// An endpoint that cannot be used now.
+    /// An endpoint that is not usable now.
     pub(crate) fn retryable(cause: impl Into<String>) -> Self {
         Self {
             kind: ErrorKind::Retryable,
@@ -43,12 +43,12 @@ impl LockError {
         }
     }
 
-    /// An endpoint that has not answered for so long.
+    /// An endpoint that has not answered within `limit`.
     pub(crate) fn no_answer(limit: Duration) -> Self {
         Self::retryable(format!("no answer within {}", format_duration(limit)))
     }
 
-    /// Something that trying again does not change.
+    /// An error that a retry does not change.
     pub(crate) fn refused(cause: impl Into<String>, hint: Option<&str>) -> Self {
         Self {
             kind: ErrorKind::Refused,
@@ -57,7 +57,7 @@ impl LockError {
         }
     }
 
-    /// The same with a hint, if there is one, and unless there is a better one already.
+    /// The same with a hint, if there is one, unless it has a better one already.
     #[must_use]
     pub(crate) fn with_hint(mut self, hint: Option<&str>) -> Self {
         self.hint = self.hint.or_else(|| hint.map(str::to_owned));

@@ -1,4 +1,4 @@
-//! What every kind of lock has in common: the traits of a backend and its errors.
+//! The part that every kind of lock has in common: the traits of a backend and its errors.
 //! It must not know which backends there are, nor exit statuses.
 
 pub(crate) mod backend;

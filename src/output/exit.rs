@@ -1,5 +1,5 @@
-//! Every way in which dlock ends, its number, and the error that it ends with.
-//! It must not know how it came to that.
+//! The exit statuses of dlock, and the error that goes with one.
+//! It must not know the reason of an exit.
 
 use std::process;
 
@@ -7,20 +7,20 @@ use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior,
 
 use crate::sys::atomic_file::IsSymlink;
 
-/// How a run ends.
+/// The end of dlock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Exit {
-    /// The work that was asked of dlock itself is done.
+    /// dlock itself has done the requested work.
     Done,
-    /// What was asked about is not so: the lock is free.
+    /// The answer is no: the lock is free.
     Free,
-    /// It is done, and `dlock doctor` has found something to warn about.
+    /// The work is done, and `dlock doctor` has warnings.
     Warned,
     /// The command ended with this status.
     Command(u8),
     /// The command, or dlock while it waited, was ended by this signal.
     Signalled(i32),
-    /// Somebody else holds the lock; the status is `--conflict-exit-code`.
+    /// Another client holds the lock; the status is `--conflict-exit-code`.
     Busy(u8),
     Lost,
     Unkillable,
@@ -32,7 +32,7 @@ pub(crate) enum Exit {
     NotFound,
 }
 
-/// `EX_TEMPFAIL` of `sysexits.h(3)`, as `lockf(1)` and `lckdo(1)` have it.
+/// `EX_TEMPFAIL` of `sysexits.h(3)`, as in `lockf(1)` and `lckdo(1)`.
 pub(crate) const BUSY: u8 = 75;
 
 /// One line of the exit table, for people.
@@ -41,7 +41,7 @@ pub struct Row {
     pub meaning: &'static str,
 }
 
-/// What the man page and the README print.
+/// The table in the manual page and the README.
 pub const TABLE: &[Row] = &[
     Row {
         code: "the command's",
@@ -78,7 +78,7 @@ pub const TABLE: &[Row] = &[
 ];
 
 impl Exit {
-    /// The status that a shell sees.
+    /// The status as a shell sees it.
     pub(crate) fn code(self) -> u8 {
         match self {
             Self::Done => 0,
@@ -94,12 +94,11 @@ impl Exit {
         }
     }
 
-    /// Ends the process, by a real signal where a signal ended the work: that is what makes a shell's
-    /// loop stop at Ctrl-C.
+    /// Ends the process, by a real signal if a signal ended the work: a shell's loop then stops at Ctrl-C.
     pub(crate) fn exit_process(self) -> ! {
         if let Self::Signalled(signal) = self {
-            // The command has left its own core; one of dlock would help nobody. A pipe in core_pattern
-            // ignores the limit (core(5)), hence both.
+            // The command has dumped its own core; one of dlock would be useless. A pipe in core_pattern ignores the
+            // limit (core(5)), hence both.
             let none = Rlimit {
                 current: Some(0),
                 maximum: Some(0),
@@ -112,13 +111,13 @@ impl Exit {
     }
 }
 
-/// Why dlock could not do its work. A bare `?` on an `anyhow` error means [`Exit::Failed`]; any other
-/// ending is written where it happens: `.or_exit(Exit::NotFound)?`.
+/// An error that ends dlock. A bare `?` on an `anyhow` error means [`Exit::Failed`]; any other end is named where the
+/// error occurs: `.or_exit(Exit::NotFound)?`.
 #[derive(Debug)]
 pub(crate) struct Failure {
     pub(crate) exit: Exit,
     pub(crate) error: anyhow::Error,
-    /// What the user could do about it.
+    /// The hint to show, if there is one.
     pub(crate) hint: Option<String>,
 }
 
@@ -132,7 +131,7 @@ impl From<anyhow::Error> for Failure {
     }
 }
 
-/// Says how a failure ends dlock and what would help.
+/// Adds an exit status or a hint to an error.
 pub(crate) trait OrFail<T> {
     fn or_exit(self, exit: Exit) -> Result<T, Failure>;
     fn or_hint(self, hint: impl Into<String>) -> Result<T, Failure>;

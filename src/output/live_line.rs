@@ -1,5 +1,5 @@
-//! The one line on the terminal that changes while something takes its time.
-//! It must not know what it says, nor when that changes.
+//! The line on the terminal that is redrawn during a wait.
+//! It must not know its text, nor when that changes.
 
 use std::env;
 use std::io::{self, IsTerminal as _};
@@ -12,21 +12,21 @@ use rustix::termios::{tcgetpgrp, tcgetwinsize};
 use crate::output::log::{self, ERASE};
 use crate::sys::groups::group_of;
 
-/// For a terminal that does not say how wide it is.
+/// Width of a terminal that reports none.
 const DEFAULT_WIDTH: u16 = 80;
 
-/// What stands behind stderr, of what matters for a line that changes.
+/// The kind of stderr, as far as a redrawn line depends on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Stderr {
-    /// A terminal that can erase a line, and whose user looks at us.
+    /// A terminal that can erase a line, with this process in its foreground.
     Screen,
-    /// A terminal of before the screen, or what calls itself one (`TERM=dumb`).
+    /// A terminal that cannot erase a line, or is called so (`TERM=dumb`).
     Paper,
-    /// No terminal, or one in whose background we are: its user types something else.
+    /// No terminal, or one with this process in its background, where its user types something else.
     Elsewhere,
 }
 
-/// What stands behind stderr at this moment: a shell moves a job to the background and back.
+/// The current kind of stderr: a shell moves a job to the background and back.
 pub(crate) fn behind_stderr() -> Stderr {
     if !io::stderr().is_terminal() {
         return Stderr::Elsewhere;
@@ -35,7 +35,7 @@ pub(crate) fn behind_stderr() -> Stderr {
         Ok(foreground) if group_of(None).is_ok_and(|own| own != foreground.as_raw_pid()) => {
             Stderr::Elsewhere
         }
-        // One that is not our session's own has no jobs.
+        // A terminal that does not control our session has no jobs.
         _ if is_dumb(env::var("TERM").ok().as_deref()) => Stderr::Paper,
         _ => Stderr::Screen,
     }
@@ -45,22 +45,22 @@ fn is_dumb(term: Option<&str>) -> bool {
     matches!(term, None | Some("" | "dumb" | "unknown"))
 }
 
-/// The line; it is erased when it is dropped.
+/// The line; dropping it erases it.
 pub(crate) struct LiveLine(ProgressBar);
 
 impl LiveLine {
     pub(crate) fn new() -> Self {
-        // Drawn when we say so: no steady tick, which would be a thread, and no limit on the rate.
+        // Drawn on call only: no steady tick, which would be a thread, and no limit on the rate.
         let target = ProgressDrawTarget::term_like(Box::new(Line::default()));
         let style = ProgressStyle::with_template("dlock: {wide_msg}");
-        // Only a template that is none would be refused.
+        // Only an invalid template would be refused.
         let style = style.unwrap_or_else(|_| ProgressStyle::default_spinner());
         let bar = ProgressBar::with_draw_target(None, target);
         bar.set_style(style);
         Self(bar)
     }
 
-    /// Draws `text` in the place of what stood there, cut to the width of the terminal. Never blocks.
+    /// Replaces the line with `text`, cut to the width of the terminal. Never blocks.
     pub(crate) fn show(&self, text: String) {
         self.0.set_message(text);
     }
@@ -72,8 +72,8 @@ impl Drop for LiveLine {
     }
 }
 
-/// What indicatif takes for the terminal. Its own one writes until all is written, and so blocks on a terminal that takes
-/// nothing (Ctrl-S); here a drawing becomes one write that does not, and is dropped if it cannot be done at once.
+/// The terminal that indicatif draws on. Its own one writes until all is written, and so blocks on a stopped terminal
+/// (Ctrl-S); here a drawing is one write that does not block, and is dropped if it is not possible at once.
 #[derive(Debug, Default)]
 struct Line(Mutex<String>);
 
@@ -86,7 +86,7 @@ impl Line {
 }
 
 impl TermLike for Line {
-    /// One less than there are: a cursor behind the last column waits on the next line on some terminals.
+    /// One column less: on some terminals a cursor behind the last column moves to the next line.
     fn width(&self) -> u16 {
         let columns = tcgetwinsize(stderr()).map_or(0, |size| size.ws_col);
         if columns < 2 {
@@ -118,7 +118,7 @@ impl TermLike for Line {
     }
 
     fn write_str(&self, text: &str) -> io::Result<()> {
-        // Blanks up to the margin would become lines of their own when the window gets narrower.
+        // Trailing blanks would become lines of their own when the window gets narrower.
         self.add(text.trim_end());
         Ok(())
     }
@@ -148,7 +148,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_a_terminal_that_says_what_it_is_can_erase() {
+    fn only_a_terminal_of_a_known_type_can_erase() {
         assert!(is_dumb(None) && is_dumb(Some("")) && is_dumb(Some("dumb")));
         assert!(!is_dumb(Some("xterm")) && !is_dumb(Some("linux")));
     }

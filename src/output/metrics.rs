@@ -1,4 +1,4 @@
-//! The Prometheus text of `--metrics`: what runs added up to, read, added to and written.
+//! The Prometheus text of `--metrics`: the totals of all runs, parsed, increased and written.
 //! It must not know where the file is, nor how it is replaced.
 
 use std::collections::BTreeMap;
@@ -18,7 +18,7 @@ use crate::core::text::escaped;
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Metrics(BTreeMap<String, Values>);
 
-/// What is known of one lock, in the order of [`FAMILIES`]; a number that is not there is not known.
+/// The values of one lock, in the order of [`FAMILIES`]; `None` is unknown.
 type Values = [Option<f64>; FAMILIES.len()];
 
 /// One metric of every lock.
@@ -81,7 +81,7 @@ const FAMILIES: [Family; 8] = [
 ];
 
 impl Family {
-    /// As it stands at the beginning of a line.
+    /// The name of the sample at the beginning of a line.
     fn sample(&self) -> String {
         let total = if self.counts { "_total" } else { "" };
         format!("{}{total}", self.name)
@@ -121,7 +121,7 @@ impl Metrics {
         }
     }
 
-    /// Reads what [`Self::to_text`] wrote; the error says which line is not of it.
+    /// Parses the text of [`Self::to_text`]; the error names the first wrong line.
     pub(crate) fn parse(text: &str) -> Result<Self, String> {
         let mut metrics = Self::default();
         for (number, line) in text.lines().enumerate() {
@@ -136,15 +136,15 @@ impl Metrics {
         Ok(metrics)
     }
 
-    /// In the text format that Prometheus' node exporter reads.
+    /// The text format that Prometheus' node exporter reads.
     pub(crate) fn to_text(&self) -> String {
         let mut registry = Registry::default();
         registry.register_collector(Box::new(self.clone()));
         let mut text = String::new();
         // Writing to a String cannot fail.
         let _ = encode_registry(&mut text, &registry);
-        // OpenMetrics, which the crate writes, names a counter without `_total` where it says what it is. The older format
-        // knows no such ending: there the two names have to be the same, or the type is not known.
+        // OpenMetrics, which the crate writes, names a counter without `_total` in its metadata. The older format has no
+        // such suffix: there both names must be the same, or the type is unknown.
         for Family { name, .. } in FAMILIES.iter().filter(|family| family.counts) {
             for word in ["HELP", "TYPE"] {
                 let told = format!("# {word} {name} ");
@@ -164,7 +164,7 @@ fn sample(line: &str) -> Option<(usize, String, f64)> {
     Some((family, unescaped(lock)?, value))
 }
 
-/// The value of a label; nothing if it ends early or has an escape that the format does not know.
+/// The value of a label; `None` if it ends early or has an escape that the format does not have.
 fn unescaped(text: &str) -> Option<String> {
     let mut plain = String::with_capacity(text.len());
     let mut rest = text.chars();
@@ -285,7 +285,7 @@ mod tests {
     }
 
     #[test]
-    fn a_foreign_file_is_not_taken_for_ours() {
+    fn a_foreign_file_is_refused() {
         for text in [
             "up 1",
             "dlock_runs{lock=\"x\"} 1",
@@ -308,7 +308,7 @@ mod tests {
         #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
         #[test]
-        fn any_name_comes_back(name in "(?s).{0,60}", waited in 0.0..1e12) {
+        fn any_name_survives_a_round_trip(name in "(?s).{0,60}", waited in 0.0..1e12) {
             let mut metrics = Metrics::default();
             metrics.add(&RunReport { waited_seconds: waited, ..account(&name, Outcome::Lost) }, 1.0);
             let text = metrics.to_text();

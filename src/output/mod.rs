@@ -1,4 +1,5 @@
-//! Everything that leaves the process for people and programs: log lines, events, the live line, metrics, systemd, the exit status.
+//! All output of the process for people and programs: log lines, events, the live line, metrics, systemd, the exit
+//! status.
 //! It must not decide anything.
 
 pub mod events;

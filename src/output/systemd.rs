@@ -1,5 +1,5 @@
-//! Tells the service manager, systemd(1), that the lock is held, and what is waited for meanwhile: `sd_notify(3)`.
-//! It must not know when there is something to tell.
+//! Status messages to the service manager, systemd(1): the lock is held, or what dlock waits for: `sd_notify(3)`.
+//! It must not know when a status changes.
 
 use std::ffi::{OsStr, OsString};
 use std::io;
@@ -12,12 +12,12 @@ pub(crate) fn ready(status: &str) {
     notify(&format!("READY=1\nSTATUS={}", one_line(status)));
 }
 
-/// What `systemctl status` shows.
+/// The text that `systemctl status` shows.
 pub(crate) fn status(status: &str) {
     notify(&format!("STATUS={}", one_line(status)));
 }
 
-/// Nothing is done about errors: whoever does not listen does not want to know.
+/// Sends a message. Errors are ignored: a manager that does not listen needs none.
 fn notify(message: &str) {
     let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
     if let Some(socket) = socket_path(&variable, std::process::id()) {
@@ -25,9 +25,9 @@ fn notify(message: &str) {
     }
 }
 
-/// The manager's socket, if it is for us to speak. The command finds `NOTIFY_SOCKET` as it would without dlock, and so
-/// does a dlock somewhere below a service: only the process that the manager has started speaks for it, which
-/// systemd.exec(5) names in `SYSTEMD_EXEC_PID` (since 248).
+/// The manager's socket, if this process may use it. The command inherits `NOTIFY_SOCKET` as without dlock, and so does a
+/// dlock further below a service: only the process that the manager started may notify it, which systemd.exec(5) names in
+/// `SYSTEMD_EXEC_PID` (since 248).
 fn socket_path(variable: &dyn Fn(&str) -> Option<OsString>, own: u32) -> Option<OsString> {
     let started = variable("SYSTEMD_EXEC_PID");
     let ours = started.is_none_or(|pid| pid.to_str() == Some(&own.to_string()));
@@ -46,7 +46,7 @@ fn send(socket: &OsStr, message: &str) -> io::Result<()> {
     Ok(())
 }
 
-/// A line end would begin another assignment.
+/// A line feed would begin another assignment.
 fn one_line(text: &str) -> String {
     text.replace(char::is_control, " ")
 }
@@ -56,7 +56,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_the_process_that_the_manager_started_speaks() {
+    fn only_the_process_that_the_manager_started_notifies_it() {
         let spoken = |exec_pid: Option<&str>, socket: Option<&str>| {
             let variable = |name: &str| match name {
                 "NOTIFY_SOCKET" => socket.map(OsString::from),
@@ -71,7 +71,7 @@ mod tests {
     }
 
     #[test]
-    fn a_path_and_an_abstract_name_are_reached_and_nobody_waits_for_a_full_one() {
+    fn a_path_and_an_abstract_name_are_reached_and_a_full_socket_does_not_block() {
         let directory = std::env::temp_dir().join(format!("dlock-notify-{}", std::process::id()));
         let name = format!("dlock-notify-{}", std::process::id());
         let abstract_socket = SocketAddr::from_abstract_name(&name).unwrap();
@@ -97,7 +97,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_of_a_lock_adds_no_line() {
+    fn a_lock_name_adds_no_line() {
         assert_eq!(
             one_line("waiting for 'a\nREADY=1'"),
             "waiting for 'a READY=1'"

@@ -1,5 +1,5 @@
-//! A file that is only ever seen whole: the lock beside it, and its replacement that no crash can tear.
-//! It must not know what stands in it.
+//! A file that is only replaced as a whole: the lock beside it, and a replacement that survives a crash.
+//! It must not know the content.
 
 use std::ffi::{OsStr, OsString};
 use std::fmt;
@@ -18,12 +18,12 @@ use rustix::process::{Gid, Uid, geteuid};
 
 use crate::sys::random::random;
 
-/// A file that is there or not. All that is done to it goes through its folder, whatever its path comes to mean.
+/// A file, which may not exist. All access is through its open directory, even if the path is changed meanwhile.
 pub(crate) struct AtomicFile {
     path: PathBuf,
     directory: OwnedFd,
     name: OsString,
-    /// Of what is made anew, whatever the umask says; else as the umask has it.
+    /// Mode of new files; `None` means the umask decides.
     mode: Option<Mode>,
 }
 
@@ -32,7 +32,7 @@ pub(crate) struct AtomicFile {
 pub(crate) struct IsSymlink(PathBuf);
 
 impl IsSymlink {
-    /// A way out, for the `hint:` line.
+    /// The text for the `hint:` line.
     pub(crate) const HINT: &str = "name the file that it points to: the file is replaced at every change, and that would be the link";
 }
 
@@ -67,7 +67,7 @@ impl AtomicFile {
         })
     }
 
-    /// The file at `path`, whose folder is open already; what is made anew has this mode.
+    /// The file at `path`, whose directory is open already; new files have this mode.
     pub(crate) fn in_dir(directory: OwnedFd, path: &Path, mode: Mode) -> Self {
         Self {
             path: path.to_owned(),
@@ -77,12 +77,12 @@ impl AtomicFile {
         }
     }
 
-    /// As it was given.
+    /// The path as it was given.
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
-    /// What the file holds at this moment, up to `limit` bytes and one; `None` when it is not there.
+    /// The content of the file, up to `limit` bytes and one; `None` if the file does not exist.
     pub(crate) fn read(&self, limit: u64) -> Result<Option<Vec<u8>>> {
         let Some(file) = self.file()? else {
             return Ok(None);
@@ -94,7 +94,7 @@ impl AtomicFile {
     }
 
     fn file(&self) -> Result<Option<File>> {
-        // Without waiting: a pipe has no other end yet.
+        // Without waiting: a pipe may have no writer yet.
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let file = match openat(&self.directory, &self.name, flags, Mode::empty()) {
             Ok(file) => file,
@@ -121,11 +121,11 @@ impl AtomicFile {
         }
     }
 
-    /// The right to change the file, for as long as anybody has the descriptor. `wait` is called with it when somebody else
-    /// has the right, and comes back when it is ours.
+    /// The lock for changes of the file, which lasts until the descriptor is closed. If another process holds it, `wait`
+    /// is called with it and must return once it is acquired.
     ///
-    /// The lock is on a file beside it, `FILE.lock`, because the file itself is replaced: whoever waits for a lock on the
-    /// old one would get it while others use the new one already. It is never removed, for the same reason.
+    /// The lock is on a file beside it, `FILE.lock`, because the file itself is replaced: a waiter for a lock on the old
+    /// file would get it while others use the new one. It is never removed, for the same reason.
     pub(crate) fn lock(
         &self,
         mut wait: impl FnMut(&OwnedFd) -> Result<(), Errno>,
@@ -138,7 +138,7 @@ impl AtomicFile {
                     Err(Errno::WOULDBLOCK) => wait(&lock)?,
                     locked => locked?,
                 }
-                // Somebody may have removed it while we waited: then this lock bars nobody.
+                // It may have been removed during the wait: then this lock excludes nobody.
                 match statat(&self.directory, &name, AtFlags::SYMLINK_NOFOLLOW) {
                     Ok(now) if same(&now, &fstat(&lock)?) => return Ok(lock),
                     Ok(_) | Err(Errno::NOENT) => {}
@@ -160,15 +160,15 @@ impl AtomicFile {
         }
         let flags = OFlags::CREATE | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let open = |access| self.create(name, flags | access);
-        // NFS wants to write where an exclusive lock is to be; elsewhere, reading another user's file is enough.
+        // NFS needs write access for an exclusive lock; elsewhere, read access to another user's file is enough.
         match open(OFlags::RDWR) {
             Err(Errno::ACCESS) => open(OFlags::RDONLY),
             opened => opened,
         }
     }
 
-    /// Makes the file that is locked, if it is not there, so that nobody sees it before it has its mode: one that is killed
-    /// in between would else bar all others from it, as the umask takes rights away.
+    /// Creates the lock file, if it does not exist, so that it appears only with its mode set: the umask removes
+    /// permissions, so a process killed in between would lock all others out.
     fn make_lock(&self, name: &OsStr, mode: Mode) -> Result<(), Errno> {
         while let Err(Errno::NOENT) = statat(&self.directory, name, AtFlags::SYMLINK_NOFOLLOW) {
             let unfinished = self.beside(&format!(".lock.{:x}.new", random()?));
@@ -181,9 +181,9 @@ impl AtomicFile {
                 let _ = unlinkat(&self.directory, &unfinished, AtFlags::empty());
             }
             match finished {
-                // Somebody else has made it, or swept ours.
+                // Another process has created it, or swept ours.
                 Err(Errno::EXIST | Errno::NOENT) => {}
-                // The file system cannot do that, as some of FUSE.
+                // Some FUSE file systems do not support this.
                 Err(Errno::INVAL | Errno::NOSYS) => return Ok(()),
                 finished => return finished,
             }
@@ -191,12 +191,12 @@ impl AtomicFile {
         Ok(())
     }
 
-    /// Opens a file that may be made by that.
+    /// Opens a file, which `flags` may create.
     fn create(&self, name: &OsStr, flags: OFlags) -> Result<OwnedFd, Errno> {
         let mode = self.mode.unwrap_or(Mode::from_raw_mode(0o666));
         let file = openat(&self.directory, name, flags, mode)?;
         if let Some(mode) = self.mode {
-            // Another user's has its mode already.
+            // Another user's file has its mode already.
             let _ = fchmod(&file, mode);
         }
         Ok(file)
@@ -208,14 +208,14 @@ impl AtomicFile {
         name
     }
 
-    /// Puts `bytes` in the place of what the file holds, so that whoever reads it at any moment, also after a crash, sees
-    /// one or the other as a whole. Under the lock only; [`Self::settle`] makes it last.
+    /// Replaces the content with `bytes`, so that a reader sees the old or the new content as a whole, even after a
+    /// crash. Only under the lock; [`Self::sync_dir`] makes it durable.
     ///
     /// # Errors
-    /// With the cause alone, for the caller to say what was tried.
+    /// The cause alone; the caller adds what was tried.
     pub(crate) fn replace_locked(&self, bytes: &[u8]) -> Result<()> {
         let new = self.beside(".new");
-        // Under the lock nobody but a dead one can have left it.
+        // Under the lock, only a dead process can have left it.
         match unlinkat(&self.directory, &new, AtFlags::empty()) {
             Ok(()) | Err(Errno::NOENT) => {}
             Err(error) => return Err(anyhow!(error)),
@@ -223,12 +223,12 @@ impl AtomicFile {
         self.replace(&new, bytes)
     }
 
-    /// The same without the lock: of several at the same time, the last one stays.
+    /// The same without the lock: of several concurrent calls, the last one wins.
     pub(crate) fn replace_unlocked(&self, bytes: &[u8]) -> Result<()> {
         self.replace(&self.new_name()?, bytes)
     }
 
-    /// A name beside the file that nobody else uses.
+    /// A name beside the file that no other process uses.
     fn new_name(&self) -> Result<OsString> {
         let random = random().context("no random number")?;
         Ok(self.beside(&format!(".{random:x}.new")))
@@ -254,7 +254,7 @@ impl AtomicFile {
         })
     }
 
-    /// A rename asks for no right to the file that it replaces, but who made it read-only meant that.
+    /// A rename needs no permission on the file that it replaces, but a read-only file is meant to stay.
     fn check_permission(&self, there: bool) -> Result<(), Errno> {
         if there {
             accessat(
@@ -272,12 +272,12 @@ impl AtomicFile {
         self.create(new, flags).map(File::from)
     }
 
-    /// Waits until what the file holds will be there after a power cut: who wrote it may have been killed before that.
+    /// Waits until the file's content survives a power cut: its writer may have been killed before that.
     pub(crate) fn sync_dir(&self) -> Result<(), Errno> {
         fsync(&self.directory)
     }
 
-    /// Tries what a replacement needs, and changes nothing.
+    /// Tries all that a replacement needs, and changes nothing.
     pub(crate) fn check_writable(&self) -> Result<()> {
         let before = self.file()?;
         let new = self.new_name()?;
@@ -285,7 +285,7 @@ impl AtomicFile {
             self.check_permission(before.is_some())?;
             let directory = fstat(&self.directory)?;
             let us = geteuid();
-            // unlink(2), EPERM: in a folder such as /tmp nobody but its owner replaces a file.
+            // unlink(2), EPERM: in a sticky directory such as /tmp only the owner may replace a file.
             let foreign = |owner: u32| owner != us.as_raw() && !us.is_root();
             if let Some(before) = &before
                 && Mode::from_raw_mode(directory.st_mode).contains(Mode::SVTX)
@@ -303,7 +303,7 @@ impl AtomicFile {
     }
 }
 
-/// Takes the lock if nobody has it; else that is `WOULDBLOCK`.
+/// Acquires the lock if it is free; else the error is `WOULDBLOCK`.
 pub(crate) fn try_lock(lock: &OwnedFd) -> Result<(), Errno> {
     retry_on_intr(|| flock(lock, FlockOperation::NonBlockingLockExclusive))
 }
@@ -313,7 +313,7 @@ pub(crate) fn same(one: &Stat, other: &Stat) -> bool {
     (one.st_dev, one.st_ino) == (other.st_dev, other.st_ino)
 }
 
-/// Lets those use the new file who could use the old one, as far as we may.
+/// Gives the new file the owner and the group of the old one, as far as this process may.
 fn copy_ownership(new: &File, old: &File) -> Result<(), Errno> {
     let old = fstat(old)?;
     let _ = fchown(new, None, Some(Gid::from_raw(old.st_gid)));

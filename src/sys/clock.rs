@@ -7,7 +7,7 @@ use rustix::time::{ClockId, clock_gettime};
 
 use crate::core::time::Instant;
 
-/// Now.
+/// The current time.
 pub(crate) fn now() -> Instant {
     let now = clock_gettime(ClockId::Boottime);
     // The clock starts at zero on boot, so neither field is ever negative.
@@ -17,10 +17,10 @@ pub(crate) fn now() -> Instant {
     ))
 }
 
-/// Waits until `at`, or for ever when there is no such moment.
+/// Waits until `at`, or for ever if it is `None`.
 ///
-/// tokio's timers stop while the machine sleeps, so this may end late by the time slept: nothing
-/// that must be in time rests on it. The guard has a timer of its own that does not stop.
+/// tokio's timers stop while the machine sleeps, so this may end late by that time: nothing that must be in time may
+/// depend on it. The guard has a timer of its own that does not stop.
 pub(crate) async fn until(at: Option<Instant>) {
     match at {
         Some(at) => tokio::time::sleep(at.since(now())).await,
@@ -33,7 +33,7 @@ pub(crate) fn wall_clock() -> String {
     humantime::format_rfc3339_seconds(wall_time()).to_string()
 }
 
-/// The wall clock's time since 1970, which is what certificates end by; nothing about a lock does.
+/// The wall clock's time since 1970, which only certificates depend on.
 pub(crate) fn since_1970() -> Duration {
     let since = wall_time().duration_since(SystemTime::UNIX_EPOCH);
     since.unwrap_or_default()
@@ -52,12 +52,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_counts_from_boot() {
+    fn the_clock_counts_from_boot() {
         let uptime = || {
             let text = std::fs::read_to_string("/proc/uptime").unwrap();
             Duration::from_secs_f64(text.split(' ').next().unwrap().parse().unwrap())
         };
-        // It shows hundredths, cut off.
+        // /proc/uptime shows hundredths, rounded down.
         let (earlier, now, later) = (uptime(), now().since_boot(), uptime());
         assert!(earlier <= now && now <= later + Duration::from_millis(10));
     }

@@ -1,4 +1,4 @@
-//! Going on in the background, while the caller's shell waits for word of how it began.
+//! Continues dlock in the background, while the caller's shell waits until it is ready.
 //! It must not know what is done in the background.
 #![expect(unsafe_code, reason = "forks")]
 
@@ -19,42 +19,42 @@ use crate::sys::pidfd::is_unread;
 use crate::sys::process::{ExitStatus, fork};
 use crate::sys::signals;
 
-/// What ends a process that waits in a shell.
+/// Signals that end a process waiting in a shell.
 const ENDING_SIGNALS: [Signal; 4] = [Signal::HUP, Signal::INT, Signal::QUIT, Signal::TERM];
 
-/// In the background; whoever waits in the foreground hears of our end, or that we are ready.
+/// The background process's side of the pipe to the foreground, which waits for readiness or the end.
 pub(crate) struct Background(OwnedFd);
 
 impl Background {
-    /// Lets the foreground go; answers whether it was there to hear of it.
+    /// Ends the foreground's wait; returns whether the foreground still existed.
     pub(crate) fn ready(&self) -> bool {
         rustix::io::write(&self.0, &[0]).is_ok()
     }
 
-    /// Whether the foreground is not there any more.
+    /// Whether the foreground process is gone.
     pub(crate) fn parent_gone(&self) -> bool {
         is_unread(&self.0)
     }
 
-    /// What must stay open for it.
+    /// The descriptor that must stay open for it.
     pub(crate) fn descriptor(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
     }
 }
 
-/// Which of the two processes this is.
+/// The side of the fork that this process is on.
 pub(crate) enum Side {
     Background(Background),
-    /// The background is ready, or it has ended like this before.
+    /// The background is ready (`None`), or has ended before that with this status.
     Foreground(Option<ExitStatus>),
 }
 
-/// Goes on twice: in a session of its own and without the caller's stdin, and in the caller's until that is ready or has
-/// ended. To be called while there is one thread.
+/// Forks into the background, with a session of its own and without the caller's stdin; the foreground waits until that
+/// is ready or has ended. Must be called while there is one thread.
 pub(crate) fn daemonize() -> io::Result<Side> {
     let null = descriptors::null()?;
     let (word, ready) = pipe_with(PipeFlags::CLOEXEC)?;
-    // Else the kernel would keep from us how the background ended.
+    // With SIGCHLD ignored, the kernel would discard the exit status of the background.
     signals::set_ignored(libc::SIGCHLD, false);
     // SAFETY: dlock has one thread.
     let Some(background) = (unsafe { fork() })? else {
@@ -71,15 +71,15 @@ pub(crate) fn daemonize() -> io::Result<Side> {
     } else {
         rustix::io::retry_on_intr(|| waitpid(Some(background), WaitOptions::empty()))?
     };
-    // Whatever became of the lock: it ends, or has ended.
+    // The background was signalled, whatever its result, and ends.
     Ok(Side::Foreground(match handed_on.load(Ordering::SeqCst) {
         0 => ended.map(|(_, status)| status.into()),
         signal => Some(ExitStatus::Signalled(signal)),
     }))
 }
 
-/// Whoever ends the foreground, as timeout(1) or Ctrl-C do, means the background as well. Answers with the signal that was
-/// handed on, 0 for none. To be called before the background has been waited for.
+/// Forwards signals that end the foreground, as timeout(1) and Ctrl-C send them: they are meant for the background as
+/// well. Returns the last signal forwarded, 0 for none. Must be called before the background is waited for.
 fn forward_signals(background: Pid) -> io::Result<Arc<AtomicI32>> {
     let background = pidfd_open(background, PidfdFlags::empty())?;
     let wanted = ENDING_SIGNALS

@@ -1,5 +1,5 @@
-//! Letting go of the caller's descriptors, so that whoever reads our pipes sees the end when the command ends.
-//! It must not know whose descriptors are worth keeping.
+//! Closes the caller's descriptors, so that a reader of our pipes sees their end when the command ends.
+//! It must not know which descriptors are needed.
 #![expect(unsafe_code, reason = "closes descriptors by number")]
 
 use std::io;
@@ -8,7 +8,7 @@ use std::os::fd::{OwnedFd, RawFd};
 
 use rustix::fs::{Mode, OFlags, RawDir};
 
-/// A descriptor of /dev/null, to put in the place of others.
+/// A descriptor of /dev/null, which replaces others.
 pub(crate) fn null() -> io::Result<OwnedFd> {
     Ok(rustix::fs::open(
         "/dev/null",
@@ -17,7 +17,7 @@ pub(crate) fn null() -> io::Result<OwnedFd> {
     )?)
 }
 
-/// Closes every descriptor from 3 on but `kept`, which has to name all that this process goes on using.
+/// Closes every descriptor from 3 on except `kept`, which must list all that this process still uses.
 pub(crate) fn close_all_but(kept: &[RawFd]) -> io::Result<()> {
     let mut kept: Vec<u32> = kept.iter().filter_map(|&own| own.try_into().ok()).collect();
     kept.retain(|own| *own > 2);
@@ -31,9 +31,9 @@ pub(crate) fn close_all_but(kept: &[RawFd]) -> io::Result<()> {
     close_each_but(&kept)
 }
 
-/// Kernels before 5.9 and older container runtimes refuse it.
+/// Fails on kernels before 5.9 and in older container runtimes.
 fn close_range(first: u32, last: u32) -> bool {
-    // SAFETY: nothing uses these descriptors any more, says the caller.
+    // SAFETY: the caller guarantees that nothing uses these descriptors any more.
     unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) == 0 }
 }
 
@@ -56,7 +56,7 @@ fn close_each_but(kept: &[u32]) -> io::Result<()> {
             && !kept.contains(&descriptor)
             && let Ok(descriptor) = RawFd::try_from(descriptor)
         {
-            // SAFETY: nothing uses it any more, says the caller; the directory's own is closed already.
+            // SAFETY: the caller guarantees that nothing uses it any more; the directory's own is closed already.
             unsafe { libc::close(descriptor) };
         }
     }
@@ -70,7 +70,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn old_kernels_close_the_same() {
+    fn old_kernels_close_the_same_descriptors() {
         type Close = fn(&[RawFd]) -> io::Result<()>;
         let ways: [Close; 2] = [close_all_but, |kept| {
             close_each_but(
@@ -83,16 +83,16 @@ mod tests {
         for close in ways {
             let descriptors = [(); 4].map(|()| null().unwrap());
             let [one, kept, other, also_kept] = descriptors.each_ref().map(AsRawFd::as_raw_fd);
-            // SAFETY: the child only closes, looks and ends.
+            // SAFETY: the child only closes, checks and exits.
             let child = unsafe { crate::sys::process::fork() }.unwrap();
             let Some(child) = child else {
                 let closed = close(&[also_kept, 0, kept]).is_ok();
-                // SAFETY: asks for the flags of a number, whatever is behind it.
+                // SAFETY: reads the flags of a number, valid or not.
                 let is_open = |number| unsafe { libc::fcntl(number, libc::F_GETFD) } >= 0;
                 let right = closed
                     && [0, 1, 2, kept, also_kept].into_iter().all(is_open)
                     && ![one, other].into_iter().any(is_open);
-                // SAFETY: ends the process, and runs nothing of the test's.
+                // SAFETY: ends the process and runs none of the test's code.
                 unsafe { libc::_exit(i32::from(right)) }
             };
             let (_, status) =

@@ -1,6 +1,6 @@
-//! The process group and the session of a process, by number. It is 0 for one that was made outside of our pid namespace
-//! (`pid_namespaces(7)`), as that of PID 1 mostly is: rustix takes it for impossible.
-//! It must not know what is made of them.
+//! The process group and the session of a process, by number. It is 0 for one that was created outside of our pid
+//! namespace (`pid_namespaces(7)`), usually that of PID 1; rustix does not allow that.
+//! It must not know what they are used for.
 #![expect(unsafe_code, reason = "rustix does not offer a number that may be 0")]
 
 use std::io;
@@ -9,13 +9,13 @@ use rustix::process::Pid;
 
 /// The process group of `process`, or of this one.
 pub(crate) fn group_of(process: Option<Pid>) -> io::Result<i32> {
-    // SAFETY: answers a number only.
+    // SAFETY: only returns a number.
     number(unsafe { libc::getpgid(raw(process)) })
 }
 
 /// The session of `process`, or of this one.
 pub(crate) fn session_of(process: Option<Pid>) -> io::Result<i32> {
-    // SAFETY: answers a number only.
+    // SAFETY: only returns a number.
     number(unsafe { libc::getsid(raw(process)) })
 }
 

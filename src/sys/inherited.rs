@@ -1,5 +1,6 @@
-//! What the caller handed on and Rust's runtime changes before `main`: dispositions, the mask, closed standard descriptors.
-//! It must not know who will need it.
+//! State that the caller passes on and Rust's runtime changes before `main`: dispositions, the mask, closed standard
+//! descriptors.
+//! It must not know what uses it.
 #![expect(
     unsafe_code,
     reason = "a constructor, and descriptors that nobody owns"
@@ -11,10 +12,10 @@ use crate::sys::signals::{self, Set};
 
 static IGNORED: AtomicU64 = AtomicU64::new(0);
 static BLOCKED: AtomicU64 = AtomicU64::new(0);
-/// Of descriptors 0, 1 and 2. The runtime puts /dev/null there.
+/// Whether descriptors 0, 1 and 2 were closed. The runtime opens /dev/null there.
 static CLOSED: [AtomicBool; 3] = [const { AtomicBool::new(false) }; 3];
 
-/// glibc and musl call what stands in this section before `main`, and so before the runtime.
+/// glibc and musl call the functions in this section before `main`, and so before the runtime.
 #[used]
 // SAFETY: the section holds pointers to functions of just this type.
 #[unsafe(link_section = ".init_array")]
@@ -28,7 +29,7 @@ extern "C" fn record() {
     IGNORED.store(ignored, Relaxed);
     BLOCKED.store(signals::mask(), Relaxed);
     for (descriptor, closed) in (0..).zip(&CLOSED) {
-        // SAFETY: asks for the flags of a number, whatever is behind it.
+        // SAFETY: reads the flags of a number, valid or not.
         closed.store(
             unsafe { libc::fcntl(descriptor, libc::F_GETFD) } < 0,
             Relaxed,
@@ -36,18 +37,18 @@ extern "C" fn record() {
     }
 }
 
-/// Whether the caller had `signal` ignored, as `nohup` does with SIGHUP.
+/// Whether the caller ignored `signal`, as `nohup` does with SIGHUP.
 pub(crate) fn ignored_at_start(signal: i32) -> bool {
     IGNORED.load(Relaxed) & signals::set_of(signal) != 0
 }
 
-/// Whether the caller had `signal` blocked, as the command has it, too.
+/// Whether the caller blocked `signal`; the command inherits that, too.
 pub(crate) fn blocked_at_start(signal: i32) -> bool {
     BLOCKED.load(Relaxed) & signals::set_of(signal) != 0
 }
 
-/// Gives this process back what its caller handed on. For a child that is about to exec: async-signal-safe, and the
-/// standard descriptors go without regard for owners. The mask comes last, a pending signal then meets its disposition.
+/// Restores the state that the caller passed on, for a child that is about to exec. Async-signal-safe; closes standard
+/// descriptors whatever still owns them. The mask comes last, so that a pending signal meets its disposition.
 pub(crate) fn restore() {
     for (descriptor, closed) in (0..).zip(&CLOSED) {
         if closed.load(Relaxed) {

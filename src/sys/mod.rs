@@ -1,4 +1,4 @@
-//! The wall around the operating system: clock, signals, descriptors, processes by pidfd, files that survive a crash.
+//! The layer around the operating system: clock, signals, descriptors, processes by pidfd, files that survive a crash.
 //! It must not know locks, etcd or exit statuses.
 
 pub(crate) mod atomic_file;

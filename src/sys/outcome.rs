@@ -1,6 +1,6 @@
-//! A report that a process leaves for one that is not its parent: a file in memory (`memfd_create(2)`), which the other
-//! opens through /proc while the process lives, and reads when it has ended. Only its own user, and root, may open it there.
-//! It must not know what stands in the file.
+//! A report from a process to one that is not its parent: a file in memory (`memfd_create(2)`), which the reader opens
+//! through /proc while the process lives, and reads when it has ended. Only its own user, and root, may open it.
+//! It must not know the content of the file.
 
 use std::fs::File;
 use std::io::{self, Read as _, Write as _};
@@ -16,7 +16,7 @@ use crate::sys::pidfd::ProcessHandle;
 const NAME: &str = "dlock-outcome";
 /// The link's text in /proc/PID/fd.
 const LINK_TEXT: &str = "/memfd:dlock-outcome (deleted)";
-/// In bytes; far more than is ever written.
+/// Maximum length in bytes, far more than is ever written.
 const MAX_OUTCOME_BYTES: u64 = 64 * 1024;
 
 /// The file of this process, empty until it ends.
@@ -43,16 +43,16 @@ impl OutcomeFile {
     }
 }
 
-/// The file of another process, open for as long as we like.
+/// The file of another process, open independently of that process.
 pub(crate) struct OtherOutcome(File);
 
 impl OtherOutcome {
-    /// To be called while the process lives: its descriptors go with it.
+    /// Must be called while the process lives: its descriptors end with it.
     pub(crate) fn open(pid: i32) -> io::Result<Self> {
         let directory = format!("/proc/{pid}/fd");
         for entry in std::fs::read_dir(directory)? {
             let path = entry?.path();
-            // One that was closed meanwhile is none of interest.
+            // A descriptor that was closed meanwhile is not the file.
             if std::fs::read_link(&path).is_ok_and(|link| link == Path::new(LINK_TEXT)) {
                 return Ok(Self(File::open(path)?));
             }
@@ -72,7 +72,7 @@ impl ProcessHandle {
     /// The report that the process leaves when it ends.
     pub(crate) fn outcome(&self) -> io::Result<OtherOutcome> {
         let theirs = OtherOutcome::open(self.id().pid)?;
-        // Else its pid may have gone to another one.
+        // Otherwise its pid may belong to another process by now.
         if self.has_ended() {
             return Err(Errno::SRCH.into());
         }

@@ -1,5 +1,5 @@
-//! A process that is not of our making: whose end is awaited, or that is asked to end.
-//! It must not know what it has to do with a lock.
+//! A handle of a process that this one did not start: to wait for its end, or to stop it.
+//! It must not know what the process has to do with a lock.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -29,14 +29,14 @@ impl ProcessHandle {
         let process = pidfd_open(number, PidfdFlags::empty())?;
         let id = ProcessId::of(pid)?;
         let other = Self { id, process };
-        // Else its pid may have gone to the one that was looked at.
+        // Otherwise its pid may belong to the process that was read.
         if other.has_ended() {
             return Err(Errno::SRCH.into());
         }
         Ok(other)
     }
 
-    /// The process of this name, if it has not ended.
+    /// The process with this identity, if it has not ended.
     pub(crate) fn open(name: ProcessId) -> io::Result<Self> {
         let other = Self::find(name.pid)?;
         if other.id == name {
@@ -50,7 +50,7 @@ impl ProcessHandle {
         self.id
     }
 
-    /// What must stay open for it.
+    /// The descriptor that must stay open for it.
     pub(crate) fn descriptor(&self) -> BorrowedFd<'_> {
         self.process.as_fd()
     }
@@ -59,7 +59,7 @@ impl ProcessHandle {
         is_now(&self.process, PollFlags::IN)
     }
 
-    /// Asks it to end, and waits until it has, for as long as `limit`; answers whether it has.
+    /// Sends SIGTERM and waits until the process has ended, for `limit` at most; returns whether it has.
     pub(crate) fn terminate(&self, limit: std::time::Duration) -> io::Result<bool> {
         match pidfd_send_signal(&self.process, Signal::TERM) {
             Err(Errno::SRCH) => return Ok(true),
@@ -74,12 +74,12 @@ impl ProcessHandle {
     }
 }
 
-/// Whether nobody has the other end of a pipe, socket or terminal any more; what they wrote may still be there.
+/// Whether the other end of a pipe, socket or terminal is closed; unread input may be left.
 pub(crate) fn is_hung_up(input: &impl AsFd) -> bool {
     is_now(input, PollFlags::HUP)
 }
 
-/// Whether nobody reads what is written into a pipe any more.
+/// Whether all readers of a pipe are gone.
 pub(crate) fn is_unread(output: &impl AsFd) -> bool {
     is_now(output, PollFlags::ERR)
 }
@@ -89,7 +89,7 @@ fn is_now(descriptor: &impl AsFd, event: PollFlags) -> bool {
         tv_sec: 0,
         tv_nsec: 0,
     };
-    // That somebody has hung up is told unasked.
+    // poll(2) reports a hang-up without a request for it.
     let mut polled = [PollFd::new(
         descriptor,
         event - PollFlags::HUP - PollFlags::ERR,
@@ -97,8 +97,7 @@ fn is_now(descriptor: &impl AsFd, event: PollFlags) -> bool {
     poll(&mut polled, Some(&at_once)).is_ok() && polled[0].revents().intersects(event)
 }
 
-/// Lets go of stdout, and waits until stdin is at its end, if that is to be waited for, or `other` has ended; without
-/// either, for ever.
+/// Closes stdout, and waits until stdin is at its end, with `until_eof`, or `other` has ended; without either, for ever.
 pub(crate) fn wait_until_unwanted(
     until_eof: bool,
     other: Option<&ProcessHandle>,
@@ -119,7 +118,7 @@ pub(crate) fn wait_until_unwanted(
         if ready.next().unwrap_or(false) {
             return Ok(());
         }
-        // What is written to us means nothing; that nobody writes any more does.
+        // Input means nothing; only its end matters.
         if stdin_ready
             && !matches!(
                 rustix::io::read(stdin.as_fd(), &mut [0; 4096]),

@@ -18,7 +18,7 @@ impl From<WaitStatus> for ExitStatus {
     fn from(status: WaitStatus) -> Self {
         match status.terminating_signal() {
             Some(signal) => Self::Signalled(signal),
-            // It fits: exit(2) passes on eight bits.
+            // The value fits: exit(2) passes on eight bits.
             None => Self::Exited(
                 status
                     .exit_status()
@@ -33,7 +33,7 @@ impl From<WaitStatus> for ExitStatus {
 ///
 /// # Safety
 ///
-/// As long as the process has several threads, the child may only call what is async-signal-safe.
+/// While the process has several threads, the child may only call async-signal-safe functions.
 pub(crate) unsafe fn fork() -> io::Result<Option<Pid>> {
     // SAFETY: the caller keeps the promise.
     match unsafe { libc::fork() } {

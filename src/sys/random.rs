@@ -10,7 +10,7 @@ use rustix::rand::{GetRandomFlags, getrandom};
 /// The kernel lacks the call, or was built to refuse it.
 pub(crate) fn random() -> Result<u64, Errno> {
     let mut bytes = [0; 8];
-    // The kernel gives up to 256 bytes whole, and waits only until it has been seeded once after the boot.
+    // The kernel returns up to 256 bytes at once, and waits only until it has been seeded after the boot.
     getrandom(&mut bytes, GetRandomFlags::empty())?;
     Ok(u64::from_ne_bytes(bytes))
 }

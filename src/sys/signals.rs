@@ -1,5 +1,5 @@
 //! Signal masks, dispositions and descriptors: the system calls about signals that rustix does not offer.
-//! It must not know who is signalled, nor why.
+//! It must not know the receiver of a signal, nor the reason.
 #![expect(unsafe_code, reason = "raw system calls")]
 
 use std::io;
@@ -12,7 +12,7 @@ use rustix::process::{getpid, getuid};
 /// The kernel's signal set, one bit per signal. libc's own calls hide two real-time signals from it.
 pub(crate) type Set = u64;
 
-/// `sizeof(sigset_t)` as the kernel wants to hear it.
+/// `sizeof(sigset_t)` in the kernel.
 const SET_SIZE: usize = size_of::<Set>();
 
 pub(crate) const ALL: Set = !0;
@@ -22,7 +22,7 @@ pub(crate) fn numbers() -> impl Iterator<Item = i32> {
     1..=64
 }
 
-/// The set of this one signal, empty for a number that is none.
+/// The set of one signal; empty if the number is no signal.
 pub(crate) fn set_of(signal: i32) -> Set {
     u32::try_from(signal.saturating_sub(1))
         .ok()
@@ -35,7 +35,7 @@ pub(crate) fn mask() -> Set {
     sigprocmask(libc::SIG_BLOCK, 0)
 }
 
-/// Replaces the mask of this thread and answers the old one. Async-signal-safe.
+/// Replaces the mask of this thread and returns the old one. Async-signal-safe.
 pub(crate) fn set_mask(mask: Set) -> Set {
     sigprocmask(libc::SIG_SETMASK, mask)
 }
@@ -77,7 +77,7 @@ pub(crate) fn set_ignored(signal: i32, ignored: bool) {
     }
 }
 
-/// Takes `signals` out of the usual course: from now on they wait in the descriptor that is answered.
+/// Blocks `signals`; from now on the returned descriptor delivers them.
 pub(crate) fn receive(signals: impl Iterator<Item = i32>) -> io::Result<OwnedFd> {
     let set = signals.map(set_of).fold(0, |all, one| all | one);
     let descriptor = descriptor_of(set)?;
@@ -85,13 +85,13 @@ pub(crate) fn receive(signals: impl Iterator<Item = i32>) -> io::Result<OwnedFd>
     Ok(descriptor)
 }
 
-/// Stops this process by `signal`, as if nobody had ever cared about it. Comes back when it is continued, or at once if that does
+/// Stops this process by `signal` with its default action. Returns when it is continued, or at once if the signal does
 /// not stop it.
 pub(crate) fn stop_by(signal: i32) {
     let (ignored, mask) = (is_ignored(signal), mask());
     set_ignored(signal, false);
-    // Before it is let through: one of the terminal's may be pending, too, and would stop us first. What continues us takes
-    // back both of them (signal(7)), but not one that is raised after that.
+    // Before the signal is unblocked: one of the terminal's may be pending, too, and would stop this process first.
+    // SIGCONT discards both (signal(7)), but not one that is raised after it.
     // SAFETY: without a handler, no code of ours runs.
     unsafe {
         libc::raise(signal);
@@ -101,7 +101,7 @@ pub(crate) fn stop_by(signal: i32) {
     set_ignored(signal, ignored);
 }
 
-/// Ends this process by `signal`, as if nobody had ever cared about it. Comes back if that does not end a process.
+/// Ends this process by `signal` with its default action. Returns if that does not end a process.
 pub(crate) fn die_of(signal: i32) {
     set_ignored(signal, false);
     set_mask(mask() & !set_of(signal));
@@ -111,7 +111,7 @@ pub(crate) fn die_of(signal: i32) {
     }
 }
 
-/// A descriptor that is readable while `signal` is pending for the process that looks. The signal has to be blocked.
+/// A descriptor that is readable while `signal` is pending for the reading process. The signal must be blocked.
 pub(crate) fn descriptor(signal: i32) -> io::Result<OwnedFd> {
     descriptor_of(set_of(signal))
 }
@@ -127,8 +127,8 @@ fn descriptor_of(set: Set) -> io::Result<OwnedFd> {
     }
 }
 
-/// Sends `signal` to the process that `handle` stands for: a pidfd or an open `/proc/<pid>`, see
-/// `pidfd_send_signal(2)`. Neither ever comes to mean another process.
+/// Sends `signal` to the process of `handle`: a pidfd or an open `/proc/<pid>`, see `pidfd_send_signal(2)`. Neither ever
+/// refers to another process.
 pub(crate) fn send(handle: BorrowedFd<'_>, signal: i32) -> io::Result<()> {
     send_with(handle, signal, ptr::null())
 }
@@ -163,11 +163,11 @@ fn queued(signal: i32, value: u64) -> Info {
     info
 }
 
-/// Has the size of a `siginfo_t` and its alignment.
+/// A buffer with the size and alignment of a `siginfo_t`.
 #[repr(C, align(8))]
 struct Info([u8; size_of::<libc::siginfo_t>()]);
 
-/// Where the fields of a `siginfo_t` begin that differ with `si_code`: aligned as a pointer.
+/// Offset of the fields of a `siginfo_t` that depend on `si_code`: aligned as a pointer.
 const SENDER: usize = 12_usize.next_multiple_of(size_of::<usize>());
 
 fn send_with(handle: BorrowedFd<'_>, signal: i32, info: *const libc::siginfo_t) -> io::Result<()> {
@@ -193,7 +193,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_queued_signal_has_its_value_where_the_c_library_looks() {
+    fn a_queued_signal_has_its_value_where_the_c_library_reads_it() {
         let mut info = queued(libc::SIGUSR1, 4711);
         // SAFETY: it has the size, the alignment and the fields of one that was queued.
         let (info, pid, value) = unsafe {
