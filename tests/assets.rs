@@ -125,7 +125,7 @@ fn with_recipes(notes: &str) -> String {
 }
 
 #[test]
-fn every_recipe_stands_in_the_page_once() {
+fn the_page_has_every_recipe_once() {
     let notes = read("man/notes/dlock-fencing.roff");
     for recipe in recipes() {
         let place = format!("@RECIPE {recipe}@\n");

@@ -59,7 +59,7 @@ fn others() -> impl Iterator<Item = &'static Value> {
 }
 
 #[test]
-fn licences_fit() {
+fn all_licences_are_allowed() {
     for package in others() {
         let name = &package["name"];
         let licence = package["license"].as_str();
@@ -78,7 +78,7 @@ fn licences_fit() {
 }
 
 #[test]
-fn a_licence_that_asks_for_more_would_be_noticed() {
+fn a_licence_with_other_terms_is_noticed() {
     for (licence, fits) in [
         ("MIT/Apache-2.0", true),
         ("(MIT OR GPL-3.0-only) AND Unicode-3.0", true),

@@ -22,7 +22,7 @@ fn name(page: &Path) -> &str {
 }
 
 #[test]
-fn mandoc_has_nothing_to_complain_about() {
+fn mandoc_finds_no_fault() {
     for page in pages() {
         let linted = Command::new("mandoc")
             .args(["-T", "lint", "-W", "style"])
@@ -50,7 +50,7 @@ fn plain(page: &Path) -> String {
 }
 
 #[test]
-fn every_page_that_is_referred_to_is_there() {
+fn every_referenced_page_exists() {
     let all = pages();
     let names: BTreeSet<&str> = all.iter().map(|page| name(page)).collect();
     for page in &all {
@@ -127,7 +127,7 @@ fn named(text: &str) -> impl Iterator<Item = &str> {
 
 /// "option by option": the second column of every table has what dlock has.
 #[test]
-fn the_migration_names_options_that_there_are() {
+fn the_migration_names_existing_options() {
     let page = pages()
         .into_iter()
         .find(|page| name(page) == "dlock-migration.7")
@@ -183,7 +183,7 @@ const FOREIGN: &[&str] = &[
 
 /// A slip of the pen in the middle of a sentence, where no example is run.
 #[test]
-fn every_option_that_is_named_is_there() {
+fn every_named_option_exists() {
     let known = options();
     let readme = Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md");
     for page in pages().into_iter().chain([readme]) {

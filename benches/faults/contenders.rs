@@ -137,7 +137,7 @@ impl Contest {
             Exit::Hangs
         };
         let at_the_end = self.holder.everything().len() + self.waiter.everything().len();
-        let (_, last) = beats(&self.dir, "holder").expect("the holder was in");
+        let (_, last) = beats(&self.dir, "holder").expect("the holder entered");
         let first = beats(&self.dir, "waiter").map(|(first, _)| first);
         let ended_at = moments(&self.dir, "ended-holder").first().copied();
         let from = match (fault.demand, fault.strike, ended_at) {

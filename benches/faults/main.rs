@@ -141,7 +141,7 @@ fn suffer(fault: &'static Fault) -> Row {
 /// each with servers of its own, and after the measurements of the other tools.
 fn suffer_slowly(rows: &mut [Row]) {
     let column = Tool::ALL.iter().position(|tool| *tool == Tool::Consul);
-    let column = column.expect("one of all");
+    let column = column.expect("an element");
     let able = rows
         .iter_mut()
         .filter(|row| row.fault.spares(Tool::Consul).is_none());

@@ -126,7 +126,7 @@ impl Contenders {
             File::options()
                 .write(true)
                 .open(&self.fifo)
-                .expect("somebody reads"),
+                .expect("a reader"),
         );
         at
     }

@@ -134,7 +134,7 @@ fn any_other_name_works_and_is_encoded() {
 
 /// "`1m30s`, a bare number is seconds"
 #[test]
-fn the_lease_has_the_term_that_was_asked_for() {
+fn the_lease_has_the_requested_ttl() {
     let etcd = Etcd::shared();
     for (ttl, granted) in [("5", "5s"), ("1m30s", "90s"), ("2m", "120s")] {
         let name = unique("term");

@@ -283,7 +283,7 @@ fn a_lock_of_one_name_under_another_prefix_is_another_lock() {
 
 /// "126 / 127: command not executable / not found: found out before queueing"
 #[test]
-fn an_impossible_command_is_found_out_before_queueing() {
+fn an_impossible_command_is_refused_before_queueing() {
     let etcd = Etcd::shared();
     let name = unique("lookup");
     let _holder = hold(Dlock::on(etcd), &[], &name);
@@ -396,7 +396,7 @@ fn the_command_inherits_as_without_dlock() {
 
 /// "dlock itself failed": with too few descriptors or processes it fails cleanly, and starts nothing unguarded.
 #[test]
-fn scarce_descriptors_fail_cleanly_or_not_at_all() {
+fn a_lack_of_descriptors_is_a_clean_failure_or_none() {
     let etcd = Etcd::shared();
     let name = unique("scarce");
     for limit in 3..=20 {
@@ -462,7 +462,7 @@ fn nohup_holds_for_dlock_and_the_command() {
 
 /// "silent when all is well", and `-v` is not.
 #[test]
-fn only_verbose_speaks_when_all_is_well() {
+fn without_verbose_a_successful_run_is_silent() {
     let name = unique("silent");
     Dlock::on(Etcd::shared())
         .run([&name, "true"])

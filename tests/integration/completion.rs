@@ -14,7 +14,10 @@ fn shell(etcd: &Etcd, words: &[&str], script: &str) -> Dlock {
         .env("DLOCK_ENDPOINTS", etcd.endpoint())
         .env(
             "PATH",
-            format!("{}:{path}", program.parent().expect("a folder").display()),
+            format!(
+                "{}:{path}",
+                program.parent().expect("a directory").display()
+            ),
         );
     dlock.home().write("script", script);
     dlock
@@ -180,7 +183,7 @@ fn the_command_is_completed_as_without_dlock() {
 
 /// "What has not come within 300 ms is left out"
 #[test]
-fn an_etcd_that_does_not_answer_is_no_nuisance() {
+fn an_etcd_that_does_not_answer_delays_no_completion() {
     let link = Link::silent();
     let complete = |endpoint: &str| {
         let started_at = boot_clock();
@@ -210,7 +213,7 @@ fn a_name_with_blanks_is_quoted() {
 
 /// "A variable that is empty counts as not set": and one that no shell has set keeps no command from running.
 #[test]
-fn what_is_no_question_of_a_shell_is_not_answered() {
+fn a_call_that_is_not_from_a_shell_gets_no_completions() {
     for position in ["", "bash", "-1"] {
         Dlock::on(Etcd::shared())
             .env("DLOCK_COMPLETE", position)

@@ -48,7 +48,7 @@ fn nobody_overlaps(oracle: &Oracle, mut holder: Running, others: Vec<Running>) {
 
 /// "Whoever waits gives it that time", also if a whole queue is deleted, whose waiters know only the one before them.
 #[test]
-fn a_holder_is_waited_for_by_a_whole_queue_that_lost_its_places() {
+fn a_whole_queue_that_lost_its_entries_waits_for_the_holder() {
     let (etcd, oracle, name) = (Etcd::shared(), Oracle::new(), unique("queue"));
     let holder = patient(etcd, &oracle, &[], &name);
     let mut waiters = Vec::new();
@@ -78,7 +78,7 @@ fn a_holder_is_waited_for_behind_a_waiter_that_was_killed_before() {
 
 /// The same if two vanish one after the other, and the waiter that saw both is killed: it told of the second one, too.
 #[test]
-fn a_second_one_that_vanishes_is_waited_for_behind_a_waiter_that_was_killed() {
+fn a_second_vanished_holder_is_waited_for_behind_a_killed_waiter() {
     let (etcd, oracle, name) = (Etcd::shared(), Oracle::new(), unique("second"));
     let command = ["--", "sh", "-c", STUBBORN];
     let first = Dlock::on(etcd).run(["-s", "--ttl=10", "-k2", &name]);
@@ -157,7 +157,7 @@ fn a_grace_is_announced_as_often_as_it_changes() {
 
 /// "A waiter starts only when the key of the one before it is gone": what is told of an end is not believed before.
 #[test]
-fn a_holder_whose_release_is_told_by_others_keeps_the_lock() {
+fn a_holder_with_a_forged_release_record_keeps_the_lock() {
     let (etcd, oracle, name) = (Etcd::shared(), Oracle::new(), unique("forged"));
     let holder = Dlock::on(etcd).run([&name, "--"]);
     let mut holder = holder.args(oracle.guest("holder")).start();
@@ -214,18 +214,18 @@ fn is_kept_out_by_a_place_that_is_taken_away(comes_before: bool) {
 }
 
 #[test]
-fn a_place_that_is_kept_protects_though_it_is_taken_away() {
+fn a_kept_entry_protects_although_it_is_deleted() {
     is_kept_out_by_a_place_that_is_taken_away(true);
 }
 
 #[test]
-fn a_place_that_is_kept_protects_before_a_newcomer_though_it_is_taken_away() {
+fn a_kept_entry_protects_against_a_newcomer_although_it_is_deleted() {
     is_kept_out_by_a_place_that_is_taken_away(false);
 }
 
 /// "A place that cools down for --min-hold protects nobody": who takes that away has nothing to fear, and nobody waits.
 #[test]
-fn a_place_that_cools_down_is_taken_away_without_a_delay() {
+fn a_deleted_cooldown_causes_no_delay() {
     let (etcd, name) = (Etcd::shared(), unique("cools"));
     let line = ["--min-hold=1h", &name, "true"];
     Dlock::on(etcd).run(line).finish().expect_code(0);

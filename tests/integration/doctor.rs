@@ -279,7 +279,7 @@ fn unreachable_endpoints_are_waited_for_together() {
 
 /// "TLS (issuer, days left)"
 #[test]
-fn certificates_are_told_with_their_end() {
+fn certificates_are_shown_with_their_end() {
     for (days, level) in [(5, "warning"), (90, "ok")] {
         let made = Certificates::lasting(days);
         let etcd = Etcd::start_mutual_tls(&made);
@@ -388,7 +388,7 @@ fn permissions_are_tried() {
 
 /// A user where nobody needs one is no trouble.
 #[test]
-fn a_user_without_authentication_is_told_so() {
+fn a_user_without_authentication_is_reported() {
     let dlock = Dlock::on(Etcd::shared()).env("ETCDCTL_USER", "team:secret");
     let found = Diagnosis::of(dlock, &[]);
     found.is_fine(&["permission"]);

@@ -58,7 +58,7 @@ impl<'a> Held<'a> {
 
 /// "A dlock that has ended leaves nothing behind that blocks the lock": nor a request for a place that etcd gets to later.
 #[test]
-fn a_request_that_comes_late_takes_no_place_of_a_dlock_that_has_ended() {
+fn a_late_request_creates_no_entry_of_a_dlock_that_has_ended() {
     let cluster = Cluster::start();
     let held = Held::new(&cluster);
     cluster.hold_back(held.member);
@@ -70,7 +70,7 @@ fn a_request_that_comes_late_takes_no_place_of_a_dlock_that_has_ended() {
 
 /// The same while it still holds the lock: it stands in the queue once.
 #[test]
-fn a_request_that_comes_late_takes_no_second_place() {
+fn a_late_request_creates_no_second_entry() {
     let cluster = Cluster::start();
     let held = Held::new(&cluster);
     cluster.hold_back(held.member);

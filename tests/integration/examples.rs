@@ -98,22 +98,22 @@ fn test(block: &Block) {
 }
 
 #[test]
-fn the_readme() {
+fn the_examples_of_the_readme_work() {
     run(|document| document == "README.md");
 }
 
 #[test]
-fn the_pages_of_commands_and_files() {
+fn the_examples_of_commands_and_files_work() {
     run(|document| document.ends_with(".1") || document.ends_with(".5"));
 }
 
 #[test]
-fn the_other_pages() {
+fn the_examples_of_the_other_pages_work() {
     run(|document| document.ends_with(".7"));
 }
 
 #[test]
-fn the_page_about_etcd() {
+fn the_examples_of_the_page_about_etcd_work() {
     let blocks = blocks().into_iter();
     let page = blocks.filter(|block| block.document == "dlock-etcd.7");
     etcd::story(&page.collect::<Vec<_>>());

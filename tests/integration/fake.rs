@@ -1,5 +1,5 @@
-//! What dlock does when etcd misbehaves in ways that a real one shows by bad luck only: a scripted fake in its place.
-//! It must not know dlock's insides; only a fake's keys, dlock's exit status and its processes are looked at.
+//! Faults of etcd that a real one shows only by chance: a scripted fake takes its place.
+//! It must not know dlock's inner workings; it checks only a fake's keys, dlock's exit status and its processes.
 
 mod condition;
 mod doctor;
@@ -23,14 +23,14 @@ use crate::support::{Dlock, LIMIT, Outcome, Running, boot_clock, eventually, let
 use script::Point;
 use server::Fake;
 
-/// Under `--ttl=5` a command without a proof younger than 3 s is stopped (0.9 TTL less 0.5 s, less the grace of a
-/// fifth): one that lives on after this has another proof.
+/// With `--ttl=5` a command without a proof younger than 3 s is stopped (0.9 TTL less 0.5 s, less the grace of a fifth):
+/// a command that lives longer than this has another proof.
 const BEYOND_STOP: Duration = Duration::from_millis(3500);
 
-/// A command that says that it runs, and ends with 7 when it gets a line.
+/// A command that prints a line at its start, and exits with 7 when it gets one.
 const COMMAND: [&str; 5] = ["job", "--", "sh", "-c", "echo on; read -r _; exit 7"];
 
-/// dlock that is to run the command, before it is started.
+/// A dlock for that command, before it is started.
 fn dlock(endpoints: &str) -> Dlock {
     Dlock::at(endpoints)
         .run(["--ttl=5"])
@@ -38,7 +38,7 @@ fn dlock(endpoints: &str) -> Dlock {
         .stdin(Stdio::piped())
 }
 
-/// dlock that has the lock; its command runs.
+/// A dlock that holds the lock; its command runs.
 #[track_caller]
 fn holder(endpoints: &str) -> Running {
     let mut holder = dlock(endpoints).start();
@@ -46,7 +46,7 @@ fn holder(endpoints: &str) -> Running {
     holder
 }
 
-/// dlock that has the lock for so long that its watch is open as well.
+/// A dlock that has held the lock long enough for its watch to be open.
 #[track_caller]
 fn settled_holder(endpoints: &str, fake: &Fake) -> Running {
     let holder = holder(endpoints);
@@ -56,7 +56,7 @@ fn settled_holder(endpoints: &str, fake: &Fake) -> Running {
     holder
 }
 
-/// dlock that waits behind somebody else, whose key is given too.
+/// A dlock that waits behind another client, whose key is returned, too.
 #[track_caller]
 fn waiter(endpoints: &str, fake: &Fake) -> (Running, String) {
     let predecessor = fake.occupy("job");
@@ -65,13 +65,13 @@ fn waiter(endpoints: &str, fake: &Fake) -> (Running, String) {
     (waiter, predecessor)
 }
 
-/// The command outlives a fault that began at `since`, and ends as if nothing had been.
+/// The command survives a fault that began at `since`, and ends normally and silently.
 #[track_caller]
 fn survives(running: Running, fake: &Fake, since: Duration) {
     lives_on(running, fake, since).expect_silent();
 }
 
-/// The same, whatever dlock says meanwhile.
+/// The same with any messages of dlock.
 #[track_caller]
 fn lives_on(mut running: Running, fake: &Fake, since: Duration) -> Outcome {
     let_pass((since + BEYOND_STOP).saturating_sub(boot_clock()));
@@ -80,7 +80,7 @@ fn lives_on(mut running: Running, fake: &Fake, since: Duration) -> Outcome {
     ends_well(&mut running, fake)
 }
 
-/// The command is let go, dlock ends as it did, and the lock is free at that moment.
+/// The command ends, dlock ends as it did, and the lock is free at that time.
 #[track_caller]
 fn ends_well(running: &mut Running, fake: &Fake) -> Outcome {
     running.says("on\n");
@@ -92,7 +92,7 @@ fn ends_well(running: &mut Running, fake: &Fake) -> Outcome {
     outcome
 }
 
-/// The command dies while the lease still lives, and dlock says that the lock is lost.
+/// The command dies while the lease still lives, and dlock reports that the lock is lost.
 #[track_caller]
 fn is_lost(mut running: Running, fake: &Fake) -> Outcome {
     running.tree_dies();
@@ -105,7 +105,7 @@ fn is_lost(mut running: Running, fake: &Fake) -> Outcome {
     outcome
 }
 
-/// dlock gives up without having run anything, and says why in `words`.
+/// dlock gives up without having run anything, with `words` in its message.
 #[track_caller]
 fn fails(mut running: Running, fake: &Fake, words: &[&str]) {
     let outcome = running.wait().expect_code(125).expect_stdout("");
@@ -115,7 +115,7 @@ fn fails(mut running: Running, fake: &Fake, words: &[&str]) {
     no_leak(&running, fake);
 }
 
-/// No process is left, and no key that would outlive its lease: there is nobody who renews that.
+/// No process is left, and no key that would outlive its lease: no process renews that.
 #[track_caller]
 fn no_leak(running: &Running, fake: &Fake) {
     no_process(running);
@@ -129,7 +129,7 @@ fn no_process(running: &Running) {
     });
 }
 
-/// Runs kindred cases side by side, as they mostly wait; a failure names its case as the thread.
+/// Runs similar cases at the same time, as they mostly wait; a failing case is named by its thread.
 #[track_caller]
 fn at_once<T: Debug + Send>(cases: impl IntoIterator<Item = T>, case: impl Fn(T) + Sync) {
     thread::scope(|scope| {

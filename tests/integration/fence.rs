@@ -26,7 +26,7 @@ impl Fence {
 
     fn with(text: &str) -> Self {
         let fence = Self::new();
-        fs::write(&fence.file, text).expect("the folder takes a file");
+        fs::write(&fence.file, text).expect("the directory takes a file");
         fence
     }
 
@@ -53,7 +53,7 @@ impl Fence {
 
     /// All that is in the folder.
     fn files(&self) -> Vec<String> {
-        let entries = fs::read_dir(self.folder.path()).expect("our own folder");
+        let entries = fs::read_dir(self.folder.path()).expect("our own directory");
         let name = |entry: std::io::Result<fs::DirEntry>| entry.expect("an entry").file_name();
         let mut names: Vec<String> = entries
             .map(|entry| name(entry).into_string().expect("a plain name"))
@@ -76,7 +76,7 @@ fn is_late(outcome: Outcome, token: u32, seen: u32) {
 /// "A token that is lower than that of its lock is refused: the status is 121, the message names both tokens, and
 /// nothing has changed. Any other is recorded, and COMMAND is run."
 #[test]
-fn a_lower_token_is_refused_and_any_other_is_let_in() {
+fn a_lower_token_is_refused_and_any_other_is_accepted() {
     let fence = Fence::new();
     for token in [33, 34, 34, 1207] {
         fence
@@ -127,7 +127,7 @@ fn without_a_command_the_token_is_recorded() {
 
 /// "What --token and --name stand for when they are not given; dlock-run(1) sets them for its command."
 #[test]
-fn inside_of_dlock_run_it_knows_its_token() {
+fn inside_dlock_run_fence_uses_its_token() {
     let (fence, etcd, name) = (Fence::new(), Etcd::shared(), unique("fenced"));
     let script = "echo $DLOCK_FENCING_TOKEN $DLOCK_NAME";
     let line = [
@@ -164,7 +164,7 @@ fn inside_of_dlock_run_it_knows_its_token() {
 
 /// "125: dlock itself failed: usage"; "127: the command was not found; nothing was recorded".
 #[test]
-fn what_cannot_be_meant_is_refused_and_nothing_is_recorded() {
+fn nonsense_arguments_are_refused_and_nothing_is_recorded() {
     let fence = Fence::new();
     for (words, code, named) in [
         (&["--name=job"][..], 125, "DLOCK_FENCING_TOKEN"),
@@ -201,7 +201,7 @@ fn what_cannot_be_meant_is_refused_and_nothing_is_recorded() {
 
 /// "dlock ... becomes the command: same process, same signals, and the command's status is its own."
 #[test]
-fn the_command_takes_the_place_of_dlock() {
+fn the_command_replaces_dlock() {
     let fence = Fence::new();
     let shell = |script: &str| fence.token(1).args(["sh", "-c", script]);
     shell("exit 7").finish().expect_code(7);
@@ -284,7 +284,7 @@ fn waits(running: &mut Running) {
 /// "Who comes with a token that is not lower waits until it has ended, so an older writer that is already in ends
 /// first"; "A token that is lower is refused at once, also in that time."
 #[test]
-fn an_older_writer_that_is_in_ends_first() {
+fn an_older_writer_that_has_the_lock_ends_first() {
     let fence = Fence::new();
     let mut older = visitor(&fence, 33);
     older.says("in\n");
@@ -303,7 +303,7 @@ fn an_older_writer_that_is_in_ends_first() {
 
 /// A writer that waited is judged again when it is in.
 #[test]
-fn who_waited_too_long_is_refused() {
+fn a_writer_that_waited_too_long_is_refused() {
     let fence = Fence::new();
     let mut first = visitor(&fence, 1);
     first.says("in\n");
@@ -317,7 +317,7 @@ fn who_waited_too_long_is_refused() {
 
 /// "It says what it waits for on a terminal or with -v"
 #[test]
-fn it_says_that_it_waits() {
+fn a_wait_is_reported() {
     let fence = Fence::new();
     let mut first = visitor(&fence, 1);
     first.says("in\n");
@@ -368,7 +368,7 @@ fn a_waiter_can_be_ended() {
 
 /// The lock's file that somebody removes does not let two in who both wait for it.
 #[test]
-fn a_removed_lock_file_is_noticed_by_those_who_wait() {
+fn a_removed_lock_file_is_noticed_by_waiters() {
     let fence = Fence::new();
     let mut first = visitor(&fence, 1);
     first.says("in\n");
@@ -386,7 +386,7 @@ fn a_removed_lock_file_is_noticed_by_those_who_wait() {
 
 /// Many at once: each is let in alone, no number falls, and whoever reads meanwhile reads a whole file.
 #[test]
-fn concurrent_callers_come_in_one_at_a_time_and_the_number_never_falls() {
+fn concurrent_callers_run_one_at_a_time_and_the_number_never_falls() {
     let fence = Fence::new();
     let log = fence.folder.file("log");
     let script = format!(
@@ -464,7 +464,7 @@ fn peek_prints_and_changes_nothing() {
 
 /// "--reset sets the number of one lock lower", and says what that means.
 #[test]
-fn a_reset_lets_lower_tokens_in_again() {
+fn a_reset_allows_lower_tokens_again() {
     let fence = Fence::new();
     fence.token(120).finish().expect_code(0);
     fence
@@ -524,13 +524,13 @@ fn a_foreign_or_damaged_file_is_refused_and_left_as_it_is() {
 
 /// "So is a symbolic link", and whatever else is no plain file.
 #[test]
-fn what_is_no_plain_file_is_refused() {
+fn a_path_that_is_no_plain_file_is_refused() {
     let fence = Fence::new();
     let folder = &fence.folder;
     fence.token(33).finish().expect_code(0);
     symlink(&fence.file, folder.file("link")).expect("a link");
     symlink(folder.file("nothing"), folder.file("dangling")).expect("a link");
-    fs::create_dir(folder.file("folder")).expect("a folder");
+    fs::create_dir(folder.file("folder")).expect("a directory");
     Dlock::program(["mkfifo", &folder.file("pipe")])
         .finish()
         .expect_code(0);
@@ -589,7 +589,7 @@ fn the_file_may_be_named_in_any_way() {
 
 /// "All three are made with the rights that the umask leaves, and a replaced FILE keeps those that it had."
 #[test]
-fn the_rights_of_the_file_stay() {
+fn the_permissions_of_the_file_stay() {
     let fence = Fence::new();
     let mode = |name: &str| {
         let status = fs::metadata(fence.folder.file(name)).expect("it is there");

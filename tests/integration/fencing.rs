@@ -67,7 +67,7 @@ impl Machine {
     fn new(recipe: &Recipe, store: &dyn Store, checked: bool) -> Self {
         let folder = Scratch::new();
         let recipes = Path::new(env!("CARGO_MANIFEST_DIR")).join("man/recipes");
-        for entry in fs::read_dir(recipes.join(recipe.name)).expect("the recipe's folder") {
+        for entry in fs::read_dir(recipes.join(recipe.name)).expect("the recipe's directory") {
             let entry = entry.expect("an entry");
             let name = entry.file_name().into_string().expect("a plain name");
             let mut text = fs::read_to_string(entry.path()).expect("a text");
@@ -184,7 +184,7 @@ fn a_late_write_is_refused<S: Store>(recipe: &Recipe, store: impl Fn(&Etcd) -> S
         assert_ne!(status, "0", "{ended:?}");
         ended.expect_code(121).expect_stderr(&[recipe.refusal]);
         assert_eq!(report, "newer");
-        let (status, ended, report) = unchecked.join().expect("it tells why");
+        let (status, ended, report) = unchecked.join().expect("it names the cause");
         assert_eq!((&*status, &*report), ("0", "older"), "{ended:?}");
         ended.expect_code(121);
     });
@@ -249,7 +249,7 @@ fn lower_tokens_come_in_after_a_reset_only(recipe: &Recipe, store: &dyn Store) {
 }
 
 #[test]
-fn every_recipe_knows_the_way_back() {
+fn every_recipe_shows_how_to_reset_the_token() {
     lower_tokens_come_in_after_a_reset_only(&POSTGRESQL_STATEMENT, &Database::new("documents"));
     lower_tokens_come_in_after_a_reset_only(&POSTGRESQL_TRIGGER, &Database::new("reports"));
     lower_tokens_come_in_after_a_reset_only(&SSH, &Storage::new());
@@ -259,7 +259,7 @@ fn every_recipe_knows_the_way_back() {
 /// "Every holder then has a token lower than those that the stores have seen, and is refused", until the store forgets;
 /// "etcd itself has nothing to forget".
 #[test]
-fn after_a_restore_of_etcd_the_stores_have_to_forget() {
+fn after_a_restore_of_etcd_the_stores_must_be_reset() {
     let (etcd, storage) = (Etcd::start(), Storage::new());
     let itself = EtcdItself::new(&etcd);
     let beside = Machine::new(&SSH, &storage, true);
@@ -342,7 +342,7 @@ fn in_postgresql_an_open_transaction_counts() {
 
 /// "Who brings none is refused as well": by the trigger, whatever the program and the statement.
 #[test]
-fn the_trigger_refuses_who_brings_no_token() {
+fn the_trigger_refuses_a_writer_without_a_token() {
     let database = Database::new("reports");
     let machine = Machine::new(&POSTGRESQL_TRIGGER, &database, true);
     database.prepare(&machine.folder);

@@ -55,7 +55,7 @@ fn without_etcd(endpoint: &str, variables: &[(&str, &str)]) -> Dlock {
 
 /// "`dlock` without arguments is a short, friendly help with three examples."
 #[test]
-fn no_words_at_all() {
+fn a_call_without_arguments_shows_the_welcome() {
     let wanted = include_str!("../../src/cli/welcome.txt");
     assert_eq!(wanted.matches("\n  dlock ").count(), 3);
     assert!(wanted.lines().count() < 12 && wanted.lines().all(|line| line.len() <= 120));
@@ -63,7 +63,7 @@ fn no_words_at_all() {
 }
 
 #[test]
-fn no_etcd_there() {
+fn a_missing_etcd_is_explained() {
     fails(
         NOBODY,
         &[],
@@ -80,7 +80,7 @@ fn no_etcd_there() {
 
 /// Who sits there is told after a second why nothing happens; a script is told at the end.
 #[test]
-fn a_first_word_on_a_terminal() {
+fn a_terminal_shows_an_early_notice() {
     let mut terminal = Terminal::open(NOBODY);
     terminal.line(concat!(
         env!("CARGO_BIN_EXE_dlock"),
@@ -92,7 +92,7 @@ fn a_first_word_on_a_terminal() {
 
 /// The port of a web server, say.
 #[test]
-fn another_servers_port() {
+fn the_port_of_another_server_is_explained() {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let endpoint = format!("http://{}", listener.local_addr().expect("a bound socket"));
     std::thread::spawn(move || {
@@ -109,7 +109,7 @@ fn another_servers_port() {
 }
 
 #[test]
-fn https_where_http_is_spoken_and_the_reverse() {
+fn https_to_an_http_port_and_the_reverse_are_explained() {
     let made = Certificates::new();
     let plain = Etcd::shared().endpoint().replace("http:", "https:");
     fails_somehow(
@@ -126,7 +126,7 @@ fn https_where_http_is_spoken_and_the_reverse() {
 }
 
 #[test]
-fn certificates() {
+fn wrong_certificates_are_explained() {
     const UNKNOWN: &str = "dlock: cannot lock 'job': no endpoint answered within 2s: 'ETCD': invalid peer certificate: UnknownIssuer\n\
          hint: give the certificate authority that signed the server's certificate with --cacert\n";
     let (made, strangers) = (Certificates::new(), Certificates::new());
@@ -163,7 +163,7 @@ fn certificates() {
 }
 
 #[test]
-fn users_and_permissions() {
+fn wrong_users_and_permissions_are_explained() {
     let etcd = Etcd::start();
     etcd.add_user("elsewhere", "secret", "other/", "other0");
     etcd.enable_auth();
@@ -195,7 +195,7 @@ fn users_and_permissions() {
 }
 
 #[test]
-fn words_in_the_wrong_place() {
+fn misplaced_arguments_are_explained() {
     for (words, code, wanted) in [
         (
             &["job", "true"][..],
@@ -253,7 +253,7 @@ fn words_in_the_wrong_place() {
 
 /// A name is not declared anywhere: one with a slip is another lock. Looking at it shows that.
 #[test]
-fn a_slip_in_the_name() {
+fn a_misspelt_lock_name_is_shown_as_free() {
     let etcd = Etcd::start();
     let _holder = hold(Dlock::on(&etcd), &[], "deploy");
     let look = |words: &[&str]| {
@@ -268,7 +268,7 @@ fn a_slip_in_the_name() {
 }
 
 #[test]
-fn somebody_else_has_the_lock() {
+fn a_busy_lock_is_explained() {
     let etcd = Etcd::start();
     let holder = hold(
         Dlock::on(&etcd).env("USER", "alice"),

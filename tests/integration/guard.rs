@@ -22,7 +22,7 @@ fn pair(oracle: &Oracle, ttl: &str) -> (Running, Running, String) {
 
 /// "dlock dead (SIGKILL, OOM, panic): the guard sees EOF, stops the tree at once, kills it at the deadline at the latest."
 #[test]
-fn a_killed_dlock_takes_its_tree_along() {
+fn a_killed_dlock_ends_its_tree() {
     let oracle = Oracle::new();
     let (holder, mut waiter, _) = pair(&oracle, "5");
     holder.signal(Signal::KILL);
@@ -51,7 +51,7 @@ fn a_killed_waiter_leaves_no_process() {
 /// "dlock stopped: no new deadline arrives, the guard stops and kills the tree in time. Continued too late, dlock finds the
 /// tree dead, renews nothing and exits `lost`."
 #[test]
-fn a_dlock_stopped_past_the_term_has_lost() {
+fn a_dlock_stopped_past_the_ttl_has_lost_its_lock() {
     let oracle = Oracle::new();
     let (mut holder, mut waiter, name) = pair(&oracle, "5");
     let place = Etcd::shared().queue(&name).remove(0);
@@ -69,7 +69,7 @@ fn a_dlock_stopped_past_the_term_has_lost() {
 
 /// Stopped for less than the slack: nothing happens.
 #[test]
-fn a_dlock_stopped_for_a_moment_goes_on() {
+fn a_dlock_stopped_for_a_moment_keeps_its_lock() {
     let etcd = Etcd::shared();
     let name = unique("moment");
     let mut holder = hold_open(Dlock::on(etcd), &["--ttl=10"], &name);
@@ -375,7 +375,7 @@ fn a_forwarded_signal_that_is_ignored_changes_nothing() {
 /// "If the lock is lost, --pid says who is told to stop, and killed: that process and all that descends from it": the lock is
 /// not free before the last of them is dead, those included whose parent has died of the stop signal.
 #[test]
-fn whatever_descends_from_the_process_of_a_hold_is_dead_before_the_lock_is_free() {
+fn every_descendant_of_the_process_of_a_hold_is_dead_before_the_lock_is_free() {
     let etcd = Etcd::shared();
     let dlock = env!("CARGO_BIN_EXE_dlock");
     for (what, rest) in [
@@ -512,7 +512,7 @@ fn ctrl_z_stops_and_fg_continues() {
 
 /// A job that stays stopped past its term is killed, like a stopped dlock.
 #[test]
-fn a_job_stopped_past_the_term_is_lost() {
+fn a_job_stopped_past_the_ttl_is_lost() {
     let etcd = Etcd::shared();
     let mut terminal = Terminal::open(&etcd.endpoint());
     let name = unique("job");

@@ -72,7 +72,7 @@ fn a_holder_without_its_key_is_waited_for() {
 
 /// "Whoever waits gives it that time", also when its own place is taken with the holder's.
 #[test]
-fn a_holder_is_waited_for_by_one_who_lost_its_place_too() {
+fn a_waiter_that_lost_its_entry_waits_for_a_vanished_holder() {
     let (etcd, oracle, name) = (Etcd::shared(), Oracle::new(), unique("both"));
     let (holder, waiter) = pair(etcd, &oracle, &name);
     etcd.ctl(&["del", "--prefix", &format!("dlock/lock/{name}/")]);
@@ -97,7 +97,7 @@ fn a_command_without_its_key_may_clean_up() {
 
 /// "After a release nobody waits", and what it leaves for the next one is gone with its lease.
 #[test]
-fn a_release_hands_over_at_once_and_leaves_nothing_for_long() {
+fn a_release_passes_the_lock_on_at_once_and_leaves_nothing_for_long() {
     let (etcd, oracle, name) = (Etcd::start(), Oracle::new(), "clean");
     let mut holder = hold(Dlock::on(&etcd), &["--ttl=5"], name);
     let mut waiters: Vec<Running> = Vec::new();
@@ -124,7 +124,7 @@ fn a_release_hands_over_at_once_and_leaves_nothing_for_long() {
 
 /// A waiter "queues again" when its place is lost, also if it learns of that together with the end of the one before it.
 #[test]
-fn a_turn_is_nothing_without_a_place() {
+fn a_waiter_without_its_entry_does_not_acquire_the_lock() {
     let (etcd, oracle, name) = (Etcd::shared(), Oracle::new(), unique("no-place"));
     let mut holder = hold_open(Dlock::on(etcd), &[], &name);
     let mut waiter = Dlock::on(etcd)
@@ -156,7 +156,7 @@ fn a_turn_is_nothing_without_a_place() {
 
 /// "Holders that are not dlock are not waited for": they do not say how long their command may run.
 #[test]
-fn a_vanished_etcdctl_delays_nobody() {
+fn a_vanished_etcdctl_causes_no_delay() {
     let (etcd, name) = (Etcd::shared(), unique("etcdctl"));
     let line = ["lock", "--ttl=600", &format!("dlock/lock/{name}")];
     let _holder = Dlock::etcdctl(etcd).args(line).start();
@@ -170,7 +170,7 @@ fn a_vanished_etcdctl_delays_nobody() {
 
 /// Who gives up during that time "leaves its place taken for the rest of it": nobody comes in early, nor a newcomer.
 #[test]
-fn one_who_gives_up_while_it_waits_for_a_vanished_holder_lets_nobody_in_early() {
+fn a_waiter_that_gives_up_during_a_lock_delay_does_not_shorten_it() {
     let (etcd, oracle, name) = (Etcd::shared(), Oracle::new(), unique("gives-up"));
     let (mut holder, mut waiter) = patient_pair(etcd, &oracle, &name, &["--ttl=600"]);
     etcd.revoke(&etcd.queue(&name)[0].lease_hex());
@@ -189,7 +189,7 @@ fn one_who_gives_up_while_it_waits_for_a_vanished_holder_lets_nobody_in_early() 
 
 /// "A crash during that time shortens it for nobody".
 #[test]
-fn one_who_is_killed_while_it_waits_for_a_vanished_holder_lets_nobody_in_early() {
+fn a_waiter_that_is_killed_during_a_lock_delay_does_not_shorten_it() {
     let (etcd, oracle, name) = (Etcd::shared(), Oracle::new(), unique("killed"));
     let (mut holder, mut waiter) = patient_pair(etcd, &oracle, &name, &["--ttl=5"]);
     let mut last = last(etcd, &oracle, &name);
@@ -207,7 +207,7 @@ fn one_who_is_killed_while_it_waits_for_a_vanished_holder_lets_nobody_in_early()
 
 /// Who gives up "leaves word", also at the moment in which the holder vanishes: it may not have heard of that yet.
 #[test]
-fn one_who_gives_up_hides_no_vanished_holder() {
+fn a_waiter_that_gives_up_hides_no_vanished_holder() {
     let (etcd, oracle, name) = (Etcd::shared(), Oracle::new(), unique("hides"));
     let (mut holder, mut waiter) = patient_pair(etcd, &oracle, &name, &[]);
     let mut last = last(etcd, &oracle, &name);
@@ -225,7 +225,7 @@ fn one_who_gives_up_hides_no_vanished_holder() {
 
 /// Who gives up behind a holder that is not dlock says nothing of that one's end: the next one waits for it.
 #[test]
-fn one_who_gives_up_behind_etcdctl_lets_nobody_in() {
+fn a_waiter_that_gives_up_behind_etcdctl_does_not_free_the_lock() {
     let (etcd, oracle, name) = (Etcd::shared(), Oracle::new(), unique("behind-etcdctl"));
     let mut other = Dlock::etcdctl(etcd)
         .args(["lock", &format!("dlock/lock/{name}"), "--"])
@@ -239,7 +239,7 @@ fn one_who_gives_up_behind_etcdctl_lets_nobody_in() {
 
 /// "Keep the lock at least for so long", whoever gives up behind it.
 #[test]
-fn one_who_gives_up_behind_a_lock_that_cools_down_lets_nobody_in() {
+fn a_waiter_that_gives_up_during_a_cooldown_does_not_free_the_lock() {
     let (etcd, oracle, name) = (Etcd::shared(), Oracle::new(), unique("behind-cooling"));
     let line = ["--min-hold=1h", &name, "true"];
     Dlock::on(etcd).run(line).finish().expect_code(0);
@@ -272,7 +272,7 @@ fn is_kept_out(etcd: &Etcd, oracle: &Oracle, name: &str) {
 
 /// The same with readers: a writer leaves, one of the readers vanishes, and the next writer finds both gone and a reader there.
 #[test]
-fn a_reader_that_vanished_is_waited_for_behind_one_who_gave_up() {
+fn a_vanished_reader_is_waited_for_behind_a_waiter_that_gave_up() {
     let (etcd, oracle, name) = (Etcd::shared(), Oracle::new(), unique("reader"));
     let stubborn = "trap '' TERM; echo on; sleep 600; sleep 600";
     let mut vanished = Dlock::on(etcd)
@@ -308,7 +308,7 @@ fn a_reader_that_vanished_is_waited_for_behind_one_who_gave_up() {
 
 /// Whoever gives up meanwhile does not make the time begin anew: else a lock could stay free for ever.
 #[test]
-fn a_hand_over_ends_however_many_give_up_meanwhile() {
+fn a_lock_delay_ends_although_many_waiters_give_up() {
     let (etcd, oracle, name) = (Etcd::shared(), Oracle::new(), unique("many"));
     let (mut holder, mut waiter) = pair(etcd, &oracle, &name);
     let mut last = last(etcd, &oracle, &name);
@@ -328,7 +328,7 @@ fn a_hand_over_ends_however_many_give_up_meanwhile() {
 
 /// "After a release nobody waits", whoever else has left meanwhile.
 #[test]
-fn one_who_gives_up_delays_nobody() {
+fn a_waiter_that_gives_up_causes_no_delay() {
     let (etcd, oracle, name) = (Etcd::shared(), Oracle::new(), unique("delays"));
     let mut holder = hold_open(Dlock::on(etcd), &[], &name);
     let mut waiter = Dlock::on(etcd).run([&name, "true"]).start();

@@ -1,4 +1,4 @@
-//! Proves that the harness itself works, with etcdctl in the place of dlock: a broken tool proves nothing.
+//! Tests of the harness itself, with etcdctl instead of dlock: a broken tool proves nothing.
 //! It must not know dlock.
 
 use std::io::{Read, Write};

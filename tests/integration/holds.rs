@@ -77,7 +77,7 @@ fn a_hold_that_had_lost_its_lock_is_no_success() {
     let local = Dlock::nowhere().env("DLOCK_LOCAL", state.file("state"));
     let (mut holder, hold_name) = hold(local, &name);
     let mut releasing = release_after(&holder, &hold_name, || {
-        std::fs::remove_file(state.file(&format!("state/{name}/1"))).expect("its place");
+        std::fs::remove_file(state.file(&format!("state/{name}/1"))).expect("its entry");
     });
     holder.signal(Signal::CONT);
     releasing.wait().expect_code(121).expect_stderr(&[NOT_HELD]);
@@ -100,7 +100,7 @@ fn a_hold_that_was_killed_is_no_success() {
 
 /// The same for one that somebody else had ended before, and that is still about to give the lock back.
 #[test]
-fn a_hold_that_was_ended_before_is_no_success() {
+fn a_hold_that_ended_before_its_release_is_no_success() {
     let (etcd, name) = (Etcd::shared(), unique("ended"));
     let link = Link::to(etcd.port());
     let (mut holder, hold) = hold(Dlock::at(&link.endpoint()), &name);
@@ -126,7 +126,7 @@ fn a_hold_that_was_ended_before_is_no_success() {
 
 /// "or frees itself with its TTL because etcd does not answer, which is warned of": the lock was held until then.
 #[test]
-fn a_hold_whose_release_is_unconfirmed_is_warned_of() {
+fn a_hold_whose_release_is_unconfirmed_gets_a_warning() {
     let (etcd, name) = (Etcd::shared(), unique("unconfirmed"));
     let link = Link::to(etcd.port());
     let dlock = Dlock::at(&link.endpoint()).env("DLOCK_TTL", "10");
@@ -142,7 +142,7 @@ fn a_hold_whose_release_is_unconfirmed_is_warned_of() {
 /// In a script, in the background, with `--pid` and without: the lock that was lost is told by `dlock release`, and by nothing
 /// else without `--pid`.
 #[test]
-fn a_script_hears_that_its_lock_was_lost() {
+fn a_script_learns_that_its_lock_was_lost() {
     let (etcd, name) = (Etcd::shared(), unique("script"));
     let dlock = env!("CARGO_BIN_EXE_dlock");
     let script = |pid: &str, rest: &str| {

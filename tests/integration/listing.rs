@@ -64,7 +64,7 @@ fn many_locks_are_listed_page_by_page() {
 
 /// "tolerant of foreign or broken records": values that are far too long, control characters in names and records.
 #[test]
-fn what_others_have_written_is_no_obstacle() {
+fn records_of_other_clients_do_not_break_the_list() {
     let etcd = Etcd::start();
     let long = "x".repeat(1_000_000);
     for place in 1..=6 {

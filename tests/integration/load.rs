@@ -70,7 +70,7 @@ fn a_run_costs_five_requests() {
 
 /// "And two more where it has to be waited for": a look at those before, and one when they have gone.
 #[test]
-fn a_wait_costs_two_looks() {
+fn a_wait_costs_two_reads_of_the_queue() {
     let (etcd, name) = (Etcd::start(), "seven");
     let load = Load::from_now_on(&etcd);
     let mut holder = hold_open(Dlock::on(&etcd), &[TTL], name);
@@ -89,7 +89,7 @@ fn a_wait_costs_two_looks() {
 /// "A release wakes up one waiter, however many wait", and "who follows on an exclusive holder that released the lock reads
 /// three keys, however many wait".
 #[test]
-fn a_hand_over_costs_one_look_at_three_keys() {
+fn a_release_costs_the_next_waiter_one_read_of_three_keys() {
     let (etcd, name) = (Etcd::start(), "two");
     let load = Load::from_now_on(&etcd);
     let mut holder = hold_open(Dlock::on(&etcd), &[TTL], name);

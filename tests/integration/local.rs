@@ -100,7 +100,7 @@ fn guest(state: &State, oracle: &Oracle, options: &[&str], who: &str) -> Running
 
 /// util-linux 36, `flock -n -E 123`: "-E: The exit status used when the -n option is in use, and the conflicting lock exists".
 #[test]
-fn a_busy_lock_is_told_by_the_status_of_ones_choice() {
+fn a_busy_lock_has_the_chosen_exit_status() {
     let state = State::new();
     let mut holder = hold_open(state.dlock(), &[], "job");
     state
@@ -150,7 +150,7 @@ fn readers_share_and_others_do_not() {
 
 /// util-linux 40: a lock that is called like a number, or like an option's value, is no file of that name anywhere else.
 #[test]
-fn a_name_is_no_file() {
+fn a_lock_name_is_not_a_path() {
     let state = State::new();
     for name in ["9", "..", ".", "a/b", "../../x", "ä b", "token"] {
         state
@@ -160,7 +160,7 @@ fn a_name_is_no_file() {
             .expect_silent();
     }
     let mut folders: Vec<String> = fs::read_dir(&state.path)
-        .expect("the state folder")
+        .expect("the state directory")
         .map(|entry| {
             entry
                 .expect("an entry")
@@ -246,7 +246,7 @@ fn the_kernel_shows_the_lock() {
     let state = State::new();
     let mut holder = hold_open(state.dlock(), &[], "job");
     let place = format!("{}/job/{}", state.path, state.places()[0]);
-    let inode = format!(":{} ", fs::metadata(place).expect("the place").ino());
+    let inode = format!(":{} ", fs::metadata(place).expect("the entry").ino());
     let locks = fs::read_to_string("/proc/locks").expect("the kernel's locks");
     let ours = locks.lines().find(|line| line.contains(&inode));
     let ours = ours.unwrap_or_else(|| panic!("{inode}: {locks}"));
@@ -485,7 +485,7 @@ fn a_stopped_dlock_keeps_its_lock() {
 
 /// "--wait spans everything", also a queue that cannot be entered because somebody is stopped in the middle of it.
 #[test]
-fn a_queue_that_cannot_be_entered_is_told() {
+fn a_queue_that_cannot_be_joined_is_reported() {
     let state = State::new();
     state.next_token();
     let queue = format!("{}/job/token.lock", state.path);
@@ -506,7 +506,7 @@ fn a_queue_that_cannot_be_entered_is_told() {
 /// "`DLOCK_KEY`, `DLOCK_LEASE`, `ETCD_LOCK_KEY` and `ETCD_LOCK_REV` are not set, also when a lock in etcd is held around the
 /// command"
 #[test]
-fn the_command_gets_its_variables_and_none_that_would_lie() {
+fn the_command_gets_its_variables_and_no_false_ones() {
     let (state, etcd) = (State::new(), Etcd::shared());
     let dlock = env!("CARGO_BIN_EXE_dlock");
     let name = crate::support::unique("job");
@@ -586,7 +586,7 @@ fn a_lock_is_seen_and_checked() {
         assert!(on(words).stdout.lines().count() <= 1);
     }
     assert!(
-        !fs::exists(&state.path).expect("its folder"),
+        !fs::exists(&state.path).expect("its directory"),
         "who looks makes nothing"
     );
     let mut holder = hold_open(state.dlock(), &["--note=a \u{1b}[2J note"], "job");
@@ -671,7 +671,7 @@ fn a_lock_is_held_without_a_command() {
         .finish()
         .expect_code(75)
         .expect_stdout("");
-    fs::remove_dir_all(format!("{}/job", state.path)).expect("the places");
+    fs::remove_dir_all(format!("{}/job", state.path)).expect("the entries");
     holder.wait().expect_signal(Signal::TERM);
     let mut piped = state
         .dlock()

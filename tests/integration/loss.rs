@@ -129,7 +129,7 @@ fn a_key_that_is_gone_leaves_the_grace_and_no_more() {
 
 /// "`kill_at = sent + 0.9 G - 0.5 s`": etcd is gone, and the command is dead before the lease could end.
 #[test]
-fn a_killed_etcd_ends_the_command_within_the_term() {
+fn a_killed_etcd_ends_the_command_within_the_ttl() {
     let etcd = Etcd::start();
     let holder = hold(Dlock::on(&etcd), &["--ttl=5"], "killed");
     etcd.kill();
@@ -184,7 +184,7 @@ fn a_black_holed_network_ends_the_command_in_time() {
 
 /// "It then counts from the keepalive's `sent`": answers that come late, in one burst, prove nothing about now.
 #[test]
-fn answers_that_come_in_a_late_burst_extend_nothing() {
+fn answers_in_a_late_burst_extend_nothing() {
     let etcd = Etcd::shared();
     let (oracle, link) = (Oracle::new(), Link::to(etcd.port()));
     let (holder, waiter) = behind_a_link(etcd, &link, &oracle);
@@ -202,7 +202,7 @@ fn answers_that_come_in_a_late_burst_extend_nothing() {
 
 /// The same burst within a long term is survived.
 #[test]
-fn a_burst_within_the_term_is_survived() {
+fn a_burst_within_the_ttl_is_survived() {
     let etcd = Etcd::shared();
     let (name, link) = (unique("burst"), Link::to(etcd.port()));
     let mut holder = hold_open(Dlock::at(&link.endpoint()), &["--ttl=30"], &name);
@@ -236,7 +236,7 @@ fn a_refused_connection_is_survived() {
 
 /// A link that is slow throughout is no fault.
 #[test]
-fn a_slow_link_is_no_fault() {
+fn a_slow_link_loses_no_lock() {
     let etcd = Etcd::shared();
     let (name, link) = (unique("slow"), Link::to(etcd.port()));
     link.both(Mode::Delay(Duration::from_millis(50)));
@@ -363,7 +363,7 @@ fn a_blocked_stderr_does_not_delay_the_end_of_a_lost_command() {
 
 /// A pipe's reader that stops reading, or goes away, is the command's affair only.
 #[test]
-fn a_stdout_without_a_reader_is_the_commands_affair() {
+fn a_stdout_without_a_reader_affects_only_the_command() {
     let etcd = Etcd::shared();
     let (reader, writer) = std::io::pipe().expect("a pipe");
     drop(reader);

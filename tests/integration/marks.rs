@@ -69,7 +69,7 @@ fn no_run_starts_before_its_mark_is_made() {
 /// "A signal while waiting ... leaves the queue, which takes at most two seconds where etcd is silent": all that is taken
 /// back is taken back within one limit, and what may stand is told.
 #[test]
-fn leaving_a_silent_etcd_takes_no_longer_with_a_mark() {
+fn a_mark_does_not_prolong_the_exit_with_a_silent_etcd() {
     let etcd = Etcd::shared();
     let leaving = |options: &[&str]| {
         let (name, link) = (unique("leaving"), Link::to(etcd.port()));
@@ -103,7 +103,7 @@ fn leaving_a_silent_etcd_takes_no_longer_with_a_mark() {
 
 /// "those who wait already with dlock are sent away": also one that is about to take its slot.
 #[test]
-fn a_request_to_leave_outlives_the_claim_of_a_slot() {
+fn a_stop_request_survives_the_claim_of_a_slot() {
     let etcd = Etcd::shared();
     let (name, link) = (unique("claim"), Link::to(etcd.port()));
     let slots = format!("dlock/slot/{name}/");

@@ -18,7 +18,7 @@ fn xterm(etcd: &Etcd) -> Terminal {
 
 /// "On a terminal one line shows all the time who has the lock ... It is erased when the waiting is over."
 #[test]
-fn a_line_lives_while_a_lock_is_waited_for() {
+fn the_live_line_shows_the_wait_for_a_lock() {
     let etcd = Etcd::shared();
     let name = unique("live");
     let mut holder = hold_open(Dlock::on(etcd), &["--note=ticket 7"], &name);
@@ -90,7 +90,7 @@ fn the_line_is_cut_and_leaves_nothing() {
 
 /// "nothing when the lock is free"; and with `TERM=dumb` or `--log-format json` plain lines.
 #[test]
-fn a_free_lock_is_taken_without_a_word_and_paper_is_not_erased() {
+fn a_free_lock_is_taken_silently_and_a_dumb_terminal_is_not_erased() {
     let etcd = Etcd::shared();
     let (free, name) = (unique("free"), unique("paper"));
     let mut terminal = xterm(etcd);
@@ -118,7 +118,7 @@ fn a_free_lock_is_taken_without_a_word_and_paper_is_not_erased() {
 /// A background job "is not stopped by `stty tostop`", draws nothing over what its user types, and draws when it comes to the
 /// foreground.
 #[test]
-fn a_waiter_in_the_background_lives_and_keeps_quiet() {
+fn a_waiter_in_the_background_is_silent_and_not_stopped() {
     let etcd = Etcd::shared();
     let name = unique("background");
     let mut holder = hold_open(Dlock::on(etcd), &[], &name);
@@ -171,7 +171,7 @@ fn a_stopped_terminal_costs_no_renewal() {
 
 /// "Elsewhere it says so once with -v or in a CI ... and never under cron".
 #[test]
-fn a_log_is_told_once_and_on_change() {
+fn a_log_gets_each_change_once() {
     let etcd = Etcd::shared();
     let name = unique("log");
     let mut holder = hold_open(Dlock::on(etcd), &["--note=first"], &name);
@@ -231,7 +231,7 @@ fn a_log_is_told_once_and_on_change() {
 
 /// "Everything shown that came from etcd is escaped, cut and tolerant of foreign or broken records."
 #[test]
-fn a_hostile_record_has_no_power_over_the_terminal() {
+fn a_hostile_record_is_safe_for_the_terminal() {
     let etcd = Etcd::shared();
     let name = unique("hostile");
     let record = serde_json::json!({
@@ -299,7 +299,7 @@ fn fields<'a>(events: &'a [Value], name: &str) -> &'a Value {
 /// "With --log-format json each message is one JSON object ... event names its kind": a run that is told to the end, one that
 /// loses its lock, and one that finds it busy.
 #[test]
-fn programs_are_told_by_name() {
+fn json_events_have_names() {
     let etcd = Etcd::shared();
     let name = unique("events");
     let dlock = || Dlock::on(etcd).args(["-v", "--log-format=json"]);
@@ -342,7 +342,7 @@ fn programs_are_told_by_name() {
 
 /// "-v ... each failed renewal with the seconds left, each failover".
 #[test]
-fn failed_renewals_and_failovers_are_told() {
+fn failed_renewals_and_failovers_are_reported() {
     let etcd = Etcd::start();
     let name = unique("narrated");
     let mut holder = hold(Dlock::on(&etcd).args(["-v"]), &["--ttl=5"], &name);

@@ -17,7 +17,7 @@ fn run_guest(etcd: &Etcd, oracle: &Oracle, name: &str, who: &str) -> Running {
 
 /// "exclusive, FIFO": five waiters, the middle one gives up.
 #[test]
-fn waiters_are_served_in_order_and_one_that_leaves_disturbs_nobody() {
+fn waiters_are_served_in_order_also_when_one_leaves() {
     let etcd = Etcd::shared();
     let (oracle, name) = (Oracle::new(), unique("fifo"));
     let mut holder = hold_open(Dlock::on(etcd), &[], &name);
@@ -46,7 +46,7 @@ fn waiters_are_served_in_order_and_one_that_leaves_disturbs_nobody() {
 
 /// "Lowest `create_revision` holds": a waiter that died blocks those behind it for as long as its lease, not longer.
 #[test]
-fn a_killed_waiter_in_the_middle_blocks_nobody_beyond_its_lease() {
+fn a_killed_waiter_in_the_middle_blocks_the_queue_for_its_lease_at_most() {
     let etcd = Etcd::shared();
     let (oracle, name) = (Oracle::new(), unique("killed"));
     let mut holder = hold_open(Dlock::on(etcd), &[], &name);
@@ -474,7 +474,7 @@ fn nothing_is_left_in_etcd_after_a_run() {
 
 /// "It says what it waits for (holder, host, pid, ...) with `-v`, once and on change"
 #[test]
-fn a_verbose_waiter_says_whom_it_waits_for() {
+fn a_verbose_waiter_names_the_holder() {
     let etcd = Etcd::shared();
     let name = unique("whom");
     let holder = hold(Dlock::on(etcd), &[], &name);

@@ -27,7 +27,7 @@ fn read(file: &str) -> Value {
 /// "--report FILE: name, token, waited, held, proofs counted, smallest slack, outcome, exit code, reason", for every way in
 /// which a run ends.
 #[test]
-fn a_report_is_written_however_it_ends() {
+fn a_report_is_written_for_every_outcome() {
     let etcd = Etcd::shared();
     let name = unique("report");
     let home = Scratch::new();
@@ -130,7 +130,7 @@ fn a_report_is_written_however_it_ends() {
 
 /// "lost": also by a third hand, and "asked" when somebody asked for it.
 #[test]
-fn a_report_tells_of_a_loss() {
+fn a_report_names_a_loss() {
     let etcd = Etcd::shared();
     let home = Scratch::new();
     let file = home.file("r.json");
@@ -184,7 +184,7 @@ fn a_file_that_cannot_be_written_is_refused_before_queueing() {
     let home = Scratch::new();
     symlink(home.file("other"), home.file("link")).expect("a link");
     home.write("foreign.prom", "up 1\n");
-    fs::create_dir(home.file("folder")).expect("a folder");
+    fs::create_dir(home.file("folder")).expect("a directory");
     let nowhere = home.file("no/folder/r");
     let cases = [
         ("--report", nowhere.clone()),
@@ -229,7 +229,7 @@ fn a_report_that_fails_at_the_end_changes_no_status() {
     let home = Scratch::new();
     for option in ["--report", "--metrics"] {
         let folder = home.file(&unique("gone"));
-        fs::create_dir(&folder).expect("a folder");
+        fs::create_dir(&folder).expect("a directory");
         let file = format!("{folder}/r");
         Dlock::on(etcd)
             .run([

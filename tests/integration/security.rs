@@ -188,7 +188,7 @@ fn a_restart_that_forgets_tokens_is_survived() {
 
 /// "Passwords never need argv": it is nowhere to be read, neither in the process list, in etcd, nor in the messages.
 #[test]
-fn the_password_shows_nowhere() {
+fn the_password_appears_nowhere() {
     let etcd = with_passwords(&[]);
     // A relay that breaks makes it talk about its connection.
     let link = Link::to(etcd.port());

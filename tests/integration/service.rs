@@ -84,7 +84,7 @@ fn a_lock_is_a_service() {
 
 /// "The command finds `NOTIFY_SOCKET` as it would without dlock", and a dlock below the service does not speak for it.
 #[test]
-fn only_the_process_that_the_manager_started_speaks() {
+fn only_the_process_that_the_manager_started_notifies_it() {
     let etcd = Etcd::shared();
     let (outer, inner) = (unique("outer"), unique("inner"));
     let manager = Manager::new();
@@ -112,7 +112,7 @@ fn only_the_process_that_the_manager_started_speaks() {
 
 /// A manager that does not read delays nothing: neither the command nor a renewal.
 #[test]
-fn a_manager_that_does_not_read_is_not_waited_for() {
+fn a_manager_that_does_not_read_causes_no_delay() {
     let etcd = Etcd::shared();
     let manager = Manager::new();
     let own = UnixDatagram::unbound().expect("a socket");

@@ -99,7 +99,7 @@ fn slots_are_never_taken_twice() {
     for mut run in runs {
         run.wait().expect_code(0).expect_silent();
     }
-    let seen = std::fs::read_to_string(format!("{dir}/seen")).expect("somebody ran");
+    let seen = std::fs::read_to_string(format!("{dir}/seen")).expect("a run");
     let mut slots: Vec<&str> = seen.lines().collect();
     assert_eq!(slots.len(), 12);
     slots.sort_unstable();
@@ -178,7 +178,7 @@ fn a_lock_cools_down_by_the_count_of_etcd() {
 /// "whether a token is still that of a holder of its lock": not of one whose key another client has overwritten, for it ends
 /// with 121.
 #[test]
-fn an_overwritten_key_is_no_holder_s() {
+fn an_overwritten_key_has_no_holder() {
     let etcd = Etcd::shared();
     let name = unique("overwritten");
     let mut holder = hold(Dlock::on(etcd), &[], &name);
@@ -291,7 +291,7 @@ fn the_newest_request_supersedes() {
 
 /// "Run the command straight away if the lock is held around this one already".
 #[test]
-fn a_lock_that_is_held_around_counts_when_asked() {
+fn an_outer_lock_counts_if_requested() {
     let etcd = Etcd::shared();
     let name = unique("nested");
     let dlock = env!("CARGO_BIN_EXE_dlock");
@@ -591,7 +591,7 @@ fn hold_waiting(etcd: &Etcd, name: &str) -> Running {
 
 /// "Take the lock away at once": what that leaves running is said.
 #[test]
-fn a_lock_is_taken_away() {
+fn a_lock_is_broken_at_once() {
     let etcd = Etcd::shared();
     let name = unique("taken");
     let mut holder = hold_open(Dlock::on(etcd), &[], &name);

@@ -76,7 +76,7 @@ fn a_command_that_stops_itself_gives_the_terminal_back() {
 
 /// "The guard's clock goes on": a command that stopped itself and stays so is killed in time for the next holder.
 #[test]
-fn a_command_that_stopped_itself_past_the_term_is_lost() {
+fn a_command_that_stopped_itself_past_the_ttl_is_lost() {
     let etcd = Etcd::shared();
     let mut terminal = Terminal::open(&etcd.endpoint());
     let name = unique("stays-stopped");
@@ -215,7 +215,7 @@ fn a_blocked_signal_waits_for_the_command() {
 
 /// "One that the command sends to its own process group (kill 0) is not sent a second time."
 #[test]
-fn what_the_command_sends_to_its_group_arrives_once() {
+fn a_signal_of_the_command_to_its_group_arrives_once() {
     let script = "trap 'echo term >>$HOME/terms' TERM; kill -TERM 0; sleep 0.5; \
         sh -c 'trap : TERM; kill -TERM 0; sleep 0.3'; sleep 0.5; exit 7";
     let mut holder = Dlock::on(Etcd::shared())

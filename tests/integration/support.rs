@@ -1,4 +1,4 @@
-//! What every end-to-end test stands on: servers, the program under test, and waiting with a limit.
+//! The base of every end-to-end test: servers, the program under test, and waiting with a limit.
 //! It must not know which behaviour a test proves.
 
 mod clock;
@@ -35,10 +35,10 @@ pub(crate) use scratch::Scratch;
 pub(crate) use terminal::Terminal;
 pub(crate) use tls::Certificates;
 
-/// How long anything may take that takes a moment on an idle machine.
+/// Time limit for anything that takes an instant on an idle machine.
 pub(crate) const LIMIT: Duration = Duration::from_secs(30);
 
-/// Time since boot, which goes on while the machine sleeps: the clock that leases and deadlines run on.
+/// Time since boot, which counts while the machine sleeps: the clock of leases and deadlines.
 pub(crate) fn boot_clock() -> Duration {
     let now = clock_gettime(ClockId::Boottime);
     Duration::new(
@@ -54,7 +54,7 @@ pub(crate) fn since(moment: Duration) -> Duration {
     boot_clock().saturating_sub(moment)
 }
 
-/// What a condition says when it is asked: `bool`, or an `Option` that carries what was found.
+/// The answer of a condition: `bool`, or an `Option` with the value found.
 pub(crate) trait Answer {
     type Found;
     fn found(self) -> Option<Self::Found>;
@@ -74,7 +74,7 @@ impl<T> Answer for Option<T> {
     }
 }
 
-/// Asks `condition` again and again until it holds; fails the test when `limit` has passed first.
+/// Evaluates `condition` again and again until it holds; fails the test after `limit`.
 #[track_caller]
 pub(crate) fn eventually<A: Answer>(
     limit: Duration,
@@ -99,13 +99,13 @@ pub(crate) fn let_pass(span: Duration) {
     }
 }
 
-/// Says something that is no failure.
+/// Reports something that is no failure.
 #[expect(clippy::print_stdout, reason = "for cargo test -- --nocapture")]
 pub(crate) fn report(line: &str) {
     println!("{line}");
 }
 
-/// Says something that everybody is to see, also who does not ask for the output of tests that pass.
+/// Reports something that is shown even without the output of passing tests.
 pub(crate) fn announce(line: &str) {
     let _ = writeln!(std::io::stderr(), "{line}");
 }

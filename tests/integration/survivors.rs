@@ -24,7 +24,7 @@ fn dlock_without_reach(etcd: &Etcd) -> Option<Dlock> {
 /// "A process that dlock cannot kill is named on standard error, and the status is 122. dlock then does not release the
 /// lock: it frees itself when the lease ends, though that process may run on." It is an error, so `-q` does not hide it.
 #[test]
-fn what_cannot_be_killed_is_named_and_keeps_the_lock_for_the_lease() {
+fn a_survivor_is_named_and_keeps_the_lock_for_the_lease() {
     let (etcd, name) = (Etcd::shared(), unique("survivor"));
     let Some(dlock) = dlock_without_reach(etcd) else {
         return;
@@ -84,7 +84,7 @@ fn a_survivor_of_a_loss_is_named() {
 
 /// The same for a local lock, which the guard keeps: "it is held until both have ended".
 #[test]
-fn what_cannot_be_killed_keeps_a_local_lock_until_it_is_dead() {
+fn a_survivor_keeps_a_local_lock_until_it_is_dead() {
     let (etcd, name) = (Etcd::shared(), unique("survivor"));
     let Some(dlock) = dlock_without_reach(etcd) else {
         return;

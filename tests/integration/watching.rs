@@ -15,7 +15,7 @@ fn watch_opens() {
 
 /// "dlock notices it within moments", whatever became of the connection before.
 #[test]
-fn a_holder_whose_connection_was_reset_hears_of_a_revoke() {
+fn a_holder_whose_connection_was_reset_learns_of_a_revoke() {
     let (etcd, oracle, name) = (Etcd::shared(), Oracle::new(), unique("reset"));
     let link = Link::to(etcd.port());
     // The next renewal would leave after a whole minute, and the waiter starts after eight seconds.
@@ -33,7 +33,7 @@ fn a_holder_whose_connection_was_reset_hears_of_a_revoke() {
 
 /// The same when etcd itself was killed and came back.
 #[test]
-fn a_holder_whose_etcd_was_restarted_hears_of_a_revoke() {
+fn a_holder_whose_etcd_was_restarted_learns_of_a_revoke() {
     let (etcd, oracle, name) = (Etcd::start(), Oracle::new(), unique("restarted"));
     let line = ["--ttl=300", &name, "--"];
     let (holder, waiter) = (Dlock::on(&etcd).run(line), Dlock::on(&etcd).run(line));
@@ -59,7 +59,7 @@ fn patient_waiter(etcd: &Etcd, waiter: Dlock, name: &str) -> (Running, Running) 
 
 /// "Whoever waits is next": also after its connection was reset.
 #[test]
-fn a_waiter_whose_connection_was_reset_hears_of_its_turn() {
+fn a_waiter_whose_connection_was_reset_acquires_the_lock() {
     let (etcd, name) = (Etcd::shared(), unique("waits"));
     let link = Link::to(etcd.port());
     // With -q it does not look now and then how many are ahead, which would make the connection anew.
@@ -95,7 +95,7 @@ fn a_watch_follows_requests_to_another_endpoint() {
 /// A waiter sleeps nearly all the time while etcd is gone, also when it would be its turn; and with `-v` it does not
 /// write the same again and again.
 #[test]
-fn a_waiter_without_etcd_is_no_burden() {
+fn a_waiter_without_etcd_uses_little_processor_time() {
     let (etcd, name) = (Etcd::start(), "burden");
     let mut holder = hold_open(Dlock::on(&etcd), &["--ttl=20", "-k3"], name);
     let mut waiter = Dlock::on(&etcd)

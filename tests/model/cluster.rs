@@ -1,4 +1,4 @@
-//! etcd's side: how keys come and go, and what its members answer.
+//! etcd's side of the model: keys, leases, and the answers of its members.
 //! It must not know what clients make of the answers.
 
 use std::time::Duration;
@@ -11,7 +11,7 @@ impl Experiment {
     pub(crate) fn elect(&self, world: &mut World) {
         world.term += 1;
         world.applied[Member::leading(world.term).0] = world.term;
-        // A new leader gives every lease its whole time again (lessor.Promote).
+        // A new leader extends every lease to its full TTL (lessor.Promote).
         for key in &mut world.keys {
             if let Key::Present { left, .. } = key {
                 *left = self.timings.ttl();
@@ -19,7 +19,7 @@ impl Experiment {
         }
     }
 
-    /// The key goes, whoever's hand it is.
+    /// The key is deleted, by anyone.
     pub(crate) fn vanish(world: &mut World, gone: usize, end: End) {
         if !world.is_there(gone) {
             return;
@@ -32,7 +32,7 @@ impl Experiment {
         world.tidy(gone);
     }
 
-    /// All keys of the queue go at once. The waiters' own story is not over: they look, and queue again.
+    /// All keys of the queue are deleted at once. The waiters continue: they read the queue and join again.
     pub(crate) fn delete_all(world: &mut World) {
         world.revision += 1;
         for number in 0..world.keys.len() {
@@ -47,7 +47,7 @@ impl Experiment {
         }
     }
 
-    /// A server gets a request.
+    /// A server receives a request.
     pub(crate) fn serve(&self, world: &mut World, message: Message) {
         let Message {
             client,
@@ -78,9 +78,8 @@ impl Experiment {
                         Key::Absent | Key::Gone(_) => false,
                     }
                 } else {
-                    // The member asks, or still is, the leader of its own term, who is deposed and
-                    // does not know it: he answers for leases that the cluster may have dropped,
-                    // and the true leader does not hear of it.
+                    // The member asks, or still is, the leader of its own term, which is deposed and does not know it: it
+                    // answers for leases that the cluster may have dropped, and the true leader does not learn of it.
                     true
                 };
                 if world.clients[client].asked.is_some_and(|it| it.age == age) {
@@ -92,7 +91,7 @@ impl Experiment {
                     world.send(client, Letter::Kept(kept), age);
                 }
             }
-            // A member whose term is over finds no quorum for its read index and does not answer.
+            // A member of an old term finds no quorum for its read index and does not answer.
             Letter::Read { at } if world.applied[at.0] == world.term => {
                 let token = match world.keys[client] {
                     Key::Present { token, .. } => Some(token),

@@ -1,5 +1,5 @@
-//! A host's side: what dlock takes for a proof and what its guard does, with the product's own rules.
-//! It must not know why messages come, come late or do not come.
+//! A host's side of the model: dlock's proofs and its guard, with the product's own rules.
+//! It must not know why messages are sent, delayed or lost.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use super::world::{Before, Client, End, Key, Letter, Message, NOW, Role, Tree, W
 
 const CLUSTER: u64 = 7;
 
-/// How late a guard may run, by the promise (DESIGN 1 (b)); on the leader's clock.
+/// The maximum delay of the guard by the promise (DESIGN 1 (b)); on the leader's clock.
 const GUARD_LATE: Duration = Duration::from_millis(500);
 
 fn entry_id(client: usize, token: i64) -> EntryId {
@@ -30,7 +30,7 @@ impl Experiment {
         timings.deadlines(NOW - client.proof_age)
     }
 
-    /// The grace that a waiter announces which has seen these before it.
+    /// The grace that a waiter announces after it has read these entries before it.
     pub(crate) fn announced(
         &self,
         own: Duration,
@@ -59,14 +59,13 @@ impl Experiment {
         }
     }
 
-    /// How long a waiter waits for one that went uncleanly.
+    /// How long a waiter waits for a vanished entry.
     fn delay(&self, grace: Duration) -> Duration {
         self.delay.unwrap_or_else(|| lock_delay(grace))
     }
 
-    /// What the guard has done by now, as late as the promise allows: [`Terms::deadlines`] hold
-    /// whatever dlock does. A kill that is not certain by now leaves the tree alive until the next
-    /// tick, where all others act.
+    /// The guard's actions up to now, as late as the promise allows: [`LeaseTimings::deadlines`] hold whatever dlock
+    /// does. A kill that is not certain by now leaves the tree alive until the next tick, in which all others act.
     pub(crate) fn guard(&self, client: &mut Client) {
         let deadlines = self.deadlines(client);
         if client.tree == Tree::Running && deadlines.stop_at <= NOW {
@@ -88,7 +87,7 @@ impl Experiment {
         }
     }
 
-    /// Whether a holder whose watch is broken has to renew by now: the product's own rule, from the last proof on.
+    /// Whether a holder with a broken watch must renew by now: the product's own rule, from the last proof on.
     pub(crate) fn is_due(&self, client: &Client) -> bool {
         let proven_at = NOW - client.proof_age;
         let mut heartbeat = Heartbeat::new(self.timings, proven_at, 0);
@@ -98,7 +97,7 @@ impl Experiment {
         heartbeat.due_at().is_some_and(|due_at| due_at <= NOW)
     }
 
-    /// A watch is opened again.
+    /// A watch is reopened.
     pub(crate) fn open(world: &mut World, number: usize) {
         let there = world.is_there(number);
         let client = &mut world.clients[number];
@@ -123,7 +122,7 @@ impl Experiment {
         }
     }
 
-    /// A dlock gets an answer.
+    /// A dlock receives an answer.
     pub(crate) fn on_message(&self, world: &mut World, message: Message) {
         let number = message.client;
         let client = &mut world.clients[number];
@@ -148,7 +147,7 @@ impl Experiment {
                     return;
                 }
                 asked.kept = Some(kept);
-                // Further answers to this question are not looked at.
+                // Further answers to this request are ignored.
                 world.network.retain(|other| {
                     !(matches!(other.letter, Letter::Kept(_)) && other.client == number)
                 });
@@ -201,7 +200,7 @@ impl Experiment {
         world.tidy(number);
     }
 
-    /// The product's own rule.
+    /// The rule of the product.
     fn verify(&self, client: &mut Client, number: usize, renewal: &Renewal) {
         let mut ownership = Ownership {
             entry: entry_id(number, client.token),
@@ -222,13 +221,13 @@ impl Experiment {
         }
     }
 
-    /// What a waiter sees of those before it, as `etcd/look.rs` does.
+    /// A waiter's read of the entries before it, as in `etcd/queue.rs`.
     pub(crate) fn outlook(&self, world: &World, number: usize) -> Outlook {
-        // Who follows on one that had the lock alone looks at nobody else.
+        // A successor of an exclusive holder that was alone reads no other entry.
         let before = world.clients[number].before;
         if let Some(one) = before {
             let released = world.end(one) == Some(End::Released);
-            // A record is as true as the client that wrote it.
+            // A record may be forged by its writer.
             let told = self.believes && world.forged == Some(one.client);
             if (released || told) && world.is_there(number) {
                 return Outlook::Free;
@@ -242,7 +241,7 @@ impl Experiment {
             .map_or(Outlook::Free, Outlook::Vanished)
     }
 
-    /// The grace that the client announced which went uncleanly, of those that were waited for.
+    /// The announced grace of the vanished entries among those that were waited for.
     fn vanished(world: &World, mut before: Option<Before>) -> Option<Duration> {
         while let Some(one) = before {
             before = match world.end(one) {
@@ -256,7 +255,7 @@ impl Experiment {
 
     pub(crate) fn turn(&self, world: &mut World, number: usize) {
         if !world.is_there(number) {
-            // One that lost its place in another way is a newcomer, who finds the queue empty: that is a limit.
+            // A waiter that lost its entry in another way is a newcomer, which finds the queue empty: that is a limit.
             if self.mishap == Mishap::DeleteAll && world.keys[number] == Key::Gone(End::Revoked) {
                 self.queue_again(world, number);
             }
@@ -266,7 +265,7 @@ impl Experiment {
         let client = &mut world.clients[number];
         match (client.role, outlook) {
             (role @ (Role::Waiting | Role::Delaying { .. }), Outlook::Behind(one)) => {
-                // One that a look no longer shows may have vanished while others are there.
+                // An entry that a read no longer shows may have vanished while others exist.
                 client.before = Some(one);
                 let vanished = match role {
                     Role::Delaying { left, grace } if !left.is_zero() => grace,
@@ -300,7 +299,7 @@ impl Experiment {
         }
     }
 
-    /// A waiter whose place is gone looks who else is, and takes another one.
+    /// A waiter whose entry is gone reads the queue and creates another entry.
     fn queue_again(&self, world: &mut World, number: usize) {
         let client = world.clients[number];
         let mut role = client.role;
@@ -335,7 +334,7 @@ impl Experiment {
         self.show(world, number, vanished);
     }
 
-    /// A waiter goes, and leaves word.
+    /// A waiter leaves, and writes a record.
     pub(crate) fn leave_queue(&self, world: &mut World, number: usize) {
         let client = &mut world.clients[number];
         if let (Word::Names, Role::Delaying { left, .. }) = (self.word, client.role)
@@ -353,11 +352,11 @@ impl Experiment {
     }
 }
 
-/// What a waiter sees of those before it.
+/// A waiter's read of the entries before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Outlook {
     Behind(Before),
-    /// Nobody is there, but one went without a release of its own, who announced this.
+    /// No entry exists, but one vanished without its own release; it announced this.
     Vanished(Duration),
     Free,
 }

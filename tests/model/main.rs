@@ -1,44 +1,41 @@
-//! Model checking of the two arguments that dlock rests on: what proves that the lock is ours, and
-//! how long a waiter waits after an unclean end. It must not know processes or the network.
+//! Model checking of the two arguments that dlock depends on: what proves that the lock is ours, and how long a waiter
+//! waits after an unclean end. It must not know processes or the network.
 //!
 //! # The proof rule
 //!
-//! A keepalive that etcd answers proves nothing: a deposed leader that has not heard of its fall
-//! goes on answering for leases that its successor has dropped. `Claim::judge` counts a renewal
-//! only if, on one connection, the keepalive was answered by member m in term t and **then** a
-//! linearizable read of our key was answered by m in term t. Why that is enough:
+//! A keepalive that etcd answers proves nothing: a deposed leader that does not know of the election still answers for
+//! leases that its successor has dropped. `Ownership::verify` counts a renewal only if, on one connection, member m in
+//! term t answered the keepalive and **then** m in term t answered a linearizable read of our key. Why that is enough:
 //!
-//! 1. m had applied an entry of term t before it took the keepalive, so it knew the leader of t, L(t).
-//! 2. The read succeeded, so some leader L(r) found a quorum after the read was sent. r < t cannot be:
-//!    m ignores lower terms. r > t cannot be: L(r) serves reads only after an entry of its own term,
-//!    m would have applied that, and the read's header would say r. So r = t, L(t) was the leader
-//!    still **after** the keepalive, and it was L(t) who handled it.
-//! 3. So the true leader renewed the lease after the keepalive was sent, and the lease lives for its
-//!    whole TTL from then on; a later leader gives it no less. The key was still there.
+//! 1. m had applied an entry of term t before it received the keepalive, so it knew the leader of t, L(t).
+//! 2. The read succeeded, so some leader L(r) found a quorum after the read was sent. r < t is impossible: m ignores
+//!    lower terms. r > t is impossible: L(r) serves reads only after an entry of its own term, m would have applied that,
+//!    and the read's header would say r. So r = t, L(t) was the leader even **after** the keepalive, and L(t) handled it.
+//! 3. So the true leader renewed the lease after the keepalive was sent, and the lease lives for its whole TTL from then
+//!    on; a later leader does not shorten it. The key still existed.
 //!
-//! In the model a member serves as its last applied term lets it: in the true leader's term it
-//! renews the true lease and serves reads; in an older term it answers every keepalive without
-//! anybody's hearing of it, and no read. `Rule::AnyTerm` shows that step 2 is needed: between the two
-//! answers the member may hear of the election.
+//! In the model a member serves as its last applied term allows: in the true leader's term it renews the true lease and
+//! serves reads; in an older term it answers every keepalive without the true leader's knowledge, and no read.
+//! `Rule::AnyTerm` shows that step 2 is needed: between the two answers the member may learn of the election.
 //!
-//! # The hand-over delay
+//! # The lock delay
 //!
-//! Against an operator's hand no proof helps: the key is gone although the holder's lease was good.
-//! If a waiter waits long enough for the holder's tree to die, nothing is lost but time. How long is
-//! enough depends on what is assumed of the holder, and the experiments below tell the cases apart.
+//! Against an operator no proof helps: the key is gone although the holder's lease was good. If a waiter waits long
+//! enough for the holder's tree to die, only time is lost. How long is enough depends on the assumptions about the
+//! holder, and the experiments below distinguish them.
 //!
-//! A holder that hears of its loss within a second is what dlock makes of every holder that etcd answers: by its watch,
-//! or, as long as the watch is broken, by renewals that are frequent enough. With the usual ones trees overlap.
+//! dlock makes sure that a holder learns of its loss within a second while etcd answers: by its watch, or, while the
+//! watch is broken, by renewals that are frequent enough. With the usual ones trees overlap.
 //!
-//! A waiter looks only when the one that it waits for is gone, as late as it may, and knows of that one and of what it
-//! has left: that it had the lock alone, or for whom it has waited itself. A waiter that goes without such a word hides
-//! an unclean end before it from the one behind, who finds both gone at one look.
+//! A waiter reads the queue only when the entry that it waits for is gone, as late as it may, and knows that entry and
+//! its release record: that it had the lock alone, or which entries it waited for itself. A waiter that leaves without
+//! such a record hides an unclean end before it from the next one, which finds both gone in one read.
 //!
-//! It knows the grace of those before it from the announcement of the one right before it. That one announces the longest
-//! grace of all before itself, as [`Predecessors::grace`](dlock::core::evidence::Predecessors::grace) has it: it may be
-//! killed, and a whole queue may be deleted at once, and then nobody is left who could tell of the holder.
+//! A waiter knows the grace of those before it from the announcement of the one right before it. That one announces the
+//! longest grace of all before itself, see [`Predecessors::grace`](dlock::core::lock_delay::Predecessors::grace): it may
+//! be killed, and a whole queue may be deleted at once, and then no other process knows of the holder.
 //!
-//! A release record is believed only when the key of its writer is gone.
+//! A release record counts only when the key of its writer is gone.
 //!
 //! # Bounds
 //!
@@ -53,10 +50,9 @@
 //! | dlock | stopped once, for any time (not among newcomers, not among three); one waiter killed, or a whole queue deleted, where it says so |
 //! | states | 2,500 to 82,000 up to a counterexample, 6,000 to 290,000 where there is none, and up to 1,340,000 for three clients: all of them |
 //!
-//! Time itself has no bound: states hold ages, so a run may go on for ever. Left out: the renewals of
-//! a client whose turn it is not (without a lease it starts nothing); keepalives that overlap another
-//! of the same client (a stream that is given up is closed). What happens between whole seconds is
-//! left to the guards alone, so a delay must be reckoned by hand as well, see [`enough`].
+//! Time itself has no bound: states hold ages, so a run may be endless. Left out: the renewals of a waiter (without a
+//! lease it starts nothing); keepalives that overlap another of the same client (dlock closes a stream that it gives up).
+//! Only the guards act between whole seconds, so a delay must be calculated by hand as well, see [`enough`].
 
 mod cluster;
 mod host;
@@ -77,7 +73,7 @@ const SLOW: Rate = Rate(900);
 const FAST: Rate = Rate(1100);
 const TTL: Duration = Duration::from_secs(5);
 
-/// A full network and one election; nobody's hand in it.
+/// A complete network and one election; no operator.
 fn experiment() -> Experiment {
     Experiment {
         rule: Rule::Proof,
@@ -100,7 +96,7 @@ fn experiment() -> Experiment {
     }
 }
 
-/// The same with an operator who revokes a holder's lease, in quiet times for etcd.
+/// The same with an operator that revokes a holder's lease, and no election.
 fn revoked(delay: Duration, notice: Notice) -> Experiment {
     Experiment {
         delay: Some(delay),
@@ -112,20 +108,19 @@ fn revoked(delay: Duration, notice: Notice) -> Experiment {
     }
 }
 
-/// The delay that lets a holder stop gracefully if it hears of its loss within `notice`: the guard
-/// is 0.5 s late, the holder's clock is 10 % slow and the waiter's 10 % fast. So the margin grows with
-/// the grace, by 2/9 of it.
+/// The delay that lets a holder stop gracefully if it learns of its loss within `notice`: the guard is 0.5 s late, the
+/// holder's clock is 10 % slow and the waiter's 10 % fast. So the margin grows with the grace, by 2/9 of it.
 fn enough(grace: Duration, notice: Duration) -> Duration {
     (notice + grace * 10 / 9 + Duration::from_millis(500)) * 11 / 10
 }
 
-/// What the holder of a 5 s lease needs when it hears within one tick.
+/// The delay for the holder of a 5 s lease that learns of its loss within one tick.
 fn enough_with_notice() -> Duration {
     enough(LeaseTimings::default_grace(TTL), world::TICK)
 }
 
-/// What is enough for a holder that hears nothing: its last proof runs out within one TTL of the
-/// leader's clock, which the waiter's clock may count 10 % fast.
+/// The delay for a holder that does not learn of its loss: its last proof expires within one TTL of the leader's clock,
+/// which the waiter's clock may count 10 % fast.
 fn enough_without_notice() -> Duration {
     TTL * 11 / 10
 }
@@ -135,10 +130,10 @@ fn show(title: &str, text: &str) {
     println!("{title}: {text}");
 }
 
-/// Each search has one thread, so that it finds a shortest way and counts the same every time; the
-/// tests run beside each other.
+/// Each search has one thread, so that it finds a shortest path and counts the same states every time; the tests run
+/// beside each other.
 ///
-/// In every reachable state at most one tree is alive; at least `states` of them were looked at.
+/// In every reachable state at most one tree is alive; at least `states` of them were checked.
 #[track_caller]
 fn excludes(title: &str, experiment: Experiment, states: usize) {
     let checker = experiment.checker().spawn_bfs().join();
@@ -166,7 +161,7 @@ fn excludes(title: &str, experiment: Experiment, states: usize) {
     assert!(unique >= states, "{title}: only {unique} states");
 }
 
-/// There is a way to two trees alive.
+/// Asserts that a path to two living trees exists.
 #[track_caller]
 fn overlaps(title: &str, experiment: Experiment, states: usize) {
     let checker = experiment
@@ -251,14 +246,14 @@ fn a_delay_of_grace_and_margin_covers_a_holder_that_hears_of_it() {
     );
 }
 
-/// A watch that breaks need not be heard of by anybody: renewals take its place.
+/// A broken watch need not be noticed: renewals replace it.
 #[test]
 fn a_holder_whose_watch_may_break_hears_as_well_by_its_renewals() {
     let renewed = revoked(enough_with_notice(), Notice::Renewed);
     excludes("a broken watch", renewed, 25_000);
 }
 
-/// A longer lease, as the usual renewals of the shortest one are a tick apart anyway.
+/// A longer lease, because the usual renewals of the shortest one are a tick apart anyway.
 fn broken(notice: Notice) -> Experiment {
     let ttl = TTL * 3;
     let timings = LeaseTimings::new(ttl, Duration::from_secs(1));
@@ -271,12 +266,12 @@ fn broken(notice: Notice) -> Experiment {
 }
 
 #[test]
-fn the_usual_renewals_do_not_take_the_place_of_a_broken_watch() {
+fn the_usual_renewals_do_not_replace_a_broken_watch() {
     overlaps("usual renewals", broken(Notice::Unhurried), 100);
     excludes("hurried renewals", broken(Notice::Renewed), 1_000);
 }
 
-/// The margin is that of the model, for the notice that a heartbeat sees to.
+/// The margin is that of the model, for the notice that a heartbeat guarantees.
 #[test]
 fn the_delay_that_waiters_wait_is_enough() {
     assert_eq!(NOTICE, world::TICK);
@@ -307,7 +302,7 @@ fn a_delay_of_a_whole_lease_covers_a_holder_that_hears_nothing() {
     excludes("a whole lease", delayed, 25_000);
 }
 
-/// Whoever comes to an empty queue has seen nobody go. That is a limit of the promise.
+/// A newcomer to an empty queue has seen no entry vanish. That is a limit of the promise.
 #[test]
 fn no_delay_covers_a_newcomer_to_an_empty_queue() {
     let newcomer = Experiment {
@@ -317,7 +312,7 @@ fn no_delay_covers_a_newcomer_to_an_empty_queue() {
     overlaps("a newcomer", newcomer, 100);
 }
 
-/// Three clients: the second may leave at any time, and the third looks when it sees that.
+/// Three clients: the second may leave at any time, and the third reads the queue when it sees that.
 fn leaving(word: Word) -> Experiment {
     Experiment {
         clients: 3,
@@ -330,12 +325,12 @@ fn leaving(word: Word) -> Experiment {
 }
 
 #[test]
-fn a_waiter_that_leaves_without_a_word_hides_the_unclean_end_before_it() {
+fn a_waiter_that_leaves_no_record_hides_the_unclean_end_before_it() {
     overlaps("without a word", leaving(Word::None), 100);
 }
 
 #[test]
-fn a_waiter_that_names_whom_it_waited_for_hides_nothing() {
+fn a_waiter_that_names_the_entries_it_waited_for_hides_nothing() {
     let leaving = Experiment {
         rates: &[SLOW, FAST],
         ..leaving(Word::Names)
@@ -343,10 +338,10 @@ fn a_waiter_that_names_whom_it_waited_for_hides_nothing() {
     excludes("with a word", leaving, 500_000);
 }
 
-/// The longest that a lease of 5 s leaves room for.
+/// The longest grace with a lease of 5 s.
 const PATIENT: &[Duration] = &[Duration::from_secs(2), Duration::ZERO, Duration::ZERO];
 
-/// Three clients, of which the first needs a grace and the others none.
+/// Three clients, of which the first has a grace and the others none.
 fn patient(announce: Announce) -> Experiment {
     Experiment {
         clients: 3,
@@ -399,7 +394,7 @@ fn a_deleted_queue_of_waiters_that_announced_the_longest_grace_waits_for_the_hol
     );
 }
 
-/// Somebody who may write under the prefix says that the holder gave the lock back.
+/// Another client with write permission under the prefix forges a release record of the holder.
 fn forged(believes: bool) -> Experiment {
     Experiment {
         believes,
@@ -411,7 +406,7 @@ fn forged(believes: bool) -> Experiment {
 }
 
 #[test]
-fn a_release_that_is_believed_without_a_look_at_the_key_lets_two_trees_live() {
+fn a_release_that_counts_without_a_read_of_the_key_lets_two_trees_live() {
     overlaps("believed", forged(true), 10);
 }
 

@@ -1,5 +1,5 @@
-//! The rules and bounds of an experiment, and what may happen next in its world.
-//! It must not know which experiments there are, nor what comes out of them.
+//! The rules and bounds of an experiment, and the possible next steps in its world.
+//! It must not know the experiments, nor their results.
 
 use std::time::Duration;
 
@@ -15,24 +15,24 @@ pub(crate) const EXCLUSION: &str = "not two trees alive";
 pub(crate) const PROGRESS: &str = "the second runs after a release";
 pub(crate) const EXPIRY: &str = "the second runs after an expiry";
 
-/// What a client takes for a proof.
+/// The rule by which a client takes answers as a proof.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Rule {
     /// A keepalive's answer alone, as etcd's own tools do.
     BareKeepalive,
     /// Keepalive, then the read, but the headers' terms may differ.
     AnyTerm,
-    /// [`Claim::judge`].
+    /// [`Ownership::verify`].
     Proof,
 }
 
-/// What is known of a loss by a third hand.
+/// How a holder learns of a loss by a third party.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Notice {
-    /// The holder's dlock hears of it within one tick.
+    /// The holder's dlock learns of it within one tick.
     Prompt,
-    /// The watch may break at any time and be opened again at any time. As long as it is broken, the holder renews
-    /// as often as the product's heartbeat wants it, and these renewals are answered.
+    /// The watch may break at any time and be reopened at any time. While it is broken, the holder renews as often as the
+    /// product's heartbeat demands, and these renewals are answered.
     Renewed,
     /// The same with a heartbeat that does not know of the watch.
     Unhurried,
@@ -40,12 +40,12 @@ pub(crate) enum Notice {
     Unsure,
 }
 
-/// What a waiter that leaves says to the one behind it.
+/// The release record of a waiter that leaves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Word {
-    /// That nothing of its own command runs.
+    /// It says that nothing of its own command runs.
     None,
-    /// And whom it has waited for.
+    /// It also names the entries it has waited for.
     Names,
 }
 
@@ -58,15 +58,15 @@ pub(crate) enum Announce {
     Longest,
 }
 
-/// An event that may happen once besides.
+/// An event that may happen once in addition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Mishap {
     None,
-    /// The revocation takes the keys of the whole queue.
+    /// The operator deletes the keys of the whole queue.
     DeleteAll,
     /// One waiter is killed.
     Kill,
-    /// Somebody writes that the holder gave the lock back.
+    /// Another client forges a release record of the holder.
     Forge,
 }
 
@@ -75,41 +75,41 @@ pub(crate) enum Mishap {
 pub(crate) struct Experiment {
     pub(crate) rule: Rule,
     pub(crate) timings: LeaseTimings,
-    /// How long a waiter waits after an unclean end before it, on its own clock; `None` for what the product makes of the
-    /// grace that was announced.
+    /// How long a waiter waits after an unclean end before it, on its own clock; `None` for the product's delay by the
+    /// announced grace.
     pub(crate) delay: Option<Duration>,
-    /// The graces of the clients, the oldest first; those of `terms` for the others.
+    /// The graces of the clients, the oldest first; the others have that of `timings`.
     pub(crate) graces: &'static [Duration],
     pub(crate) announce: Announce,
-    /// A release record counts although the key is there.
+    /// A release record counts although the key exists.
     pub(crate) believes: bool,
     pub(crate) notice: Notice,
     pub(crate) word: Word,
     /// The clocks that each client may have.
     pub(crate) rates: &'static [Rate],
     pub(crate) clients: usize,
-    /// The first client holds already and the others wait; else all are away.
+    /// The first client holds already and the others wait; else none has begun.
     pub(crate) queued: bool,
     pub(crate) elections: u64,
     pub(crate) revocations: usize,
     pub(crate) pauses: usize,
-    /// Waiters may lose their patience and go.
+    /// Waiters may give up.
     pub(crate) leaving: bool,
     pub(crate) mishap: Mishap,
     /// How long a message may travel, on its client's clock.
     pub(crate) travel: Duration,
 }
 
-/// One step. Whoever may act may as well not act: a step that is not taken is a delay or a loss.
+/// One step. Any step may be left out: that is a delay or a loss.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Step {
-    /// A second passes for the leader's clock.
+    /// A second passes on the leader's clock.
     Tick,
     /// The true leader is deposed; the other member takes over.
     Elect,
-    /// A member hears of the last election.
+    /// A member learns of the last election.
     Learn(Member),
-    /// The true leader drops a lease that has run out.
+    /// The true leader drops an expired lease.
     Expire(usize),
     /// An operator revokes a lease.
     Revoke(usize),
@@ -117,29 +117,29 @@ pub(crate) enum Step {
     DeleteAll,
     /// A waiter's dlock is killed; its key stays for as long as its lease lives.
     Kill(usize),
-    /// Somebody writes that this one gave the lock back.
+    /// Another client forges a release record of this one.
     Forge(usize),
     Enter(usize),
     /// A keepalive is sent to a member.
     Renew(usize, Member),
     Deliver(Message),
-    /// A waiter looks whom it waits for: if nobody, it starts its command, or begins to wait out the hand-over.
+    /// A waiter reads the queue: without a blocker it starts its command, or begins the lock delay.
     Turn(usize),
     Leave(usize),
-    /// The watch on a client's key breaks: what it had to tell and has not told is lost.
+    /// The watch on a client's key breaks: its undelivered events are lost.
     Break(usize),
-    /// It is opened again, which begins with a read.
+    /// It is reopened, which begins with a read.
     Open(usize),
     /// dlock is stopped, its guard and its command are not.
     Pause(usize),
     Continue(usize),
-    /// All of the command ends by itself.
+    /// The whole command ends by itself.
     Finish(usize),
     Release(usize),
 }
 
 impl Experiment {
-    /// The guard's and the leader's clocks go on.
+    /// The guard's and the leader's clocks advance.
     fn tick(&self, world: &mut World) {
         for number in 0..world.clients.len() {
             let client = &mut world.clients[number];
@@ -156,7 +156,7 @@ impl Experiment {
             }
             self.guard(client);
             if client.tree == Tree::None && self.timings.renew_interval() < client.proof_age {
-                // All proofs that are too old to start with are alike.
+                // All proofs that are too old for a start are alike.
                 client.proof_age = self.timings.ttl();
             }
             let given_up = client.asked.is_some_and(|asked| self.travel < asked.age);
@@ -189,8 +189,8 @@ impl Experiment {
         }
     }
 
-    /// Whether it is not this client's turn yet. Its renewals until then are left out, and its lease
-    /// does not age: a waiter that loses its lease starts nothing, so there is nothing to see.
+    /// Whether this client still waits. Its renewals until then are left out, and its lease does not age: a waiter that
+    /// loses its lease starts nothing, so there is nothing to check.
     fn is_waiting(&self, world: &World, number: usize) -> bool {
         match world.clients[number].role {
             Role::Waiting => self.outlook(world, number) != Outlook::Free,
@@ -202,8 +202,8 @@ impl Experiment {
         }
     }
 
-    /// Time stands still until a holder that has to hear of its loss has heard of it, and until one whose watch is broken
-    /// has the answer to a renewal that is due.
+    /// Time stops until a holder that must learn of its loss has learnt of it, and until one with a broken watch has the
+    /// answer to a renewal that is due.
     fn is_awaited(&self, world: &World) -> bool {
         if self.notice == Notice::Unsure {
             return false;
@@ -255,12 +255,12 @@ impl Experiment {
         if client.role == Role::Away {
             steps.push(Step::Enter(number));
         }
-        // A heartbeat is G/5, one tick; a new one drops what the last one has not brought.
+        // The renewal interval is G/5, one tick; a new renewal drops what the last one has not received.
         if client.renews()
             && !self.is_waiting(world, number)
             && client.asked.is_none_or(|asked| !asked.age.is_zero())
         {
-            // Without elections it makes no difference which member is asked.
+            // Without elections all members are alike.
             let members = if self.elections == 0 { 1 } else { 2 };
             steps.extend(
                 Member::ALL[..members]
@@ -269,7 +269,7 @@ impl Experiment {
             );
         }
         if matches!(client.role, Role::Waiting | Role::Delaying { .. }) {
-            // The end of the one that it waits for wakes it, and every change of its record.
+            // The end of the entry that it waits for wakes it, and every change of its record.
             let is_quiet = |one| world.still(one) == Some(one) && world.forged.is_none();
             if !client.before.is_some_and(is_quiet) || !world.is_there(number) {
                 steps.push(Step::Turn(number));
@@ -437,7 +437,7 @@ impl Model for Experiment {
                 world.clients[client].role = Role::Ended;
                 world.tidy(client);
             }
-            // The token is compared, so a repeated release hits nobody else's key.
+            // The transaction compares the token, so a repeated release affects no other key.
             Step::Release(client) => Self::vanish(world, client, End::Released),
         }
         (next != *last).then_some(next)

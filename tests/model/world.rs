@@ -1,51 +1,51 @@
-//! What there is in the model at one moment: etcd's keys and members, two or more dlocks, and the messages between them.
-//! It must not know what may happen next, nor what is to be shown.
+//! The state of the model: etcd's keys and members, two or more dlocks, and the messages between them.
+//! It must not know the next steps, nor the properties.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
 
 use dlock::core::time::Instant;
 
-/// The leader's clock goes from one whole second to the next; messages, people and elections act at
-/// whole seconds only, in every order. Guards act between them, to the millisecond.
+/// The leader's clock steps from one whole second to the next; messages, operators and elections act at whole seconds
+/// only, in every order. Guards act between them, to the millisecond.
 pub(crate) const TICK: Duration = Duration::from_secs(1);
 
-/// Every clock reads this in every state: only differences matter, so states hold ages and not
-/// moments, and the model needs no end of time.
+/// Every clock reads this in every state: only differences matter, so states hold ages instead of times, and the model
+/// needs no end of time.
 pub(crate) const NOW: Instant = Instant::from_boot(Duration::from_hours(1));
 
-/// How fast a host's clock runs, in thousandths of the leader's.
+/// Rate of a host's clock, in thousandths of the leader's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Rate(pub(crate) u32);
 
 impl Rate {
     pub(crate) const EXACT: Self = Self(1000);
 
-    /// What this clock counts while the leader's counts `duration`.
+    /// The time on this clock while the leader's counts `duration`.
     pub(crate) fn counts(self, duration: Duration) -> Duration {
         duration * self.0 / 1000
     }
 
-    /// What the leader's clock counts while this one counts `duration`.
+    /// The time on the leader's clock while this one counts `duration`.
     pub(crate) fn takes(self, duration: Duration) -> Duration {
         duration * 1000 / self.0
     }
 }
 
-/// One of the two etcd members that lead in turn.
+/// One of the two etcd members, which lead in turn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct Member(pub(crate) usize);
 
 impl Member {
     pub(crate) const ALL: [Self; 2] = [Self(0), Self(1)];
 
-    /// Who leads in a term.
+    /// The leader of a term.
     pub(crate) fn leading(term: u64) -> Self {
         if term % 2 == 1 { Self(0) } else { Self(1) }
     }
 }
 
-/// The one right before a waiter, as its last look has shown that.
+/// The entry right before a waiter, by its last read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Before {
     pub(crate) client: usize,
@@ -54,27 +54,27 @@ pub(crate) struct Before {
     pub(crate) grace: Duration,
 }
 
-/// How a key went.
+/// How a key was deleted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum End {
-    /// By its owner's own transaction, when nobody was before it any more.
+    /// By its owner's own transaction, when no entry was before it.
     Released,
-    /// By its owner's own transaction, before its turn; for whom it has waited, if it says so.
+    /// By its owner's own transaction, before its turn; with the entries it waited for, if it names them.
     Left(Option<Before>),
-    /// The true leader saw its lease run out.
+    /// The true leader saw its lease expire.
     Expired,
-    /// By the operator's hand.
+    /// By the operator.
     Revoked,
 }
 
-/// A client's key and lease, as the true leader has it.
+/// A client's key and lease in the true leader.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Key {
     Absent,
     Present {
         /// Until the lease runs out, on the leader's clock.
         left: Duration,
-        /// Its create revision: its place in the queue.
+        /// Its create revision: its position in the queue.
         token: i64,
         /// The grace that its record announces.
         grace: Duration,
@@ -82,37 +82,37 @@ pub(crate) enum Key {
     Gone(End),
 }
 
-/// What runs of a client's command.
+/// The living part of a client's command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Tree {
     None,
     Running,
-    /// It has been asked to stop, so long ago on its host's clock.
+    /// It has been asked to stop, this long ago on its host's clock.
     Stopping {
         since: Duration,
     },
 }
 
-/// Where a dlock stands.
+/// The role of a dlock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Role {
     Away,
-    /// Its grant and its key are on their way.
+    /// Its grant and its key are in transit.
     Entering,
     Waiting,
-    /// One before it went uncleanly: it gives that one's tree time to die, so much yet, for this grace.
+    /// An entry before it vanished: it waits for that one's tree to die, for the given rest, with this grace.
     Delaying {
         left: Duration,
         grace: Duration,
     },
-    /// It has given up while it delayed: its place stays for the rest of that time, on the leader's clock.
+    /// It has given up during a lock delay: its entry stays for the rest of that time, on the leader's clock.
     Cooling {
         left: Duration,
     },
     Holding,
     /// It has given up the lock; the tree may still be stopping.
     Lost,
-    /// The tree is dead, the key is still there.
+    /// The tree is dead, the key still exists.
     Ended,
     Over,
 }
@@ -122,14 +122,14 @@ pub(crate) enum Role {
 pub(crate) struct Kept {
     pub(crate) by: Member,
     pub(crate) term: u64,
-    /// The lease was known to the leader that was asked.
+    /// The leader that was asked knew the lease.
     pub(crate) known: bool,
 }
 
-/// A renewal under way.
+/// A pending renewal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Asked {
-    /// Since the keepalive was sent, on the sender's clock.
+    /// Age of the keepalive, on the sender's clock.
     pub(crate) age: Duration,
     /// The first half of the answer.
     pub(crate) kept: Option<Kept>,
@@ -140,19 +140,19 @@ pub(crate) struct Asked {
 pub(crate) struct Client {
     pub(crate) clock: Rate,
     pub(crate) role: Role,
-    /// dlock is stopped, or gets no processor; its guard does not share that fate.
+    /// dlock is stopped, or gets no processor; its guard is not.
     pub(crate) paused: bool,
     /// The watch on the own key is broken.
     pub(crate) broken: bool,
     pub(crate) tree: Tree,
-    /// Since the last proof's question was sent, on this host's clock.
+    /// Age of the last proof's keepalive, on this host's clock.
     pub(crate) proof_age: Duration,
     pub(crate) asked: Option<Asked>,
     pub(crate) token: i64,
     pub(crate) highest_revision: i64,
-    /// Whom it waits for: the one right before it at its last look.
+    /// The entry that it waits for: the one right before it at its last read.
     pub(crate) before: Option<Before>,
-    /// Between the stop and the kill of its command.
+    /// Time between the stop and the kill of its command.
     pub(crate) grace: Duration,
 }
 
@@ -173,7 +173,7 @@ impl Client {
         }
     }
 
-    /// Nothing but the role matters from here on, so whatever led here is one state.
+    /// Only the role matters from here on, so all histories lead to one state.
     pub(crate) fn finish(&mut self, role: Role) {
         *self = Self {
             role,
@@ -186,7 +186,7 @@ impl Client {
         self.is_interested() && !self.broken
     }
 
-    /// In this role dlock takes an interest in its lease.
+    /// In this role dlock renews its lease.
     fn is_interested(&self) -> bool {
         matches!(
             self.role,
@@ -194,13 +194,13 @@ impl Client {
         )
     }
 
-    /// dlock acts at all, and takes an interest in its lease.
+    /// dlock acts, and renews its lease.
     pub(crate) fn renews(&self) -> bool {
         self.is_interested() && !self.paused
     }
 }
 
-/// Something on its way between a client and etcd.
+/// A message between a client and etcd.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) enum Letter {
     /// Grant and transaction.
@@ -222,12 +222,12 @@ pub(crate) enum Letter {
         revision: i64,
         token: Option<i64>,
     },
-    /// A watch says that the own key is gone.
+    /// A watch reports that the own key is gone.
     Gone,
 }
 
-/// A letter, whose it is, and how old: the question's age on the client's clock also tells which
-/// question an answer belongs to.
+/// A message, its client, and its age: the age of the request on the client's clock also tells which request an answer
+/// belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct Message {
     pub(crate) client: usize,
@@ -235,24 +235,23 @@ pub(crate) struct Message {
     pub(crate) age: Duration,
 }
 
-/// Everything.
+/// The whole state.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct World {
     /// The raft term of the true leader.
     pub(crate) term: u64,
-    /// The term of the last entry that each member has applied: what its headers say.
+    /// The term of the last entry that each member has applied, which is in its headers.
     pub(crate) applied: [u64; 2],
     pub(crate) revision: i64,
     pub(crate) keys: Vec<Key>,
     pub(crate) clients: Vec<Client>,
-    /// A message stays after its delivery and may come again; one that nobody delivers in its
-    /// lifetime is lost.
+    /// A message stays after its delivery and may be delivered again; one that is not delivered in its lifetime is lost.
     pub(crate) network: BTreeSet<Message>,
     pub(crate) revocations: usize,
     pub(crate) pauses: usize,
     /// A waiter was killed.
     pub(crate) killed: bool,
-    /// Somebody has written that this one gave the lock back.
+    /// A release record of this client was forged.
     pub(crate) forged: Option<usize>,
 }
 
@@ -265,8 +264,8 @@ impl World {
         });
     }
 
-    /// A finished or dropped renewal: its stream is closed, so that nothing of it is heard any more.
-    /// The keepalive itself may still reach a server.
+    /// A finished or dropped renewal: its stream is closed, so that no answer to it arrives any more. The keepalive
+    /// itself may still reach a server.
     pub(crate) fn hang_up(&mut self, client: usize) {
         self.clients[client].asked = None;
         self.network.retain(|message| {
@@ -278,7 +277,7 @@ impl World {
         });
     }
 
-    /// The one right before this client in the queue.
+    /// The entry right before this client in the queue.
     pub(crate) fn nearest(&self, client: usize) -> Option<Before> {
         let own = self.token(client)?;
         let before = (0..self.keys.len()).filter_map(|client| match self.keys[client] {
@@ -292,7 +291,7 @@ impl World {
         before.max_by_key(|before| before.token)
     }
 
-    /// The present state of a client that was seen before: its key as it is there, or `None`.
+    /// The present state of a client that was read before: its current key, or `None`.
     pub(crate) fn still(&self, before: Before) -> Option<Before> {
         match self.keys[before.client] {
             Key::Present { token, grace, .. } if token == before.token => {
@@ -302,7 +301,8 @@ impl World {
         }
     }
 
-    /// How the key of one that was seen before has gone. A client that stands there with another key was deleted before.
+    /// How the key of a client that was read before was deleted. If the client has another key, the first one was deleted
+    /// before.
     pub(crate) fn end(&self, before: Before) -> Option<End> {
         match self.keys[before.client] {
             Key::Gone(end) => Some(end),
@@ -311,12 +311,12 @@ impl World {
         }
     }
 
-    /// Whether nobody stands before this client in the queue.
+    /// Whether no entry is before this client in the queue.
     pub(crate) fn is_first(&self, client: usize) -> bool {
         self.is_there(client) && self.nearest(client).is_none()
     }
 
-    /// Whether this client's key is there.
+    /// Whether this client's key exists.
     pub(crate) fn is_there(&self, client: usize) -> bool {
         self.token(client).is_some()
     }
@@ -328,13 +328,13 @@ impl World {
         }
     }
 
-    /// The numbers of those whose command, or a part of it, is alive.
+    /// The numbers of the clients whose command, or a part of it, is alive.
     pub(crate) fn alive(&self) -> impl Iterator<Item = usize> {
         (0..self.clients.len()).filter(|client| self.clients[*client].tree != Tree::None)
     }
 
-    /// Whether a command runs while somebody else's key has gone in such a way. Each client enters
-    /// once, so the one that runs is the later one.
+    /// Whether a command runs while the key of another client was deleted in such a way. Each client joins once, so the
+    /// one that runs is the later one.
     pub(crate) fn runs_after(&self, how: impl Fn(End) -> bool) -> bool {
         let went = |key: &Key| matches!(key, Key::Gone(end) if how(*end));
         self.alive().count() == 1
@@ -345,7 +345,7 @@ impl World {
             && self.keys.iter().any(went)
     }
 
-    /// This client's story is over as far as its key is concerned: nothing of it matters any more.
+    /// This client's key does not matter any more.
     pub(crate) fn tidy(&mut self, client: usize) {
         let key = self.keys[client];
         let subject = &mut self.clients[client];

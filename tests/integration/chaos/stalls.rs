@@ -52,7 +52,7 @@ impl Stalls {
                 let runtime = tokio::runtime::Builder::new_current_thread()
                     .enable_all()
                     .build();
-                let runtime = runtime.expect("threads and descriptors are to be had");
+                let runtime = runtime.expect("threads and descriptors are available");
                 while !ended.load(Ordering::SeqCst) {
                     // A failed request is no answer either, nor is there one until the next attempt.
                     let _ = runtime.block_on(probe(&endpoint, &spans, &ended));

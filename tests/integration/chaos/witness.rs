@@ -212,7 +212,7 @@ impl Witness {
                 let runtime = tokio::runtime::Builder::new_current_thread()
                     .enable_all()
                     .build();
-                let runtime = runtime.expect("threads and descriptors are to be had");
+                let runtime = runtime.expect("threads and descriptors are available");
                 while !over.load(Ordering::SeqCst) {
                     // The member may be down, or have forgotten what another one has told us by now.
                     let _ = runtime.block_on(listen(&endpoint, &history, &over));

@@ -20,7 +20,7 @@ pub(super) fn blocks() -> Vec<Block> {
     let read = |path: &Path| fs::read_to_string(path).expect("a text");
     let mut found = fenced(&read(&root.join("README.md")));
     let mut pages: Vec<_> = fs::read_dir(root.join("man"))
-        .expect("a folder")
+        .expect("a directory")
         .map(|entry| entry.expect("an entry").path())
         .filter(|path| path.is_file())
         .collect();

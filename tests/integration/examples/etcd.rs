@@ -74,7 +74,7 @@ impl Drop for Node {
 fn shell(folder: &Scratch, text: &str, variables: &[(&str, &str)]) -> Outcome {
     let program = Path::new(env!("CARGO_BIN_EXE_dlock"))
         .parent()
-        .expect("a folder");
+        .expect("a directory");
     let mut dlock = Dlock::program([
         "bash",
         "-c",

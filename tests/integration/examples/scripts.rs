@@ -173,7 +173,7 @@ const SCP: &str = "#!/bin/sh\ncp \"$2\" \"${3#*:}\"\n";
 pub(super) fn furnish(home: &Path) {
     let folder = |name: &str| {
         let folder = home.join(name);
-        std::fs::create_dir_all(&folder).expect("a folder");
+        std::fs::create_dir_all(&folder).expect("a directory");
         folder
     };
     let write = |path: &Path, text: &str| {
@@ -345,7 +345,7 @@ fn fenced_from_afar(block: &Block) {
 fn recipe(block: &Block) {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("man/recipes");
     let files = |folder: &Path| -> Vec<std::path::PathBuf> {
-        let entries = std::fs::read_dir(folder).expect("a folder");
+        let entries = std::fs::read_dir(folder).expect("a directory");
         entries
             .map(|entry| entry.expect("an entry").path())
             .collect()

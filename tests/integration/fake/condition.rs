@@ -1,5 +1,5 @@
-//! What a fake member says of itself when it is asked for its status.
-//! It must not know who asks.
+//! The status that a fake member reports.
+//! It must not know the client.
 
 use std::future::pending;
 

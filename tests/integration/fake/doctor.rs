@@ -1,5 +1,5 @@
-//! What `dlock doctor` says of members that no test machine has: of the newest version, of a broken one, of one that
-//! keeps its state to itself, of one that lies.
+//! The findings of `dlock doctor` on members that no test machine has: of the newest version, of a broken one, of one
+//! that refuses its status, of one that lies.
 
 use tonic::Code;
 
@@ -21,7 +21,7 @@ fn diagnosis(fake: &Fake) -> Diagnosis {
 
 /// "known-bad server versions with what they break"
 #[test]
-fn versions_are_judged() {
+fn bad_versions_are_named() {
     let fake = Fake::start();
     let found = diagnosis(&fake);
     found.is_fine(&ETCD);
@@ -39,7 +39,7 @@ fn versions_are_judged() {
 
 /// "Where auth forbids Maintenance.Status (needs root), say so as info, not as a failure"
 #[test]
-fn a_member_that_keeps_its_state_to_itself_is_fine() {
+fn a_member_that_refuses_its_status_is_fine() {
     let fake = Fake::start();
     let denied = Act::Refuse(Code::PermissionDenied, "etcdserver: permission denied");
     fake.script.always(Point::Status, denied);
@@ -59,7 +59,7 @@ fn answers_that_prove_nothing_are_no_proof() {
     let words = ["no renewal would count", "a leader was being elected"];
     found.says("latency", &fake.endpoint(), "unusable", &words);
     fake.script.resume();
-    // The first one opens the stream.
+    // The first request opens the stream.
     fake.script.once(Point::KeepAlive, Act::Honest);
     fake.script.once(Point::KeepAlive, Act::Swallow);
     let found = diagnosis(&fake);
@@ -67,7 +67,7 @@ fn answers_that_prove_nothing_are_no_proof() {
     found.says("latency", &fake.endpoint(), "warning", &words);
 }
 
-/// "all of one cluster": siblings are, strangers are not.
+/// "all of one cluster": siblings are, a member of another cluster is not.
 #[test]
 fn siblings_are_one_cluster() {
     let fake = Fake::start();
@@ -76,7 +76,7 @@ fn siblings_are_one_cluster() {
         let both = format!("{},{}", fake.endpoint(), other.endpoint());
         Diagnosis::of(Dlock::at(&both), &[])
     };
-    // Each calls itself the leader.
+    // Each claims to be the leader.
     with(&sibling).says("cluster", "c1", "warning", &["different leaders"]);
     with(&stranger).is_unusable();
 }

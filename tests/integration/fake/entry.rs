@@ -1,4 +1,4 @@
-//! Getting in and out while etcd says one thing and does another.
+//! Entry and release while etcd's answers differ from its actions.
 //! It must not know how the fake does it.
 
 use std::time::Duration;
@@ -18,7 +18,7 @@ const OLD_REVISION: &str = "etcdserver: revision of auth store is old";
 /// "After an ambiguous grant use a new id; never adopt or revoke an id that 'already exists'." The answer may also
 /// come after the transaction has left, "1-2 ms after the grant".
 #[test]
-fn a_lease_that_exists_is_somebody_elses() {
+fn a_lease_that_exists_belongs_to_another_client() {
     at_once([AT_ONCE, Duration::from_millis(200)], |late| {
         let fake = Fake::start();
         let exists = Act::RefuseDone(late, Code::FailedPrecondition, LEASE_EXISTS);
@@ -32,10 +32,10 @@ fn a_lease_that_exists_is_somebody_elses() {
     });
 }
 
-/// "New acquisitions fail" with "infrastructure error, not 'lock busy'"; and as etcd may have done what it refuses,
-/// nothing of it is left for others to wait for.
+/// "New acquisitions fail" with "infrastructure error, not 'lock busy'"; and because etcd may have executed a refused
+/// request, nothing of it may be left that blocks others.
 #[test]
-fn no_space_though_done_leaves_nothing() {
+fn a_grant_that_is_done_and_refused_leaves_nothing() {
     at_once([Point::Grant, Point::Place], |point| {
         let fake = Fake::start();
         let refusal = Act::RefuseDone(AT_ONCE, Code::ResourceExhausted, NO_SPACE);
@@ -48,7 +48,8 @@ fn no_space_though_done_leaves_nothing() {
     });
 }
 
-/// "Re-authenticate when told ... 'revision of auth store is old'": wherever it is said, it costs a login and no more.
+/// "Re-authenticate when told ... 'revision of auth store is old'": for every kind of request, it costs a login and no
+/// more.
 #[test]
 fn an_old_auth_revision_costs_a_login() {
     let old = Act::Refuse(Code::InvalidArgument, OLD_REVISION);
@@ -76,16 +77,16 @@ fn an_old_auth_revision_costs_a_login() {
             eventually(LIMIT, "the refusal is told", || fake.script.is_done(point));
             survives(holder, &fake, since);
         }
-        // A watch is opened anew on the same connection: only the others show that the token is old.
+        // A watch is opened anew on the same connection: only the other requests show that the token is old.
         if point != Point::Watch && point != Point::Open && point != Point::Read {
             assert!(fake.script.seen(Point::Login) > 1, "{point:?}");
         }
     });
 }
 
-/// A place whose confirmation was lost is given up for a new one, and does not stand in our own way.
+/// An entry whose confirmation was lost is replaced by a new one, and does not block it.
 #[test]
-fn a_lost_answer_leaves_no_place_of_our_own_before_us() {
+fn a_lost_answer_leaves_no_entry_before_the_next_one() {
     at_once([Point::Grant, Point::Place], |point| {
         let fake = Fake::start();
         fake.script.once(point, Act::Cut);
@@ -95,9 +96,9 @@ fn a_lost_answer_leaves_no_place_of_our_own_before_us() {
     });
 }
 
-/// "Whoever waits gives it that time", also one that has its place and has not looked yet who was before it.
+/// "Whoever waits gives it that time", also a waiter that has its entry and has not read the ones before it.
 #[test]
-fn a_holder_that_vanishes_while_one_comes_is_waited_for() {
+fn a_holder_that_vanishes_while_a_waiter_joins_is_waited_for() {
     at_once([&[][..], &["-n"]], |options: &[&str]| {
         let fake = Fake::start();
         let mut holder = holder(&fake.endpoint());
@@ -116,7 +117,7 @@ fn a_holder_that_vanishes_while_one_comes_is_waited_for() {
     });
 }
 
-/// "75: lock busy with `-n`": what our own lost attempt has left behind is nobody who holds the lock.
+/// "75: lock busy with `-n`": the rest of our own lost attempt does not count as a holder.
 #[test]
 fn a_lost_answer_does_not_make_a_free_lock_busy() {
     let fake = Fake::start();
@@ -129,7 +130,7 @@ fn a_lost_answer_does_not_make_a_free_lock_busy() {
     assert_eq!(fake.expired(), [0_i64; 0]);
 }
 
-/// A release whose answer is lost is tried once more, and its own record says that it was carried out.
+/// A release whose answer is lost is repeated once, and its own record shows that it was executed.
 #[test]
 fn a_release_whose_answer_is_lost_is_confirmed_by_its_record() {
     let fake = Fake::start();
@@ -141,7 +142,7 @@ fn a_release_whose_answer_is_lost_is_confirmed_by_its_record() {
 /// "Unconfirmed: warn ...; the command's own status stands if the deadline was never passed": etcd refuses to delete, and the
 /// lease frees the lock.
 #[test]
-fn a_refused_release_is_told_and_no_loss() {
+fn a_refused_release_is_a_warning_and_no_loss() {
     let fake = Fake::start();
     let mut holder = holder(&fake.endpoint());
     let refusal = Act::Refuse(Code::ResourceExhausted, NO_SPACE);
@@ -195,28 +196,28 @@ fn a_request_that_is_never_answered_is_given_up() {
     });
 }
 
-/// "A member of another cluster is refused": it cannot go on with our lock, nor does it get a place of ours.
+/// "A member of another cluster is refused": it does not continue our lock, nor does it get an entry of ours.
 #[test]
 fn a_member_of_another_cluster_is_refused() {
     let (fake, stranger) = (Fake::start(), Fake::stranger());
     let endpoints = [fake.endpoint(), stranger.endpoint()].join(",");
     let holder = holder(&endpoints);
     fake.script.silence();
-    // Nor does it matter that our key is not there.
+    // Nor does it matter that our key does not exist there.
     is_lost(holder, &fake).expect_stderr(&["did not prove in time"]);
     assert!(stranger.script.seen(Point::Read) > 0, "it was asked");
     assert_eq!(stranger.granted(), [0_i64; 0]);
 }
 
-/// "--supersede": those before the newer request are sent away, a waiter with 75 and the holder with 121, also when asking them
-/// fails at first.
+/// "--supersede": a newer request asks those before it to give up, a waiter exits with 75 and the holder with 121, also
+/// when the first requests to them fail.
 #[test]
-fn asking_the_older_requests_to_go_is_repeated_when_it_fails() {
+fn a_failed_request_to_older_waiters_is_repeated() {
     let fake = Fake::start();
     let mut holder = holder(&fake.endpoint());
     let mut waiter = dlock(&fake.endpoint()).start();
     fake.keys_of(2);
-    // The newer request gets its place, and then nothing through.
+    // The newer request gets its entry, and then nothing passes.
     fake.script.once(Point::Place, Act::Honest);
     let refusal = Act::Refuse(Code::Unavailable, "etcdserver: no leader");
     fake.script.always(Point::Place, refusal);

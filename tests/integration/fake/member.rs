@@ -31,7 +31,7 @@ use super::script::{Act, Answer, Lie, Point, Script};
 use super::store::Store;
 use super::watching::Watching;
 
-/// What a member says of itself in every header.
+/// The contents of every header of a member.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Identity {
     pub(super) cluster: u64,
@@ -47,7 +47,7 @@ impl Identity {
     };
 }
 
-/// Where the ids of leases begin whose clients have chosen none.
+/// The first lease id that a member chooses itself, if the client has chosen none.
 const CHOSEN: i64 = 0x7000_0000;
 
 /// A member of a cluster; clones are the same member.
@@ -56,9 +56,9 @@ pub(super) struct Member {
     pub(super) store: Arc<Store>,
     pub(super) script: Arc<Script>,
     pub(super) identity: Identity,
-    /// What every user has to know, if anybody has to log in at all.
+    /// The password of every user, if there is authentication at all.
     pub(super) password: Option<&'static str>,
-    /// The number in the token that was given out last.
+    /// The number in the last token.
     pub(super) logins: Arc<AtomicU64>,
 }
 
@@ -68,7 +68,7 @@ pub(super) struct HangUp(pub(super) Arc<Notify>);
 
 pub(super) type Answers<T> = ReceiverStream<Result<T, Status>>;
 
-/// The server's half of a stream that the connection may be closed under.
+/// The server's half of a stream, which may be closed with its connection.
 pub(super) struct Line<T> {
     pub(super) hang_up: Option<HangUp>,
     pub(super) answers: mpsc::Sender<Result<T, Status>>,
@@ -114,7 +114,7 @@ impl Member {
         }
     }
 
-    /// Lets a stream begin, or not.
+    /// Opens a stream, or refuses it.
     pub(super) async fn open(&self, metadata: &MetadataMap) -> Result<(), Status> {
         match self.script.next(Point::Open) {
             Act::Swallow => pending().await,
@@ -123,7 +123,7 @@ impl Member {
         }
     }
 
-    /// Does one request as the script wants it.
+    /// Executes one request as the script says.
     async fn serve<R: Send, T: Answer + Send>(
         &self,
         point: Point,
@@ -186,13 +186,13 @@ impl Member {
     }
 }
 
-/// Which kind of transaction it is, seen from dlock.
+/// The kind of a transaction, from dlock's view.
 fn point(txn: &PbTxnRequest) -> Point {
     let has = |wanted: fn(&PbTxnOpRequest) -> bool| {
         let mut requests = txn.success.iter().filter_map(|op| op.request.as_ref());
         requests.any(wanted)
     };
-    // A release puts its evidence as well.
+    // A release also puts its record.
     if has(|op| matches!(op, PbTxnOpRequest::RequestDeleteRange(_))) {
         Point::Release
     } else if has(|op| matches!(op, PbTxnOpRequest::RequestPut(_))) {
@@ -271,7 +271,7 @@ impl PbLeaseService for Member {
             Point::Grant,
             request,
             |store, PbLeaseGrantRequest { ttl, id }| {
-                // 0 leaves the choice to the server.
+                // With 0 the server chooses.
                 let id = if id == 0 {
                     CHOSEN + store.revision()
                 } else {

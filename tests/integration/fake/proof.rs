@@ -1,4 +1,4 @@
-//! Answers that must not be taken for a proof that the lock is still held, and those that must not end it either.
+//! Answers that must not count as a proof that the lock is still held, and those that must not end it either.
 //! It must not know how the fake produces them.
 
 use std::process::Stdio;
@@ -25,7 +25,7 @@ fn answers_that_are_no_proof_end_the_command_in_time() {
     ];
     at_once(lies, |(point, lie)| {
         let fake = Fake::start();
-        // From the start on, and no renewal is honoured.
+        // From the start on, and no renewal is executed.
         fake.script.always(point, Act::Lie(lie));
         fake.script.always(Point::KeepAlive, Act::Pretend);
         let holder = holder(&fake.endpoint());
@@ -45,12 +45,12 @@ fn keepalives_without_a_read_prove_nothing() {
     assert!(fake.script.seen(Point::KeepAlive) > 2);
 }
 
-/// A doubtful answer moves nothing and loses nothing: it is asked again at once, and the command lives on. "TTL = 0 in
-/// an answer is suspicion, not loss." Only an answer of another cluster is worth a warning.
+/// An inconclusive answer moves nothing and loses nothing: dlock asks again at once, and the command survives. "TTL = 0
+/// in an answer is suspicion, not loss." Only an answer of another cluster causes a warning.
 #[test]
-fn one_odd_answer_is_asked_again() {
+fn one_odd_answer_is_followed_by_another_request() {
     let odd = [
-        // The first answer on a new stream of keepalives is looked at for its TTL only.
+        // Only the TTL of the first answer on a new keepalive stream matters.
         (0, Point::KeepAlive, Lie::Ttl(0)),
         (1, Point::KeepAlive, Lie::Ttl(0)),
         (1, Point::KeepAlive, Lie::Term),
@@ -78,10 +78,10 @@ fn one_odd_answer_is_asked_again() {
     });
 }
 
-/// "The command starts only with a proof younger than G/5", and the grant is one that counts from the moment before it
-/// left: when its answer took longer than that, another proof comes first.
+/// "The command starts only with a proof younger than G/5", and the grant is one that counts from the time before it was
+/// sent: if its answer took longer, another proof is needed.
 #[test]
-fn a_grant_counts_from_before_it_left() {
+fn a_grant_counts_from_the_time_of_its_sending() {
     let fake = Fake::start();
     fake.script.always(Point::Grant, Act::Hold);
     fake.script.always(Point::KeepAlive, Act::Hold);
@@ -98,9 +98,9 @@ fn a_grant_counts_from_before_it_left() {
     ends_well(&mut holder, &fake).expect_silent();
 }
 
-/// "G = TTL granted by the server (never more than asked: clamp)": what is promised too long is not believed.
+/// "G = TTL granted by the server (never more than asked: clamp)": a longer TTL does not count.
 #[test]
-fn a_ttl_larger_than_asked_is_not_believed() {
+fn a_ttl_larger_than_requested_does_not_count() {
     let fake = Fake::start();
     let long = Act::Lie(Lie::Ttl(3600));
     fake.script.always(Point::Grant, long);
@@ -113,9 +113,9 @@ fn a_ttl_larger_than_asked_is_not_believed() {
     is_lost(holder, &fake);
 }
 
-/// "G = TTL granted by the server": a server that grants less than asked is believed.
+/// "G = TTL granted by the server": a shorter TTL counts.
 #[test]
-fn a_ttl_smaller_than_asked_counts() {
+fn a_ttl_smaller_than_requested_counts() {
     let fake = Fake::start();
     let granted = Duration::from_secs(5);
     fake.script.once(Point::Grant, Act::Lie(Lie::Ttl(5)));
@@ -131,8 +131,8 @@ fn a_ttl_smaller_than_asked_counts() {
     is_lost(holder, &fake);
 }
 
-/// "One request outstanding per stream; a timed-out stream is dropped": answers that come late, all together, do no
-/// harm, and the command lives on.
+/// "One request outstanding per stream; a timed-out stream is dropped": answers that arrive late, all together, do no
+/// harm, and the command survives.
 #[test]
 fn a_stall_and_a_burst_are_survived() {
     let fake = Fake::start();
@@ -163,13 +163,13 @@ fn a_burst_after_the_stop_is_too_late() {
     is_lost(holder, &fake);
 }
 
-/// Answers that are held back never move a deadline from a later question: the renewal counts "from the keepalive's
+/// Answers that are held back never move a deadline from a later request: the renewal counts "from the keepalive's
 /// `sent`", and a dropped stream's answers do not count at all.
 #[test]
-fn a_burst_does_not_count_from_when_it_comes() {
+fn a_burst_does_not_count_from_its_arrival() {
     let fake = Fake::start();
     let holder = settled_holder(&fake.endpoint(), &fake);
-    // Only the first question is honoured; its answer comes when two later ones have been asked in vain.
+    // Only the first request is executed; its answer arrives after two later ones have failed.
     fake.script.once(Point::KeepAlive, Act::Hold);
     fake.script.always(Point::KeepAlive, Act::Swallow);
     eventually(LIMIT, "a third question goes unanswered", || {

@@ -1,5 +1,5 @@
-//! What a fake member is to do wrong, and when; unless told otherwise it is honest.
-//! It must not know how requests come in, nor what is in the store.
+//! The faults of a fake member and their times; without a rule it is honest.
+//! It must not know how requests arrive, nor what is in the store.
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;
@@ -16,7 +16,7 @@ use tonic::Code;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Point {
     Login,
-    /// What a member says of itself.
+    /// The status of a member.
     Status,
     Grant,
     /// The transaction that puts a key.
@@ -30,14 +30,14 @@ pub(super) enum Point {
     Revoke,
     /// A stream of keepalives or watches.
     Open,
-    /// One question on a keepalive stream.
+    /// One request on a keepalive stream.
     KeepAlive,
     /// One watch to be created on a watch stream.
     Watch,
 }
 
-/// What is not true in an answer. A keepalive that is answered so was not honoured, unless it is only the TTL that
-/// is too large: that is what a deposed leader does.
+/// A wrong value in an answer. A keepalive with such an answer was not executed, unless only the TTL is too large: a
+/// deposed leader does that.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Lie {
     /// An older raft term.
@@ -46,32 +46,32 @@ pub(super) enum Lie {
     Cluster,
     /// A revision from long ago.
     Revision,
-    /// The seconds that a lease has.
+    /// The TTL of a lease, in seconds.
     Ttl(i64),
 }
 
-/// What is done with one request.
+/// The treatment of one request.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Act {
     Honest,
     Lie(Lie),
-    /// Not done, and refused.
+    /// Not executed, and refused.
     Refuse(Code, &'static str),
-    /// Done, and refused nevertheless after a while.
+    /// Executed, and refused nevertheless after a while.
     RefuseDone(Duration, Code, &'static str),
-    /// Done; answered when it is let go.
+    /// Executed; answered after [`Script::let_go`].
     Hold,
-    /// Neither done nor answered, ever.
+    /// Neither executed nor answered, ever.
     Swallow,
-    /// Done; instead of the answer the connection is closed.
+    /// Executed; instead of an answer the connection is closed.
     Cut,
-    /// Not done; instead of an answer the server's half of the stream is closed.
+    /// Not executed; instead of an answer the server's half of the stream is closed.
     Close,
-    /// Keepalives only: answered as if renewed, but the lease runs on.
+    /// Keepalives only: answered as if renewed, but the lease is not.
     Pretend,
     /// Watches only: created, and cancelled at once because the revision is compacted.
     Compacted,
-    /// Watches only: the first thing to be told, about the key as it is, is of an unknown kind.
+    /// Watches only: the first event, for the current key, is of an unknown kind.
     Strange,
 }
 
@@ -82,7 +82,7 @@ struct Rule {
     act: Act,
 }
 
-/// The rules for what comes next, the earliest first.
+/// The rules for the next requests, the earliest first.
 pub(super) struct Script {
     rules: Mutex<Vec<Rule>>,
     seen: Mutex<BTreeMap<Point, u32>>,
@@ -100,7 +100,7 @@ impl Script {
         }
     }
 
-    /// Says that it is of another version from now on.
+    /// Reports another version from now on.
     pub(super) fn set_version(&self, version: &'static str) {
         *self.version.lock().expect("no panic while locked") = version;
     }
@@ -109,12 +109,12 @@ impl Script {
         *self.version.lock().expect("no panic while locked")
     }
 
-    /// Does so with the next request of this kind for which nothing else is planned.
+    /// Applies `act` to the next request of this kind for which nothing else is planned.
     pub(super) fn once(&self, point: Point, act: Act) {
         self.plan(point, Some(1), act);
     }
 
-    /// Does so with all requests of this kind, after what else is planned for them.
+    /// Applies `act` to all requests of this kind, after those that are planned.
     pub(super) fn always(&self, point: Point, act: Act) {
         self.plan(point, None, act);
     }
@@ -137,18 +137,18 @@ impl Script {
         rules.push(Rule { point, times, act });
     }
 
-    /// Honest from now on; what is held is let go.
+    /// Honest from now on; answers that are held are sent.
     pub(super) fn resume(&self) {
         self.rules.lock().expect("no panic while locked").clear();
         self.let_go();
     }
 
-    /// Answers all that is held, at once.
+    /// Sends all answers that are held.
     pub(super) fn let_go(&self) {
         self.resumed.send_modify(|count| *count += 1);
     }
 
-    /// How many requests of this kind have come.
+    /// Number of requests of this kind so far.
     pub(super) fn seen(&self, point: Point) -> u32 {
         let seen = self.seen.lock().expect("no panic while locked");
         seen.get(&point).copied().unwrap_or_default()
@@ -160,7 +160,7 @@ impl Script {
         rules.iter().all(|rule| rule.point != point)
     }
 
-    /// Counts a request and tells what to do with it.
+    /// Counts a request and returns its treatment.
     pub(super) fn next(&self, point: Point) -> Act {
         *self
             .seen
@@ -183,7 +183,7 @@ impl Script {
         act
     }
 
-    /// Until what is held is let go.
+    /// Waits until the held answers are released.
     pub(super) async fn resumption(&self) {
         let mut resumed = self.resumed.subscribe();
         resumed.borrow_and_update();

@@ -1,4 +1,4 @@
-//! Puts a member on a port of this machine, and closes connections when a test wants it.
+//! Puts a member on a port of this machine, and closes connections on demand.
 //! It must not know what the requests are about.
 
 use std::net::{Ipv4Addr, SocketAddr};
@@ -29,7 +29,7 @@ pub(super) struct Fake {
     _thread: Background,
 }
 
-/// What is to become of the connections that are open.
+/// The fate of the open connections.
 #[derive(Clone, Copy, Debug)]
 enum Ending {
     None,
@@ -42,12 +42,12 @@ impl Fake {
         Self::with(Identity::FIRST, Arc::new(Store::new()), None)
     }
 
-    /// One that wants a password.
+    /// A member that needs a password.
     pub(super) fn with_password(password: &'static str) -> Self {
         Self::with(Identity::FIRST, Arc::new(Store::new()), Some(password))
     }
 
-    /// One of another cluster.
+    /// A member of another cluster.
     pub(super) fn stranger() -> Self {
         let identity = Identity {
             cluster: 0xc2,
@@ -97,17 +97,17 @@ impl Fake {
         self.address
     }
 
-    /// Closes all connections that are open now, in the middle of whatever goes on.
+    /// Closes all open connections, in the middle of any request.
     pub(super) fn close_connections(&self) {
         self.ends.send_replace(Ending::Closed);
     }
 
-    /// Announces on all connections that are open now that no new request is taken.
+    /// Announces on all open connections that no new request is accepted.
     pub(super) fn go_away(&self) {
         self.ends.send_replace(Ending::GoAway);
     }
 
-    /// Somebody else takes a place in the lock's queue and keeps it; gives the key.
+    /// Another client joins the lock's queue and stays; returns its key.
     pub(super) fn occupy(&self, name: &str) -> String {
         let lease = 0x1234_5678;
         self.store.grant(lease, None).expect("a new lease");
@@ -121,7 +121,7 @@ impl Fake {
         key
     }
 
-    /// Somebody deletes a key.
+    /// Another client deletes a key.
     pub(super) fn delete(&self, key: &str) {
         let (_, deleted) = self.store.delete(&PbDeleteRequest {
             key: key.as_bytes().to_vec(),
@@ -130,8 +130,8 @@ impl Fake {
         assert_eq!(deleted.deleted, 1, "{key} is there");
     }
 
-    /// The places in queues, in the order of their creation. What a release leaves as evidence is
-    /// no place, and goes with its lease.
+    /// The entries of queues, in the order of their creation. A release record is no entry, and disappears with its
+    /// lease.
     pub(super) fn keys(&self) -> Vec<String> {
         let keys = self.store.keys();
         let places = keys
@@ -154,12 +154,12 @@ impl Fake {
         self.store.granted()
     }
 
-    /// Whether somebody has revoked the lease.
+    /// Whether a client has revoked the lease.
     pub(super) fn is_revoked(&self, lease: i64) -> bool {
         self.store.ended().contains(&(lease, End::Revoked))
     }
 
-    /// Waits until there are so many keys, and gives them.
+    /// Waits until there are `count` keys, and returns them.
     #[track_caller]
     pub(super) fn keys_of(&self, count: usize) -> Vec<String> {
         eventually(LIMIT, &format!("{count} keys in the fake"), || {
@@ -167,14 +167,14 @@ impl Fake {
         })
     }
 
-    /// The leases that have expired: from then on somebody else could have had the lock.
+    /// The leases that have expired: from then on another client could have had the lock.
     pub(super) fn expired(&self) -> Vec<i64> {
         let mut ended = self.store.ended();
         ended.retain(|(_, end)| *end == End::Expired);
         ended.into_iter().map(|(id, _)| id).collect()
     }
 
-    /// The moment of the last renewal or grant that the cluster has honoured.
+    /// The time of the last renewal or grant that the cluster has executed.
     pub(super) fn renewed_at(&self) -> Duration {
         self.store.renewed_at()
     }
@@ -184,7 +184,7 @@ fn name(kv: &PbKeyValue) -> String {
     String::from_utf8_lossy(&kv.key).into_owned()
 }
 
-/// A port of this machine that connections to can be made from now on.
+/// A port of this machine that accepts connections from now on.
 pub(super) fn listen() -> (std::net::TcpListener, SocketAddr) {
     let listener =
         std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("127.0.0.1 has free ports");
@@ -224,7 +224,7 @@ async fn connection(stream: TcpStream, member: Member, mut ending: watch::Receiv
     }
 }
 
-/// Lets leases end when their time has come, and not only when somebody looks.
+/// Lets leases expire at their time, and not only at the next request.
 async fn expire(store: &Store) {
     loop {
         store.expire();

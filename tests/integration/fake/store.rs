@@ -1,5 +1,5 @@
-//! An honest etcd in small: keys with revisions, transactions, a history, and leases that run in real time.
-//! It must not know gRPC's streams, nor that anybody wants it to misbehave.
+//! A small honest etcd: keys with revisions, transactions, a history, and leases that run in real time.
+//! It must not know gRPC's streams, nor any fault.
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;
@@ -19,7 +19,7 @@ use crate::support::boot_clock;
 const PUT: i32 = 0;
 const DELETE: i32 = 1;
 
-/// How a lease came to its end.
+/// How a lease ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum End {
     Revoked,
@@ -28,7 +28,7 @@ pub(super) enum End {
 
 struct Lease {
     ttl: Duration,
-    /// `None` for one that never ends by itself.
+    /// `None` for a lease that never ends by itself.
     ends_at: Option<Duration>,
 }
 
@@ -40,11 +40,11 @@ struct State {
     history: Vec<PbEvent>,
     granted: Vec<i64>,
     ended: Vec<(i64, End)>,
-    /// The moment of the last honoured renewal or grant.
+    /// The time of the last executed renewal or grant.
     renewed_at: Duration,
 }
 
-/// What all members of one cluster agree on.
+/// The state that all members of one cluster share.
 pub(super) struct Store {
     state: Mutex<State>,
     changed: watch::Sender<i64>,
@@ -52,7 +52,7 @@ pub(super) struct Store {
 
 impl Store {
     pub(super) fn new() -> Self {
-        // A fresh etcd begins at 1; a higher one leaves room for going back.
+        // A fresh etcd begins at 1; a higher revision leaves room to go back.
         let state = State {
             revision: 1000,
             ..State::default()
@@ -63,7 +63,7 @@ impl Store {
         }
     }
 
-    /// Does something to the state and tells the watchers; gives the revision after it as well.
+    /// Changes the state and notifies the watchers; also returns the revision after it.
     fn with<T>(&self, act: impl FnOnce(&mut State) -> T) -> (i64, T) {
         let mut state = self.state.lock().expect("no panic while locked");
         state.expire();
@@ -72,7 +72,7 @@ impl Store {
         (state.revision, done)
     }
 
-    /// Ends whatever lease has no time left.
+    /// Ends all expired leases.
     pub(super) fn expire(&self) {
         self.with(|_| ());
     }
@@ -125,7 +125,7 @@ impl Store {
         granted.map(|()| revision)
     }
 
-    /// The seconds that the lease has from now on, 0 when there is none.
+    /// The seconds that the lease has from now on, 0 if it does not exist.
     pub(super) fn keep_alive(&self, id: i64) -> (i64, i64) {
         self.with(|state| {
             let now = boot_clock();
@@ -138,7 +138,7 @@ impl Store {
         })
     }
 
-    /// The seconds that the lease was granted for.
+    /// The seconds for which the lease was granted.
     pub(super) fn ttl(&self, id: i64) -> (i64, i64) {
         self.with(|state| state.leases.get(&id).map_or(0, |lease| seconds(lease.ttl)))
     }
@@ -158,12 +158,12 @@ impl Store {
         self.with(|_| ()).0
     }
 
-    /// Told of every change.
+    /// Notifies of every change.
     pub(super) fn changes(&self) -> watch::Receiver<i64> {
         self.changed.subscribe()
     }
 
-    /// What happened to the keys from a revision on.
+    /// The events of the keys from a revision on.
     pub(super) fn events(&self, key: &[u8], end: &[u8], from: i64) -> (i64, Vec<PbEvent>) {
         self.with(|state| {
             let concerns = |event: &&PbEvent| {
@@ -184,7 +184,7 @@ impl Store {
         .1
     }
 
-    /// The keys that do not go by themselves.
+    /// The keys that have no lease.
     pub(super) fn lasting(&self) -> Vec<PbKeyValue> {
         self.with(|state| {
             let mut keys: Vec<_> = state.keys.values().cloned().collect();
@@ -201,17 +201,17 @@ impl Store {
         self.with(|state| state.leases.keys().copied().collect()).1
     }
 
-    /// The leases that were ever granted, the oldest first.
+    /// All leases that were ever granted, the oldest first.
     pub(super) fn granted(&self) -> Vec<i64> {
         self.with(|state| state.granted.clone()).1
     }
 
-    /// The leases that have come to an end, the oldest first.
+    /// The leases that have ended, the oldest first.
     pub(super) fn ended(&self) -> Vec<(i64, End)> {
         self.with(|state| state.ended.clone()).1
     }
 
-    /// The moment of the last honoured renewal or grant.
+    /// The time of the last executed renewal or grant.
     pub(super) fn renewed_at(&self) -> Duration {
         self.with(|state| state.renewed_at).1
     }
@@ -331,7 +331,7 @@ impl State {
         PbPutResponse::default()
     }
 
-    /// How many were there.
+    /// Returns the number of deleted keys.
     fn delete(&mut self, key: &[u8], end: &[u8], revision: i64) -> i64 {
         let mut gone: Vec<Vec<u8>> = self.keys.keys().cloned().collect();
         gone.retain(|candidate| within(candidate, key, end));
@@ -433,7 +433,7 @@ fn event(kind: i32, kv: PbKeyValue) -> PbEvent {
     }
 }
 
-/// Whether `candidate` is in what etcd means by a key and a range end.
+/// Whether `candidate` is in etcd's range of a key and a range end.
 fn within(candidate: &[u8], key: &[u8], end: &[u8]) -> bool {
     match end {
         [] => candidate == key,

@@ -1,4 +1,4 @@
-//! Connections and streams that break, and ports where something else than etcd answers.
+//! Connections and streams that break, and ports where a server other than etcd answers.
 //! It must not know how the fake does it.
 
 use super::script::{Act, Point};
@@ -7,10 +7,10 @@ use super::wire::{Relay, Wire};
 use super::{COMMAND, at_once, dlock, ends_well, fails, is_lost, settled_holder, survives, waiter};
 use crate::support::{Dlock, LIMIT, boot_clock, eventually};
 
-/// "125: dlock itself failed: ... etcd unreachable" and "every await under a timeout": whatever answers in the place of
-/// etcd, and however slowly, dlock gives up within its connect timeout and names the endpoint.
+/// "125: dlock itself failed: ... etcd unreachable" and "every await under a timeout": with any server instead of etcd,
+/// however slow, dlock gives up within its connect timeout and names the endpoint.
 #[test]
-fn something_else_than_etcd_is_an_error() {
+fn a_server_that_is_not_etcd_is_an_error() {
     let wires = [
         Wire::Garbage,
         Wire::WebServer,
@@ -59,7 +59,7 @@ fn a_good_member_beside_a_bad_one_is_enough() {
     );
 }
 
-/// What fails below gRPC is no refusal: the same endpoint is tried again within the connect timeout.
+/// An error below gRPC is no refusal: the same endpoint is tried again within the connect timeout.
 #[test]
 fn a_first_connection_that_breaks_is_made_again() {
     at_once(
@@ -81,8 +81,8 @@ fn a_first_connection_that_breaks_is_made_again() {
     );
 }
 
-/// Whatever happens to one connection costs the connection and not the command: garbage, one byte a second, a half
-/// closed, GOAWAY for pings, GOAWAY for a server that shuts down, a close in the middle of all streams.
+/// A fault of one connection costs the connection and not the command: garbage, one byte a second, a half closed, GOAWAY
+/// for pings, GOAWAY for a server that shuts down, a close in the middle of all streams.
 #[test]
 fn a_connection_that_breaks_is_survived() {
     #[derive(Debug)]
@@ -113,7 +113,7 @@ fn a_connection_that_breaks_is_survived() {
     });
 }
 
-/// A connection that is closed instead of an answer is made anew, whichever half of a proof was asked for.
+/// A connection that is closed instead of an answer is reopened, for either half of a proof.
 #[test]
 fn a_connection_closed_instead_of_an_answer_is_survived() {
     at_once([Point::KeepAlive, Point::Read], |point| {
@@ -128,7 +128,7 @@ fn a_connection_closed_instead_of_an_answer_is_survived() {
     });
 }
 
-/// A keepalive stream whose other half the server closes is opened again; if none stays open, the lock is lost in time.
+/// A keepalive stream whose other half the server closes is reopened; if none stays open, the lock is lost in time.
 #[test]
 fn half_closed_keepalive_streams_are_opened_again() {
     at_once([Some(0), Some(1), None], |before| {
@@ -151,7 +151,7 @@ fn half_closed_keepalive_streams_are_opened_again() {
     });
 }
 
-/// When every connection is bad from some moment on, the lock is lost in time, without a storm of connections.
+/// If every connection is bad from some time on, the lock is lost in time, without a storm of connections.
 #[test]
 fn connections_that_stay_bad_end_the_command_in_time() {
     at_once([Wire::Garbage, Wire::Half, Wire::Drip], |wire| {
@@ -180,9 +180,9 @@ fn another_member_takes_over() {
     });
 }
 
-/// A waiter keeps its place over broken connections and gets its turn.
+/// A waiter keeps its entry over broken connections and acquires the lock.
 #[test]
-fn a_waiter_keeps_its_place_over_broken_connections() {
+fn a_waiter_keeps_its_entry_over_broken_connections() {
     at_once(
         [Wire::Garbage, Wire::Half, Wire::TooManyPings, Wire::Drip],
         |wire| {
@@ -202,7 +202,7 @@ fn a_waiter_keeps_its_place_over_broken_connections() {
     );
 }
 
-/// "One linearizable read of own key and the earlier keys decides": if its connection breaks, it is done again.
+/// "One linearizable read of own key and the earlier keys decides": if its connection breaks, it is repeated.
 #[test]
 fn a_decisive_read_whose_connection_breaks_is_made_again() {
     at_once([Wire::Garbage, Wire::Half], |wire| {
@@ -226,7 +226,7 @@ fn a_decisive_read_whose_connection_breaks_is_made_again() {
 
 /// "Every await under a timeout", and none so long that our own lease ends meanwhile: one request that is never answered does not cost it the place.
 #[test]
-fn a_decisive_read_that_is_never_answered_costs_no_place() {
+fn a_decisive_read_that_is_never_answered_costs_no_entry() {
     let fake = Fake::start();
     let (mut waiter, predecessor) = waiter(&fake.endpoint(), &fake);
     let place = fake.keys().pop();
@@ -240,7 +240,7 @@ fn a_decisive_read_that_is_never_answered_costs_no_place() {
     ends_well(&mut waiter, &fake).expect_silent();
 }
 
-/// A release is tried for as long as the lock is surely ours, also over another connection.
+/// A release is tried for as long as the lock is certainly ours, also over another connection.
 #[test]
 fn a_release_whose_connection_breaks_is_made_again() {
     at_once([Wire::Garbage, Wire::Half], |wire| {

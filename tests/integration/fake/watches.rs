@@ -1,4 +1,4 @@
-//! Watches that end, err or say nothing: they only make things faster, and nothing depends on them.
+//! Watches that end, fail or stay silent: they only make things faster, and nothing depends on them.
 //! It must not know how the fake does it.
 
 use super::script::{Act, Lie, Point};
@@ -6,26 +6,26 @@ use super::server::Fake;
 use super::{at_once, ends_well, holder, is_lost, settled_holder, survives, waiter};
 use crate::support::{LIMIT, boot_clock, eventually};
 
-/// What may be wrong with every watch.
+/// The possible faults of every watch.
 const WRONG: [(Point, Act); 3] = [
     (Point::Watch, Act::Compacted),
     (Point::Watch, Act::Swallow),
     (Point::Watch, Act::Close),
 ];
 
-/// "Compaction, cancelled watch ...: re-read, re-watch": the waiter hears of its turn all the same.
+/// "Compaction, cancelled watch ...: re-read, re-watch": the waiter acquires the lock all the same.
 #[test]
 fn a_waiter_outlives_watches_cancelled_by_compaction() {
     gets_its_turn(WRONG[0]);
 }
 
-/// "... and a slow poll beside it": a watch that never says anything costs a moment, not the turn.
+/// "... and a slow poll beside it": a watch that stays silent costs a moment, not the lock.
 #[test]
 fn a_waiter_outlives_a_mute_watch() {
     gets_its_turn(WRONG[1]);
 }
 
-/// The server closes its half of the watch stream whenever there is one: the waiter opens it again.
+/// The server closes its half of every watch stream: the waiter reopens it.
 #[test]
 fn a_waiter_outlives_half_closed_watches() {
     gets_its_turn(WRONG[2]);
@@ -54,7 +54,7 @@ fn gets_its_turn((point, act): (Point, Act)) {
     ends_well(&mut waiter, &fake).expect_silent();
 }
 
-/// A holder's watch may fail in any way: the renewals go on, and broken watches are not opened in a storm.
+/// A holder's watch may fail in any way: the renewals continue, and broken watches are not reopened in a storm.
 #[test]
 fn a_holder_outlives_all_that_can_happen_to_its_watch() {
     at_once(WRONG, |(point, act)| {
@@ -67,8 +67,7 @@ fn a_holder_outlives_all_that_can_happen_to_its_watch() {
     });
 }
 
-/// "A DELETE of our key, a linearizable read without it ... is loss": with a watch that says nothing the next
-/// renewal sees it.
+/// "A DELETE of our key, a linearizable read without it ... is loss": with a silent watch the next renewal sees it.
 #[test]
 fn a_deleted_key_is_seen_without_a_watch() {
     at_once(WRONG, |(point, act)| {
@@ -97,7 +96,7 @@ fn an_unknown_event_is_skipped() {
 }
 
 /// "One linearizable read of own key and the earlier keys decides", and only one of our own cluster: an answer with a
-/// header that is not true, whatever a waiter asks for, gives it neither the lock before its turn nor loses its place.
+/// wrong header, to any request of a waiter, neither gives it the lock too early nor loses its entry.
 #[test]
 fn a_waiter_outlives_odd_answers() {
     let odd = [

@@ -19,7 +19,7 @@ struct Watch {
     id: i64,
     key: Vec<u8>,
     end: Vec<u8>,
-    /// The first revision that has not been told yet.
+    /// The first revision whose events have not been sent yet.
     next: i64,
     act: Act,
 }
@@ -119,7 +119,7 @@ async fn attend(
     }
 }
 
-/// What is new for a watch.
+/// The new events for a watch.
 fn response_for(member: &Member, watch: &mut Watch) -> Option<PbWatchResponse> {
     let (now, mut events) = member.store.events(&watch.key, &watch.end, watch.next);
     watch.next = watch.next.max(now + 1);

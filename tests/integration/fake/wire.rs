@@ -1,5 +1,5 @@
-//! Misbehaviour below gRPC: bytes that are no HTTP/2, that come drop by drop, or never.
-//! It must not know what the bytes mean that it passes on.
+//! Faults below gRPC: bytes that are no HTTP/2, that arrive one by one, or never.
+//! It must not know what the bytes mean.
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -14,25 +14,25 @@ use tokio::time::{MissedTickBehavior, interval};
 
 use super::server::{Background, listen};
 
-/// What a connection does to the bytes for the client; those from the client always pass.
+/// The treatment of the bytes for the client; those from the client always pass.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Wire {
     Pass,
-    /// Says something that is no HTTP/2, and then passes the bytes.
+    /// Sends bytes that are no HTTP/2, and then passes the bytes.
     Garbage,
-    /// Says what a web server says to HTTP/2, and then passes the bytes.
+    /// Sends the answer of a web server to HTTP/2, and then passes the bytes.
     WebServer,
-    /// Says a GOAWAY frame with the code `ENHANCE_YOUR_CALM`, as etcd does to whoever pings too often (RFC 9113, 6.8),
-    /// and then passes the bytes.
+    /// Sends a GOAWAY frame with the code `ENHANCE_YOUR_CALM`, which etcd sends to a client that pings too often (RFC
+    /// 9113, 6.8), and then passes the bytes.
     TooManyPings,
     /// One byte a second.
     Drip,
-    /// Closes the half towards the client and still takes what comes from it.
+    /// Closes the half towards the client and still accepts its bytes.
     Half,
 }
 
 impl Wire {
-    /// What is said out of turn.
+    /// The bytes that are sent out of turn.
     fn interjection(self) -> &'static [u8] {
         match self {
             Self::Garbage => b"\x00\xff\x13 this is no frame \xde\xad\xbe\xef \x00\x00\x00",
@@ -55,12 +55,12 @@ pub(super) struct Relay {
 }
 
 impl Relay {
-    /// Passes on to a server, until told otherwise.
+    /// Passes bytes to a server, until ordered otherwise.
     pub(super) fn to(server: SocketAddr) -> Self {
         Self::run(Some(server))
     }
 
-    /// There is no server: all that the client ever gets is what it is told to get.
+    /// Without a server: the client gets only the bytes of the fault.
     pub(super) fn nowhere() -> Self {
         Self::run(None)
     }
@@ -94,22 +94,22 @@ impl Relay {
         format!("http://{}", self.address)
     }
 
-    /// How many connections were ever made.
+    /// Number of connections so far.
     pub(super) fn connections(&self) -> u32 {
         self.connections.load(Ordering::SeqCst)
     }
 
-    /// What happens to the connections that are open now.
+    /// The treatment of the open connections.
     pub(super) fn present(&self, wire: Wire) {
         self.present.send_replace(wire);
     }
 
-    /// What happens to the connections that are made from now on.
+    /// The treatment of connections from now on.
     pub(super) fn newcomers(&self, wire: Wire) {
         *self.newcomers.lock().expect("no panic while locked") = wire;
     }
 
-    /// What happens to all connections, now and later.
+    /// The treatment of all connections, now and later.
     pub(super) fn all(&self, wire: Wire) {
         self.newcomers(wire);
         self.present(wire);

@@ -69,7 +69,7 @@ fn goes_on(fence: &Fence, token: u32) {
 /// "Whatever happens, by kill -9 ... at any point, FILE has the old number or the new one, as a whole": killed before
 /// each call that has to do with files, both with a file that is there and without one.
 #[test]
-fn killed_before_any_call_it_leaves_the_old_number_or_the_new_one() {
+fn a_kill_before_any_call_leaves_the_old_number_or_the_new_one() {
     for there in [true, false] {
         let first = Fence::new();
         if there {
@@ -119,7 +119,7 @@ fn everything_is_synced_before_the_command_begins() {
 
 /// Killed at moments that nobody chose, with the number growing all the time.
 #[test]
-fn killed_at_random_moments_it_never_falls_back() {
+fn a_kill_at_a_random_moment_never_lowers_the_number() {
     let fence = Fence::new();
     let mut before = 0;
     for token in 1..=60 {
@@ -301,7 +301,7 @@ fn alone(script: &str) -> Dlock {
 
 /// Killed while others wait, it lets the next one in, which finds a whole file.
 #[test]
-fn killed_in_a_crowd_it_stops_nobody() {
+fn a_kill_among_many_writers_stops_no_other() {
     let fence = Fence::new();
     thread::scope(|scope| {
         for caller in 0..4 {

@@ -261,7 +261,7 @@ env -i PATH="$PATH" HOME="$PWD" sh -c "$*" < <(cat) | cat
 impl Storage {
     pub(super) fn new() -> Self {
         let folder = Scratch::new();
-        fs::create_dir(folder.file("home")).expect("a new folder");
+        fs::create_dir(folder.file("home")).expect("a new directory");
         let ssh = folder.write("ssh", SSH);
         fs::set_permissions(ssh, fs::Permissions::from_mode(0o755)).expect("our own file");
         Self(folder)

@@ -45,7 +45,7 @@ fn a_killed_dlock_keeps_the_lock_until_its_tree_is_dead() {
 
 /// "guard dead: the command dies with it, the rest ... dlock kills"
 #[test]
-fn a_killed_guard_ends_the_tree_before_the_next_one_begins() {
+fn a_killed_guard_ends_the_tree_before_the_next_command_begins() {
     let (state, oracle) = (State::new(), Oracle::new());
     let (mut holder, mut waiter) = holder_and_waiter(&state, &oracle);
     holder.guard().signal(Signal::KILL);
@@ -122,7 +122,7 @@ fn a_crashed_holder_is_never_shown() {
 
 /// "guard stopped: dlock notices that it does not answer and kills the tree itself"
 #[test]
-fn a_stopped_guard_ends_the_tree_before_the_next_one_begins() {
+fn a_stopped_guard_ends_the_tree_before_the_next_command_begins() {
     let (state, oracle) = (State::new(), Oracle::new());
     let (mut holder, mut waiter) = holder_and_waiter(&state, &oracle);
     holder.guard().signal(Signal::STOP);
@@ -134,7 +134,7 @@ fn a_stopped_guard_ends_the_tree_before_the_next_one_begins() {
 
 /// A waiter that is killed leaves the queue, whoever is before and behind it.
 #[test]
-fn a_killed_waiter_is_passed_over() {
+fn a_killed_waiter_does_not_block_the_queue() {
     let (state, oracle) = (State::new(), Oracle::new());
     let (holder, mut first) = holder_and_waiter(&state, &oracle);
     let mut last = state
@@ -155,7 +155,7 @@ fn a_killed_waiter_is_passed_over() {
 
 /// Many at once, and half of them are killed at any moment: never two at once, tokens that only grow.
 #[test]
-fn killed_in_a_crowd_nobody_overlaps() {
+fn kills_among_many_contenders_cause_no_overlap() {
     let (state, oracle) = (State::new(), Oracle::new());
     thread::scope(|scope| {
         for caller in 0..4_u64 {
@@ -204,7 +204,7 @@ fn traced(state: &State, calls: &str, tamper: &[&str], words: &[&str]) -> Dlock 
 /// "It ... never goes back, also when dlock is killed at any moment": killed before each call that has to do with files, dlock, its thread or
 /// its guard, the next one has a higher token than any command has seen, and finds the lock free.
 #[test]
-fn killed_before_any_call_the_token_never_goes_back() {
+fn a_kill_before_any_call_never_lowers_the_token() {
     let state = State::new();
     let seen = state.folder.file("seen");
     let script = format!("echo $DLOCK_FENCING_TOKEN >>{seen}");
@@ -246,7 +246,7 @@ fn killed_before_any_call_the_token_never_goes_back() {
 /// "For several users, install -d -m 2770 -g GROUP DIR makes one": killed before each call that makes something, whatever its umask,
 /// one member of the group bars no other, and removes what it has left when it makes a lock again.
 #[test]
-fn killed_before_any_call_no_member_of_the_group_is_barred() {
+fn a_kill_before_any_call_locks_no_member_of_the_group_out() {
     if !rustix::process::geteuid().is_root() {
         return report("not shown: several users need root");
     }
@@ -271,7 +271,7 @@ fn killed_before_any_call_no_member_of_the_group_is_barred() {
         let before = killed;
         for number in 1..=most {
             let state = State::new();
-            fs::create_dir(&state.path).expect("a new folder");
+            fs::create_dir(&state.path).expect("a new directory");
             let open = |path: &Path, mode| {
                 fs::set_permissions(path, Permissions::from_mode(mode)).expect("our own");
             };
@@ -305,7 +305,7 @@ fn killed_before_any_call_no_member_of_the_group_is_barred() {
             let again = group(&state, 1001, "077", &["other", "true"]);
             again.finish().expect_code(0);
             let mut folders: Vec<_> = fs::read_dir(&state.path)
-                .expect("our own folder")
+                .expect("our own directory")
                 .map(|entry| entry.expect("an entry").file_name())
                 .collect();
             folders.sort();
@@ -318,9 +318,9 @@ fn killed_before_any_call_no_member_of_the_group_is_barred() {
 
 /// The same by the order of the calls, as strace(1) counts them for each thread: what is made gets its mode before its name.
 #[test]
-fn nothing_is_seen_before_it_has_its_mode() {
+fn no_file_appears_before_it_has_its_mode() {
     let state = State::new();
-    fs::create_dir(&state.path).expect("a new folder");
+    fs::create_dir(&state.path).expect("a new directory");
     fs::set_permissions(&state.path, Permissions::from_mode(0o770)).expect("our own");
     let calls = "openat,mkdirat,fchmod,renameat,renameat2";
     let run = traced(&state, calls, &[], &["job", "true"]);
@@ -359,7 +359,7 @@ fn everything_is_synced_before_the_command_begins() {
         let settled = lines[renamed..]
             .iter()
             .position(|line| line.contains("fsync("));
-        let settled = renamed + settled.expect("the folder is synced");
+        let settled = renamed + settled.expect("the directory is synced");
         let began = position("execve(\"/bin/true\"").expect("the command");
         assert!(settled < began, "{log}");
     }
@@ -452,7 +452,7 @@ fn a_damaged_token_is_no_token() {
 /// "Who may write to the folder can remove files in it, and that frees the lock: its holder sees it within a second and stops
 /// its command, and the status is 121"
 #[test]
-fn a_place_that_is_removed_is_a_loss() {
+fn a_removed_entry_is_a_loss() {
     let state = State::new();
     let away = state.folder.file("away");
     for (number, damage) in [

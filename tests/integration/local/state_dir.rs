@@ -53,9 +53,9 @@ fn is_refused(state: &State, words: &[&str]) {
 
 /// "It has to belong to root or to the user, not everybody may write to it"
 #[test]
-fn a_folder_that_others_can_change_is_refused() {
+fn a_directory_that_others_can_change_is_refused() {
     let state = State::new();
-    fs::create_dir(&state.path).expect("a new folder");
+    fs::create_dir(&state.path).expect("a new directory");
     for bits in [0o777, 0o1777, 0o702] {
         mode(&state.path, bits);
         is_refused(&state, &["everybody may write to it", "chmod o-w"]);
@@ -80,7 +80,7 @@ fn a_folder_that_others_can_change_is_refused() {
 fn a_link_is_not_followed() {
     let state = State::new();
     let target = state.folder.file("target");
-    fs::create_dir(&target).expect("a new folder");
+    fs::create_dir(&target).expect("a new directory");
     symlink(&target, &state.path).expect("a new link");
     is_refused(
         &state,
@@ -89,7 +89,7 @@ fn a_link_is_not_followed() {
     let slash = Dlock::nowhere().run([&format!("--local={}/", state.path), "job", "echo", "never"]);
     slash.finish().expect_code(125).expect_stdout("");
     fs::remove_file(&state.path).expect("our own link");
-    fs::create_dir(&state.path).expect("a new folder");
+    fs::create_dir(&state.path).expect("a new directory");
     symlink(&target, format!("{}/job", state.path)).expect("a new link");
     let run = || state.run(&["job", "echo", "never"]).finish();
     run()
@@ -97,7 +97,7 @@ fn a_link_is_not_followed() {
         .expect_stdout("")
         .expect_stderr(&["/job': it is a symbolic link"]);
     fs::remove_file(format!("{}/job", state.path)).expect("our own link");
-    fs::create_dir(format!("{}/job", state.path)).expect("a new folder");
+    fs::create_dir(format!("{}/job", state.path)).expect("a new directory");
     let precious = state.folder.write("precious", "data");
     for file in ["token.lock", "token", "7", "7.2"] {
         let link = format!("{}/job/{file}", state.path);
@@ -117,9 +117,9 @@ fn a_link_is_not_followed() {
 
 /// "A folder that cannot be written": said, with what helps.
 #[test]
-fn a_folder_that_cannot_be_written_is_named() {
+fn a_directory_that_cannot_be_written_is_named() {
     let state = State::new();
-    fs::create_dir(&state.path).expect("a new folder");
+    fs::create_dir(&state.path).expect("a new directory");
     mode(&state.path, 0o755);
     if !am_root() {
         mode(&state.path, 0o555);
@@ -162,7 +162,7 @@ fn a_folder_that_cannot_be_written_is_named() {
 /// "What is made in it is for its owner alone, and for the group, too, if the group may write to the folder", whatever the
 /// umask: whoever can open a file could put a flock on it, and bar everybody.
 #[test]
-fn what_is_made_is_for_those_who_may_write_to_the_folder() {
+fn new_files_are_for_users_that_may_write_to_the_directory() {
     for (bits, folder, file) in [
         (None, 0o700, 0o600),
         (Some(0o700), 0o700, 0o600),
@@ -173,7 +173,7 @@ fn what_is_made_is_for_those_who_may_write_to_the_folder() {
         for umask in ["000", "077"] {
             let state = State::new();
             if let Some(bits) = bits {
-                fs::create_dir(&state.path).expect("a new folder");
+                fs::create_dir(&state.path).expect("a new directory");
                 mode(&state.path, bits);
             }
             let look = "stat -c %a $DLOCK_LOCAL $DLOCK_LOCAL/job $DLOCK_LOCAL/job/1 $DLOCK_LOCAL/job/1.cooling.ready";
@@ -206,7 +206,7 @@ fn a_group_shares_its_locks() {
     }
     let state = State::new();
     mode(state.folder.path().to_str().expect("a plain path"), 0o755);
-    fs::create_dir(&state.path).expect("a new folder");
+    fs::create_dir(&state.path).expect("a new directory");
     chown(&state.path, None, Some(4242)).expect("root may");
     mode(&state.path, 0o2770);
     let member = |uid: u32, words: &[&str]| {
@@ -238,7 +238,7 @@ fn a_group_shares_its_locks() {
 #[test]
 fn a_network_file_system_is_refused() {
     let state = State::new();
-    fs::create_dir(&state.path).expect("a new folder");
+    fs::create_dir(&state.path).expect("a new directory");
     for (number, name) in [("6969000000000000", "NFS"), ("424d53fe00000000", "SMB")] {
         let poke = format!("inject=fstatfs:poke_exit=@arg2={number}");
         let strace = [
@@ -261,14 +261,14 @@ fn a_network_file_system_is_refused() {
 
 /// "The folder is made with the rights of its user alone", in `XDG_STATE_HOME` or `~/.local/state`.
 #[test]
-fn everybody_has_a_folder_of_his_own() {
+fn every_user_has_a_state_directory() {
     for (variable, folder) in [
         ("HOME", "home/.local/state/dlock"),
         ("XDG_STATE_HOME", "home/dlock"),
     ] {
         let state = State::new();
         let home = state.folder.file("home");
-        fs::create_dir(&home).expect("a new folder");
+        fs::create_dir(&home).expect("a new directory");
         if am_root() {
             mode(state.folder.path().to_str().expect("a plain path"), 0o755);
             chown(&home, Some(NOBODY), Some(NOBODY)).expect("root may");

@@ -1,20 +1,20 @@
 //! A wall clock that can be set for one program alone, and a boot clock that began at another time than ours.
-//! It must not know what a program makes of its clocks.
+//! It must not know how a program uses its clocks.
 
 use std::path::PathBuf;
 use std::time::Duration;
 
 use super::{Dlock, Scratch};
 
-/// A wall clock for programs that ask the C library for the time, by libfaketime. What asks the kernel itself, as Go
-/// programs do, does not see it.
+/// A wall clock for programs that read the time through the C library, by libfaketime. A program that calls the kernel
+/// itself, as Go programs do, does not see it.
 pub(crate) struct WallClock {
     library: PathBuf,
     dir: Scratch,
 }
 
 impl WallClock {
-    /// One that goes right.
+    /// A clock that shows the true time.
     pub(crate) fn new() -> Self {
         let library = std::fs::read_dir("/usr/lib")
             .expect("a Linux")
@@ -32,14 +32,14 @@ impl WallClock {
         clock
     }
 
-    /// Sets it for everybody who lives by it, as faketime(1) writes it: `-1h`, `+5`.
+    /// Sets the clock for all its programs, in faketime(1)'s form: `-1h`, `+5`.
     pub(crate) fn jump(&self, offset: &str) {
-        // In one step, so that nobody reads half of it.
+        // In one step, so that no program reads half of it.
         let new = self.dir.write("new", &format!("{offset}\n"));
         std::fs::rename(new, self.dir.file("clock")).expect("our own directory");
     }
 
-    /// Lets the program live by this clock.
+    /// Lets the program use this clock.
     pub(crate) fn wind(&self, program: Dlock) -> Dlock {
         program
             .env("LD_PRELOAD", &self.library)
@@ -50,7 +50,7 @@ impl WallClock {
 }
 
 impl Dlock {
-    /// Starts the program on a host that has been up for so much longer than ours, as far as it can see.
+    /// Starts the program on a simulated host that has been up this much longer than ours.
     pub(crate) fn up_longer_by(self, span: Duration) -> Self {
         let mut words = vec!["unshare".to_owned()];
         if !rustix::process::geteuid().is_root() {
@@ -64,7 +64,7 @@ impl Dlock {
     }
 }
 
-/// Fails unless programs can be given another boot clock here.
+/// Fails unless programs can have another boot clock here.
 #[track_caller]
 pub(crate) fn assert_time_namespaces() {
     let day = Duration::from_hours(24);

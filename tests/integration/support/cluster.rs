@@ -8,7 +8,7 @@ use super::{LIMIT, eventually, free_port};
 /// A cluster of three members on this machine.
 pub(crate) struct Cluster {
     members: Vec<Etcd>,
-    /// By which the other members reach each: what it says to them goes the other way, towards the client.
+    /// Links from the other members to each: its messages to them pass in the direction of the client.
     peers: Vec<Link>,
 }
 
@@ -58,12 +58,13 @@ impl Cluster {
         &self.members
     }
 
-    /// Keeps back what a member says to the others, which it still hears; they miss it after some five seconds.
+    /// Holds back a member's messages to the others, while it still receives theirs; they miss it after some five
+    /// seconds.
     pub(crate) fn hold_back(&self, member: usize) {
         self.peers[member].set(Direction::ToClient, Mode::Hold);
     }
 
-    /// Lets a member be heard again, with all that it has said meanwhile.
+    /// Delivers a member's messages again, with those held back.
     pub(crate) fn let_through(&self, member: usize) {
         self.peers[member].both(Mode::Pass);
     }
@@ -77,7 +78,7 @@ impl Cluster {
             .join(",")
     }
 
-    /// The number of the member that leads now.
+    /// The number of the current leader.
     pub(crate) fn leader(&self) -> usize {
         eventually(LIMIT, "the cluster has a leader", || {
             self.members.iter().position(|member| {

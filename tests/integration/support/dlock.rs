@@ -1,4 +1,4 @@
-//! Starts the program under test (or a peer in its place) in a clean environment, watches it and cleans up after it.
+//! Starts the program under test (or a peer instead) in a clean environment, watches it and cleans up after it.
 //! It must not know what a run is expected to do.
 
 use std::ffi::{OsStr, OsString};
@@ -16,7 +16,7 @@ use super::{LIMIT, Scratch, eventually, unique};
 
 /// A program to be started: by default the dlock under test.
 pub(crate) struct Dlock {
-    /// What starts the program, such as `nohup`.
+    /// The program that starts it, such as `nohup`.
     launcher: Vec<OsString>,
     line: Vec<OsString>,
     env: Vec<(String, OsString)>,
@@ -26,14 +26,14 @@ pub(crate) struct Dlock {
     scratch: Scratch,
 }
 
-/// A started program; it and everything that descends from it are killed on drop.
+/// A started program; drop kills it and all its descendants.
 pub(crate) struct Running {
     child: Child,
     mark: String,
     scratch: Scratch,
 }
 
-/// How a program ended.
+/// The end of a program.
 #[derive(Debug)]
 pub(crate) struct Outcome {
     status: ExitStatus,
@@ -62,7 +62,7 @@ impl Dlock {
         Self::program(etcd.ctl_command()).env("ETCDCTL_API", "3")
     }
 
-    /// Another program in the place of dlock.
+    /// Another program instead of dlock.
     pub(crate) fn program<S: AsRef<OsStr>>(line: impl IntoIterator<Item = S>) -> Self {
         Self {
             launcher: Vec::new(),
@@ -78,7 +78,7 @@ impl Dlock {
         }
     }
 
-    /// `run NAME` and the words after it.
+    /// `run NAME` and further arguments.
     pub(crate) fn run<S: AsRef<OsStr>>(self, words: impl IntoIterator<Item = S>) -> Self {
         self.args(["run"]).args(words)
     }
@@ -94,7 +94,7 @@ impl Dlock {
         self
     }
 
-    /// Starts the program through another that ends in an `exec`, so that the process id stays.
+    /// Starts the program through another one that ends in an `exec`, so that the process id stays.
     pub(crate) fn under<S: AsRef<OsStr>>(mut self, words: impl IntoIterator<Item = S>) -> Self {
         self.launcher
             .extend(words.into_iter().map(|word| word.as_ref().to_owned()));
@@ -121,7 +121,7 @@ impl Dlock {
         self
     }
 
-    /// The empty directory that is the home, and takes the output.
+    /// The empty directory that is `$HOME`, and takes the output.
     pub(crate) fn home(&self) -> &Scratch {
         &self.scratch
     }
@@ -129,7 +129,7 @@ impl Dlock {
     pub(crate) fn start(self) -> Running {
         let mark = unique("tree");
         let file = |name: &str| File::create(self.scratch.path().join(name)).expect("a new file");
-        // Whoever ignores a signal hands that on: nohup, or a shell that starts the tests in the background.
+        // An ignored signal is inherited: from nohup, or from a shell that starts the tests in the background.
         let child = Command::new("env")
             .args(["--default-signal", "--"])
             .args(self.launcher.iter().chain(&self.line))
@@ -179,7 +179,7 @@ impl Running {
         })
     }
 
-    /// What runs below the guard, and whatever of it has gone astray.
+    /// The processes below the guard, and orphans of that tree.
     pub(crate) fn tree(&self) -> Vec<Process> {
         let mut tree = marked(&self.mark);
         tree.retain(|process| {
@@ -188,7 +188,7 @@ impl Running {
         tree
     }
 
-    /// Everything that was started here and lives, dlock and its guard included.
+    /// All living processes that were started here, dlock and its guard included.
     pub(crate) fn everything(&self) -> Vec<Process> {
         marked(&self.mark)
     }
@@ -218,8 +218,8 @@ impl Running {
             .stdin
             .as_mut()
             .expect("started with a piped stdin");
-        stdin.write_all(text.as_bytes()).expect("somebody reads");
-        stdin.flush().expect("somebody reads");
+        stdin.write_all(text.as_bytes()).expect("a reader");
+        stdin.flush().expect("a reader");
     }
 
     /// Waits until the standard output holds `text`.
@@ -238,7 +238,7 @@ impl Running {
         }
     }
 
-    /// Closes the standard input, which its command has waited for, and expects that all is well.
+    /// Closes the standard input, for which its command waits, and expects success.
     #[track_caller]
     pub(crate) fn let_go(&mut self) -> Outcome {
         assert!(!self.is_over(), "{}", self.stderr());
@@ -280,7 +280,7 @@ impl Running {
         }
     }
 
-    /// Waits until nothing of the command's tree lives.
+    /// Waits until no process of the command's tree lives.
     #[track_caller]
     pub(crate) fn tree_dies(&self) {
         eventually(LIMIT, "the command's whole tree is dead", || {
@@ -288,7 +288,7 @@ impl Running {
         });
     }
 
-    /// Fails unless nothing of the command's tree lives at this moment.
+    /// Fails unless no process of the command's tree lives now.
     #[track_caller]
     pub(crate) fn assert_tree_dead(&self) {
         let left = self.tree();
@@ -338,7 +338,7 @@ impl Outcome {
         self
     }
 
-    /// Each line that dlock wrote begins with its name; fails unless `words` are all in there.
+    /// Fails unless each line of dlock's begins with its name, and `words` are all in them.
     #[track_caller]
     pub(crate) fn expect_stderr(self, words: &[&str]) -> Self {
         for word in words {

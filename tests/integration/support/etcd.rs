@@ -1,5 +1,5 @@
-//! A real etcd server for tests, and etcdctl to look into it.
-//! It must not know dlock: what dlock does is checked through etcd's own tool.
+//! A real etcd server for tests, and etcdctl to inspect it.
+//! It must not know dlock: etcd's own tool checks what dlock does.
 
 use std::env;
 use std::fs;
@@ -16,8 +16,8 @@ use rustix::process::Signal;
 use super::processes::{Process, alive};
 use super::{Certificates, LIMIT, boot_clock, eventually, unique};
 
-/// Runs etcd for as long as our end of its standard input is open, so that no server outlives the tests however they
-/// end. Each line it reads means: kill it and start it again. It prints the process id of each start.
+/// Runs etcd for as long as our end of its standard input is open, so that no server outlives the tests. Each line of
+/// input means: kill it and start it again. It prints the process id of each start.
 const KEEPER: &str = r#"
 log=$1 dir=$2; shift 2
 start() { "$@" </dev/null >>"$log" 2>&1 & pid=$!; echo "$pid"; }
@@ -32,7 +32,7 @@ pub(crate) struct Etcd {
     port: u16,
     scheme: &'static str,
     dir: PathBuf,
-    /// What etcdctl needs beside the endpoint, such as `--cacert=FILE` or `--user=NAME:PASSWORD`.
+    /// Flags of etcdctl beside the endpoint, such as `--cacert=FILE` or `--user=NAME:PASSWORD`.
     ctl_flags: Mutex<Vec<String>>,
 }
 
@@ -43,12 +43,12 @@ struct Keeper {
     pid: Process,
 }
 
-/// How a member is to be started.
+/// How to start a member.
 pub(crate) struct Plan<'a> {
     pub(crate) name: &'a str,
     pub(crate) client_port: u16,
     pub(crate) peer_port: u16,
-    /// Where the other members reach it.
+    /// The port by which the other members reach it.
     pub(crate) advertised_port: u16,
     /// `name=url,name=url,...` of all members.
     pub(crate) initial_cluster: String,
@@ -75,23 +75,23 @@ impl Entry {
 }
 
 impl Etcd {
-    /// The server that plain tests share: each test keeps to lock names of its own.
+    /// The server that plain tests share: each test uses lock names of its own.
     pub(crate) fn shared() -> &'static Self {
         static SHARED: LazyLock<Etcd> = LazyLock::new(Etcd::start);
         &SHARED
     }
 
-    /// A server of the test's own, ready to serve.
+    /// A server for one test, ready to serve.
     pub(crate) fn start() -> Self {
         Self::start_with(&[])
     }
 
-    /// A server of the test's own with more flags.
+    /// A server for one test with more flags.
     pub(crate) fn start_with(flags: &[&str]) -> Self {
         Self::alone("http", flags, &[])
     }
 
-    /// A server of the test's own that speaks TLS to clients.
+    /// A server for one test that speaks TLS to clients.
     pub(crate) fn start_tls(made: &Certificates) -> Self {
         Self::with_certificates(made, &[], Vec::new())
     }
@@ -125,7 +125,7 @@ impl Etcd {
                 flags,
                 ctl_flags: ctl_flags.to_vec(),
             });
-            // Another test may have taken a port in between: etcd then ends at once.
+            // Another test may have taken a port in between: etcd then exits at once.
             if etcd.ready() {
                 return etcd;
             }
@@ -171,7 +171,7 @@ impl Etcd {
             .args(plan.flags)
             .env_clear()
             .env("PATH", env::var_os("PATH").unwrap_or_default())
-            // etcd 3.4 wants this before it runs on anything but amd64.
+            // etcd 3.4 needs this on anything but amd64.
             .env("ETCD_UNSUPPORTED_ARCH", "arm64")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -232,7 +232,7 @@ impl Etcd {
         eventually(LIMIT, "etcd is dead", || !alive(self.process()));
     }
 
-    /// Starts the server again, killing it first where it still runs; does not wait for it.
+    /// Starts the server again, killing it first if it still runs; does not wait for it.
     pub(crate) fn revive(&self) {
         let mut keeper = self.keeper.lock().expect("no panic while locked");
         let orders = keeper.orders.as_mut().expect("open until drop");
@@ -246,11 +246,11 @@ impl Etcd {
         assert!(self.ready(), "etcd comes back:\n{}", self.log());
     }
 
-    /// Puts a backup, made by `etcdctl snapshot save`, in the place of all data, and the revisions back with it.
+    /// Replaces all data with a backup, made by `etcdctl snapshot save`, and with it the revisions.
     pub(crate) fn restore(&self, backup: &str) {
         self.kill();
         let data = self.dir.join("data");
-        fs::remove_dir_all(&data).expect("our own folder");
+        fs::remove_dir_all(&data).expect("our own directory");
         let data = data.to_str().expect("a plain path");
         self.ctl(&["snapshot", "restore", backup, "--data-dir", data]);
         self.restart();
@@ -284,7 +284,7 @@ impl Etcd {
         line
     }
 
-    /// Runs etcdctl where a failure is none of the test, and says whether it succeeded.
+    /// Runs etcdctl; returns whether it succeeded.
     pub(crate) fn try_ctl(&self, args: &[&str]) -> bool {
         self.ctl_output(args).status.success()
     }
@@ -300,7 +300,7 @@ impl Etcd {
             .expect("etcdctl starts")
     }
 
-    /// Runs etcdctl and gives what it printed.
+    /// Runs etcdctl and returns its output.
     #[track_caller]
     pub(crate) fn ctl(&self, args: &[&str]) -> String {
         let output = self.ctl_output(args);
@@ -317,7 +317,7 @@ impl Etcd {
         id.expect("an id").to_owned()
     }
 
-    /// What the member says of itself, one field a line; `None` when it does not answer now.
+    /// The member's status, one field a line; `None` when it does not answer now.
     pub(crate) fn status(&self) -> Option<String> {
         let output =
             self.ctl_output(&["--command-timeout=1s", "endpoint", "status", "-w", "fields"]);
@@ -325,7 +325,7 @@ impl Etcd {
         status.then(|| String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
-    /// All keys that begin with `prefix`, the oldest first. Asks again while the server elects or wakes up.
+    /// All keys that begin with `prefix`, the oldest first. Repeats the request while the server elects or starts.
     #[track_caller]
     pub(crate) fn entries(&self, prefix: &str) -> Vec<Entry> {
         let query = [
@@ -343,13 +343,13 @@ impl Etcd {
         })
     }
 
-    /// The places in a lock's queue, the holder first. The name is one that needs no encoding.
+    /// The entries of a lock's queue, the holder first. The name must need no encoding.
     #[track_caller]
     pub(crate) fn queue(&self, name: &str) -> Vec<Entry> {
         self.entries(&format!("dlock/lock/{name}/"))
     }
 
-    /// Waits until the lock's queue is `length` long and gives it.
+    /// Waits until the lock's queue is `length` long and returns it.
     #[track_caller]
     pub(crate) fn queue_of(&self, name: &str, length: usize) -> Vec<Entry> {
         eventually(LIMIT, &format!("{length} in the queue of {name}"), || {
@@ -357,7 +357,7 @@ impl Etcd {
         })
     }
 
-    /// All leases, as etcdctl writes them.
+    /// All leases, in etcdctl's form.
     #[track_caller]
     pub(crate) fn leases(&self) -> Vec<String> {
         let list = self.ctl(&["lease", "list"]);
@@ -372,7 +372,7 @@ impl Etcd {
         self.ctl(&["lease", "revoke", lease]);
     }
 
-    /// Waits until neither keys nor leases are left; a default term may pass, for a revoke may get lost.
+    /// Waits until neither keys nor leases are left; that may take a default TTL, because a revoke may get lost.
     #[track_caller]
     pub(crate) fn assert_empty(&self) {
         let until = boot_clock() + LIMIT * 2;
@@ -391,7 +391,7 @@ impl Etcd {
         }
     }
 
-    /// Writes until there is no space left: to be started with a small `--quota-backend-bytes`.
+    /// Writes until there is no space left; needs a small `--quota-backend-bytes`.
     #[track_caller]
     pub(crate) fn fill(&self) {
         let value = "x".repeat(100_000);
@@ -401,8 +401,8 @@ impl Etcd {
         });
     }
 
-    /// Makes space again after [`Etcd::fill`] of a member of a cluster, for all members: forgets old revisions, gives their
-    /// space back, and takes the alarm away.
+    /// Makes space again after [`Etcd::fill`], for all members of a cluster: compacts, defragments, and disarms the
+    /// alarm.
     pub(crate) fn make_space(members: &[Self]) {
         let one = &members[0];
         eventually(LIMIT, "there is space again", || {
@@ -415,7 +415,7 @@ impl Etcd {
                 member.try_ctl(&["defrag"]);
             }
             one.try_ctl(&["alarm", "disarm"]);
-            // The last write may have come late.
+            // The last write may have arrived late.
             one.try_ctl(&["put", "fill", ""])
                 && one.try_ctl(&["del", "--prefix", "fill"])
                 && one.ctl(&["alarm", "list"]).is_empty()
@@ -485,13 +485,13 @@ fn parse_entries(fields: &str) -> Vec<Entry> {
     entries
 }
 
-/// A port of 127.0.0.1 that nobody listens on at this moment.
+/// A port of 127.0.0.1 that is free now.
 pub(crate) fn free_port() -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").expect("127.0.0.1 has free ports");
     listener.local_addr().expect("a bound socket").port()
 }
 
-/// PATH with the folders of the chosen etcd and etcdctl in front, for scripts that just name them.
+/// PATH with the directories of the chosen etcd and etcdctl in front, for scripts that name only the program.
 pub(crate) fn search_path() -> String {
     let chosen = [etcd_program(), etcdctl_program()];
     let folders = chosen

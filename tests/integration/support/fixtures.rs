@@ -1,17 +1,17 @@
-//! Where most tests begin: somebody holds a lock, and maybe somebody waits behind him.
+//! The start of most tests: a holder, and maybe a waiter behind it.
 //! It must not know what happens then.
 
 use std::process::Stdio;
 
 use super::{Dlock, Etcd, Oracle, Running};
 
-/// dlock that has the lock and keeps it for ten minutes.
+/// A dlock that holds the lock for ten minutes.
 #[track_caller]
 pub(crate) fn hold(dlock: Dlock, options: &[&str], name: &str) -> Running {
     runs(dlock, options, name, "echo on; exec sleep 600")
 }
 
-/// dlock that has the lock and keeps it until it is let go: [`Running::let_go`].
+/// A dlock that holds the lock until [`Running::let_go`].
 #[track_caller]
 pub(crate) fn hold_open(dlock: Dlock, options: &[&str], name: &str) -> Running {
     let dlock = dlock.stdin(Stdio::piped());
@@ -26,8 +26,8 @@ fn runs(dlock: Dlock, options: &[&str], name: &str, script: &str) -> Running {
     holder
 }
 
-/// A holder of the lock `name` whose command only SIGKILL ends, with a daemonised descendant that counts as much, and
-/// a waiter behind it, both under the oracle. Of each is given what stands before its command.
+/// A holder of the lock `name` whose command only SIGKILL ends, with a daemonised descendant of the same kind, and a
+/// waiter behind it, both under the oracle. The arguments are the command lines before their commands.
 #[track_caller]
 pub(crate) fn holder_and_waiter(
     etcd: &Etcd,

@@ -16,18 +16,18 @@ use rustix::net::{AddressFamily, SocketType, bind, getsockname, listen, socket};
 
 use super::boot_clock;
 
-/// How often a thread of the relay looks for a new order.
+/// Interval at which a thread of the relay checks for a new order.
 const PACE: Duration = Duration::from_millis(5);
 
-/// What the relay does with the bytes of one direction.
+/// The treatment of the bytes of one direction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Mode {
     Pass,
     /// Keep them, and deliver all in one burst on the next `Pass`.
     Hold,
-    /// Swallow them silently.
+    /// Drop them silently.
     Drop,
-    /// Deliver each this much later.
+    /// Deliver each of them this much later.
     Delay(Duration),
 }
 
@@ -40,27 +40,27 @@ pub(crate) enum Direction {
 /// The part of the exchange that a trap loses. The connection is then closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Lost {
-    /// The request does not leave.
+    /// The request is not sent.
     Request,
-    /// The server gets the request; its answer does not arrive.
+    /// The server gets the request; its answer is lost.
     Answer,
 }
 
-/// Which request a trap waits for.
+/// The request that a trap waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Bait {
-    /// One with these bytes in it.
+    /// A request with these bytes in it.
     Bytes(&'static str),
-    /// The one after so many packets of bytes.
+    /// The request after this number of packets.
     After(u32),
 }
 
-/// Loses a chosen request, or its answer, so many times in a row on all the links that share it.
+/// Loses a chosen request, or its answer, the given number of times in a row on all the links that share it.
 #[derive(Debug)]
 pub(crate) struct Trap {
     lost: Lost,
     bait: Bait,
-    /// How many packets are still let through.
+    /// Number of packets that still pass.
     spare: AtomicU32,
     times: AtomicU32,
 }
@@ -79,7 +79,7 @@ impl Trap {
         })
     }
 
-    /// The fate of these bytes, which are on their way to the server.
+    /// The fate of these bytes on their way to the server.
     fn filter(&self, bytes: &[u8]) -> Option<Lost> {
         let one_less = |count: u32| count.checked_sub(1);
         let order = Ordering::SeqCst;
@@ -95,23 +95,23 @@ impl Trap {
     }
 }
 
-/// How long a server has for a request whose answer is to be lost, before its connection is closed.
+/// Time for the server to handle a request whose answer is to be lost, before its connection is closed.
 const SERVED: Duration = Duration::from_millis(100);
 
-/// How the connections that are open come to an end.
+/// How the open connections end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Break {
     /// Closed at both ends.
     Close,
     /// Closed for one direction only; the bytes of the other still pass.
     Half(Direction),
-    /// Reset towards where this direction leads, as a firewall does that has lost its state; closed towards the other.
+    /// Reset towards the end of this direction, as by a firewall that has lost its state; closed towards the other.
     Reset(Direction),
 }
 
 /// An order that waits for a certain request.
 struct Snare {
-    /// A request that holds all of these in one read springs it.
+    /// A request that contains all of these in one read triggers it.
     words: Vec<String>,
     orders: Vec<(Direction, Mode)>,
 }
@@ -126,7 +126,7 @@ struct State {
     server: SocketAddr,
     to_server: Mutex<Mode>,
     to_client: Mutex<Mode>,
-    /// Grows with every break; a connection of an older age suffers `broken`.
+    /// Grows with every break; a connection of an older age gets `broken`.
     age: AtomicU64,
     broken: Mutex<Break>,
     trap: Mutex<Option<Arc<Trap>>>,
@@ -136,8 +136,8 @@ struct State {
     over: AtomicBool,
     accepted: AtomicU64,
     snare: Mutex<Option<Snare>>,
-    /// What opening a connection takes beside the way of its bytes: nothing, as the kernel takes it before the relay
-    /// knows, or what it would take over a link of this length.
+    /// Time to open a connection in addition to the latency of its bytes: zero, as the kernel accepts it before the relay
+    /// knows, or the time over a link of this length.
     handshake: Duration,
 }
 
@@ -147,7 +147,7 @@ impl Link {
         Self::with_handshake(server, Duration::ZERO)
     }
 
-    /// The same for a server that is so far away: opening a connection takes the time of a way there and back too.
+    /// The same for a distant server: opening a connection takes a round trip as well.
     pub(crate) fn far(server: u16, one_way: Duration) -> Self {
         let link = Self::with_handshake(server, one_way * 2);
         link.both(Mode::Delay(one_way));
@@ -178,7 +178,7 @@ impl Link {
 
     /// An endpoint that accepts connections and never answers.
     pub(crate) fn silent() -> Self {
-        // Nobody reads at the server's end either: the relay's own listener serves as one.
+        // The server's end has no reader either: the relay's own listener is the server.
         let link = Self::to(0);
         link.both(Mode::Drop);
         link
@@ -204,7 +204,7 @@ impl Link {
         self.set(Direction::ToClient, mode);
     }
 
-    /// Gives these orders when a request with all of these words comes, before it is carried on.
+    /// Executes these orders when a request with all of these words arrives, before it is passed on.
     pub(crate) fn snare(&self, words: &[&str], orders: &[(Direction, Mode)]) {
         let snare = Snare {
             words: words.iter().map(|word| (*word).to_owned()).collect(),
@@ -213,23 +213,23 @@ impl Link {
         *self.state.snare.lock().expect("no panic while locked") = Some(snare);
     }
 
-    /// Whether the request that was waited for has come.
+    /// Whether that request has arrived.
     pub(crate) fn sprung(&self) -> bool {
         let snare = self.state.snare.lock().expect("no panic while locked");
         snare.is_none()
     }
 
-    /// Closes every connection; new ones are welcome.
+    /// Closes every connection; new ones are accepted.
     pub(crate) fn cut(&self) {
         self.break_connection(Break::Close);
     }
 
-    /// Closes one direction of every connection; new ones are welcome.
+    /// Closes one direction of every connection; new ones are accepted.
     pub(crate) fn cut_half(&self, direction: Direction) {
         self.break_connection(Break::Half(direction));
     }
 
-    /// Resets every connection towards the end that this direction leads to; new ones are welcome.
+    /// Resets every connection towards the end of this direction; new ones are accepted.
     pub(crate) fn reset(&self, direction: Direction) {
         self.break_connection(Break::Reset(direction));
     }
@@ -248,19 +248,19 @@ impl Link {
         }
     }
 
-    /// Sets a trap for a request, in the place of the one that may be there.
+    /// Sets a trap for a request, replacing an earlier one.
     pub(crate) fn set_trap(&self, trap: Option<&Arc<Trap>>) {
         *self.state.trap.lock().expect("no panic while locked") = trap.cloned();
     }
 
-    /// Takes connections again and passes everything on.
+    /// Accepts connections again and passes everything on.
     pub(crate) fn heal(&self) {
         self.both(Mode::Pass);
         self.set_trap(None);
         self.state.refuse.store(false, Ordering::SeqCst);
     }
 
-    /// How many connections came so far.
+    /// Number of connections so far.
     pub(crate) fn accepted(&self) -> u64 {
         self.state.accepted.load(Ordering::SeqCst)
     }
@@ -282,7 +282,7 @@ impl State {
         mode.lock().expect("no panic while locked")
     }
 
-    /// Carries the waiting orders out if this is the request that they wait for.
+    /// Executes the waiting orders if this is their request.
     fn look_at(&self, request: &[u8]) {
         let mut snare = self.snare.lock().expect("no panic while locked");
         let there = |word: &String| {
@@ -299,7 +299,7 @@ impl State {
         }
     }
 
-    /// The act of the trap, if there is one, on these bytes on their way to the server.
+    /// The action of the trap, if there is one, on these bytes on their way to the server.
     fn spring(&self, bytes: &[u8]) -> Option<Lost> {
         let trap = self.trap.lock().expect("no panic while locked").clone();
         trap.filter(|_| !bytes.is_empty())?.filter(bytes)
@@ -312,7 +312,7 @@ fn accept(port: u16, listener: TcpListener, state: &Arc<State>) {
         if state.refuse.load(Ordering::SeqCst) {
             listener = None;
         } else if listener.is_none() {
-            // Somebody else's outgoing connection may sit on the port for a moment.
+            // An outgoing connection of another process may use the port for a moment.
             listener = TcpListener::bind(("127.0.0.1", port)).ok();
         }
         state.listening.store(listener.is_some(), Ordering::SeqCst);
@@ -329,15 +329,15 @@ fn accept(port: u16, listener: TcpListener, state: &Arc<State>) {
 
 /// The state that the two directions of one connection share.
 struct Connection {
-    /// The client believes that it is connected before it could be: until it hears from the server, all that it does is
-    /// early by the handshake.
+    /// The client takes itself as connected too early: until it hears from the server, all its bytes are early by the
+    /// handshake.
     early: AtomicBool,
-    /// The client hears nothing any more: an answer is to be lost.
+    /// The client gets nothing any more: an answer is to be lost.
     deaf: AtomicBool,
 }
 
 impl Connection {
-    /// Loses all answers from now on. Gives the moment at which the connection is to be closed.
+    /// Loses all answers from now on. Returns the time at which the connection is to be closed.
     fn deafen(&self) -> Duration {
         self.deaf.store(true, Ordering::SeqCst);
         boot_clock() + SERVED
@@ -391,7 +391,7 @@ fn pump(
 ) {
     let mut closes_at = None;
     let opened_at = boot_clock();
-    // Bytes and when they are due; `None` waits for the end of a hold.
+    // Bytes and their due times; `None` waits for the end of a hold.
     let mut waiting: VecDeque<(Option<Duration>, Vec<u8>)> = VecDeque::new();
     let mut buffer = vec![0; 64 * 1024];
     let mut open = true;
@@ -413,7 +413,7 @@ fn pump(
                     }
                 }
                 Break::Reset(towards) => {
-                    // The other thread has the same two sockets: the last one closes them, without a goodbye.
+                    // The other thread has the same two sockets: the last one closes them, without a FIN first.
                     let victim = if towards == direction { &to } else { &from };
                     let _ = set_socket_linger(victim, Some(Duration::ZERO));
                     return;
@@ -491,10 +491,10 @@ fn pump(
     let _ = to.shutdown(Shutdown::Both);
 }
 
-/// Waits until there is something to read or to accept, the next bytes are due, or it is time to look for a new order.
-/// Says whether there is something.
+/// Waits until there is input or a connection, the next bytes are due, or a new order must be checked. Returns whether
+/// there is input.
 fn wait(from: Option<&impl AsFd>, next_due: Option<Duration>) -> bool {
-    // Due but held back: the order has to change first.
+    // Due but held back: the order must change first.
     let left = next_due
         .map(|due| due.saturating_sub(boot_clock()))
         .filter(|left| !left.is_zero());

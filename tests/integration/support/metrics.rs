@@ -1,5 +1,5 @@
-//! What an etcd has counted until now, as Prometheus reads it.
-//! It must not know who asked the server for what.
+//! The counters of an etcd, in Prometheus' text form.
+//! It must not know which client sent which request.
 
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;

@@ -1,4 +1,4 @@
-//! Tells without any clock whether two holders ever overlapped: the kernel's own flock, held by each whole tree.
+//! Detects without any clock whether two holders ever overlapped: the kernel's own flock, held by each whole tree.
 //! It must not know dlock.
 
 use std::fs;
@@ -6,7 +6,7 @@ use std::path::Path;
 
 use super::{LIMIT, Process, Scratch, child, eventually};
 
-/// A place where holders enter one after the other.
+/// A section that holders enter one after the other.
 pub(crate) struct Oracle(Scratch);
 
 impl Oracle {
@@ -27,7 +27,7 @@ impl Oracle {
         self.0.path().to_str().expect("a plain path")
     }
 
-    /// The tokens of those who were inside beside somebody else.
+    /// The tokens of the holders that overlapped with another.
     pub(crate) fn overlaps(&self) -> Vec<u64> {
         let text = self.0.read("tokens");
         let lines = text.lines();
@@ -37,13 +37,13 @@ impl Oracle {
             .collect()
     }
 
-    /// The tokens of those who have entered so far, in that order, whether they were alone or not.
+    /// The tokens of all that have entered so far, in that order, overlapping or not.
     pub(crate) fn tokens_now(&self) -> Vec<u64> {
         let text = self.0.read("tokens");
         text.lines().filter_map(|line| line.parse().ok()).collect()
     }
 
-    /// The last ones who have entered or tried to, for people.
+    /// The last entries and attempts, for people.
     pub(crate) fn last_tokens(&self) -> String {
         let text = self.0.read("tokens");
         let lines: Vec<&str> = text.lines().collect();
@@ -72,7 +72,7 @@ impl Oracle {
         assert!(!text.contains("OVERLAP"), "two holders at once:\n{text}");
     }
 
-    /// The fencing tokens of all who entered so far, in that order; fails on an overlap and on a token that does not
+    /// The fencing tokens of all that entered so far, in that order; fails on an overlap and on a token that does not
     /// grow.
     #[track_caller]
     pub(crate) fn tokens(&self) -> Vec<u64> {
@@ -98,7 +98,7 @@ impl Oracle {
         });
     }
 
-    /// The command line that enters, notes `who`, and stays until `leave` is called with the same word.
+    /// The command line that enters, notes `who`, and stays until `exited` is called with the same word.
     pub(crate) fn guest(&self, who: &str) -> Vec<String> {
         let dir = self.0.path().to_str().expect("a plain path");
         let stay = format!(
@@ -107,12 +107,12 @@ impl Oracle {
         self.command(&["sh", "-c", &stay])
     }
 
-    /// Lets a guest go, also one that has not come yet.
+    /// Ends a guest, also one that has not entered yet.
     pub(crate) fn exited(&self, who: &str) {
         self.0.write(&format!("leave-{who}"), "");
     }
 
-    /// Everybody who has entered, in that order.
+    /// All guests that have entered, in that order.
     pub(crate) fn guests(&self) -> Vec<String> {
         self.0.read("guests").lines().map(str::to_owned).collect()
     }

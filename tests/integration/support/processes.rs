@@ -1,4 +1,4 @@
-//! Looks at processes from outside, through `/proc`, and sends them signals.
+//! Inspects processes from outside, through `/proc`, and sends them signals.
 //! It must not know which program they run.
 
 use std::fs;
@@ -14,7 +14,7 @@ pub(crate) const MARK: &str = "TEST_TREE";
 pub(crate) struct Process(pub(crate) i32);
 
 impl Process {
-    /// Sends a signal; nobody there is no failure, as the process may have just ended.
+    /// Sends a signal; a process that has just ended is no failure.
     pub(crate) fn signal(self, signal: Signal) {
         if let Some(pid) = Pid::from_raw(self.0) {
             let _ = kill_process(pid, signal);
@@ -38,7 +38,7 @@ impl Process {
             .unwrap_or('X')
     }
 
-    /// The processor time that it has taken so far, in the kernel and outside.
+    /// The processor time that it has used so far, in user and kernel mode.
     pub(crate) fn processor_time(self) -> Duration {
         let stat = fs::read_to_string(format!("/proc/{}/stat", self.0)).unwrap_or_default();
         let after_name = stat.rsplit_once(") ").map_or("", |(_, rest)| rest);
@@ -63,7 +63,7 @@ impl Process {
         )
     }
 
-    /// How many descriptors are open in it.
+    /// Number of its open descriptors.
     pub(crate) fn descriptors(self) -> usize {
         fs::read_dir(format!("/proc/{}/fd", self.0)).map_or(0, Iterator::count)
     }
@@ -77,12 +77,12 @@ impl Process {
             .collect()
     }
 
-    /// How many threads it has.
+    /// Number of its threads.
     pub(crate) fn threads(self) -> usize {
         self.of_threads("status").len()
     }
 
-    /// How often it has gone to sleep by itself, and so has been awake.
+    /// Number of its voluntary context switches, each of which ended in a wake-up.
     pub(crate) fn wake_ups(self) -> u64 {
         let of_one = |status: String| {
             let mut lines = status.lines();
@@ -131,9 +131,9 @@ pub(crate) fn marked(mark: &str) -> Vec<Process> {
         .collect()
 }
 
-/// Kills everything that carries this mark, until nothing does.
+/// Kills all processes that carry this mark, until none is left.
 pub(crate) fn kill_marked(mark: &str) {
-    // A fork chain may outrun one pass; a hundred passes it does not.
+    // A fork chain may outrun one pass, but not a hundred.
     for _ in 0..100 {
         let left = marked(mark);
         if left.is_empty() {

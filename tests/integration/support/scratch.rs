@@ -1,4 +1,4 @@
-//! A directory of a test's own that goes when the test does.
+//! A directory for one test, which is removed with the test.
 //! It must not know what is kept in it.
 
 use std::fs;
@@ -26,7 +26,7 @@ impl Scratch {
         self.0.join(name).to_str().expect("a plain path").to_owned()
     }
 
-    /// Writes a file and gives its path.
+    /// Writes a file and returns its path.
     pub(crate) fn write(&self, name: &str, text: &str) -> String {
         let path = self.file(name);
         fs::write(&path, text).expect("the directory takes a file");
@@ -40,7 +40,7 @@ impl Scratch {
         self.write(name, text)
     }
 
-    /// What a file holds by now; nothing when it is not there yet.
+    /// The current content of a file; empty if it does not exist yet.
     pub(crate) fn read(&self, name: &str) -> String {
         let bytes = fs::read(self.0.join(name)).unwrap_or_default();
         String::from_utf8_lossy(&bytes).into_owned()

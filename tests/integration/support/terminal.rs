@@ -27,7 +27,7 @@ impl Terminal {
             .stdin(Stdio::piped())
             .start();
         let mut terminal = Self(running);
-        // The shell is ready once it answers; the sum keeps the echo of our own typing from looking like the answer.
+        // The shell is ready once it answers; the sum distinguishes the answer from the echo of the input.
         terminal.line("stty -echo; bind 'set enable-bracketed-paste off'; echo ready-$((40+2))");
         terminal.await_text("ready-42");
         terminal.prompts();
@@ -51,7 +51,7 @@ impl Terminal {
         self.0.says(text);
     }
 
-    /// Waits until the shell asks for the next line; what is typed before it sets up the terminal may get lost.
+    /// Waits until the shell prompts; input before it sets up the terminal may get lost.
     #[track_caller]
     pub(crate) fn prompts(&mut self) {
         eventually(LIMIT, "the shell asks for a line", || {
@@ -67,12 +67,12 @@ impl Terminal {
         found.expect("it runs")
     }
 
-    /// All that was written to the terminal.
+    /// All output to the terminal.
     pub(crate) fn everything(&self) -> String {
         self.0.stdout()
     }
 
-    /// What somebody sees who has watched it all: its lines, as returns and erasures have left them.
+    /// The lines that a user has seen, after returns and erasures.
     pub(crate) fn screen(&self) -> Vec<String> {
         screen(&self.everything())
     }
@@ -83,7 +83,7 @@ impl Terminal {
     }
 }
 
-/// What is left on a terminal after `text`: a return goes to the beginning of the line, and `ESC [ K` erases from there on.
+/// The screen after `text`: a return moves to the beginning of the line, and `ESC [ K` erases from there on.
 fn screen(text: &str) -> Vec<String> {
     let mut lines = vec![Vec::new()];
     let mut column = 0;
@@ -95,7 +95,7 @@ fn screen(text: &str) -> Vec<String> {
             '\r' => column = 0,
             '\n' => lines.push(Vec::new()),
             '\u{1b}' => {
-                // Others are the shell's own, and move nothing.
+                // Other sequences are the shell's own, and move nothing.
                 let end = rest
                     .find(|c: char| c.is_ascii_alphabetic())
                     .expect("an end");

@@ -13,7 +13,7 @@ impl Certificates {
         Self::lasting(2)
     }
 
-    /// All of them end in so many days.
+    /// The same certificates, which all end in `days` days.
     pub(crate) fn lasting(days: u32) -> Self {
         let days = &days.to_string();
         let made = Self(Scratch::new());

@@ -89,7 +89,7 @@ fn bad(asked: &[Probe], asking: &ProbeSettings) -> Vec<(&'static str, Level, Str
         .into_iter()
         .filter(|finding| finding.level != Level::Ok)
         .map(|finding| {
-            let hint = finding.hint.expect("what is bad comes with a hint");
+            let hint = finding.hint.expect("a bad finding has a hint");
             let text = format!("{}: {} [{hint}]", finding.object, finding.says);
             (finding.check, finding.level, text)
         })
