@@ -11,7 +11,7 @@ use tokio::time::sleep;
 
 use super::connection::Connection;
 use super::error::{ErrorKind, LockError};
-use super::queue::QueueView;
+use super::queue::{QueueReader, QueueView, read_entries};
 use super::requests::{Cooldown, Enqueued, ReleaseRequest, Requests, Shown};
 use super::session::EtcdSession;
 use super::wait::{RETRY_PAUSE, Waiter};
@@ -72,7 +72,7 @@ impl LockBackend for EtcdBackend {
     type Session = EtcdSession;
 
     fn scope(&self) -> Scope {
-        Scope::Prefix(self.requests.keys.namespace().to_owned())
+        Scope::Prefix(self.requests.queue.keys.namespace().to_owned())
     }
 
     async fn acquire(&self, mut tell: impl FnMut(WaitEvent)) -> Result<Outcome, LockError> {
@@ -130,18 +130,18 @@ impl LockBackend for EtcdBackend {
 
     async fn position(&self) -> Option<QueuePosition> {
         let entry = self.entry.get()?;
-        let asked = async |etcd: Connection| self.requests.position(&etcd, entry).await;
+        let asked = async |etcd: Connection| self.requests.queue.position(&etcd, entry).await;
         let ahead = self.call(LEAVE_TIMEOUT, asked).await.ok()?;
         (ahead.count > 0).then_some(ahead)
     }
 
     fn unanswered_causes(&self) -> Option<(String, Duration)> {
-        let causes = self.requests.cluster.unanswered()?;
+        let causes = self.requests.queue.cluster.unanswered()?;
         Some((causes, self.limit))
     }
 
     fn unreachable(&self, limit: Duration) -> LockError {
-        self.requests.cluster.unreachable(limit)
+        self.requests.queue.cluster.unreachable(limit)
     }
 
     /// Removes our place and whatever unfinished attempts may have left, all of it within one limit.
@@ -231,9 +231,11 @@ impl EtcdBackend {
         };
         Self {
             requests: Requests {
-                cluster,
-                keys: queue,
-                mode: request.mode,
+                queue: QueueReader {
+                    cluster,
+                    keys: queue,
+                    mode: request.mode,
+                },
                 shown: RefCell::new(Shown::new(record.clone())),
                 record,
                 timings,
@@ -252,7 +254,7 @@ impl EtcdBackend {
 
     /// The key of our place.
     pub(super) fn key(&self, lease: LeaseId) -> String {
-        self.requests.keys.entry(lease)
+        self.requests.queue.keys.entry(lease)
     }
 
     /// Takes a place, unless it is clear that no command of ours is to run now.
@@ -275,7 +277,7 @@ impl EtcdBackend {
         let cooling = ahead.holder.as_ref().is_some_and(|holder| holder.cooling);
         if let Some(lease) = ahead.lease.filter(|_| cooling) {
             let left = self.call(LEAVE_TIMEOUT, async |etcd| {
-                self.requests.lease_time_left(etcd, lease).await
+                self.requests.queue.lease_time_left(etcd, lease).await
             });
             // It may have ended since.
             let left = left.await.unwrap_or_default();
@@ -290,7 +292,7 @@ impl EtcdBackend {
         limit: Duration,
         ask: impl AsyncFn(Connection) -> Result<T, LockError>,
     ) -> Result<T, LockError> {
-        let answer = self.requests.cluster.call(limit, ask).await;
+        let answer = self.requests.queue.cluster.call(limit, ask).await;
         answer.map_err(|error| self.explain(error))
     }
 
@@ -319,16 +321,10 @@ impl EtcdBackend {
         let Some(request) = self.request.supersede else {
             return Ok(true);
         };
-        let Requests {
-            cluster,
-            keys: queue,
-            record,
-            ..
-        } = &self.requests;
-        let by = record.sentence();
+        let QueueReader { cluster, keys, .. } = &self.requests.queue;
+        let by = self.requests.record.sentence();
         self.call(limit, async |connection: Connection| {
-            let before =
-                eviction::read_entries(cluster, queue, &connection, Some(entry.token)).await?;
+            let before = read_entries(cluster, keys, &connection, Some(entry.token)).await?;
             let mut all_asked = true;
             for (entry, to) in superseded(&before, request) {
                 let ask = StopRequest {
@@ -350,6 +346,7 @@ impl EtcdBackend {
         self.requests.shown.replace(Shown::new(self.announced()));
         let entered = self
             .requests
+            .queue
             .cluster
             .call(limit, async |connection: Connection| {
                 // An id of its own for every attempt: what became of an unanswered one is not known.
@@ -426,10 +423,11 @@ impl EtcdBackend {
         tell: &mut impl FnMut(WaitEvent),
     ) -> Result<QueueView, LockError> {
         loop {
-            let view = self.requests.cluster.call(
+            let view = self.requests.queue.cluster.call(
                 timings.renew_timeout() * 2,
                 async |connection: Connection| {
                     self.requests
+                        .queue
                         .read_queue(&connection, entry, Some(before))
                         .await
                 },
@@ -496,6 +494,7 @@ impl EtcdBackend {
         };
         let giving_up = self
             .requests
+            .queue
             .cluster
             .call(limit, async |connection: Connection| {
                 self.requests
@@ -520,13 +519,14 @@ impl EtcdBackend {
         }
         let user = self
             .requests
+            .queue
             .cluster
             .user()
             .unwrap_or("the certificate's user");
         let hint = format!(
             "the role of '{user}' needs readwrite on the range ['{0}', '{1}'): etcdctl role grant-permission ROLE readwrite --prefix {0}",
-            self.requests.keys.namespace(),
-            self.requests.keys.namespace_end(),
+            self.requests.queue.keys.namespace(),
+            self.requests.queue.keys.namespace_end(),
         );
         error.with_hint(Some(&hint))
     }

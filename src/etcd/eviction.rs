@@ -3,46 +3,15 @@
 
 use std::time::Duration;
 
-use etcd_client::{Compare, CompareOp, GetOptions, PutOptions, SortOrder, SortTarget, Txn, TxnOp};
+use etcd_client::{Compare, CompareOp, GetOptions, PutOptions, Txn, TxnOp};
 
 use super::Cluster;
 use super::connection::Connection;
 use super::error::{ErrorKind, LockError};
-use super::queue::entry_in;
+use super::queue::read_entries;
 use crate::core::blockers::QueueEntry;
 use crate::core::holder::{Holder, StopRequest};
 use crate::core::keys::LockKeys;
-use crate::core::proof::FencingToken;
-
-/// Places that are read at once.
-const PAGE_SIZE: i64 = 500;
-
-/// All places of a queue from the oldest on, or those before a token.
-pub(crate) async fn read_entries(
-    cluster: &Cluster,
-    queue: &LockKeys,
-    etcd: &Connection,
-    before: Option<FencingToken>,
-) -> Result<Vec<QueueEntry>, LockError> {
-    let (mut entries, mut from) = (Vec::new(), 0);
-    loop {
-        let mut options = GetOptions::new()
-            .with_range(queue.ended())
-            .with_sort(SortTarget::Create, SortOrder::Ascend)
-            .with_min_create_revision(from)
-            .with_limit(PAGE_SIZE);
-        if let Some(before) = before {
-            options = options.with_max_create_revision(before.0 - 1);
-        }
-        let answer = etcd.kv().get(queue.prefix(), Some(options)).await?;
-        cluster.check_header(answer.header())?;
-        entries.extend(answer.kvs().iter().filter_map(|key| entry_in(queue, key)));
-        match answer.kvs().last().filter(|_| answer.more()) {
-            Some(last) => from = last.create_revision() + 1,
-            None => return Ok(entries),
-        }
-    }
-}
 
 /// Writes `ask` into the record of a place, as long as that has not changed; answers whether it has not.
 /// Clients that are not dlock cannot be asked.

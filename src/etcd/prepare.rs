@@ -150,7 +150,7 @@ impl EtcdBackend {
         if !self.abandoned.borrow().contains(&lease) {
             return;
         }
-        let name = self.requests.keys.lock();
+        let name = self.requests.queue.keys.lock();
         warn!(
             event = events::MARK_LEFT,
             lock = %name,

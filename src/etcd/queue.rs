@@ -1,6 +1,7 @@
 //! One look at a queue: who stands before us, who has left and how, which slots are taken.
 //! It must not know when to look, nor what is done about it.
 
+use std::rc::Rc;
 use std::time::Duration;
 
 use etcd_client::{
@@ -10,8 +11,6 @@ use etcd_client::{
 use super::Cluster;
 use super::connection::Connection;
 use super::error::LockError;
-use super::eviction::read_entries;
-use super::requests::Requests;
 use crate::core::blockers::{BlockerScan, Blockers, QueueEntry, holders};
 use crate::core::holder::Holder;
 use crate::core::keys::LockKeys;
@@ -23,6 +22,8 @@ use crate::lock::backend::QueuePosition;
 /// Places that are read at once when more than the one before us matter. etcd allows 128 operations in
 /// a request; so many pieces of evidence are asked for at once, too.
 const PAGE_SIZE: usize = 100;
+/// Entries per request when a whole queue is read.
+const ENTRY_PAGE_SIZE: i64 = 500;
 /// So many before us are counted.
 const MAX_COUNTED: usize = 1000;
 
@@ -107,6 +108,33 @@ fn release_record(read: &[KeyValue]) -> Option<ReleaseRecord> {
     ReleaseRecord::parse(read.first()?.value())
 }
 
+/// Reads all entries of a queue, or those before a token, from the oldest on.
+pub(super) async fn read_entries(
+    cluster: &Cluster,
+    queue: &LockKeys,
+    etcd: &Connection,
+    before: Option<FencingToken>,
+) -> Result<Vec<QueueEntry>, LockError> {
+    let (mut entries, mut from) = (Vec::new(), 0);
+    loop {
+        let mut options = GetOptions::new()
+            .with_range(queue.ended())
+            .with_sort(SortTarget::Create, SortOrder::Ascend)
+            .with_min_create_revision(from)
+            .with_limit(ENTRY_PAGE_SIZE);
+        if let Some(before) = before {
+            options = options.with_max_create_revision(before.0 - 1);
+        }
+        let answer = etcd.kv().get(queue.prefix(), Some(options)).await?;
+        cluster.check_header(answer.header())?;
+        entries.extend(answer.kvs().iter().filter_map(|key| entry_in(queue, key)));
+        match answer.kvs().last().filter(|_| answer.more()) {
+            Some(last) => from = last.create_revision() + 1,
+            None => return Ok(entries),
+        }
+    }
+}
+
 /// The place that has `token`, if it has the lock now and its command has not ended, by a linearizable read.
 pub(crate) async fn holder(
     cluster: &Cluster,
@@ -131,7 +159,15 @@ pub(crate) async fn holder(
     }))
 }
 
-impl Requests {
+/// The reads of one queue.
+pub(super) struct QueueReader {
+    pub(super) cluster: Rc<Cluster>,
+    pub(super) keys: LockKeys,
+    /// How we ask for the lock: it decides which entries block ours.
+    pub(super) mode: Mode,
+}
+
+impl QueueReader {
     /// Places before a revision, from the nearest on or from the oldest.
     fn before(&self, token: i64, order: SortOrder, limit: usize) -> TxnOp {
         let options = GetOptions::new()
@@ -369,6 +405,17 @@ impl Requests {
             });
         }
         kept
+    }
+
+    /// The time that a lease without renewals has left, by the server's count.
+    pub(super) async fn lease_time_left(
+        &self,
+        etcd: Connection,
+        lease: LeaseId,
+    ) -> Result<Duration, LockError> {
+        let answer = etcd.leases().time_to_live(lease.0, None).await?;
+        self.cluster.check_header(answer.header())?;
+        Ok(Duration::from_secs(answer.ttl().try_into().unwrap_or(0)))
     }
 
     /// The longest grace of those who were there `before` and are gone without having given their places back themselves, or

@@ -4,7 +4,6 @@
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::num::NonZeroU64;
-use std::rc::Rc;
 use std::time::Duration;
 
 use etcd_client::{
@@ -17,15 +16,13 @@ use tokio::time::sleep;
 
 use super::connection::Connection;
 use super::error::{ErrorKind, LockError, attempt_after};
-use super::queue::{QueueView, is_own, reads_of};
-use super::{Cluster, random_lease};
+use super::queue::{QueueReader, QueueView, is_own, reads_of};
+use super::random_lease;
 use crate::core::abandoned::{Attempt, BAR_TTL};
 use crate::core::holder::Holder;
-use crate::core::keys::LockKeys;
 use crate::core::lock_delay::ReleaseRecord;
 use crate::core::proof::{EntryId, FencingToken, LeaseId, Ownership};
 use crate::core::release::{ReleaseAnswer, ReleaseAnswers};
-use crate::core::request::Mode;
 use crate::core::time::{Instant, LeaseTimings};
 use crate::sys::clock;
 
@@ -110,9 +107,7 @@ fn is_under(read: &[KeyValue], lease: LeaseId) -> bool {
 
 /// The places of one queue.
 pub(super) struct Requests {
-    pub(super) cluster: Rc<Cluster>,
-    pub(super) keys: LockKeys,
-    pub(super) mode: Mode,
+    pub(super) queue: QueueReader,
     /// What others are shown of us.
     pub(super) record: Holder,
     /// The same as it was written last.
@@ -160,7 +155,7 @@ impl Requests {
         };
         if let (Err(error), Some(Ok(placed))) = (&granted, &placed)
             && error.kind == ErrorKind::LeaseExists
-            && let Ok(header) = self.cluster.check_header(placed.header())
+            && let Ok(header) = self.queue.cluster.check_header(placed.header())
         {
             // The key went to somebody else's lease. It goes; the lease is not ours to touch.
             let entry = EntryId {
@@ -173,7 +168,7 @@ impl Requests {
             etcd.kv().txn(txn).await?;
         }
         let granted = granted?;
-        if let Err(error) = self.cluster.check_header(granted.header()) {
+        if let Err(error) = self.queue.cluster.check_header(granted.header()) {
             // Another cluster: nothing of ours is to stay there.
             self.revoke_unawaited(etcd, lease).await;
             return Err(error);
@@ -198,20 +193,20 @@ impl Requests {
 
     /// Puts our key, and counts.
     async fn put(&self, etcd: &Connection, lease: LeaseId) -> Result<TxnResponse, LockError> {
-        let key = self.keys.entry(lease);
+        let key = self.queue.keys.entry(lease);
         let all = GetOptions::new()
-            .with_range(self.keys.ended())
+            .with_range(self.queue.keys.ended())
             .with_count_only();
         let record = PutOptions::new().with_lease(lease.0);
         let txn = Txn::new()
             .when([
                 Compare::create_revision(key.as_str(), CompareOp::Equal, 0),
                 // Nobody has given this attempt up: see `core::abandoned`.
-                Compare::create_revision(self.keys.released(lease), CompareOp::Equal, 0),
+                Compare::create_revision(self.queue.keys.released(lease), CompareOp::Equal, 0),
             ])
             .and_then([
                 TxnOp::put(key, self.shown.borrow().record.to_json(), Some(record)),
-                TxnOp::get(self.keys.prefix(), Some(all)),
+                TxnOp::get(self.queue.keys.prefix(), Some(all)),
             ]);
         Ok(etcd.kv().txn(txn).await?)
     }
@@ -224,7 +219,7 @@ impl Requests {
         sent_at: Instant,
         etcd: &Connection,
     ) -> Result<Enqueued, LockError> {
-        let header = self.cluster.check_header(placed.header())?;
+        let header = self.queue.cluster.check_header(placed.header())?;
         if !placed.succeeded() {
             return Err(LockError::retryable("the place was taken"));
         }
@@ -241,7 +236,10 @@ impl Requests {
         let view = if alone {
             QueueView::empty(header.revision)
         } else {
-            self.read_queue(etcd, entry, None).boxed_local().await?
+            self.queue
+                .read_queue(etcd, entry, None)
+                .boxed_local()
+                .await?
         };
         Ok(Enqueued {
             ownership: Ownership {
@@ -279,7 +277,7 @@ impl Requests {
             }
         }
         let mut waiting = GetOptions::new()
-            .with_range(self.keys.ended())
+            .with_range(self.queue.keys.ended())
             .with_keys_only()
             .with_limit(1);
         if let ReleaseRecord::Behind(_) = leaving.record {
@@ -288,7 +286,7 @@ impl Requests {
         }
         let mut parting = self.removal_ops(entry, leaving.slot);
         parting.push(self.record_release(entry, &leaving.record));
-        parting.push(TxnOp::get(self.keys.prefix(), Some(waiting)));
+        parting.push(TxnOp::get(self.queue.keys.prefix(), Some(waiting)));
         let answer = match self.leave_queue(etcd, entry, leaving, parting).await {
             // Without the evidence, then, and the next one will have to wait: etcd is out of space, or
             // our role is narrower than it should be. The first request that does not fit is refused
@@ -316,7 +314,7 @@ impl Requests {
     /// The put of the record that only our release writes, under our lease.
     fn record_release(&self, entry: EntryId, record: &ReleaseRecord) -> TxnOp {
         let lease = PutOptions::new().with_lease(entry.lease.0);
-        let key = self.keys.released(entry.lease);
+        let key = self.queue.keys.released(entry.lease);
         TxnOp::put(key, record.to_json(), Some(lease))
     }
 
@@ -329,13 +327,13 @@ impl Requests {
         leaving: &ReleaseRequest,
         parting: Vec<TxnOp>,
     ) -> Result<Option<TxnResponse>, LockError> {
-        let record = TxnOp::get(self.keys.released(entry.lease), None);
+        let record = TxnOp::get(self.queue.keys.released(entry.lease), None);
         let txn = Txn::new()
             .when(self.ownership_compares(entry))
             .and_then(parting)
             .or_else([record]);
         let answer = etcd.kv().txn(txn).await?;
-        self.cluster.check_header(answer.header())?;
+        self.queue.cluster.check_header(answer.header())?;
         if answer.succeeded() {
             leaving.note_answer(ReleaseAnswer::Deleted);
             return Ok(Some(answer));
@@ -354,11 +352,13 @@ impl Requests {
         entry: EntryId,
         leaving: &ReleaseRequest,
     ) -> Result<ReleaseAnswer, LockError> {
-        let key = || TxnOp::get(self.keys.entry(entry.lease), None);
-        let record = TxnOp::get(self.keys.released(entry.lease), None);
-        let (_, reads) = match self.read(etcd, vec![key(), record]).await {
+        let key = || TxnOp::get(self.queue.keys.entry(entry.lease), None);
+        let record = TxnOp::get(self.queue.keys.released(entry.lease), None);
+        let (_, reads) = match self.queue.read(etcd, vec![key(), record]).await {
             // A role that may not read the record could not write it either.
-            Err(error) if error.kind == ErrorKind::Refused => self.read(etcd, vec![key()]).await?,
+            Err(error) if error.kind == ErrorKind::Refused => {
+                self.queue.read(etcd, vec![key()]).await?
+            }
             read => read?,
         };
         let read = |index: usize| reads.get(index).map(Vec::as_slice).unwrap_or_default();
@@ -381,7 +381,7 @@ impl Requests {
         entry: EntryId,
         grace: Duration,
     ) -> Result<(), LockError> {
-        let key = self.keys.entry(entry.lease);
+        let key = self.queue.keys.entry(entry.lease);
         loop {
             let (record, changed) = {
                 let shown = self.shown.borrow();
@@ -399,7 +399,7 @@ impl Requests {
                 .and_then([TxnOp::put(key.as_str(), record.to_json(), Some(keep))])
                 .or_else([TxnOp::get(key.as_str(), None)]);
             let answer = etcd.kv().txn(txn).await?;
-            let header = self.cluster.check_header(answer.header())?;
+            let header = self.queue.cluster.check_header(answer.header())?;
             if answer.succeeded() {
                 let changed = header.revision;
                 self.shown.replace(Shown { record, changed });
@@ -439,7 +439,7 @@ impl Requests {
             result: cooldown.result.clone(),
             ..self.record_now().with_grace(cooldown.grace)
         };
-        let key = self.keys.entry(entry.lease);
+        let key = self.queue.keys.entry(entry.lease);
         let mut puts = vec![
             TxnOp::put(key, record.to_json(), under()),
             self.record_release(
@@ -448,7 +448,9 @@ impl Requests {
             ),
         ];
         puts.extend(
-            slot.map(|slot| TxnOp::put(self.keys.slot(slot), entry.token.to_string(), under())),
+            slot.map(|slot| {
+                TxnOp::put(self.queue.keys.slot(slot), entry.token.to_string(), under())
+            }),
         );
         if self
             .leave_queue(etcd, entry, leaving, puts)
@@ -471,7 +473,7 @@ impl Requests {
             .when(self.ownership_compares(entry))
             .and_then(self.removal_ops(entry, leaving.slot));
         let answer = etcd.kv().txn(txn).await?;
-        self.cluster.check_header(answer.header())?;
+        self.queue.cluster.check_header(answer.header())?;
         leaving.note_answer(if answer.succeeded() {
             ReleaseAnswer::Deleted
         } else {
@@ -484,15 +486,15 @@ impl Requests {
     /// What makes room for the next one.
     fn removal_ops(&self, entry: EntryId, slot: Option<u16>) -> Vec<TxnOp> {
         let keys = [
-            Some(self.keys.entry(entry.lease)),
-            slot.map(|slot| self.keys.slot(slot)),
+            Some(self.queue.keys.entry(entry.lease)),
+            slot.map(|slot| self.queue.keys.slot(slot)),
         ];
         let delete = |key| TxnOp::delete(key, None);
         keys.into_iter().flatten().map(delete).collect()
     }
 
     pub(super) fn ownership_compares(&self, entry: EntryId) -> [Compare; 2] {
-        let key = self.keys.entry(entry.lease);
+        let key = self.queue.keys.entry(entry.lease);
         [
             Compare::create_revision(key.as_str(), CompareOp::Equal, entry.token.0),
             Compare::lease(key, CompareOp::Equal, entry.lease.0),
@@ -519,11 +521,11 @@ impl Requests {
         for some in leases.chunks(MAX_BARS) {
             let bars = some.iter().map(|lease| {
                 let under = PutOptions::new().with_lease(under.0);
-                TxnOp::put(self.keys.released(*lease), "", Some(under))
+                TxnOp::put(self.queue.keys.released(*lease), "", Some(under))
             });
             let txn = Txn::new().and_then(bars.collect::<Vec<_>>());
             let answer = etcd.kv().txn(txn).await?;
-            self.cluster.check_header(answer.header())?;
+            self.queue.cluster.check_header(answer.header())?;
         }
         Ok(())
     }
@@ -553,7 +555,7 @@ impl Requests {
             }
             Ok(())
         };
-        if let Err(error) = self.cluster.call(limit, revoking).await {
+        if let Err(error) = self.queue.cluster.call(limit, revoking).await {
             tracing::debug!("leases that nobody uses cannot be revoked: {error}");
         }
         gone.into_inner()

@@ -30,19 +30,8 @@ impl Requests {
         let seconds = i64::try_from(seconds).unwrap_or(i64::MAX);
         let options = LeaseGrantOptions::new().with_id(lease.0);
         let granted = etcd.leases().grant(seconds, Some(options)).await?;
-        self.cluster.check_header(granted.header())?;
+        self.queue.cluster.check_header(granted.header())?;
         Ok(())
-    }
-
-    /// How long a lease that nobody renews has still to live, by the server's count.
-    pub(super) async fn lease_time_left(
-        &self,
-        etcd: Connection,
-        lease: LeaseId,
-    ) -> Result<Duration, LockError> {
-        let answer = etcd.leases().time_to_live(lease.0, None).await?;
-        self.cluster.check_header(answer.header())?;
-        Ok(Duration::from_secs(answer.ttl().try_into().unwrap_or(0)))
     }
 
     /// Who has run last, as long as that keeps others from running.
@@ -50,8 +39,8 @@ impl Requests {
         &self,
         etcd: Connection,
     ) -> Result<Option<EarlierRun>, LockError> {
-        let answer = etcd.kv().get(self.keys.once(), None).await?;
-        self.cluster.check_header(answer.header())?;
+        let answer = etcd.kv().get(self.queue.keys.once(), None).await?;
+        self.queue.cluster.check_header(answer.header())?;
         let key = answer.kvs().first();
         Ok(key.map(|key| Holder::parse(key.value())))
     }
@@ -65,7 +54,7 @@ impl Requests {
         lease: LeaseId,
         ours: &[LeaseId],
     ) -> Result<Marked, LockError> {
-        let key = self.keys.once();
+        let key = self.queue.keys.once();
         let free = || Compare::create_revision(key.as_str(), CompareOp::Equal, 0);
         let mut replaceable = free();
         loop {
@@ -80,7 +69,7 @@ impl Requests {
                 .and_then([TxnOp::put(key.as_str(), record, Some(under))])
                 .or_else([
                     TxnOp::get(key.as_str(), None),
-                    TxnOp::get(self.keys.entry(entry.lease), None),
+                    TxnOp::get(self.queue.keys.entry(entry.lease), None),
                 ]);
             let answer = match etcd.kv().txn(txn).await.map_err(LockError::from) {
                 Err(error) if error.kind == ErrorKind::LeaseNotFound => {
@@ -88,7 +77,7 @@ impl Requests {
                 }
                 answer => answer?,
             };
-            self.cluster.check_header(answer.header())?;
+            self.queue.cluster.check_header(answer.header())?;
             if answer.succeeded() {
                 return Ok(Marked::Ours);
             }
@@ -116,7 +105,7 @@ impl Requests {
         lease: LeaseId,
         result: &str,
     ) -> Result<(), LockError> {
-        let key = self.keys.once();
+        let key = self.queue.keys.once();
         let record = Holder {
             result: Some(result.to_owned()),
             ..self.record.clone()
@@ -127,7 +116,7 @@ impl Requests {
             .and_then([TxnOp::put(key, record.to_json(), Some(under))]);
         match etcd.kv().txn(txn).await.map_err(LockError::from) {
             Err(error) if error.kind == ErrorKind::LeaseNotFound => Ok(()),
-            answer => self.cluster.check_header(answer?.header()).map(drop),
+            answer => self.queue.cluster.check_header(answer?.header()).map(drop),
         }
     }
 
@@ -138,7 +127,7 @@ impl Requests {
         entry: EntryId,
         slots: u16,
     ) -> Result<Claimed, LockError> {
-        let own_key = self.keys.entry(entry.lease);
+        let own_key = self.queue.keys.entry(entry.lease);
         loop {
             let (taken, own) = self.taken_slots(&etcd, entry).await?;
             let Some(own) = own.first().filter(|_| is_own(&own, entry)) else {
@@ -156,7 +145,7 @@ impl Requests {
             let Some(slot) = free else {
                 return Ok(Claimed::NoneFree);
             };
-            let key = self.keys.slot(slot);
+            let key = self.queue.keys.slot(slot);
             let under = || Some(PutOptions::new().with_lease(entry.lease.0));
             let record = Holder {
                 slot: Some(slot),
@@ -173,7 +162,7 @@ impl Requests {
                 TxnOp::put(own_key.as_str(), record.to_json(), under()),
             ]);
             let answer = etcd.kv().txn(txn).await?;
-            self.cluster.check_header(answer.header())?;
+            self.queue.cluster.check_header(answer.header())?;
             if answer.succeeded() {
                 return Ok(Claimed::Slot(slot));
             }
@@ -187,18 +176,18 @@ impl Requests {
         entry: EntryId,
     ) -> Result<(Vec<(u16, LeaseId)>, Vec<KeyValue>), LockError> {
         let all = GetOptions::new()
-            .with_range(self.keys.slots_end())
+            .with_range(self.queue.keys.slots_end())
             .with_keys_only();
         let reads = vec![
-            TxnOp::get(self.keys.slots(), Some(all)),
-            TxnOp::get(self.keys.entry(entry.lease), None),
+            TxnOp::get(self.queue.keys.slots(), Some(all)),
+            TxnOp::get(self.queue.keys.entry(entry.lease), None),
         ];
-        let (_, reads) = self.read(etcd, reads).await?;
+        let (_, reads) = self.queue.read(etcd, reads).await?;
         let mut reads = reads.into_iter();
         let mut next = || reads.next().unwrap_or_default();
         let (slots, own) = (next(), next());
         let slots = slots.iter().filter_map(|key| {
-            let number = self.keys.slot_number(key.key())?;
+            let number = self.queue.keys.slot_number(key.key())?;
             Some((number, LeaseId(key.lease())))
         });
         Ok((slots.collect(), own))

@@ -53,7 +53,7 @@ impl<'a> Waiter<'a> {
         } = entry;
         let entry = ownership.entry;
         let session = EtcdSession::open_keepalive(
-            &backend.requests.cluster,
+            &backend.requests.queue.cluster,
             &backend.key(entry.lease),
             entry,
             timings,
@@ -133,7 +133,7 @@ impl<'a> Waiter<'a> {
             watchdog: Watchdog::new(self.timings, self.ownership, self.proven_at, self.heartbeat),
             session: self.session,
             slot: self.backend.slot.get(),
-            variables: command_variables(&self.backend.requests.keys, entry),
+            variables: command_variables(&self.backend.requests.queue.keys, entry),
         }))
     }
 
@@ -253,7 +253,7 @@ impl<'a> Waiter<'a> {
 
 /// What the session has to look out for.
 fn watch_target(backend: &EtcdBackend, view: &QueueView) -> WatchTarget {
-    let queue = &backend.requests.keys;
+    let queue = &backend.requests.queue.keys;
     match &view.blockers.entries[..] {
         [] => WatchTarget::Nobody,
         [one] => WatchTarget::One {
