@@ -12,7 +12,7 @@ use crate::core::keys::LockKeys;
 use crate::core::name::{LockName, Scope};
 use crate::core::proof::FencingToken;
 use crate::core::text::printable;
-use crate::etcd::acquire::command_variables;
+use crate::etcd::backend::command_variables;
 use crate::etcd::{self, Cluster};
 use crate::host::identity;
 use crate::local;

@@ -11,7 +11,7 @@ use crate::core::keys::LockKeys;
 use crate::core::run_stats::RunStats;
 use crate::core::time::LeaseTimings;
 use crate::etcd::Cluster;
-use crate::etcd::acquire::EtcdBackend;
+use crate::etcd::backend::EtcdBackend;
 use crate::guard::{self, Guard, LaunchOptions, Policy};
 use crate::host::identity;
 use crate::local;

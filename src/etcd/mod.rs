@@ -1,7 +1,9 @@
 //! Everything that is said to etcd and understood of its answers; the only room that names its client.
 //! It must not know the command that runs under the lock, nor exit codes.
 
-pub(crate) mod acquire;
+mod acquire;
+mod attempts;
+pub(crate) mod backend;
 mod cluster;
 mod connection;
 pub(crate) mod doctor;

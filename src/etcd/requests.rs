@@ -2,7 +2,6 @@
 //! It must not know when which of them is due, nor how a failed one is repeated.
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
 use std::num::NonZeroU64;
 use std::time::Duration;
 
@@ -17,8 +16,7 @@ use tokio::time::sleep;
 use super::connection::Connection;
 use super::error::{ErrorKind, LockError, attempt_after};
 use super::queue::{QueueReader, QueueView, is_own, reads_of};
-use super::random_lease;
-use crate::core::abandoned::{Attempt, BAR_TTL};
+use crate::core::abandoned::Attempt;
 use crate::core::holder::Holder;
 use crate::core::lock_delay::ReleaseRecord;
 use crate::core::proof::{EntryId, FencingToken, LeaseId, Ownership};
@@ -33,8 +31,8 @@ const GRANT_LEAD: Duration = Duration::from_millis(1);
 /// What a near server needs to take a request on that nobody waits for: without it, one in seven was
 /// lost to the closing of the connection (measured on loopback).
 const SEND_PAUSE: Duration = Duration::from_micros(150);
-/// Bars that are put at once: etcd allows 128 operations in a request.
-const MAX_BARS: usize = 100;
+/// Limit on leaving the queue, with all that has to be revoked: a user who interrupts dlock does not want to wait.
+pub(super) const LEAVE_TIMEOUT: Duration = Duration::from_secs(2);
 /// How often the tasks that lie between a request and the socket get their turn, which is ample.
 const FLUSH_YIELDS: usize = 16;
 
@@ -513,51 +511,46 @@ impl Requests {
         }
     }
 
-    /// Keeps attempts that were given up from putting their keys later. That is no evidence: of those that stood before
-    /// them nothing is known.
-    pub(super) async fn bar(&self, etcd: Connection, leases: &[LeaseId]) -> Result<(), LockError> {
-        let under = random_lease()?;
-        self.grant(etcd.clone(), under, BAR_TTL).await?;
-        for some in leases.chunks(MAX_BARS) {
-            let bars = some.iter().map(|lease| {
-                let under = PutOptions::new().with_lease(under.0);
-                TxnOp::put(self.queue.keys.released(*lease), "", Some(under))
-            });
-            let txn = Txn::new().and_then(bars.collect::<Vec<_>>());
-            let answer = etcd.kv().txn(txn).await?;
-            self.queue.cluster.check_header(answer.header())?;
-        }
+    /// Grants a lease that ends by itself after `ttl`, in whole seconds and never earlier.
+    pub(super) async fn grant(
+        &self,
+        etcd: Connection,
+        lease: LeaseId,
+        ttl: Duration,
+    ) -> Result<(), LockError> {
+        let seconds = ttl.as_secs() + u64::from(ttl.subsec_nanos() > 0);
+        let seconds = i64::try_from(seconds).unwrap_or(i64::MAX);
+        let options = LeaseGrantOptions::new().with_id(lease.0);
+        let granted = etcd.leases().grant(seconds, Some(options)).await?;
+        self.queue.cluster.check_header(granted.header())?;
         Ok(())
     }
 
-    /// Ends leases whose keys nobody uses, without insisting; answers which of them are gone, and whether they were there.
-    pub(super) async fn revoke(
+    /// Runs `ask` on an endpoint that answers, for `limit` at most.
+    pub(super) async fn call<T>(
         &self,
-        leases: &[LeaseId],
         limit: Duration,
-    ) -> BTreeMap<LeaseId, bool> {
-        let gone = RefCell::new(BTreeMap::new());
-        let revoking = async |etcd: Connection| {
-            for lease in leases {
-                let known = gone.borrow().contains_key(lease);
-                if known {
-                    continue;
-                }
-                let revoked = etcd.leases().revoke(lease.0).await;
-                match revoked.map_err(LockError::from) {
-                    Err(error) if error.kind == ErrorKind::Retryable => return Err(error),
-                    Err(error) if error.kind == ErrorKind::AuthExpired => return Err(error),
-                    revoked => {
-                        let found = !matches!(&revoked, Err(error) if error.kind == ErrorKind::LeaseNotFound);
-                        gone.borrow_mut().entry(*lease).or_insert(found);
-                    }
-                }
-            }
-            Ok(())
-        };
-        if let Err(error) = self.queue.cluster.call(limit, revoking).await {
-            tracing::debug!("leases that nobody uses cannot be revoked: {error}");
+        ask: impl AsyncFn(Connection) -> Result<T, LockError>,
+    ) -> Result<T, LockError> {
+        let answer = self.queue.cluster.call(limit, ask).await;
+        answer.map_err(|error| self.explain(error))
+    }
+
+    /// Adds a hint to a refusal: the permissions that dlock needs.
+    fn explain(&self, error: LockError) -> LockError {
+        if !error.cause.contains("permission denied") {
+            return error;
         }
-        gone.into_inner()
+        let user = self
+            .queue
+            .cluster
+            .user()
+            .unwrap_or("the certificate's user");
+        let hint = format!(
+            "the role of '{user}' needs readwrite on the range ['{0}', '{1}'): etcdctl role grant-permission ROLE readwrite --prefix {0}",
+            self.queue.keys.namespace(),
+            self.queue.keys.namespace_end(),
+        );
+        error.with_hint(Some(&hint))
     }
 }

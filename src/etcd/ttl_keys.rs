@@ -1,11 +1,7 @@
 //! What outlives the holding of a lock, by leases that nobody renews: that a run has started
 //! (`--once-per`), and that a lock cools down (`--min-hold`). It must not know when that is asked for.
 
-use std::time::Duration;
-
-use etcd_client::{
-    Compare, CompareOp, GetOptions, KeyValue, LeaseGrantOptions, PutOptions, Txn, TxnOp,
-};
+use etcd_client::{Compare, CompareOp, GetOptions, KeyValue, PutOptions, Txn, TxnOp};
 
 use super::connection::Connection;
 use super::error::{ErrorKind, LockError};
@@ -18,180 +14,167 @@ use crate::sys::clock;
 /// A mark could not be made, for there is one.
 pub(super) type EarlierRun = Option<Holder>;
 
-impl Requests {
-    /// Grants a lease that ends by itself after `ttl`, in whole seconds and never earlier.
-    pub(super) async fn grant(
-        &self,
-        etcd: Connection,
-        lease: LeaseId,
-        ttl: Duration,
-    ) -> Result<(), LockError> {
-        let seconds = ttl.as_secs() + u64::from(ttl.subsec_nanos() > 0);
-        let seconds = i64::try_from(seconds).unwrap_or(i64::MAX);
-        let options = LeaseGrantOptions::new().with_id(lease.0);
-        let granted = etcd.leases().grant(seconds, Some(options)).await?;
-        self.queue.cluster.check_header(granted.header())?;
-        Ok(())
-    }
+/// Who has run last, as long as that keeps others from running.
+pub(super) async fn read_mark(
+    requests: &Requests,
+    etcd: Connection,
+) -> Result<Option<EarlierRun>, LockError> {
+    let answer = etcd.kv().get(requests.queue.keys.once(), None).await?;
+    requests.queue.cluster.check_header(answer.header())?;
+    let key = answer.kvs().first();
+    Ok(key.map(|key| Holder::parse(key.value())))
+}
 
-    /// Who has run last, as long as that keeps others from running.
-    pub(super) async fn read_mark(
-        &self,
-        etcd: Connection,
-    ) -> Result<Option<EarlierRun>, LockError> {
-        let answer = etcd.kv().get(self.queue.keys.once(), None).await?;
-        self.queue.cluster.check_header(answer.header())?;
-        let key = answer.kvs().first();
-        Ok(key.map(|key| Holder::parse(key.value())))
-    }
-
-    /// Says that our run starts now, until `lease` ends; answers whose run stands against it. A mark under one of `ours`
-    /// goes over to that lease: an earlier attempt has made it, or time has passed since.
-    pub(super) async fn mark_run(
-        &self,
-        etcd: Connection,
-        entry: EntryId,
-        lease: LeaseId,
-        ours: &[LeaseId],
-    ) -> Result<Marked, LockError> {
-        let key = self.queue.keys.once();
-        let free = || Compare::create_revision(key.as_str(), CompareOp::Equal, 0);
-        let mut replaceable = free();
-        loop {
-            let under = PutOptions::new().with_lease(lease.0);
-            let record = self.record_now().to_json();
-            let conditions = self
-                .ownership_compares(entry)
-                .into_iter()
-                .chain([replaceable]);
-            let txn = Txn::new()
-                .when(conditions.collect::<Vec<_>>())
-                .and_then([TxnOp::put(key.as_str(), record, Some(under))])
-                .or_else([
-                    TxnOp::get(key.as_str(), None),
-                    TxnOp::get(self.queue.keys.entry(entry.lease), None),
-                ]);
-            let answer = match etcd.kv().txn(txn).await.map_err(LockError::from) {
-                Err(error) if error.kind == ErrorKind::LeaseNotFound => {
-                    return Ok(Marked::LeaseGone);
-                }
-                answer => answer?,
-            };
-            self.queue.cluster.check_header(answer.header())?;
-            if answer.succeeded() {
-                return Ok(Marked::Ours);
-            }
-            let mut reads = reads_of(&answer).into_iter();
-            let mut next = || reads.next().unwrap_or_default();
-            let (there, own) = (next().pop(), next());
-            replaceable = match there {
-                // An earlier attempt of ours, whose answer was lost.
-                Some(there) if there.lease() == lease.0 => return Ok(Marked::Ours),
-                _ if !is_own(&own, entry) => return Ok(Marked::EntryLost),
-                Some(there) if ours.contains(&LeaseId(there.lease())) => {
-                    Compare::lease(key.as_str(), CompareOp::Equal, there.lease())
-                }
-                Some(there) => return Ok(Marked::AlreadyRan(Holder::parse(there.value()))),
-                // It has ended since.
-                None => free(),
-            };
-        }
-    }
-
-    /// Adds to our mark how the run ended, if it is still there.
-    pub(super) async fn mark_result(
-        &self,
-        etcd: Connection,
-        lease: LeaseId,
-        result: &str,
-    ) -> Result<(), LockError> {
-        let key = self.queue.keys.once();
-        let record = Holder {
-            result: Some(result.to_owned()),
-            ..self.record.clone()
-        };
+/// Says that our run starts now, until `lease` ends; answers whose run stands against it. A mark under one of `ours`
+/// goes over to that lease: an earlier attempt has made it, or time has passed since.
+pub(super) async fn mark_run(
+    requests: &Requests,
+    etcd: Connection,
+    entry: EntryId,
+    lease: LeaseId,
+    ours: &[LeaseId],
+) -> Result<Marked, LockError> {
+    let key = requests.queue.keys.once();
+    let free = || Compare::create_revision(key.as_str(), CompareOp::Equal, 0);
+    let mut replaceable = free();
+    loop {
         let under = PutOptions::new().with_lease(lease.0);
+        let record = requests.record_now().to_json();
+        let conditions = requests
+            .ownership_compares(entry)
+            .into_iter()
+            .chain([replaceable]);
         let txn = Txn::new()
-            .when([Compare::lease(key.as_str(), CompareOp::Equal, lease.0)])
-            .and_then([TxnOp::put(key, record.to_json(), Some(under))]);
-        match etcd.kv().txn(txn).await.map_err(LockError::from) {
-            Err(error) if error.kind == ErrorKind::LeaseNotFound => Ok(()),
-            answer => self.queue.cluster.check_header(answer?.header()).map(drop),
-        }
-    }
-
-    /// Takes one of the slots.
-    pub(super) async fn claim_slot(
-        &self,
-        etcd: Connection,
-        entry: EntryId,
-        slots: u16,
-    ) -> Result<Claimed, LockError> {
-        let own_key = self.queue.keys.entry(entry.lease);
-        loop {
-            let (taken, own) = self.taken_slots(&etcd, entry).await?;
-            let Some(own) = own.first().filter(|_| is_own(&own, entry)) else {
-                return Ok(Claimed::EntryLost);
-            };
-            if let Some((slot, _)) = taken.iter().find(|(_, lease)| *lease == entry.lease) {
-                return Ok(Claimed::Slot(*slot));
-            }
-            // Others write into our record too: what stands there, stays there.
-            let record = Holder::parse(own.value()).unwrap_or_else(|| self.record.clone());
-            if let Some(ask) = record.asked {
-                return Ok(Claimed::Asked(ask));
-            }
-            let free = (0..slots).find(|slot| taken.iter().all(|(one, _)| one != slot));
-            let Some(slot) = free else {
-                return Ok(Claimed::NoneFree);
-            };
-            let key = self.queue.keys.slot(slot);
-            let under = || Some(PutOptions::new().with_lease(entry.lease.0));
-            let record = Holder {
-                slot: Some(slot),
-                since: clock::wall_clock(),
-                ..record
-            };
-            let conditions = self.ownership_compares(entry).into_iter().chain([
-                Compare::create_revision(key.as_str(), CompareOp::Equal, 0),
-                Compare::mod_revision(own_key.as_str(), CompareOp::Equal, own.mod_revision()),
+            .when(conditions.collect::<Vec<_>>())
+            .and_then([TxnOp::put(key.as_str(), record, Some(under))])
+            .or_else([
+                TxnOp::get(key.as_str(), None),
+                TxnOp::get(requests.queue.keys.entry(entry.lease), None),
             ]);
-            // Our own record says so too: that wakes the next in the queue.
-            let txn = Txn::new().when(conditions.collect::<Vec<_>>()).and_then([
-                TxnOp::put(key, entry.token.to_string(), under()),
-                TxnOp::put(own_key.as_str(), record.to_json(), under()),
-            ]);
-            let answer = etcd.kv().txn(txn).await?;
-            self.queue.cluster.check_header(answer.header())?;
-            if answer.succeeded() {
-                return Ok(Claimed::Slot(slot));
+        let answer = match etcd.kv().txn(txn).await.map_err(LockError::from) {
+            Err(error) if error.kind == ErrorKind::LeaseNotFound => {
+                return Ok(Marked::LeaseGone);
             }
+            answer => answer?,
+        };
+        requests.queue.cluster.check_header(answer.header())?;
+        if answer.succeeded() {
+            return Ok(Marked::Ours);
         }
-    }
-
-    /// The slots that are taken, and by which leases; and our own key as it stands.
-    async fn taken_slots(
-        &self,
-        etcd: &Connection,
-        entry: EntryId,
-    ) -> Result<(Vec<(u16, LeaseId)>, Vec<KeyValue>), LockError> {
-        let all = GetOptions::new()
-            .with_range(self.queue.keys.slots_end())
-            .with_keys_only();
-        let reads = vec![
-            TxnOp::get(self.queue.keys.slots(), Some(all)),
-            TxnOp::get(self.queue.keys.entry(entry.lease), None),
-        ];
-        let (_, reads) = self.queue.read(etcd, reads).await?;
-        let mut reads = reads.into_iter();
+        let mut reads = reads_of(&answer).into_iter();
         let mut next = || reads.next().unwrap_or_default();
-        let (slots, own) = (next(), next());
-        let slots = slots.iter().filter_map(|key| {
-            let number = self.queue.keys.slot_number(key.key())?;
-            Some((number, LeaseId(key.lease())))
-        });
-        Ok((slots.collect(), own))
+        let (there, own) = (next().pop(), next());
+        replaceable = match there {
+            // An earlier attempt of ours, whose answer was lost.
+            Some(there) if there.lease() == lease.0 => return Ok(Marked::Ours),
+            _ if !is_own(&own, entry) => return Ok(Marked::EntryLost),
+            Some(there) if ours.contains(&LeaseId(there.lease())) => {
+                Compare::lease(key.as_str(), CompareOp::Equal, there.lease())
+            }
+            Some(there) => return Ok(Marked::AlreadyRan(Holder::parse(there.value()))),
+            // It has ended since.
+            None => free(),
+        };
     }
+}
+
+/// Adds to our mark how the run ended, if it is still there.
+pub(super) async fn mark_result(
+    requests: &Requests,
+    etcd: Connection,
+    lease: LeaseId,
+    result: &str,
+) -> Result<(), LockError> {
+    let key = requests.queue.keys.once();
+    let record = Holder {
+        result: Some(result.to_owned()),
+        ..requests.record.clone()
+    };
+    let under = PutOptions::new().with_lease(lease.0);
+    let txn = Txn::new()
+        .when([Compare::lease(key.as_str(), CompareOp::Equal, lease.0)])
+        .and_then([TxnOp::put(key, record.to_json(), Some(under))]);
+    match etcd.kv().txn(txn).await.map_err(LockError::from) {
+        Err(error) if error.kind == ErrorKind::LeaseNotFound => Ok(()),
+        answer => requests
+            .queue
+            .cluster
+            .check_header(answer?.header())
+            .map(drop),
+    }
+}
+
+/// Takes one of the slots.
+pub(super) async fn claim_slot(
+    requests: &Requests,
+    etcd: Connection,
+    entry: EntryId,
+    slots: u16,
+) -> Result<Claimed, LockError> {
+    let own_key = requests.queue.keys.entry(entry.lease);
+    loop {
+        let (taken, own) = taken_slots(requests, &etcd, entry).await?;
+        let Some(own) = own.first().filter(|_| is_own(&own, entry)) else {
+            return Ok(Claimed::EntryLost);
+        };
+        if let Some((slot, _)) = taken.iter().find(|(_, lease)| *lease == entry.lease) {
+            return Ok(Claimed::Slot(*slot));
+        }
+        // Others write into our record too: what stands there, stays there.
+        let record = Holder::parse(own.value()).unwrap_or_else(|| requests.record.clone());
+        if let Some(ask) = record.asked {
+            return Ok(Claimed::Asked(ask));
+        }
+        let free = (0..slots).find(|slot| taken.iter().all(|(one, _)| one != slot));
+        let Some(slot) = free else {
+            return Ok(Claimed::NoneFree);
+        };
+        let key = requests.queue.keys.slot(slot);
+        let under = || Some(PutOptions::new().with_lease(entry.lease.0));
+        let record = Holder {
+            slot: Some(slot),
+            since: clock::wall_clock(),
+            ..record
+        };
+        let conditions = requests.ownership_compares(entry).into_iter().chain([
+            Compare::create_revision(key.as_str(), CompareOp::Equal, 0),
+            Compare::mod_revision(own_key.as_str(), CompareOp::Equal, own.mod_revision()),
+        ]);
+        // Our own record says so too: that wakes the next in the queue.
+        let txn = Txn::new().when(conditions.collect::<Vec<_>>()).and_then([
+            TxnOp::put(key, entry.token.to_string(), under()),
+            TxnOp::put(own_key.as_str(), record.to_json(), under()),
+        ]);
+        let answer = etcd.kv().txn(txn).await?;
+        requests.queue.cluster.check_header(answer.header())?;
+        if answer.succeeded() {
+            return Ok(Claimed::Slot(slot));
+        }
+    }
+}
+
+/// The slots that are taken, and by which leases; and our own key as it stands.
+async fn taken_slots(
+    requests: &Requests,
+    etcd: &Connection,
+    entry: EntryId,
+) -> Result<(Vec<(u16, LeaseId)>, Vec<KeyValue>), LockError> {
+    let all = GetOptions::new()
+        .with_range(requests.queue.keys.slots_end())
+        .with_keys_only();
+    let reads = vec![
+        TxnOp::get(requests.queue.keys.slots(), Some(all)),
+        TxnOp::get(requests.queue.keys.entry(entry.lease), None),
+    ];
+    let (_, reads) = requests.queue.read(etcd, reads).await?;
+    let mut reads = reads.into_iter();
+    let mut next = || reads.next().unwrap_or_default();
+    let (slots, own) = (next(), next());
+    let slots = slots.iter().filter_map(|key| {
+        let number = requests.queue.keys.slot_number(key.key())?;
+        Some((number, LeaseId(key.lease())))
+    });
+    Ok((slots.collect(), own))
 }
 
 /// What became of the mark of a run.

@@ -1,9 +1,7 @@
 //! One who stands in the queue: waits for its turn, prepares what the command needs, and proves itself.
 //! It must not know how a place is taken, nor how it is given up.
 
-use std::time::Duration;
-
-use super::acquire::{EtcdBackend, Outcome, command_variables};
+use super::backend::{EtcdBackend, RETRY_PAUSE, command_variables};
 use super::error::{ErrorKind, LockError};
 use super::prepare::Prepared;
 use super::queue::QueueView;
@@ -13,12 +11,11 @@ use crate::core::heartbeat::{Heartbeat, Watch};
 use crate::core::proof::{Ownership, Verdict};
 use crate::core::time::{Instant, LeaseTimings};
 use crate::core::watchdog::Watchdog;
-use crate::lock::backend::{Acquired, LockBackend as _, LockSession as _, SessionEvent, WaitEvent};
+use crate::lock::backend::{AcquireOutcome, Acquired, LockSession as _, SessionEvent, WaitEvent};
 use crate::sys::clock;
 
-/// What cannot be had of etcd yet, when it is our turn, is tried again after this: a slot whose owner's
-/// place is gone frees itself with its lease.
-pub(super) const RETRY_PAUSE: Duration = Duration::from_millis(250);
+/// The outcome of one request for the lock.
+pub(super) type Outcome = AcquireOutcome<EtcdSession>;
 
 /// A place in the queue from its taking until the lock is won, or the place lost.
 pub(super) struct Waiter<'a> {
@@ -54,7 +51,7 @@ impl<'a> Waiter<'a> {
         let entry = ownership.entry;
         let session = EtcdSession::open_keepalive(
             &backend.requests.queue.cluster,
-            &backend.key(entry.lease),
+            &backend.requests.queue.keys.entry(entry.lease),
             entry,
             timings,
             watch_target(backend, &view),
@@ -93,7 +90,8 @@ impl<'a> Waiter<'a> {
             // The command starts on a young proof only: after a slow entry or a long wait we take
             // another one.
             let young = now.since(self.proven_at) < self.timings.renew_interval();
-            let prepared = || (self.backend).is_prepared(now, self.timings, self.prepared);
+            let prepared =
+                || (self.backend.preparation).is_complete(now, self.timings, self.prepared);
             let step = if free && young && prepared() {
                 return Ok(Some(self.acquired()));
             } else if free && young {
@@ -118,10 +116,7 @@ impl<'a> Waiter<'a> {
             match step {
                 Step::Continue => {}
                 Step::EntryLost => return Ok(None),
-                Step::Ended(outcome) => {
-                    self.backend.leave_queue().await;
-                    return Ok(Some(*outcome));
-                }
+                Step::Ended(outcome) => return Ok(Some(*outcome)),
             }
         }
     }
@@ -132,7 +127,7 @@ impl<'a> Waiter<'a> {
             token: entry.token,
             watchdog: Watchdog::new(self.timings, self.ownership, self.proven_at, self.heartbeat),
             session: self.session,
-            slot: self.backend.slot.get(),
+            slot: self.backend.preparation.slot.get(),
             variables: command_variables(&self.backend.requests.queue.keys, entry),
         }))
     }
@@ -227,7 +222,12 @@ impl<'a> Waiter<'a> {
     async fn prepare(&mut self, tell: &mut impl FnMut(WaitEvent)) -> Result<Step, LockError> {
         let again_at = |now: Instant| Some(now + RETRY_PAUSE);
         let (entry, tries) = (self.ownership.entry, self.prepared);
-        match self.backend.prepare(entry, self.timings, tries).await {
+        match self
+            .backend
+            .preparation
+            .run(entry, self.timings, tries)
+            .await
+        {
             Ok(Prepared::Ready) => {
                 // Nothing runs any more of those before us: the next ones are not to wait for it.
                 self.backend.announce(entry, self.timings).await;

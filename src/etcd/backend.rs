@@ -1,0 +1,294 @@
+//! One lock request in etcd, from its entry in the queue to the removal of that entry.
+//! It must not know how its turn is awaited, nor the command that runs under the lock.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::time::Duration;
+
+use tokio::time::sleep;
+
+use super::attempts::Attempts;
+use super::connection::Connection;
+use super::error::{ErrorKind, LockError};
+use super::prepare::Preparation;
+use super::queue::{QueueReader, QueueView, read_entries};
+use super::requests::{Cooldown, Enqueued, LEAVE_TIMEOUT, ReleaseRequest, Requests, Shown};
+use super::{Cluster, eviction};
+use crate::core::blockers::{QueueEntry, superseded};
+use crate::core::holder::{Holder, StopRequest};
+use crate::core::keys::LockKeys;
+use crate::core::lock_delay::Predecessors;
+use crate::core::proof::EntryId;
+use crate::core::release::ReleaseVerdict;
+use crate::core::request::{LockRequest, Mode, WaitPolicy};
+use crate::core::time::{Instant, LeaseTimings};
+use crate::lock::backend::{Release, WaitEvent};
+use crate::sys::clock;
+
+/// The pause before a request to etcd that has failed, or a slot that is not free yet, is tried again.
+pub(super) const RETRY_PAUSE: Duration = Duration::from_millis(250);
+
+/// The variables that only the command of a lock in etcd gets: the key, the lease, the key and the token; `etcdctl lock` sets the last two.
+pub(crate) fn command_variables(queue: &LockKeys, entry: EntryId) -> Vec<(&'static str, String)> {
+    let (key, lease) = (queue.entry(entry.lease), entry.lease.to_string());
+    vec![
+        ("DLOCK_KEY", key.clone()),
+        ("DLOCK_LEASE", lease),
+        ("ETCD_LOCK_KEY", key),
+        ("ETCD_LOCK_REV", entry.token.to_string()),
+    ]
+}
+
+/// One request for a lock, as a client of etcd.
+pub(crate) struct EtcdBackend {
+    pub(super) requests: Rc<Requests>,
+    pub(super) request: LockRequest,
+    /// The time that etcd has for its first answer.
+    pub(super) limit: Duration,
+    /// Our entry, from the moment that we know of it until it is given up.
+    pub(super) entry: Cell<Option<EntryId>>,
+    pub(super) predecessors: RefCell<Predecessors>,
+    pub(super) attempts: Rc<Attempts>,
+    pub(super) preparation: Preparation,
+}
+
+impl EtcdBackend {
+    /// `record` is what others are shown of us; `connect_timeout` is the time that etcd has for its first answer.
+    pub(crate) fn new(
+        cluster: Rc<Cluster>,
+        queue: LockKeys,
+        record: Holder,
+        timings: LeaseTimings,
+        request: LockRequest,
+        connect_timeout: Duration,
+    ) -> Self {
+        let limit = match request.wait_policy {
+            WaitPolicy::Timeout(wait) => wait.min(connect_timeout),
+            WaitPolicy::NoWait | WaitPolicy::Forever => connect_timeout,
+        };
+        let requests = Rc::new(Requests {
+            queue: QueueReader {
+                cluster,
+                keys: queue,
+                mode: request.mode,
+            },
+            shown: RefCell::new(Shown::new(record.clone())),
+            record,
+            timings,
+        });
+        let attempts = Rc::new(Attempts::new(Rc::clone(&requests)));
+        Self {
+            preparation: Preparation::new(&requests, &attempts, request),
+            requests,
+            request,
+            limit,
+            entry: Cell::new(None),
+            predecessors: RefCell::default(),
+            attempts,
+        }
+    }
+
+    /// Goes on asking while we wait, until all that stand before us have been asked; then there is nothing more to say.
+    pub(super) async fn supersede_the_rest(
+        &self,
+        mut all_asked: bool,
+        entry: EntryId,
+        timings: LeaseTimings,
+    ) -> LockError {
+        while !all_asked {
+            sleep(RETRY_PAUSE).await;
+            match self.supersede(entry, timings.renew_timeout() * 2).await {
+                Err(error) if error.kind == ErrorKind::Retryable => {
+                    tracing::debug!("those before us cannot be asked to go: {error}");
+                }
+                Err(error) => return error,
+                Ok(all) => all_asked = all,
+            }
+        }
+        std::future::pending().await
+    }
+
+    /// Asks those before us to go, as far as that is wished and not done; answers whether all of them have been asked.
+    pub(super) async fn supersede(
+        &self,
+        entry: EntryId,
+        limit: Duration,
+    ) -> Result<bool, LockError> {
+        let Some(request) = self.request.supersede else {
+            return Ok(true);
+        };
+        let QueueReader { cluster, keys, .. } = &self.requests.queue;
+        let by = self.requests.record.sentence();
+        self.requests
+            .call(limit, async |connection: Connection| {
+                let before = read_entries(cluster, keys, &connection, Some(entry.token)).await?;
+                let mut all_asked = true;
+                for (entry, to) in superseded(&before, request) {
+                    let ask = StopRequest {
+                        to,
+                        by: by.clone(),
+                        why: Some("superseded by a newer request".to_owned()),
+                    };
+                    // A record that has changed meanwhile is looked at again.
+                    all_asked &=
+                        eviction::write_stop_request(cluster, &connection, entry, &ask).await?;
+                }
+                Ok(all_asked)
+            })
+            .await
+    }
+
+    /// Takes a place at the end of the queue.
+    pub(super) async fn enqueue(&self, limit: Duration) -> Result<Enqueued, LockError> {
+        self.requests.shown.replace(Shown::new(self.announced()));
+        let entering = self.requests.call(limit, async |connection: Connection| {
+            let lease = self.attempts.begin()?;
+            let on_grant = |attempt| self.attempts.update(lease, attempt);
+            let entry = self.requests.enqueue(&connection, lease, on_grant).await;
+            if matches!(&entry, Err(error) if error.kind == ErrorKind::LeaseExists) {
+                // The lease belongs to another client: it must be neither adopted nor revoked.
+                self.attempts.forget(lease);
+            }
+            entry
+        });
+        let mut enqueued = match entering.await {
+            Ok(enqueued) => enqueued,
+            Err(error) => {
+                if error.kind == ErrorKind::Refused {
+                    self.attempts.revoke_all(LEAVE_TIMEOUT).await;
+                }
+                return Err(error);
+            }
+        };
+        let entry = enqueued.ownership.entry;
+        self.attempts.forget(entry.lease);
+        self.entry.set(Some(entry));
+        self.update_predecessors(&enqueued.view);
+        // An entry before ours may be an abandoned attempt of our own.
+        let own = self.attempts.leases();
+        if self.attempts.revoke_all(LEAVE_TIMEOUT).await
+            && !enqueued.view.blockers.entries.is_empty()
+        {
+            let mut before = std::mem::take(&mut enqueued.view.blockers.entries);
+            before.retain(|one| !own.contains(&one.lease));
+            enqueued.view = self
+                .read_queue(entry, enqueued.timings, &before, &mut |_| {})
+                .await?;
+            self.update_predecessors(&enqueued.view);
+        }
+        self.announce(entry, enqueued.timings).await;
+        self.check_mode(&enqueued.view)?;
+        Ok(enqueued)
+    }
+
+    /// Whether the lock is used in the way in which we ask for it.
+    pub(super) fn check_mode(&self, view: &QueueView) -> Result<(), LockError> {
+        let Some(theirs) = view.mode_conflict else {
+            return Ok(());
+        };
+        let who = view.position.holder.as_ref().map(Holder::sentence);
+        let cause = format!(
+            "it is used as '{theirs}' by {}, not as '{}'",
+            who.unwrap_or_default(),
+            self.request.mode,
+        );
+        Err(LockError::refused(
+            cause,
+            Some("all who use a lock have to give the same --slots"),
+        ))
+    }
+
+    /// The read that decides, tried for as long as we wait at all.
+    pub(super) async fn read_queue(
+        &self,
+        entry: EntryId,
+        timings: LeaseTimings,
+        before: &[QueueEntry],
+        tell: &mut impl FnMut(WaitEvent),
+    ) -> Result<QueueView, LockError> {
+        loop {
+            let queue = &self.requests.queue;
+            let reading = async |etcd| queue.read_queue(&etcd, entry, Some(before)).await;
+            match self
+                .requests
+                .call(timings.renew_timeout() * 2, reading)
+                .await
+            {
+                Err(error) if error.kind == ErrorKind::Retryable => tell(WaitEvent::Error(error)),
+                view => return view,
+            }
+        }
+    }
+
+    /// Takes note of whom a look has shown before us, and answers for how long the commands may run of those whose
+    /// hand-over is news. To be called before anything is awaited, for we may have to leave.
+    pub(super) fn update_predecessors(&self, view: &QueueView) -> Duration {
+        let mut predecessors = self.predecessors.borrow_mut();
+        predecessors.update(clock::now(), view.sight.clone())
+    }
+
+    /// When the commands of those who have vanished before us have had their time.
+    pub(super) fn lock_delay_ends_at(&self) -> Option<Instant> {
+        self.predecessors.borrow().free_at()
+    }
+
+    /// Our record with the grace that those behind us have to know of.
+    fn announced(&self) -> Holder {
+        let record = self.requests.record.clone();
+        // A waiter for a slot takes each change of the entry before it for the taking of a slot.
+        if matches!(self.request.mode, Mode::Slots(_)) {
+            return record;
+        }
+        let own = record.grace();
+        record.with_grace(self.predecessors.borrow().grace(clock::now(), own))
+    }
+
+    /// For how long that still is.
+    pub(super) fn hand_over_left(&self) -> Duration {
+        self.predecessors.borrow().remaining(clock::now())
+    }
+
+    /// Lets others know for how long commands may run if we vanish, unless they do. What cannot be announced is announced
+    /// at the next occasion.
+    pub(super) async fn announce(&self, entry: EntryId, timings: LeaseTimings) {
+        let grace = self.announced().grace();
+        if grace == self.requests.shown.borrow().record.grace() {
+            return;
+        }
+        let announcing = async |etcd| self.requests.announce(etcd, entry, grace).await;
+        if let Err(error) = self
+            .requests
+            .call(timings.renew_timeout() * 2, announcing)
+            .await
+        {
+            tracing::debug!("the grace of those before us cannot be announced: {error}");
+        }
+    }
+
+    pub(super) async fn delete_entry(
+        &self,
+        limit: Duration,
+        cooldown: Option<Cooldown>,
+    ) -> Release {
+        let Some(entry) = self.entry.take() else {
+            return Release::Confirmed;
+        };
+        let record = (self.predecessors.borrow()).release_record(self.request.mode, entry.token);
+        let leaving = ReleaseRequest {
+            record,
+            slot: self.preparation.slot.get(),
+            cooldown,
+            findings: Cell::default(),
+        };
+        let deleting = async |etcd| self.requests.delete_entry(&etcd, entry, &leaving).await;
+        let answered = self.requests.queue.cluster.call(limit, deleting).await;
+        match (leaving.findings.get().verdict(), answered) {
+            (ReleaseVerdict::Released, _) => Release::Confirmed,
+            (ReleaseVerdict::Lost, _) => Release::NotOurs,
+            (ReleaseVerdict::Open, Err(error)) => Release::Unconfirmed(error),
+            (ReleaseVerdict::Open, Ok(())) => {
+                Release::Unconfirmed(LockError::retryable("an answer of etcd was lost"))
+            }
+        }
+    }
+}
