@@ -1,7 +1,7 @@
 //! The rooms of the house keep to themselves: who may name what, and how long a file may be.
 //! It reads the sources as text and knows nothing of what they do.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -420,6 +420,33 @@ fn no_import_runs_upwards() {
         }
     }
     assert!(broken.is_empty(), "\n{}", broken.join("\n"));
+}
+
+#[test]
+fn no_files_import_each_other_in_a_circle() {
+    for root in ["src", "benches/faults", "benches/speed"] {
+        let modules = modules(&Path::new(env!("CARGO_MANIFEST_DIR")).join(root));
+        let mut left: BTreeMap<&str, BTreeSet<&str>> = modules
+            .iter()
+            .map(|module| {
+                let imports = module.imports.iter().map(String::as_str).collect();
+                (module.path.as_str(), imports)
+            })
+            .collect();
+        // A file that imports none of the files left is on no circle, nor is one that none of them imports.
+        loop {
+            let imported: BTreeSet<&str> = left.values().flatten().copied().collect();
+            let files: BTreeSet<&str> = left.keys().copied().collect();
+            left.retain(|path, imports| {
+                imports.retain(|import| files.contains(import));
+                !imports.is_empty() && imported.contains(path)
+            });
+            if left.len() == files.len() {
+                break;
+            }
+        }
+        assert!(left.is_empty(), "circles in {root}: {left:#?}");
+    }
 }
 
 #[test]
