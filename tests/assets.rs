@@ -1,4 +1,4 @@
-//! The man pages and the README's exit table are what the definitions say.
+//! The man pages and the README's exit table agree with the definitions.
 //! `SNAPSHOTS=overwrite cargo test --test assets` writes them anew.
 
 use std::env;
@@ -12,10 +12,10 @@ use dlock::core::doctor::version;
 use dlock::core::run_stats::Outcome;
 use dlock::output::{events, exit, metrics};
 
-/// Of the hand-written parts; change it with them.
+/// Date of the hand-written parts; change it with them.
 const DATE: &str = "2026-11-25";
 
-/// Compares a checked-in file with what it should be, or writes it.
+/// Compares a checked-in file with its expected content, or writes it.
 fn check(path: &str, wanted: &str) {
     let place = Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
     if env::var_os("SNAPSHOTS").is_some_and(|value| value == "overwrite") {
@@ -39,7 +39,7 @@ fn read(path: &str) -> String {
 fn page(name: &str, notes: &str) -> String {
     let root = cli::command();
     let command = match name.split_once('-') {
-        // What all of them understand stands in dlock(1).
+        // The options that all of them have are in dlock(1).
         Some((_, sub)) => root.find_subcommand(sub).cloned().map(|sub| {
             sub.mut_args(|arg| {
                 let hidden = arg.is_hide_set() || arg.is_global_set();
@@ -75,7 +75,7 @@ fn roff(text: &str) -> String {
     text.replace('\\', "\\e").replace('-', "\\-")
 }
 
-/// Text as it is, also for those who copy it from a terminal: roff makes other signs of some.
+/// Plain text, also for readers who copy it from a terminal: roff replaces some characters.
 fn verbatim(text: &str) -> String {
     let mut escaped = String::new();
     for line in text.lines() {
@@ -116,7 +116,7 @@ fn block(text: &str) -> String {
     format!(".RS\n.nf\n{}.fi\n.RE\n", verbatim(text))
 }
 
-/// The notes with each recipe that the tests follow in its place.
+/// The notes with each tested recipe inserted.
 fn with_recipes(notes: &str) -> String {
     recipes().iter().fold(notes.to_owned(), |notes, recipe| {
         let text = read(&format!("man/recipes/{recipe}"));
@@ -191,7 +191,7 @@ fn metrics_table() -> String {
     list
 }
 
-/// The keys of the configuration file: every long option that can stand there, as the command line has it.
+/// The keys of the configuration file: every long option that it may contain, as on the command line.
 fn keys() -> String {
     fn collect(command: &clap::Command, found: &mut Vec<clap::Arg>) {
         found.extend(command.get_arguments().cloned());
@@ -203,7 +203,7 @@ fn keys() -> String {
     collect(&cli::command(), &mut arguments);
     let mut section = String::new();
     for (long, ..) in cli::settings() {
-        // The file's own place cannot stand in the file.
+        // The file cannot contain its own path.
         if long == "config" {
             continue;
         }
@@ -232,7 +232,7 @@ fn keys() -> String {
     section
 }
 
-/// Versions of etcd that are known to break something.
+/// The table of known faults of etcd's versions.
 fn faults() -> String {
     let mut table =
         ".na\n.TS\ntab(|);\nlb lb lb\nlw(24n) lx l.\nversions|what they break|see\n".to_owned();
@@ -248,7 +248,7 @@ fn faults() -> String {
     table + ".TE\n.ad\n"
 }
 
-/// The moments of a loss, by the formulas of `core::lease`, for three TTLs in seconds.
+/// The times of a loss, by the formulas of `core::time`, for three TTLs in seconds.
 fn timeline() -> String {
     let ttls = [10.0_f64, 30.0, 60.0];
     let grace = |ttl: f64| (ttl / 5.0).min(5.0);
@@ -320,7 +320,7 @@ fn recipe_in_the_readme() {
     );
 }
 
-/// The page's own words for the numbers that people plan with.
+/// The page's own text on the numbers that users plan with.
 #[test]
 fn the_timeline_has_the_numbers_of_the_design() {
     let table = timeline();
@@ -335,7 +335,7 @@ fn the_timeline_has_the_numbers_of_the_design() {
     }
 }
 
-/// "Names of events and fields stay what they are": every message of the code has a name that stands in the page, and every
+/// "Names of events and fields stay what they are": every message of the code has a name that is in the page, and every
 /// name and field in the page is one of the code.
 #[test]
 fn every_event_is_in_the_page_and_in_the_code() {
@@ -384,7 +384,7 @@ fn every_event_is_in_the_page_and_in_the_code() {
     }
 }
 
-/// All that is compiled but the table of events itself, without the tests in it.
+/// All compiled code except the table of events itself, without its tests.
 fn source_of(folder: &Path) -> String {
     let mut source = String::new();
     for entry in fs::read_dir(folder).unwrap() {

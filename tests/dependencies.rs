@@ -1,5 +1,5 @@
-//! What dlock is made of beside itself: under licences that fit, from one registry, and built by the compiler that the
-//! manifest promises. It asks cargo(1), without the network.
+//! The dependencies of dlock: with allowed licences, from one registry, and built by the compiler that the manifest
+//! promises. It calls cargo(1), without the network.
 
 use std::process::Command;
 use std::sync::LazyLock;
@@ -7,7 +7,7 @@ use std::sync::LazyLock;
 use serde_json::Value;
 use spdx::{Expression, ParseMode};
 
-/// Licences that ask for no more than to be named. A crate may offer others beside one of them.
+/// Licences that only require attribution. A crate may offer others beside one of them.
 const LICENCES: [&str; 8] = [
     "MIT",
     "Apache-2.0",
@@ -67,7 +67,7 @@ fn all_licences_are_allowed() {
             licence.unwrap_or_else(|| panic!("{name} does not say under which licence it is"));
         let expression = Expression::parse_mode(licence, ParseMode::LAX).unwrap();
         let fits = expression.evaluate(|asked| {
-            // An exception only gives more.
+            // An exception only grants more.
             asked
                 .license
                 .id()

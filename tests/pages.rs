@@ -1,5 +1,5 @@
-//! The manual pages are sound: in their form, and in what they say there is.
-//! It reads them as text, asks mandoc(1), and knows the command line's definitions only.
+//! The manual pages are sound: in their form, and in their references.
+//! It reads them as text, calls mandoc(1), and knows the command line's definitions only.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -30,7 +30,7 @@ fn mandoc_finds_no_fault() {
             .output();
         let linted = linted.expect("mandoc is installed: apt-get install mandoc");
         let said = String::from_utf8(linted.stdout).unwrap();
-        // Nobody reads the sources by the width of a punched card.
+        // The sources may have long lines.
         let bad = said
             .lines()
             .filter(|line| !line.contains("longer than 80 bytes"));
@@ -39,7 +39,7 @@ fn mandoc_finds_no_fault() {
     }
 }
 
-/// Text without roff's own.
+/// The text without roff's macros.
 fn plain(page: &Path) -> String {
     let text = fs::read_to_string(page).unwrap();
     let marks = ["\\fB", "\\fI", "\\fR", "\\fP"];
@@ -109,7 +109,7 @@ fn options() -> BTreeSet<String> {
             .get_subcommands()
             .for_each(|sub| collect(sub, found));
     }
-    // These two clap adds by itself.
+    // clap adds these two by itself.
     let mut found = BTreeSet::from(["--help", "-h", "--version", "-V"].map(str::to_owned));
     collect(&cli::command(), &mut found);
     found
@@ -125,7 +125,7 @@ fn named(text: &str) -> impl Iterator<Item = &str> {
     })
 }
 
-/// "option by option": the second column of every table has what dlock has.
+/// "option by option": the second column of every table has options of dlock.
 #[test]
 fn the_migration_names_existing_options() {
     let page = pages()
@@ -138,7 +138,7 @@ fn the_migration_names_existing_options() {
     for table in text.split(".TS\n").skip(1) {
         let table = table.split(".TE").next().unwrap();
         for row in table.split("\nT{\n").skip(1) {
-            // What is ours stands between the first bar and the second.
+            // dlock's options are between the first bar and the second.
             let Some(ours) = row.split("T}|T{\n").nth(1) else {
                 continue;
             };
@@ -157,7 +157,7 @@ fn the_migration_names_existing_options() {
     assert!(rows > 40, "only {rows} rows are read");
 }
 
-/// Other programs' options that the pages speak of.
+/// Options of other programs that the pages mention.
 const FOREIGN: &[&str] = &[
     "--interactive",
     "--initial-cluster",
@@ -181,7 +181,7 @@ const FOREIGN: &[&str] = &[
     "--eval",
 ];
 
-/// A slip of the pen in the middle of a sentence, where no example is run.
+/// A typing error in the middle of a sentence, where no example is run.
 #[test]
 fn every_named_option_exists() {
     let known = options();
@@ -198,7 +198,7 @@ fn every_named_option_exists() {
     }
 }
 
-/// "Its keys are the long options": all of them have their line.
+/// "Its keys are the long options": each of them has a line.
 #[test]
 fn the_page_of_the_file_has_every_key() {
     let page = pages()

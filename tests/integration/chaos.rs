@@ -1,5 +1,5 @@
-//! Random faults of every kind on contenders for one lock, under the oracle: whatever happens, never two holders at once.
-//! It must not know what each fault does to a run; only that the lock works on afterwards, and that nothing stays.
+//! Random faults of every kind on contenders for one lock, under the oracle: two holders at once must never exist.
+//! It must not know what each fault does to a run; only that the lock works afterwards, and that nothing is left.
 
 mod checks;
 mod cpu;
@@ -29,26 +29,26 @@ use plan::Lock;
 use rng::Rng;
 use world::World;
 
-/// How soon after the last fault somebody holds the lock: a lease of 30 s that nobody renews, an election (7 s), the longest
-/// lock delay (9.5 s), and what it takes to find a good connection (4 s); and as much for a busy machine as for an idle one.
+/// Maximum time from the last fault until the lock is held: a lease of 30 s that nobody renews, an election (7 s), the
+/// longest lock delay (9.5 s), and the search for a good connection (4 s); and as much again for a busy machine.
 const RECOVERY: Duration = Duration::from_secs(100);
 
-/// Until all is known of a run that has ended: what etcd tells of it, and what comes late.
+/// Time after the end of a run until all is known of it: etcd's events, and late ones.
 const SETTLED: Duration = Duration::from_millis(2500);
 
-/// For so long a leader that was stopped may take leases away (etcd issue 15247), and a machine that stood
-/// still may be the reason for what is found.
+/// Time in which a leader that was stopped may drop leases (etcd issue 15247), and in which a stall of the machine may
+/// explain a finding.
 const TAKES_LEASES: Duration = Duration::from_secs(20);
 
-/// The ended runs that a failure may want to show.
+/// Number of ended runs that a failure may show.
 const SHOWN: usize = 40;
 
 /// "No process of the command's tree runs after the first moment at which etcd could give the lock to somebody else":
-/// under random faults on dlock, guard, tree, members, network and clocks, and by a third hand. And beside that: each
-/// status is what the history of the keys says, nothing runs more often than once in its time, a free lock is taken, and
-/// nobody burns a processor. Delays, losses for lack of a proof, and processor time are judged only in a soak, which has the
-/// machine for itself. A seed decides the faults, though not to the millisecond: `DLOCK_TEST_SEED=n` has them again,
-/// `DLOCK_TEST_SOAK=3600` goes on for an hour, and `DLOCK_TEST_GO_ON=1` goes on after a failure, to find others.
+/// under random faults of dlock, guard, tree, members, network and clocks, and by a third party. In addition: each status
+/// agrees with the history of the keys, nothing runs more often than once in its time, a free lock is acquired, and no
+/// process burns a processor. Delays, losses for lack of a proof, and processor time are judged only in a soak, which has
+/// the machine for itself. A seed decides the faults, though not to the millisecond: `DLOCK_TEST_SEED=n` repeats them,
+/// `DLOCK_TEST_SOAK=3600` continues for an hour, and `DLOCK_TEST_GO_ON=1` continues after a failure, to find others.
 #[test]
 fn random_faults_never_make_two_holders() {
     let number = |name: &str, default: u64| {
@@ -98,7 +98,7 @@ fn chaos(seed: u64, span: Duration, shares_machine: bool, story: &mut EventLog) 
         story.continue_after(&mut world);
     }
 
-    // The faults are over, and everything is put right.
+    // The faults are over, and all is repaired.
     let (healed_at, entered) = (boot_clock(), world.ground.main.tokens_now().len());
     eventually(RECOVERY, "somebody holds the lock again", || {
         story.continue_after(&mut world);
@@ -137,8 +137,8 @@ fn chaos(seed: u64, span: Duration, shares_machine: bool, story: &mut EventLog) 
     assert!(slack.smallest().is_none_or(|least| !least.is_zero()));
 }
 
-/// Waits until neither keys nor leases are left, but for the bars that keep requests out that come late (`core::abandoned`):
-/// keys beside the queue without a value, whose lease is given an hour.
+/// Waits until neither keys nor leases are left, except the bars that keep late requests out (`core::abandoned`): keys
+/// beside the queue without a value, whose lease lasts an hour.
 fn assert_nothing_stays(member: &Etcd) {
     let until = boot_clock() + LIMIT * 2;
     loop {
@@ -165,7 +165,7 @@ struct EventLog {
     seed: u64,
     goes_on: bool,
     lines: VecDeque<String>,
-    /// Ended, and not judged yet.
+    /// Ended runs that are not judged yet.
     ended: VecDeque<Ended>,
     judged: VecDeque<Ended>,
     overlaps: usize,
@@ -197,14 +197,14 @@ impl EventLog {
         }
     }
 
-    /// The last of what has happened, for people.
+    /// The last events, for people.
     fn last_lines(&self, count: usize) -> String {
         let last = self.lines.len().saturating_sub(count);
         let lines: Vec<&str> = self.lines.iter().skip(last).map(String::as_str).collect();
         lines.join("\n")
     }
 
-    /// Starts new runs in the place of those that have ended, and judges these when all is known of them.
+    /// Starts new runs in place of ended ones, and judges these when all is known of them.
     fn continue_after(&mut self, world: &mut World) {
         world.restart_the_ended();
         self.check_ended(world);
@@ -213,7 +213,7 @@ impl EventLog {
     /// Judges the runs of which all is known.
     fn check_ended(&mut self, world: &mut World) {
         for ended in world.ended.drain(..) {
-            // The first lines are when they are said, which is not when it happened.
+            // The first lines have the time of their output, not that of the event.
             self.record(&format!(
                 "    run {} of '{}' on host {} ended at {:.3}: {:?}, struck {}",
                 ended.number,
@@ -248,14 +248,14 @@ impl EventLog {
             );
             let now = boot_clock();
             if world.stalls.of_us(now.saturating_sub(TAKES_LEASES), now) {
-                // Promised only where the kernel runs a process within half a second.
+                // Promised only if the kernel runs a process within half a second.
                 announce(&format!(
                     "chaos: the machine was too busy for a promise: {told}"
                 ));
             } else {
                 self.fail(world, &told, None, now);
             }
-            // A run that goes on after a failure looks for other faults.
+            // A run that continues after a failure looks for other faults.
             for process in ground.main.inside() {
                 process.signal(Signal::KILL);
             }
@@ -270,7 +270,7 @@ impl EventLog {
         let now = boot_clock();
         while let Some(ended) = self.ended.front()
             && since(ended.over_at) > SETTLED
-            // The news from etcd may come late then.
+            // The events of etcd may arrive late then.
             && !world.stalls.of_any(now.saturating_sub(SETTLED), now)
         {
             let ended = self.ended.pop_front().expect("there is one");
@@ -287,7 +287,7 @@ impl EventLog {
         }
     }
 
-    /// Says what is wrong and all that is known of it; the end, unless we are to go on.
+    /// Reports the fault and all that is known of it; then ends the test, unless it must continue.
     fn fail(&mut self, world: &World, told: &str, of: Option<&Ended>, at: Duration) {
         self.failures += 1;
         let began_at = of.map_or(at, |ended| ended.began_at);
@@ -335,7 +335,7 @@ fn show(ended: &Ended) -> String {
     )
 }
 
-/// How runs have ended.
+/// Numbers of runs by their end.
 #[derive(Default)]
 struct Tally {
     well: usize,

@@ -1,4 +1,5 @@
-//! Usage, configuration and connection errors: what is refused, with which words, and that nothing stays in etcd.
+//! Errors of usage, configuration and connection: which input is refused, with which message, and that nothing is left in
+//! etcd.
 //! It must not know what happens once a command runs.
 
 use std::time::Duration;
@@ -8,7 +9,7 @@ use crate::support::{
     hold_open, since, unique,
 };
 
-/// Nobody listens on port 1: whatever is refused here is refused before etcd is asked.
+/// No process listens on port 1: a refusal here comes before any request to etcd.
 const NOBODY: &str = "http://127.0.0.1:1";
 
 /// dlock refuses: exit 125, nothing on stdout, and a message with these words.
@@ -69,7 +70,7 @@ fn a_bad_duration_is_refused() {
         "1e400",
     ] {
         for option in ["--ttl", "--wait", "--kill-after"] {
-            // Short times are fine for all but the TTL.
+            // Short times are fine for anything but the TTL.
             if option != "--ttl" && ["4", "0", "4999ms"].contains(&value) {
                 continue;
             }
@@ -356,7 +357,7 @@ fn a_wrong_password_and_a_missing_permission_are_explained() {
         );
         assert!(!outcome.stderr.contains(password), "{}", outcome.stderr);
     }
-    // What is needed: readwrite on the prefix, as etcdctl's role grant-permission takes it.
+    // The needed permission: readwrite on the prefix, in the form of etcdctl's role grant-permission.
     refused(
         login("elsewhere", "secret").run(["job", "true"]),
         &["permission", "hint: ", "readwrite", "dlock/", "dlock0"],

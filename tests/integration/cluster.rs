@@ -22,7 +22,7 @@ fn a_killed_leader_is_survived() {
     holder.let_go();
 }
 
-/// "A keepalive answer is no proof": a leader that was stopped and comes back answers for leases that the cluster dropped.
+/// "A keepalive answer is no proof": a leader that was stopped and continues answers for leases that the cluster dropped.
 #[test]
 fn a_stopped_leader_that_returns_makes_no_two_holders() {
     let cluster = Cluster::start();
@@ -45,7 +45,7 @@ fn a_stopped_leader_that_returns_makes_no_two_holders() {
         let outcome = contender.wait_within(LIMIT * 2);
         assert!(matches!(outcome.code(), Some(0 | 121)), "{outcome:?}");
     }
-    // Whoever lost, the lock works on.
+    // The lock works afterwards, whoever lost it.
     let last = Dlock::at(&cluster.endpoints())
         .run(["stopped", "--"])
         .args(oracle.command(&["true"]));
@@ -54,7 +54,7 @@ fn a_stopped_leader_that_returns_makes_no_two_holders() {
     assert!(other.queue("stopped").is_empty());
 }
 
-/// The holder's own endpoint is the leader that gets stuck: its stale answers renew nothing, another member does.
+/// The holder's endpoint is the leader that gets stuck: its stale answers renew nothing, another member does.
 #[test]
 fn a_holder_leaves_a_stopped_leader_for_another_member() {
     let cluster = Cluster::start();
@@ -89,7 +89,7 @@ fn a_quorum_lost_for_a_moment_is_survived() {
     holder.let_go();
 }
 
-/// "... for more: 121", although the servers' lease clock stands still as well.
+/// "... for more: 121", although the servers' lease clock stops as well.
 #[test]
 fn a_quorum_lost_for_long_ends_the_command() {
     let cluster = Cluster::start();
@@ -153,7 +153,7 @@ fn an_endpoint_that_goes_silent_is_left_for_another() {
     let endpoints = [links[0].endpoint(), links[1].endpoint()].join(",");
     let mut holder = hold_open(Dlock::at(&endpoints), &["--ttl=10"], &name);
     let place = etcd.queue(&name).remove(0);
-    // Whichever is in use: first one goes silent, then it is back and the other one does.
+    // Whichever is in use: first one goes silent, then it answers again and the other one is silent.
     for link in &links {
         link.both(Mode::Drop);
         let_pass(Duration::from_secs(11));
@@ -215,8 +215,8 @@ fn contenders_on_three_members_run_one_at_a_time() {
     assert!(cluster.members()[0].queue("crowd").is_empty());
 }
 
-/// "Use no endpoint of another etcd cluster than this one": however long the right one is silent, nothing is locked, or left, in
-/// another one, and the lock is waited for where its holder has it.
+/// "Use no endpoint of another etcd cluster than this one": however long the right one is silent, nothing is locked, or
+/// left, in another one, and dlock waits for the lock in the right one.
 #[test]
 fn only_the_cluster_of_the_settings_is_used() {
     let (mine, stranger, oracle) = (
@@ -231,7 +231,7 @@ fn only_the_cluster_of_the_settings_is_used() {
     link.both(Mode::Hold);
     let endpoints = [link.endpoint(), stranger.endpoint()].join(",");
     let home = Scratch::new();
-    // As etcdctl prints it.
+    // In the form that etcdctl prints.
     let file = home.write(
         "dlock.toml",
         &format!("cluster-id = {}\n", mine.cluster_id()),
@@ -257,7 +257,7 @@ fn only_the_cluster_of_the_settings_is_used() {
     assert!(stranger.leases().is_empty());
 }
 
-/// The id of an endpoint's cluster that is not the one of the settings is named, with the one that was expected.
+/// The message names the id of an endpoint's cluster that is not the one of the settings, and the expected one.
 #[test]
 fn both_ids_are_named_when_no_endpoint_is_of_the_right_cluster() {
     let etcd = Etcd::shared();

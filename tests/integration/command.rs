@@ -1,4 +1,4 @@
-//! What the command gets and what becomes of how it ends: as if dlock were not there.
+//! The command's environment and the result of its end: as if dlock did not exist.
 //! It must not know about waiting, loss or the guard.
 
 use std::fs;
@@ -260,7 +260,8 @@ fn a_lock_inside_itself_is_refused() {
     outcome.expect_stderr(&[&outer, "hint: "]);
 }
 
-/// "A lock of the same name under another prefix is another lock": it is taken inside, and refused where it is held itself.
+/// "A lock of the same name under another prefix is another lock": it is acquired inside, and refused where it is held
+/// itself.
 #[test]
 fn a_lock_of_one_name_under_another_prefix_is_another_lock() {
     let (name, prefix) = (unique("prefix"), unique("team 1"));
@@ -299,7 +300,7 @@ fn an_impossible_command_is_refused_before_queueing() {
         ("/", 126),
         ("/etc", 126),
     ] {
-        // Held by another, without any etcd, and with one that never answers: the look-up comes first.
+        // With a holder, without any etcd, and with one that never answers: the command is looked up first.
         for dlock in [Dlock::on(etcd), Dlock::at("http://127.0.0.1:1")] {
             let outcome = dlock.run([&name, "--", command]).finish();
             assert_eq!(outcome.code(), Some(code), "{command:?}: {outcome:?}");
@@ -310,7 +311,7 @@ fn an_impossible_command_is_refused_before_queueing() {
     assert_eq!(etcd.queue(&name).len(), 1);
 }
 
-/// "126": a file that only the attempt shows to be no program gives the lock back.
+/// "126": if only the start shows that a file is no program, the lock is released.
 #[test]
 fn a_command_that_cannot_start_releases_the_lock() {
     let etcd = Etcd::shared();
@@ -325,11 +326,11 @@ fn a_command_that_cannot_start_releases_the_lock() {
     assert!(etcd.queue(&name).is_empty());
 }
 
-/// "126": arguments that fit beside the caller's variables, and not beside those of dlock, are an error that says so.
+/// "126": arguments that fit with the caller's variables, but not with those of dlock, are an error that says so.
 #[test]
 fn too_many_arguments_for_the_variables_of_dlock_say_so() {
     let etcd = Etcd::shared();
-    // It stands in four variables, so that these are longer than the beginning of dlock's own line.
+    // It is in four variables, so that these are longer than the beginning of dlock's own command line.
     let name = unique(&"long".repeat(40));
     let variables = 100; // bytes, less than what dlock adds
     let run = |bytes: usize| {
@@ -340,7 +341,7 @@ fn too_many_arguments_for_the_variables_of_dlock_say_so() {
             .env("DLOCK_ENDPOINTS", etcd.endpoint())
             .finish()
     };
-    // The most that the shell can hand to dlock at all, to the precision that is needed.
+    // The longest arguments that the shell can pass to dlock at all, to the required precision.
     let (mut fits, mut too_much) = (1_usize << 20, 1_usize << 23);
     let mut refused = None;
     while refused.is_none() && too_much - fits > variables {
@@ -357,7 +358,7 @@ fn too_many_arguments_for_the_variables_of_dlock_say_so() {
     assert!(etcd.queue(&name).is_empty());
 }
 
-/// "as execvp(3)": a script without a first line of its own goes to sh.
+/// "as execvp(3)": sh runs a script without an interpreter line.
 #[test]
 fn a_script_without_an_interpreter_line_runs() {
     let outcome = Dlock::on(Etcd::shared())
@@ -394,7 +395,7 @@ fn the_command_inherits_as_without_dlock() {
     }
 }
 
-/// "dlock itself failed": with too few descriptors or processes it fails cleanly, and starts nothing unguarded.
+/// "dlock itself failed": with too few descriptors or processes it fails cleanly, and starts nothing without a guard.
 #[test]
 fn a_lack_of_descriptors_is_a_clean_failure_or_none() {
     let etcd = Etcd::shared();
@@ -406,7 +407,7 @@ fn a_lack_of_descriptors_is_a_clean_failure_or_none() {
         let outcome = run.after(&format!("ulimit -n {limit}")).finish();
         let whole = match outcome.code() {
             Some(0) => outcome.stdout == "ran\n",
-            // The shell or the loader itself may be the one that gives up.
+            // The shell or the loader itself may fail first.
             Some(125..=127) => outcome.stdout.is_empty() && !outcome.stderr.is_empty(),
             _ => false,
         };

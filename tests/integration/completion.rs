@@ -1,12 +1,12 @@
-//! What real shells offer at TAB, by the scripts that `dlock completions` prints.
-//! It must not know how dlock finds it.
+//! The completions of real shells at TAB, by the scripts of `dlock completions`.
+//! It must not know how dlock finds them.
 
 use std::process::Stdio;
 use std::time::Duration;
 
 use crate::support::{Dlock, Etcd, Link, Outcome, boot_clock, hold, since, unique};
 
-/// A shell with dlock in its PATH and the script for its kind at hand, which offers for `line`.
+/// A shell with dlock in its PATH and its completion script, which completes `line`.
 fn shell(etcd: &Etcd, words: &[&str], script: &str) -> Dlock {
     let program = std::path::Path::new(env!("CARGO_BIN_EXE_dlock"));
     let path = std::env::var("PATH").expect("a PATH");
@@ -34,9 +34,9 @@ fn lines(outcome: Outcome) -> Vec<String> {
     lines.filter(|line| !line.is_empty()).collect()
 }
 
-/// bash, with or without the package bash-completion: what stands in COMPREPLY for a line that is being typed.
+/// bash, with or without the package bash-completion: the content of COMPREPLY for a line that is being typed.
 fn bash(etcd: &Etcd, line: &str, before: &str) -> Vec<String> {
-    // As readline does it: words split at blanks and at COMP_WORDBREAKS, the last of which are words of their own.
+    // As readline does it: words end at blanks and at COMP_WORDBREAKS, whose characters are words of their own.
     let script = format!(
         r#"{before}
 source <(dlock completions bash)
@@ -66,7 +66,7 @@ printf '%s\n' "${{COMPREPLY[@]}}"
 }
 
 fn zsh(etcd: &Etcd, line: &str) -> Vec<String> {
-    // A real line editor on a terminal; what it lists is written down by the completion itself.
+    // A real line editor on a terminal; the completion itself writes its list to a file.
     let script = r#"
 zmodload zsh/zpty
 zpty shell zsh -f -i
@@ -119,7 +119,7 @@ fn names_of_locks_are_offered_by_every_shell() {
         ["deploy/production", "deploy:staging"]
     );
     assert_eq!(bash(&etcd, "dlock status nig", ""), ["nightly"]);
-    // readline's word begins behind the colon.
+    // readline's word begins after the colon.
     assert_eq!(bash(&etcd, "dlock status deploy:st", ""), ["staging"]);
     assert_eq!(
         zsh(&etcd, "dlock run dep"),
@@ -129,7 +129,7 @@ fn names_of_locks_are_offered_by_every_shell() {
         fish(&etcd, "dlock break dep"),
         ["deploy/production", "deploy:staging"]
     );
-    // By the words that stand there, rather than the variables.
+    // By the words of the line, not by the variables.
     let other = Etcd::start();
     let line = format!("dlock --endpoints={} ls nig", etcd.endpoint());
     assert_eq!(bash(&other, &line, ""), ["nightly"]);
@@ -150,7 +150,7 @@ fn signals_files_and_units_are_offered_by_every_shell() {
     assert_eq!(fish(etcd, "dlock run --signal T"), ["TERM"]);
     assert_eq!(bash(etcd, "dlock --cacert scr", ""), ["script"]);
     assert_eq!(fish(etcd, "dlock --cacert scr"), ["script"]);
-    // What only the shell can tell.
+    // Completions that only the shell knows.
     assert!(fish(etcd, "dlock --cacert ~/scr")[0].ends_with("script"));
     assert_eq!(bash(etcd, "dlock doc", ""), ["doctor"]);
     assert_eq!(
@@ -163,7 +163,7 @@ fn signals_files_and_units_are_offered_by_every_shell() {
 #[test]
 fn the_command_is_completed_as_without_dlock() {
     let etcd = Etcd::shared();
-    // A stand-in for the function of the package bash-completion.
+    // Replaces the function of the package bash-completion.
     let package = "_command_offset() { COMPREPLY=(\"offset $1\"); }";
     assert_eq!(
         bash(etcd, "dlock run job -- git che", package),
@@ -198,7 +198,7 @@ fn an_etcd_that_does_not_answer_delays_no_completion() {
     complete("nonsense://");
 }
 
-/// Whatever a name holds, a shell reads it as one word.
+/// For any content of a name, a shell reads it as one word.
 #[test]
 fn a_name_with_blanks_is_quoted() {
     let etcd = Etcd::start();
@@ -211,7 +211,7 @@ fn a_name_with_blanks_is_quoted() {
         .expect_stdout(&name);
 }
 
-/// "A variable that is empty counts as not set": and one that no shell has set keeps no command from running.
+/// "A variable that is empty counts as not set": and one that no shell has set does not keep a command from running.
 #[test]
 fn a_call_that_is_not_from_a_shell_gets_no_completions() {
     for position in ["", "bash", "-1"] {

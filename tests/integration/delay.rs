@@ -1,5 +1,5 @@
-//! The time that a vanished holder gets, when those behind it need less for their own commands, or vanish with it.
-//! It must not know how the evidence of a clean release is kept.
+//! The lock delay after a vanished holder, when later waiters need less for their own commands, or vanish with it.
+//! It must not know how release records are kept.
 
 use std::process::Stdio;
 
@@ -8,7 +8,7 @@ use crate::support::{Dlock, Etcd, LIMIT, Oracle, Running, Signal, eventually, ho
 /// A command that ignores everything but a kill.
 const STUBBORN: &str = "trap '' TERM; sleep 600; sleep 600; sleep 600";
 
-/// A holder under the oracle whose command takes its whole grace of 14 seconds.
+/// A holder under the oracle whose command needs its whole grace of 14 seconds.
 #[track_caller]
 fn patient(etcd: &Etcd, oracle: &Oracle, options: &[&str], name: &str) -> Running {
     let holder = Dlock::on(etcd).run(["--ttl=30", "-k14"]).args(options);
@@ -18,14 +18,14 @@ fn patient(etcd: &Etcd, oracle: &Oracle, options: &[&str], name: &str) -> Runnin
     holder
 }
 
-/// One more in the queue, whose own command needs next to nothing.
+/// One more waiter, whose own command needs hardly any time to end.
 fn quick(etcd: &Etcd, oracle: &Oracle, options: &[&str], name: &str) -> Running {
     let waiter = Dlock::on(etcd).args(["-v"]).run(["-k1"]).args(options);
     let waiter = waiter.args([name, "--"]);
     waiter.args(oracle.command(&["true"])).start()
 }
 
-/// Waits until every place from this one on announces so many milliseconds.
+/// Waits until every entry from this one on announces this grace in milliseconds.
 #[track_caller]
 fn all_announce(etcd: &Etcd, name: &str, places: std::ops::Range<usize>, grace: u32) {
     let grace = format!(r#""grace_ms":{grace}"#);
@@ -46,7 +46,7 @@ fn nobody_overlaps(oracle: &Oracle, mut holder: Running, others: Vec<Running>) {
     oracle.assert_no_overlap();
 }
 
-/// "Whoever waits gives it that time", also if a whole queue is deleted, whose waiters know only the one before them.
+/// "Whoever waits gives it that time", also if a whole queue is deleted, whose waiters know only the entry before them.
 #[test]
 fn a_whole_queue_that_lost_its_entries_waits_for_the_holder() {
     let (etcd, oracle, name) = (Etcd::shared(), Oracle::new(), unique("queue"));
@@ -61,7 +61,7 @@ fn a_whole_queue_that_lost_its_entries_waits_for_the_holder() {
     nobody_overlaps(&oracle, holder, waiters);
 }
 
-/// The same if a waiter in between was killed before: it can say nothing any more.
+/// The same if a waiter in between was killed before: it cannot write a record any more.
 #[test]
 fn a_holder_is_waited_for_behind_a_waiter_that_was_killed_before() {
     let (etcd, oracle, name) = (Etcd::shared(), Oracle::new(), unique("killed-before"));
@@ -76,7 +76,7 @@ fn a_holder_is_waited_for_behind_a_waiter_that_was_killed_before() {
     nobody_overlaps(&oracle, holder, vec![last]);
 }
 
-/// The same if two vanish one after the other, and the waiter that saw both is killed: it told of the second one, too.
+/// The same if two vanish one after the other, and the waiter that saw both is killed: it announced the second one, too.
 #[test]
 fn a_second_vanished_holder_is_waited_for_behind_a_killed_waiter() {
     let (etcd, oracle, name) = (Etcd::shared(), Oracle::new(), unique("second"));
@@ -104,7 +104,7 @@ fn a_second_vanished_holder_is_waited_for_behind_a_killed_waiter() {
     nobody_overlaps(&oracle, second, vec![last]);
 }
 
-/// The same if the one in between is no dlock, which announces nothing.
+/// The same if the entry in between is not of dlock and announces nothing.
 #[test]
 fn a_holder_is_waited_for_behind_etcdctl() {
     let (etcd, oracle, name) = (Etcd::shared(), Oracle::new(), unique("between"));
@@ -120,7 +120,7 @@ fn a_holder_is_waited_for_behind_etcdctl() {
     nobody_overlaps(&oracle, holder, vec![last]);
 }
 
-/// Writes into the record of a holder what its grace is.
+/// Writes a grace into the record of a holder.
 fn rewrite(etcd: &Etcd, name: &str, from: u32, to: u32) {
     let holder = etcd.queue(name).remove(0);
     let [from, to] = [from, to].map(|grace| format!(r#""grace_ms":{grace}"#));
@@ -129,7 +129,8 @@ fn rewrite(etcd: &Etcd, name: &str, from: u32, to: u32) {
     etcd.ctl(&["put", "--ignore-lease", &holder.key, &value]);
 }
 
-/// Each waiter tells the one behind it what it has learnt, as often as that changes, and at its turn what is its own.
+/// Each waiter announces to the next one what it has learnt, whenever that changes, and its own grace once it holds the
+/// lock.
 #[test]
 fn a_grace_is_announced_as_often_as_it_changes() {
     let (etcd, name) = (Etcd::shared(), unique("often"));
@@ -155,7 +156,7 @@ fn a_grace_is_announced_as_often_as_it_changes() {
     }
 }
 
-/// "A waiter starts only when the key of the one before it is gone": what is told of an end is not believed before.
+/// "A waiter starts only when the key of the one before it is gone": a release record does not count before that.
 #[test]
 fn a_holder_with_a_forged_release_record_keeps_the_lock() {
     let (etcd, oracle, name) = (Etcd::shared(), Oracle::new(), unique("forged"));
@@ -170,7 +171,7 @@ fn a_holder_with_a_forged_release_record_keeps_the_lock() {
     let told = format!(r#"{{"alone":{}}}"#, place.create_revision);
     etcd.ctl(&["put", &place.key.replace("/lock/", "/released/"), &told]);
     rewrite(etcd, &name, 5000, 6000);
-    // It has looked.
+    // It has read the record.
     all_announce(etcd, &name, 1..2, 6000);
     oracle.exited("holder");
     holder.wait().expect_code(0);
@@ -179,8 +180,8 @@ fn a_holder_with_a_forged_release_record_keeps_the_lock() {
     assert_eq!(oracle.tokens().len(), 2);
 }
 
-/// One who gives up "leaves its place taken for the rest of it", and dlock break, which takes that away, warns of what that
-/// is for. Those who wait give the command its time all the same.
+/// A waiter that gives up "leaves its place taken for the rest of it", and dlock break, which deletes that entry, warns
+/// of the command that it is kept for. The other waiters give the command its time all the same.
 #[track_caller]
 fn is_kept_out_by_a_place_that_is_taken_away(comes_before: bool) {
     let (etcd, oracle, name) = (Etcd::shared(), Oracle::new(), unique("taken-away"));
@@ -223,7 +224,7 @@ fn a_kept_entry_protects_against_a_newcomer_although_it_is_deleted() {
     is_kept_out_by_a_place_that_is_taken_away(false);
 }
 
-/// "A place that cools down for --min-hold protects nobody": who takes that away has nothing to fear, and nobody waits.
+/// "A place that cools down for --min-hold protects nobody": its deletion causes neither a warning nor a delay.
 #[test]
 fn a_deleted_cooldown_causes_no_delay() {
     let (etcd, name) = (Etcd::shared(), unique("cools"));

@@ -1,5 +1,5 @@
-//! What `dlock doctor` says of servers in every state, and that it leaves nothing behind.
-//! It must not know how each finding is judged; `src/core/doctor` has the tests for that.
+//! The findings of `dlock doctor` on servers in every state, and that it leaves nothing behind.
+//! It must not know the rules of the findings; `src/core/doctor` has the tests for them.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -12,14 +12,14 @@ use crate::support::{
     since,
 };
 
-/// What one doctor has found.
+/// The output of one doctor.
 pub(crate) struct Diagnosis {
     report: Value,
     text: String,
 }
 
 impl Diagnosis {
-    /// Runs it with `--json` and these words: it says nothing else, and its status fits to what it says.
+    /// Runs it with `--json` and these arguments: it prints nothing else, and its status agrees with its findings.
     #[track_caller]
     pub(crate) fn of(dlock: Dlock, words: &[&str]) -> Self {
         let outcome = dlock.args(["doctor", "--json"]).args(words).finish();
@@ -82,7 +82,7 @@ impl Diagnosis {
     }
 }
 
-/// All that is about etcd, but for the version, which the tests do not choose.
+/// All checks of etcd, except the version, which the tests do not choose.
 const ETCD: [&str; 5] = ["endpoint", "cluster", "alarm", "permission", "latency"];
 
 /// "0 clean"; "leaves nothing".
@@ -139,7 +139,7 @@ fn the_json_has_one_schema() {
     }
 }
 
-/// For people: one line each in columns, the hint below, then the settings, then what it comes to.
+/// For people: one line each in columns, the hint below, then the settings, then the result.
 #[test]
 fn the_table_is_aligned() {
     let etcd = Etcd::shared();
@@ -164,7 +164,7 @@ fn the_table_is_aligned() {
     assert!(lines.last().unwrap().starts_with("locks work, warnings: "));
 }
 
-/// "a member stopped or dead": it is named, and nobody waits longer for it than `--connect-timeout`.
+/// "a member stopped or dead": it is named, and the doctor waits for it for `--connect-timeout` at most.
 #[test]
 fn a_member_that_is_down_is_named() {
     let cluster = Cluster::start();
@@ -187,7 +187,7 @@ fn a_member_that_is_down_is_named() {
     found.is_fine(&["cluster", "permission", "latency"]);
     let other = &cluster.members()[leader];
     assert!(other.entries("").is_empty());
-    // A cluster without a majority has no leader, and takes no lock.
+    // A cluster without a majority has no leader, and cannot take a lock.
     cluster.members()[(leader + 2) % 3].kill();
     let found = Diagnosis::of(Dlock::on(other), &["--connect-timeout=3"]);
     found.is_unusable();
@@ -195,7 +195,7 @@ fn a_member_that_is_down_is_named() {
     found.says("endpoint", &other.endpoint(), "unusable", &words);
 }
 
-/// Who names one member of three has no cluster when that one is down.
+/// A client that names one member of three has no cluster when that one is down.
 #[test]
 fn a_cluster_of_which_one_member_is_named_is_a_warning() {
     let cluster = Cluster::start();
@@ -206,7 +206,7 @@ fn a_cluster_of_which_one_member_is_named_is_a_warning() {
     found.is_fine(&["endpoint", "permission", "latency"]);
 }
 
-/// "and says the line for it": the configuration that is printed refuses every other cluster, and its own not.
+/// "and says the line for it": the printed configuration refuses every other cluster, but not its own.
 #[test]
 fn the_cluster_is_printed_for_the_configuration() {
     let (mine, other) = (
@@ -296,7 +296,7 @@ fn certificates_are_shown_with_their_end() {
             let words = [subject, "issued by 'CN=test authority'", &left];
             found.says("certificate", &object, level, &words);
         }
-        // Without our own the server hangs up, and shows its own nevertheless.
+        // Without a client certificate the server closes the connection, but shows its own certificate.
         let words = ["--cacert", &ca, "--connect-timeout=3"];
         let found = Diagnosis::of(Dlock::on(&etcd), &words);
         found.is_unusable();
@@ -309,7 +309,7 @@ fn certificates_are_shown_with_their_end() {
     }
 }
 
-/// A stranger's certificate is not believed, and said to be so.
+/// The certificate of another authority is not trusted, and reported.
 #[test]
 fn a_server_of_an_unknown_authority_is_unusable() {
     let (made, stranger) = (Certificates::new(), Certificates::new());
@@ -352,7 +352,7 @@ fn permissions_are_tried() {
     let found = asked_by("team");
     found.is_fine(&["endpoint", "permission", "user", "latency"]);
     found.says("user", "team", "ok", &["logged in"]);
-    // The prefix is another one for them.
+    // They have another prefix.
     let dlock = Dlock::on(&etcd).env("ETCDCTL_USER", "other:pass:word");
     Diagnosis::of(dlock, &["--prefix=other"]).is_fine(&["permission", "latency"]);
     for user in ["other", "reader"] {
@@ -386,7 +386,7 @@ fn permissions_are_tried() {
     assert!(etcd.entries("").is_empty());
 }
 
-/// A user where nobody needs one is no trouble.
+/// A user on a server without authentication is no problem.
 #[test]
 fn a_user_without_authentication_is_reported() {
     let dlock = Dlock::on(Etcd::shared()).env("ETCDCTL_USER", "team:secret");
@@ -475,7 +475,7 @@ fn every_setting_says_where_it_came_from() {
     }
     assert_eq!(found.setting("cacert"), None);
     assert!(!found.text.contains("pass:word"), "{}", found.text);
-    // What would be a warning on stderr is a finding here.
+    // A warning on stderr elsewhere is a finding here.
     found.says("settings", "password-file", "warning", &["others can read"]);
 }
 

@@ -1,5 +1,5 @@
-//! Taking a place in the queue when etcd is late: one place for each dlock, and none when it has ended.
-//! It must not know how dlock asks for its place.
+//! Joining the queue when etcd is late: one entry for each dlock, and none when it has ended.
+//! It must not know the requests of dlock.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use crate::support::{
     Cluster, Dlock, LIMIT, Running, etcdctl_program, eventually, hold_open, let_pass,
 };
 
-/// Two endpoints, of which the first is a member that can be held back.
+/// Two endpoints; the first is a member that can be held back.
 struct Held<'a> {
     cluster: &'a Cluster,
     member: usize,
@@ -31,7 +31,8 @@ impl<'a> Held<'a> {
         Dlock::at(&endpoints.join(","))
     }
 
-    /// Lets through what the member has been asked, and waits until the cluster has done it: what is asked last is done last.
+    /// Delivers the requests to the member, and waits until the cluster has executed them: the last request is executed
+    /// last.
     #[track_caller]
     fn catches_up(&self) {
         let endpoint = format!(
@@ -56,7 +57,8 @@ impl<'a> Held<'a> {
     }
 }
 
-/// "A dlock that has ended leaves nothing behind that blocks the lock": nor a request for a place that etcd gets to later.
+/// "A dlock that has ended leaves nothing behind that blocks the lock": nor does a request for an entry that etcd
+/// executes later.
 #[test]
 fn a_late_request_creates_no_entry_of_a_dlock_that_has_ended() {
     let cluster = Cluster::start();
@@ -68,7 +70,7 @@ fn a_late_request_creates_no_entry_of_a_dlock_that_has_ended() {
     assert_eq!(held.queue("late"), 0);
 }
 
-/// The same while it still holds the lock: it stands in the queue once.
+/// The same while it still holds the lock: it has one entry in the queue.
 #[test]
 fn a_late_request_creates_no_second_entry() {
     let cluster = Cluster::start();
@@ -84,8 +86,8 @@ fn a_late_request_creates_no_second_entry() {
     assert_eq!(held.queue("twice"), 0);
 }
 
-/// The same after a quorum that was lost: a member without a leader refuses several attempts a second before anybody else
-/// knows of them, and of none of those anything is kept in etcd.
+/// The same after a lost quorum: a member without a leader refuses several attempts a second before any other member
+/// knows of them, and none of them leaves anything in etcd.
 #[test]
 fn attempts_that_a_member_without_a_leader_refuses_leave_nothing_in_etcd() {
     let cluster = Cluster::start();
@@ -107,6 +109,6 @@ fn attempts_that_a_member_without_a_leader_refuses_leave_nothing_in_etcd() {
     run.wait().expect_code(0);
     let kept = three.entries("dlock/released/");
     let bars = kept.iter().filter(|entry| entry.value.is_empty()).count();
-    // A request that is under way when the leader comes back may get no answer.
+    // A request that is pending when the leader comes back may get no answer.
     assert!(bars <= 3, "{bars} attempts are barred");
 }

@@ -1,5 +1,5 @@
-//! Every example of the README and of the manual pages is run: none may be wrong, and none may be new and untested.
-//! Which one is run how stands in the files below; how a document is read stands here.
+//! Runs every example of the README and of the manual pages: none may be wrong, and none may be new and untested.
+//! The files below say how each one is run; this file reads the documents.
 
 mod documents;
 mod etcd;
@@ -13,24 +13,24 @@ use documents::{Block, blocks};
 
 /// How a block is tested.
 enum How {
-    /// A script that ends well and prints all of this.
+    /// A script that succeeds and prints all of this.
     Prints(&'static [&'static str]),
-    /// In a way of its own.
+    /// By a function of its own.
     By(fn(&Block)),
     /// Together with the other blocks of its page, in their order.
     Story,
-    /// It is nothing to be run, for this reason.
+    /// It cannot be run, for this reason.
     Picture(&'static str),
 }
 
-/// Document, what the block begins with, and how it is tested.
+/// Document, beginning of the block, and how it is tested.
 type Runner = (&'static str, &'static str, How);
 
 fn runners() -> impl Iterator<Item = &'static Runner> {
     scripts::RUNNERS.iter().chain(formats::RUNNERS)
 }
 
-/// The runner of a block. A page whose blocks are one story needs none for each of them.
+/// The runner of a block. A page whose blocks belong together needs none for each of them.
 fn runner(block: &Block) -> &'static How {
     let fitting = |(document, begins, _): &&Runner| {
         *document == block.document && block.text.starts_with(begins)
@@ -70,7 +70,7 @@ fn run(wanted: impl Fn(&str) -> bool) {
     let (mut count, mut failed) = (0, Vec::new());
     for block in blocks.iter().filter(|block| wanted(&block.document)) {
         count += 1;
-        // The others may be wrong too, and are to be told at once.
+        // The others may be wrong too, and are reported at once.
         if panic::catch_unwind(|| test(block)).is_err() {
             failed.push(format!("{} line {}", block.document, block.line));
         }

@@ -1,4 +1,4 @@
-//! `dlock fence`, the store's side: who is let in, one at a time, and what the command gets.
+//! `dlock fence`, the store's side: which token is accepted, one command at a time, and the command's environment.
 //! It must not know what happens when it is killed or its disk fails; `fence/crashes.rs` does.
 
 mod crashes;
@@ -11,7 +11,7 @@ use crate::support::{
     Dlock, Etcd, LIMIT, Outcome, Running, Scratch, Signal, alive, eventually, unique,
 };
 
-/// A fence's file in a folder of its own.
+/// A fence's file in a directory of its own.
 struct Fence {
     folder: Scratch,
     file: String,
@@ -30,7 +30,7 @@ impl Fence {
         fence
     }
 
-    /// dlock with this token of the lock `job`.
+    /// A dlock with this token of the lock `job`.
     fn token(&self, token: u32) -> Dlock {
         self.dlock(&["--name=job", &format!("--token={token}")])
     }
@@ -39,7 +39,7 @@ impl Fence {
         Dlock::nowhere().args(["fence", &self.file]).args(words)
     }
 
-    /// The highest token that it has seen of `job`.
+    /// The highest token of `job` in the file.
     #[track_caller]
     fn highest(&self) -> u32 {
         let outcome = self.dlock(&["--peek", "--name=job"]).finish();
@@ -51,7 +51,7 @@ impl Fence {
         self.folder.read("fence")
     }
 
-    /// All that is in the folder.
+    /// All names in the directory.
     fn files(&self) -> Vec<String> {
         let entries = fs::read_dir(self.folder.path()).expect("our own directory");
         let name = |entry: std::io::Result<fs::DirEntry>| entry.expect("an entry").file_name();
@@ -63,7 +63,7 @@ impl Fence {
     }
 }
 
-/// It is refused as late: both tokens are named.
+/// It is refused as stale: the message names both tokens.
 #[track_caller]
 fn is_late(outcome: Outcome, token: u32, seen: u32) {
     let (token, seen) = (format!("token {token} "), format!("token {seen}\n"));
@@ -145,7 +145,7 @@ fn inside_dlock_run_fence_uses_its_token() {
         assert_eq!(outcome.stderr, "");
     }
     assert!(first.stdout.ends_with(&format!(" {name}\n")), "{first:?}");
-    // The flags are stronger, and the command gets what it was let in with.
+    // The flags take precedence, and the command gets the accepted values.
     let outcome = fence
         .dlock(&["--name=a b", "--token=5", "sh", "-c", script])
         .env("DLOCK_NAME", "other")
@@ -259,7 +259,7 @@ fn the_command_gets_what_the_caller_had() {
     pipe.finish().expect_signal(Signal::PIPE);
 }
 
-/// Somebody who is let in with `token`, says so, and stays until told to go.
+/// A command that is accepted with `token`, reports that, and stays until it is ordered to end.
 fn visitor(fence: &Fence, token: u32) -> Running {
     let script = "echo in; echo $DLOCK_FENCING_TOKEN >>visits; read -r go; echo $DLOCK_FENCING_TOKEN out >>visits";
     let setup = format!("cd {}", fence.folder.path().display());
@@ -301,7 +301,7 @@ fn an_older_writer_that_has_the_lock_ends_first() {
     assert_eq!(fence.folder.read("visits"), "33\n33 out\n34\n34 out\n");
 }
 
-/// A writer that waited is judged again when it is in.
+/// The token of a writer that waited is checked again.
 #[test]
 fn a_writer_that_waited_too_long_is_refused() {
     let fence = Fence::new();
@@ -309,7 +309,7 @@ fn a_writer_that_waited_too_long_is_refused() {
     first.says("in\n");
     let mut late = visitor(&fence, 2);
     waits(&mut late);
-    // Straight into the file, as if the other had been quicker.
+    // Writes the file directly, as if another writer had been faster.
     fence.folder.write("fence", "dlock-fence 1\njob 3\nend\n");
     first.type_in("go\n");
     is_late(late.wait(), 2, 3);
@@ -347,7 +347,7 @@ fn a_killed_command_keeps_the_lock_as_long_as_its_child_lives() {
     second.wait().expect_code(0);
 }
 
-/// A signal ends dlock while it waits, and whoever waits still gets its turn.
+/// A signal ends dlock while it waits, and the other waiters still get the lock.
 #[test]
 fn a_waiter_can_be_ended() {
     let fence = Fence::new();
@@ -366,7 +366,7 @@ fn a_waiter_can_be_ended() {
     assert_eq!(fence.highest(), 3);
 }
 
-/// The lock's file that somebody removes does not let two in who both wait for it.
+/// If the lock's file is removed, two waiters for it still do not get in at once.
 #[test]
 fn a_removed_lock_file_is_noticed_by_waiters() {
     let fence = Fence::new();
@@ -384,7 +384,7 @@ fn a_removed_lock_file_is_noticed_by_waiters() {
     is_late(second.wait(), 2, 3);
 }
 
-/// Many at once: each is let in alone, no number falls, and whoever reads meanwhile reads a whole file.
+/// Many at once: each is accepted alone, no number falls, and a reader always reads a whole file.
 #[test]
 fn concurrent_callers_run_one_at_a_time_and_the_number_never_falls() {
     let fence = Fence::new();
@@ -482,7 +482,7 @@ fn a_reset_allows_lower_tokens_again() {
     is_late(fence.token(19).finish(), 19, 20);
     reset("0").expect_code(0);
     assert_eq!(fence.text(), "dlock-fence 1\njob 0\nother 5\nend\n");
-    // It waits for whoever is in.
+    // It waits for the command that holds the lock.
     let mut inside = visitor(&fence, 3);
     inside.says("in\n");
     let mut waiting = fence.dlock(&["--name=job", "--reset=1"]).start();
@@ -522,7 +522,7 @@ fn a_foreign_or_damaged_file_is_refused_and_left_as_it_is() {
     }
 }
 
-/// "So is a symbolic link", and whatever else is no plain file.
+/// "So is a symbolic link", and anything else that is no plain file.
 #[test]
 fn a_path_that_is_no_plain_file_is_refused() {
     let fence = Fence::new();

@@ -1,5 +1,5 @@
-//! The recipes of dlock-fencing(7), each as the page prints it, on the store that it is for: a holder whose whole
-//! machine is paused past its lease comes back with a late write.
+//! The recipes of dlock-fencing(7), as the page prints them, each on its store: a holder whose whole machine is paused
+//! beyond its lease continues with a late write.
 //! It must not know how the stores are started; `fencing/stores.rs` does.
 
 mod stores;
@@ -15,11 +15,11 @@ use stores::{Database, EtcdItself, Redis, Storage, Store};
 
 /// A recipe of the page.
 struct Recipe {
-    /// Its folder in `man/recipes`.
+    /// Its directory in `man/recipes`.
     name: &'static str,
-    /// The file that has the check, the check, and what stands there without it.
+    /// The file with the check, the check, and its replacement without one.
     check: (&'static str, &'static str, &'static str),
-    /// What a late writer reads.
+    /// The message for a late writer.
     refusal: &'static str,
 }
 
@@ -57,7 +57,7 @@ const REDIS: Recipe = Recipe {
     refusal: "is refused",
 };
 
-/// A machine that follows a recipe: its folder has the recipe's files, and the report that is to be published.
+/// A machine that follows a recipe: its directory has the recipe's files, and the report to be published.
 struct Machine {
     folder: Scratch,
     variables: Vec<(&'static str, String)>,
@@ -84,7 +84,7 @@ impl Machine {
         Self { folder, variables }
     }
 
-    /// A program that starts in the machine's folder and finds the store.
+    /// A program that starts in the machine's directory and finds the store.
     fn at_home(&self, program: Dlock) -> Dlock {
         let home = format!("cd {}", self.folder.path().display());
         let variables = self.variables.iter();
@@ -133,8 +133,8 @@ fn next_holder(etcd: &Etcd, machine: &Machine) {
     next.wait_within(LIMIT * 2).expect_code(0);
 }
 
-/// The paused machine goes on, and it is the command that the kernel lets run first. Gives the status of its write, and
-/// how the holder ended.
+/// The paused machine continues, and the kernel runs the command first. Returns the status of its write, and the holder's
+/// end.
 #[track_caller]
 fn late_write(mut holder: Running, machine: &Machine) -> (String, Outcome) {
     let paused = holder.everything();
@@ -152,8 +152,8 @@ fn late_write(mut holder: Running, machine: &Machine) -> (String, Outcome) {
     (status.trim_end().to_owned(), holder.wait())
 }
 
-/// A holder is paused past its lease, the next one writes, the first one comes back: gives the status of its write, how
-/// it ended, and what the store has after that.
+/// A holder is paused beyond its lease, the next one writes, the first one continues: returns the status of its write,
+/// its end, and the content of the store after that.
 fn overtaken(
     recipe: &Recipe,
     etcd: &Etcd,
@@ -220,10 +220,10 @@ fn redis_refuses_a_late_script() {
     a_late_write_is_refused(&REDIS, |_| Redis::start());
 }
 
-/// What a shell, a database or etcdctl could take for more than text.
+/// Text that a shell, a database or etcdctl could interpret.
 const AWKWARD: &str = "it's \"10 %\" of\t$HOME \\n, ;)\n`two` 'lines";
 
-/// "The same token is let in again"; "let every store forget what it has seen of the lock": each recipe has its way back.
+/// "The same token is let in again"; "let every store forget what it has seen of the lock": each recipe has its reset.
 #[track_caller]
 fn lower_tokens_come_in_after_a_reset_only(recipe: &Recipe, store: &dyn Store) {
     let machine = Machine::new(recipe, store, true);
@@ -256,7 +256,7 @@ fn every_recipe_shows_how_to_reset_the_token() {
     lower_tokens_come_in_after_a_reset_only(&REDIS, &Redis::start());
 }
 
-/// "Every holder then has a token lower than those that the stores have seen, and is refused", until the store forgets;
+/// "Every holder then has a token lower than those that the stores have seen, and is refused", until the store is reset;
 /// "etcd itself has nothing to forget".
 #[test]
 fn after_a_restore_of_etcd_the_stores_must_be_reset() {
@@ -285,7 +285,7 @@ fn after_a_restore_of_etcd_the_stores_must_be_reset() {
     assert_eq!(storage.report(), "after");
 }
 
-/// etcd keeps no number: the lock's own key is the check, and any text goes in.
+/// etcd keeps no number: the lock's own key is the check, and any text can be written.
 #[test]
 fn etcd_takes_what_its_holder_writes() {
     let etcd = Etcd::start();
@@ -297,8 +297,8 @@ fn etcd_takes_what_its_holder_writes() {
     assert_eq!(store.report(), AWKWARD);
 }
 
-/// "The check and the write are one act": who comes while a newer one is in, whose transaction is not committed yet, is
-/// not let in by what was there before; a still newer one waits, and finds all that is there then.
+/// "The check and the write are one act": a writer that arrives while the transaction of a newer one is not committed yet
+/// is not accepted by the old content; a still newer one waits, and sees all that was written then.
 #[track_caller]
 fn they_do_not_meet_half_way(recipe: &Recipe, database: &Database) {
     let machine = || Machine::new(recipe, database, true);
@@ -340,7 +340,7 @@ fn in_postgresql_an_open_transaction_counts() {
     they_do_not_meet_half_way(&POSTGRESQL_TRIGGER, &Database::new("reports"));
 }
 
-/// "Who brings none is refused as well": by the trigger, whatever the program and the statement.
+/// "Who brings none is refused as well": by the trigger, for any program and any statement.
 #[test]
 fn the_trigger_refuses_a_writer_without_a_token() {
     let database = Database::new("reports");

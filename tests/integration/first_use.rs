@@ -1,16 +1,16 @@
-//! The first five minutes: every mistake that a newcomer makes, and every word that dlock says to it.
-//! It must not know why dlock says so. What is wanted here is what a person would like to read.
+//! The first five minutes: every mistake of a new user, and every message of dlock to it.
+//! It must not know why dlock prints a message. The expected texts are those that a user would like to read.
 
 use std::io::{Read as _, Write as _};
 use std::net::TcpListener;
 
 use crate::support::{Certificates, Dlock, Etcd, Terminal, hold};
 
-/// Nobody listens on port 1.
+/// No process listens on port 1.
 const NOBODY: &str = "http://127.0.0.1:1";
 
-/// dlock ends with this status, and says exactly this on stderr and nothing on stdout. What is different at every run
-/// stands in `replaced`.
+/// dlock ends with this status, and prints exactly this on stderr and nothing on stdout. `replaced` lists the parts that
+/// differ from run to run.
 #[track_caller]
 fn says(dlock: Dlock, code: i32, replaced: &[(&str, &str)], wanted: &str) {
     let outcome = dlock.finish();
@@ -23,14 +23,14 @@ fn says(dlock: Dlock, code: i32, replaced: &[(&str, &str)], wanted: &str) {
     outcome.expect_code(code).expect_stdout("");
 }
 
-/// A run that does not come to its command, for a reason that has to do with etcd.
+/// A run that does not start its command, for a reason in etcd.
 #[track_caller]
 fn fails(endpoint: &str, variables: &[(&str, &str)], wanted: &str) {
     let dlock = without_etcd(endpoint, variables);
     says(dlock, 125, &[(endpoint, "ETCD")], wanted);
 }
 
-/// The same where it is a matter of luck what arrives first: the end of the connection, or what the server says.
+/// The same where the first event is random: the end of the connection, or the server's message.
 #[track_caller]
 fn fails_somehow(endpoint: &str, variables: &[(&str, &str)], hint: &str) {
     let outcome = without_etcd(endpoint, variables).finish();
@@ -78,7 +78,7 @@ fn a_missing_etcd_is_explained() {
     );
 }
 
-/// Who sits there is told after a second why nothing happens; a script is told at the end.
+/// A terminal shows after a second why nothing happens; a script learns it at the end.
 #[test]
 fn a_terminal_shows_an_early_notice() {
     let mut terminal = Terminal::open(NOBODY);
@@ -90,7 +90,7 @@ fn a_terminal_shows_an_early_notice() {
     terminal.await_text("dlock: cannot lock 'job': no endpoint answered within 5s");
 }
 
-/// The port of a web server, say.
+/// The port of a web server, for example.
 #[test]
 fn the_port_of_another_server_is_explained() {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
@@ -140,7 +140,7 @@ fn wrong_certificates_are_explained() {
         ])
         .run(["job", "true"])
         .finish();
-    // Both authorities have the same name, so it depends on which is tried.
+    // Both authorities have the same name, so the message depends on which is tried.
     outcome.expect_code(125).expect_stderr(&[
         "'job': no endpoint answered within 2s: '",
         "': invalid peer certificate: ",
@@ -154,7 +154,7 @@ fn wrong_certificates_are_explained() {
     let etcd = Etcd::start_mutual_tls(&made);
     let mutual = &[("DLOCK_CACERT", &*made.file("ca.pem"))];
     let outcome = without_etcd(&etcd.endpoint(), mutual).finish();
-    // It says so, or hangs up: then that is only likely.
+    // The server reports it, or closes the connection: then the cause is only likely.
     outcome.expect_code(125).expect_stderr(&[
         "'job': no endpoint answered within 2s: '",
         "\nhint: the server ",
@@ -251,7 +251,7 @@ fn misplaced_arguments_are_explained() {
     }
 }
 
-/// A name is not declared anywhere: one with a slip is another lock. Looking at it shows that.
+/// A name is not declared anywhere: a misspelt one is another lock. `dlock status` shows that.
 #[test]
 fn a_misspelt_lock_name_is_shown_as_free() {
     let etcd = Etcd::start();

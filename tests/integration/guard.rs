@@ -1,4 +1,4 @@
-//! dlock's own processes fail, are stopped or are told to stop: the command's tree ends in time, whole, and once.
+//! dlock's own processes fail, are stopped or get a stop signal: the command's tree ends in time, whole, and once.
 //! It must not know about failing servers and networks.
 
 use std::time::Duration;
@@ -67,7 +67,7 @@ fn a_dlock_stopped_past_the_ttl_has_lost_its_lock() {
     assert!(!Etcd::shared().leases().contains(&place.lease_hex()));
 }
 
-/// Stopped for less than the slack: nothing happens.
+/// A stop for less than the slack has no effect.
 #[test]
 fn a_dlock_stopped_for_a_moment_keeps_its_lock() {
     let etcd = Etcd::shared();
@@ -96,7 +96,7 @@ fn a_killed_guard_ends_the_tree_and_the_lock_is_released_at_once() {
         .expect_stderr(&["dlock: ", "guard"]);
     assert!(!outcome.stderr.contains("panicked"), "{}", outcome.stderr);
     holder.assert_tree_dead();
-    // Long before the term ends.
+    // Long before the lease expires.
     waiter.wait().expect_code(0);
     assert_eq!(oracle.tokens().len(), 2);
     assert!(Etcd::shared().queue(&name).is_empty());
@@ -116,7 +116,7 @@ fn a_stopped_guard_ends_the_tree_in_time() {
     assert_eq!(oracle.tokens().len(), 2);
 }
 
-/// "If both are killed at once the direct child still dies": here dlock cannot do anything about it.
+/// "If both are killed at once the direct child still dies": dlock cannot do anything here.
 #[test]
 fn the_command_dies_with_dlock_and_its_guard() {
     let name = unique("both");
@@ -128,7 +128,7 @@ fn the_command_dies_with_dlock_and_its_guard() {
     holder.signal(Signal::KILL);
 }
 
-/// The guard of a waiter killed: the command is never started unguarded.
+/// The guard of a waiter is killed: the command is never started without one.
 #[test]
 fn a_waiter_without_its_guard_starts_nothing() {
     let etcd = Etcd::shared();
@@ -145,7 +145,7 @@ fn a_waiter_without_its_guard_starts_nothing() {
     assert_eq!(etcd.queue(&name).len(), 1);
 }
 
-/// "SIGTERM to all ... SIGKILL in a loop until none is left": whatever the tree is like, a loss leaves nothing of it.
+/// "SIGTERM to all ... SIGKILL in a loop until none is left": after a loss, no process of any kind of tree is left.
 #[test]
 fn a_loss_ends_every_kind_of_tree() {
     let etcd = Etcd::shared();
@@ -183,7 +183,7 @@ fn a_loss_ends_every_kind_of_tree() {
     }
 }
 
-/// "SIGCONT to all (a stopped process does not act on SIGTERM)": it gets its chance to clean up.
+/// "SIGCONT to all (a stopped process does not act on SIGTERM)": it can clean up.
 #[test]
 fn a_stopped_command_is_continued_to_act_on_term() {
     let name = unique("stopped");
@@ -266,7 +266,7 @@ fn leftovers_may_be_waited_for() {
         ])
         .start();
     holder.says("on\n");
-    // Beyond the term: it goes on renewing for them.
+    // Beyond the TTL: dlock still renews for them.
     let_pass(Duration::from_secs(6));
     assert!(!holder.is_over());
     assert_eq!(etcd.queue(&name).len(), 1);
@@ -274,7 +274,7 @@ fn leftovers_may_be_waited_for() {
     holder.assert_tree_dead();
 }
 
-/// While they are waited for, the promise holds for them too.
+/// During that wait, the promise holds for them too.
 #[test]
 fn leftovers_that_are_waited_for_die_with_the_lock() {
     let etcd = Etcd::shared();
@@ -324,7 +324,7 @@ fn signals_while_holding_reach_the_command_once() {
         holder.signal(signal);
         expected.push_str(word);
         expected.push('\n');
-        // Sent twice it would show before the next one.
+        // A second signal would arrive before the next one.
         holder.says(&expected);
     }
     holder
@@ -335,7 +335,7 @@ fn signals_while_holding_reach_the_command_once() {
     assert!(etcd.queue(&name).is_empty());
 }
 
-/// A command that dies of the forwarded signal makes dlock die of it, with the lock released first.
+/// If a command dies of the forwarded signal, dlock dies of it, too, after the release of the lock.
 #[test]
 fn a_forwarded_signal_that_ends_the_command_ends_dlock() {
     let etcd = Etcd::shared();
@@ -356,7 +356,7 @@ fn a_forwarded_signal_that_ends_the_command_ends_dlock() {
     }
 }
 
-/// A command that ignores the signal goes on, and so does the lock.
+/// A command that ignores the signal continues, and so does the lock.
 #[test]
 fn a_forwarded_signal_that_is_ignored_changes_nothing() {
     let etcd = Etcd::shared();
@@ -372,8 +372,8 @@ fn a_forwarded_signal_that_is_ignored_changes_nothing() {
     assert_eq!(etcd.queue(&name).len(), 1);
 }
 
-/// "If the lock is lost, --pid says who is told to stop, and killed: that process and all that descends from it": the lock is
-/// not free before the last of them is dead, those included whose parent has died of the stop signal.
+/// "If the lock is lost, --pid says who is told to stop, and killed: that process and all that descends from it": the
+/// lock is not free before the last of them is dead, including those whose parent has died of the stop signal.
 #[test]
 fn every_descendant_of_the_process_of_a_hold_is_dead_before_the_lock_is_free() {
     let etcd = Etcd::shared();
@@ -438,7 +438,7 @@ fn ctrl_c_reaches_the_command_once() {
         "{dlock} run {name} perl -e '{script}'; echo code-$?"
     ));
     terminal.await_text("on-2");
-    // Two that arrive in the same moment are one.
+    // Two signals that arrive at the same time are one.
     for count in 1..=10 {
         terminal.ctrl('C');
         eventually(LIMIT, "it arrives", || {
@@ -450,7 +450,7 @@ fn ctrl_c_reaches_the_command_once() {
     assert_eq!(terminal.everything().matches("int\r\n").count(), 10);
 }
 
-/// A command that dies of Ctrl-C makes dlock die of SIGINT, so that the shell's loop ends too.
+/// If a command dies of Ctrl-C, dlock dies of SIGINT, so that the shell's loop ends too.
 #[test]
 fn ctrl_c_ends_dlock_by_the_signal() {
     let etcd = Etcd::shared();
@@ -510,7 +510,7 @@ fn ctrl_z_stops_and_fg_continues() {
     terminal.await_text("code-0");
 }
 
-/// A job that stays stopped past its term is killed, like a stopped dlock.
+/// A job that stays stopped beyond its TTL is killed, like a stopped dlock.
 #[test]
 fn a_job_stopped_past_the_ttl_is_lost() {
     let etcd = Etcd::shared();
@@ -532,8 +532,8 @@ fn a_job_stopped_past_the_ttl_is_lost() {
     terminal.await_text("code-121");
 }
 
-/// "Everything else is as it would be without dlock": a caller without a terminal that has stopped a job of its own is not
-/// hung up when the command ends.
+/// "Everything else is as it would be without dlock": a caller without a terminal that has a stopped job gets no SIGHUP
+/// when the command ends.
 #[test]
 fn a_caller_with_a_stopped_job_is_not_hung_up() {
     let (etcd, name) = (Etcd::shared(), unique("stopped-job"));

@@ -1,5 +1,5 @@
-//! The promise when the holder's key is taken by a third hand: its successor waits for its command.
-//! It must not know how the evidence of a clean release is kept.
+//! The promise when a third party deletes the holder's key: the next waiter waits for the holder's command.
+//! It must not know how release records are kept.
 
 use rustix::process::Signal;
 
@@ -7,7 +7,7 @@ use crate::support::{
     Dlock, Etcd, LIMIT, Oracle, Running, eventually, hold, hold_open, holder_and_waiter, unique,
 };
 
-/// A holder, and a waiter that says why it waits.
+/// A holder, and a waiter that reports why it waits.
 #[track_caller]
 fn pair(etcd: &Etcd, oracle: &Oracle, name: &str) -> (Running, Running) {
     let line = ["--ttl=10", name, "--"];
@@ -15,7 +15,7 @@ fn pair(etcd: &Etcd, oracle: &Oracle, name: &str) -> (Running, Running) {
     holder_and_waiter(etcd, oracle, name, Dlock::on(etcd).run(line), waiter)
 }
 
-/// A holder whose command needs 14 seconds to end, and a waiter with `options` whose own would get none.
+/// A holder whose command needs 14 seconds to end, and a waiter with `options` whose own command would get none.
 #[track_caller]
 fn patient_pair(etcd: &Etcd, oracle: &Oracle, name: &str, options: &[&str]) -> (Running, Running) {
     let holder = Dlock::on(etcd).run(["--ttl=30", "-k14", name, "--"]);
@@ -28,19 +28,19 @@ fn patient_pair(etcd: &Etcd, oracle: &Oracle, name: &str, options: &[&str]) -> (
     (holder, waiter)
 }
 
-/// The third in a queue, which says why it waits.
+/// The third entry of a queue, whose waiter reports why it waits.
 #[track_caller]
 fn last(etcd: &Etcd, oracle: &Oracle, name: &str) -> Running {
     let last = Dlock::on(etcd).args(["-v"]).run([name, "--"]);
     let last = last.args(oracle.command(&["true"])).start();
-    // It has looked, not only entered.
+    // It has read the queue, not only joined it.
     eventually(LIMIT, "it knows for whom it waits", || {
         last.stderr().contains("2 ahead")
     });
     last
 }
 
-/// The holder has lost, the waiter ran after it was told why it waits, and they never overlapped.
+/// The holder has lost, the waiter ran after its report of the delay, and they never overlapped.
 #[track_caller]
 fn is_handed_over_late(oracle: &Oracle, mut holder: Running, mut waiter: Running) {
     holder.wait().expect_code(121).expect_stderr(&["lost"]);
@@ -70,7 +70,7 @@ fn a_holder_without_its_key_is_waited_for() {
     is_handed_over_late(&oracle, holder, waiter);
 }
 
-/// "Whoever waits gives it that time", also when its own place is taken with the holder's.
+/// "Whoever waits gives it that time", also when its own entry is deleted with the holder's.
 #[test]
 fn a_waiter_that_lost_its_entry_waits_for_a_vanished_holder() {
     let (etcd, oracle, name) = (Etcd::shared(), Oracle::new(), unique("both"));
@@ -79,7 +79,7 @@ fn a_waiter_that_lost_its_entry_waits_for_a_vanished_holder() {
     is_handed_over_late(&oracle, holder, waiter);
 }
 
-/// "The command gets the stop signal": a loss by a third hand leaves the grace, too.
+/// "The command gets the stop signal": a loss by a third party leaves the grace, too.
 #[test]
 fn a_command_without_its_key_may_clean_up() {
     let (etcd, name) = (Etcd::shared(), unique("clean-up"));
@@ -95,7 +95,7 @@ fn a_command_without_its_key_may_clean_up() {
         .expect_stdout("on\ncleaned up\n");
 }
 
-/// "After a release nobody waits", and what it leaves for the next one is gone with its lease.
+/// "After a release nobody waits", and the release record is gone with its lease.
 #[test]
 fn a_release_passes_the_lock_on_at_once_and_leaves_nothing_for_long() {
     let (etcd, oracle, name) = (Etcd::start(), Oracle::new(), "clean");
@@ -122,7 +122,8 @@ fn a_release_passes_the_lock_on_at_once_and_leaves_nothing_for_long() {
     });
 }
 
-/// A waiter "queues again" when its place is lost, also if it learns of that together with the end of the one before it.
+/// A waiter "queues again" when its entry is lost, also if it learns of that together with the end of the entry before
+/// it.
 #[test]
 fn a_waiter_without_its_entry_does_not_acquire_the_lock() {
     let (etcd, oracle, name) = (Etcd::shared(), Oracle::new(), unique("no-place"));
@@ -154,7 +155,7 @@ fn a_waiter_without_its_entry_does_not_acquire_the_lock() {
     assert_eq!(oracle.guests(), ["next", "waiter"]);
 }
 
-/// "Holders that are not dlock are not waited for": they do not say how long their command may run.
+/// "Holders that are not dlock are not waited for": they do not announce how long their command may run.
 #[test]
 fn a_vanished_etcdctl_causes_no_delay() {
     let (etcd, name) = (Etcd::shared(), unique("etcdctl"));
@@ -168,7 +169,8 @@ fn a_vanished_etcdctl_causes_no_delay() {
     assert!(!outcome.stderr.contains("vanished"), "{}", outcome.stderr);
 }
 
-/// Who gives up during that time "leaves its place taken for the rest of it": nobody comes in early, nor a newcomer.
+/// A waiter that gives up during that time "leaves its place taken for the rest of it": no waiter and no newcomer gets
+/// the lock early.
 #[test]
 fn a_waiter_that_gives_up_during_a_lock_delay_does_not_shorten_it() {
     let (etcd, oracle, name) = (Etcd::shared(), Oracle::new(), unique("gives-up"));
@@ -205,7 +207,7 @@ fn a_waiter_that_is_killed_during_a_lock_delay_does_not_shorten_it() {
     oracle.assert_no_overlap();
 }
 
-/// Who gives up "leaves word", also at the moment in which the holder vanishes: it may not have heard of that yet.
+/// A waiter that gives up "leaves word", also at the time at which the holder vanishes: it may not know of that yet.
 #[test]
 fn a_waiter_that_gives_up_hides_no_vanished_holder() {
     let (etcd, oracle, name) = (Etcd::shared(), Oracle::new(), unique("hides"));
@@ -223,7 +225,8 @@ fn a_waiter_that_gives_up_hides_no_vanished_holder() {
     oracle.assert_no_overlap();
 }
 
-/// Who gives up behind a holder that is not dlock says nothing of that one's end: the next one waits for it.
+/// A waiter that gives up behind a holder that is not dlock does not vouch for that holder's end: the next one waits for
+/// it.
 #[test]
 fn a_waiter_that_gives_up_behind_etcdctl_does_not_free_the_lock() {
     let (etcd, oracle, name) = (Etcd::shared(), Oracle::new(), unique("behind-etcdctl"));
@@ -237,7 +240,7 @@ fn a_waiter_that_gives_up_behind_etcdctl_does_not_free_the_lock() {
     other.wait().expect_code(0);
 }
 
-/// "Keep the lock at least for so long", whoever gives up behind it.
+/// "Keep the lock at least for so long", although a waiter gives up behind it.
 #[test]
 fn a_waiter_that_gives_up_during_a_cooldown_does_not_free_the_lock() {
     let (etcd, oracle, name) = (Etcd::shared(), Oracle::new(), unique("behind-cooling"));
@@ -246,7 +249,7 @@ fn a_waiter_that_gives_up_during_a_cooldown_does_not_free_the_lock() {
     is_kept_out(etcd, &oracle, &name);
 }
 
-/// The second behind whoever has the lock does not get it when the first gives up.
+/// The second waiter does not get the lock when the first gives up.
 #[track_caller]
 fn is_kept_out(etcd: &Etcd, oracle: &Oracle, name: &str) {
     let mut waiter = Dlock::on(etcd).run([name, "true"]).start();
@@ -270,7 +273,8 @@ fn is_kept_out(etcd: &Etcd, oracle: &Oracle, name: &str) {
     oracle.assert_no_overlap();
 }
 
-/// The same with readers: a writer leaves, one of the readers vanishes, and the next writer finds both gone and a reader there.
+/// The same with readers: a writer leaves, one of the readers vanishes, and the next writer finds both gone and a reader
+/// present.
 #[test]
 fn a_vanished_reader_is_waited_for_behind_a_waiter_that_gave_up() {
     let (etcd, oracle, name) = (Etcd::shared(), Oracle::new(), unique("reader"));
@@ -306,7 +310,7 @@ fn a_vanished_reader_is_waited_for_behind_a_waiter_that_gave_up() {
     oracle.assert_no_overlap();
 }
 
-/// Whoever gives up meanwhile does not make the time begin anew: else a lock could stay free for ever.
+/// A waiter that gives up meanwhile does not restart the delay: otherwise a lock could stay free for ever.
 #[test]
 fn a_lock_delay_ends_although_many_waiters_give_up() {
     let (etcd, oracle, name) = (Etcd::shared(), Oracle::new(), unique("many"));
@@ -326,7 +330,7 @@ fn a_lock_delay_ends_although_many_waiters_give_up() {
     oracle.assert_no_overlap();
 }
 
-/// "After a release nobody waits", whoever else has left meanwhile.
+/// "After a release nobody waits", also if other waiters have left meanwhile.
 #[test]
 fn a_waiter_that_gives_up_causes_no_delay() {
     let (etcd, oracle, name) = (Etcd::shared(), Oracle::new(), unique("delays"));

@@ -1,4 +1,4 @@
-//! What `dlock release` says of a hold: 0 only when the lock was held until then, else 121, and why.
+//! The result of `dlock release`: 0 only when the lock was held until then, else 121, and the reason.
 //! It must not know how a hold ends otherwise; `sharing.rs` does.
 
 use std::process::Stdio;
@@ -23,7 +23,7 @@ fn release(hold: &str) -> Running {
     Dlock::nowhere().args(["release", hold]).start()
 }
 
-/// Has the hold asked to end, while it is stopped, and lets it go on then.
+/// Requests the end of the hold while it is stopped, and then continues it.
 fn release_after(holder: &Running, hold: &str, meanwhile: impl FnOnce()) -> Running {
     holder.signal(Signal::STOP);
     meanwhile();
@@ -58,7 +58,7 @@ fn a_hold_that_had_its_lock_is_released() {
     assert!(etcd.queue(&name).is_empty());
 }
 
-/// "121 when that cannot be shown": a lock that was lost in the meantime, whatever the hold knew of it.
+/// "121 when that cannot be shown": a lock that was lost in the meantime, whether the hold knew of it or not.
 #[test]
 fn a_hold_that_had_lost_its_lock_is_no_success() {
     let (etcd, name) = (Etcd::shared(), unique("gone"));
@@ -72,7 +72,7 @@ fn a_hold_that_had_lost_its_lock_is_no_success() {
         .expect_code(121)
         .expect_stderr(&[NOT_HELD, "its key"]);
     holder.wait().expect_code(121);
-    // A lock of this machine.
+    // A local lock.
     let state = Scratch::new();
     let local = Dlock::nowhere().env("DLOCK_LOCAL", state.file("state"));
     let (mut holder, hold_name) = hold(local, &name);
@@ -84,7 +84,7 @@ fn a_hold_that_had_lost_its_lock_is_no_success() {
     holder.wait().expect_code(121);
 }
 
-/// The same for a hold that is killed before it could give the lock back.
+/// The same for a hold that is killed before it could release the lock.
 #[test]
 fn a_hold_that_was_killed_is_no_success() {
     let (etcd, name) = (Etcd::shared(), unique("killed"));
@@ -98,7 +98,7 @@ fn a_hold_that_was_killed_is_no_success() {
         .expect_stderr(&[NOT_HELD, "was killed"]);
 }
 
-/// The same for one that somebody else had ended before, and that is still about to give the lock back.
+/// The same for a hold that was ended before, and that is still about to release the lock.
 #[test]
 fn a_hold_that_ended_before_its_release_is_no_success() {
     let (etcd, name) = (Etcd::shared(), unique("ended"));
@@ -139,8 +139,8 @@ fn a_hold_whose_release_is_unconfirmed_gets_a_warning() {
         .expect_stderr(&["cannot confirm the release"]);
 }
 
-/// In a script, in the background, with `--pid` and without: the lock that was lost is told by `dlock release`, and by nothing
-/// else without `--pid`.
+/// In a script, in the background, with `--pid` and without: `dlock release` reports that the lock was lost; without
+/// `--pid` nothing else does.
 #[test]
 fn a_script_learns_that_its_lock_was_lost() {
     let (etcd, name) = (Etcd::shared(), unique("script"));

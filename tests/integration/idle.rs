@@ -1,4 +1,4 @@
-//! What dlock does while nothing happens, which is nearly always.
+//! dlock's activity while nothing happens, which is nearly always.
 //! It must not know how it waits.
 
 use std::time::Duration;
@@ -23,7 +23,7 @@ fn nothing_wakes_up_between_renewals() {
         waiter.guard(),
     ];
     assert_eq!(processes.map(Process::threads), [1; 4]);
-    // Their watches may still be on their way.
+    // Their watches may not be open yet.
     let mut before = processes.map(Process::wake_ups);
     eventually(LIMIT, "all of them sleep", || {
         let_pass(Duration::from_secs(1));

@@ -1,4 +1,4 @@
-//! `dlock ls` and `dlock status` over many keys, and over keys that nobody of us has written.
+//! `dlock ls` and `dlock status` with many keys, and with keys of other clients.
 //! It must not know how they are read.
 
 use std::fmt::Write as _;
@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use crate::support::{Dlock, Etcd};
 
-/// etcdctl with `input` on its stdin: what does not fit on a command line.
+/// etcdctl with `input` on its stdin: text that does not fit on a command line.
 fn feed(etcd: &Etcd, args: &[&str], input: &str) {
     let line = etcd.ctl_command();
     let mut child = Command::new(&line[0])
@@ -35,7 +35,7 @@ fn listed(etcd: &Etcd, prefix: &str) -> Vec<Value> {
         .collect()
 }
 
-/// "10,000 keys list ... (paged reads)": more than one page, each lock once and in order, with all of its places.
+/// "10,000 keys list ... (paged reads)": more than one page, each lock once and in order, with all of its entries.
 #[test]
 fn many_locks_are_listed_page_by_page() {
     const LOCKS: usize = 1100;

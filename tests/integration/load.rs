@@ -1,20 +1,20 @@
-//! What dlock asks of etcd, as etcd counts it: the figures that "Capacity" reckons with.
+//! The number of dlock's requests, as etcd counts them: the figures of "Capacity".
 //! It must not know what the requests are for.
 
 use std::process::Stdio;
 
 use crate::support::{Dlock, Etcd, LIMIT, Metrics, Running, eventually, hold_open};
 
-/// No renewal is due while a test looks: they are two minutes apart.
+/// No renewal is due during a test: they are two minutes apart.
 const TTL: &str = "--ttl=600";
 
 const ANSWERED: &str = "grpc_server_handled_total";
-/// Not the place that is refused now and then for its lease is not there yet, on a busy server.
+/// Excludes requests for an entry that a busy server refuses now and then because it does not know the lease yet.
 const UNARY: &[&str] = &["grpc_type=\"unary\"", "grpc_code=\"OK\""];
 const TRANSACTIONS: &[&str] = &["grpc_method=\"Txn\"", "grpc_code=\"OK\""];
 const READS: &str = "etcd_mvcc_range_total";
 
-/// What an etcd of its own has counted since some moment.
+/// The counters of an etcd for one test, since some time.
 struct Load<'a> {
     etcd: &'a Etcd,
     before: Metrics,
@@ -33,7 +33,7 @@ impl<'a> Load<'a> {
         format!("{grown:.0}").parse().expect("a counter only grows")
     }
 
-    /// Waits until so many have come, and fails if there are more.
+    /// Waits until this many requests have arrived, and fails if there are more.
     #[track_caller]
     fn becomes(&self, count: u64, counter: &str, labels: &[&str]) {
         eventually(LIMIT, &format!("{count} of {counter}"), || {
@@ -42,7 +42,8 @@ impl<'a> Load<'a> {
         assert_eq!(self.of(counter, labels), count, "{counter} {labels:?}");
     }
 
-    /// That was all, but for the last, which ends the lease: nobody waits for its answer, and it may get lost.
+    /// These were all requests, except the last, which ends the lease: dlock does not wait for its answer, and it may get
+    /// lost.
     #[track_caller]
     fn ends_with(&self, count: u64) {
         let answered = self.of(ANSWERED, UNARY);
@@ -50,7 +51,7 @@ impl<'a> Load<'a> {
     }
 }
 
-/// Holds the lock once it has it, until it is let go.
+/// Holds the lock once it has it, until it is ended.
 fn next(etcd: &Etcd, name: &str) -> Running {
     let waiter = Dlock::on(etcd).run([TTL, name, "--", "sh", "-c", "echo on; exec cat"]);
     waiter.stdin(Stdio::piped()).start()
@@ -62,13 +63,13 @@ fn a_run_costs_five_requests() {
     let etcd = Etcd::start();
     let load = Load::from_now_on(&etcd);
     let mut holder = hold_open(Dlock::on(&etcd), &[TTL], "five");
-    // The grant, the place, and the read with which the watch begins.
+    // The grant, the entry, and the read with which the watch begins.
     load.becomes(3, ANSWERED, UNARY);
     holder.let_go().expect_code(0);
     load.ends_with(5);
 }
 
-/// "And two more where it has to be waited for": a look at those before, and one when they have gone.
+/// "And two more where it has to be waited for": a read of the earlier entries, and one when they are gone.
 #[test]
 fn a_wait_costs_two_reads_of_the_queue() {
     let (etcd, name) = (Etcd::start(), "seven");
@@ -80,7 +81,7 @@ fn a_wait_costs_two_reads_of_the_queue() {
     load.becomes(4, ANSWERED, UNARY);
     holder.let_go().expect_code(0);
     waiter.says("on\n");
-    // The holder's release is among them; what it leaves for the waiter ends with its lease.
+    // The holder's release is among them; its release record ends with its lease.
     load.becomes(4 + 1 + 1, ANSWERED, UNARY);
     waiter.let_go().expect_code(0);
     load.ends_with(4 + 1 + 3);
@@ -103,7 +104,7 @@ fn a_release_costs_the_next_waiter_one_read_of_three_keys() {
     holder.let_go().expect_code(0);
     waiters[0].says("on\n");
     load.becomes(2, ANSWERED, TRANSACTIONS);
-    // The release compares twice, and looks whether anybody waits.
+    // The release compares twice, and checks whether a waiter exists.
     load.becomes(3 + 3, READS, &[]);
     for mut waiter in waiters {
         waiter.let_go().expect_code(0);

@@ -1,5 +1,5 @@
-//! Locks of one machine: the same command line without any server, and flock(1)'s own tests re-created with it.
-//! It must not know what happens when something is killed or broken; `local/crashes.rs` and `local/folder.rs` do.
+//! Local locks: the same command line without any server, and flock(1)'s own tests repeated with it.
+//! It must not know what happens when something is killed or broken; `local/crashes.rs` and `local/state_dir.rs` do.
 
 mod crashes;
 mod state_dir;
@@ -14,7 +14,7 @@ use crate::support::{
     let_pass, since,
 };
 
-/// A state folder of a test's own.
+/// A state directory for one test.
 struct State {
     folder: Scratch,
     path: String,
@@ -27,7 +27,7 @@ impl State {
         Self { folder, path }
     }
 
-    /// dlock with the locks of this folder, and without any endpoint.
+    /// dlock with the locks of this directory, and without any endpoint.
     fn dlock(&self) -> Dlock {
         Dlock::nowhere().env("DLOCK_LOCAL", &self.path)
     }
@@ -36,7 +36,7 @@ impl State {
         self.dlock().run(words)
     }
 
-    /// What is in the folder of the lock `job`.
+    /// The names in the directory of the lock `job`.
     fn files(&self) -> Vec<String> {
         let Ok(entries) = fs::read_dir(format!("{}/job", self.path)) else {
             return Vec::new();
@@ -49,7 +49,7 @@ impl State {
         names
     }
 
-    /// The places in the queue of the lock `job`, those of the dead included.
+    /// The entries of the queue of the lock `job`, those of dead owners included.
     fn places(&self) -> Vec<String> {
         let mut files = self.files();
         files.retain(|name| {
@@ -59,7 +59,7 @@ impl State {
         files
     }
 
-    /// Waits until so many places are there.
+    /// Waits until there are this many entries.
     #[track_caller]
     fn queue_of(&self, count: usize) {
         eventually(LIMIT, &format!("{count} places"), || {
@@ -148,7 +148,7 @@ fn readers_share_and_others_do_not() {
     writer.let_go();
 }
 
-/// util-linux 40: a lock that is called like a number, or like an option's value, is no file of that name anywhere else.
+/// util-linux 40: a lock whose name is a number, or like an option's value, does not name a file elsewhere.
 #[test]
 fn a_lock_name_is_not_a_path() {
     let state = State::new();
@@ -193,7 +193,7 @@ fn a_lock_name_is_not_a_path() {
         .expect_code(0);
 }
 
-/// util-linux 41: who waits for long enough gets the lock; 43: `-v` says how long that took.
+/// util-linux 41: a waiter with enough time gets the lock; 43: `-v` reports how long that took.
 #[test]
 fn a_wait_that_is_long_enough_ends_with_the_lock() {
     let state = State::new();
@@ -240,7 +240,7 @@ fn the_command_does_not_inherit_the_lock() {
     state.next_token();
 }
 
-/// util-linux 44: the lock can be seen where the kernel shows locks.
+/// util-linux 44: the kernel's list shows the lock.
 #[test]
 fn the_kernel_shows_the_lock() {
     let state = State::new();
@@ -304,7 +304,7 @@ fn a_writer_comes_in_its_turn() {
 fn slots_are_never_taken_twice() {
     let state = State::new();
     let dir = state.folder.path().display();
-    // The kernel tells when two have the same slot.
+    // The kernel's lock detects two holders with the same slot.
     let command = format!(
         "exec flock -n -E 99 {dir}/slot$DLOCK_SLOT sh -c 'echo $DLOCK_SLOT >>{dir}/seen; sleep 0.1'"
     );
@@ -342,7 +342,7 @@ fn another_number_of_slots_is_refused() {
         ]);
     }
     holder.let_go();
-    // One slot is a lock of one's own, beside others that want it so.
+    // One slot is an exclusive lock, together with others that request it so.
     let mut holder = hold_open(state.dlock(), &[], "job");
     let mut waiter = state
         .run(&["--slots=1", "job", "printenv", "DLOCK_SLOT"])
@@ -352,8 +352,8 @@ fn another_number_of_slots_is_refused() {
     waiter.wait().expect_code(0).expect_stdout("0\n");
 }
 
-/// "Keep the lock at least for so long ... unless it was lost or somebody asked for it, or dlock was killed"; a command that
-/// did not start does not count.
+/// "Keep the lock at least for so long ... unless it was lost or somebody asked for it, or dlock was killed"; a command
+/// that did not start does not count.
 #[test]
 fn a_lock_cools_down() {
     let state = State::new();
@@ -396,7 +396,7 @@ fn a_lock_cools_down() {
     state.next_token();
 }
 
-/// "Stop the command after so long, then end with status 124": also one that does not care about the signal.
+/// "Stop the command after so long, then end with status 124": also a command that ignores the signal.
 #[test]
 fn a_command_is_stopped_at_its_limit() {
     let (state, oracle) = (State::new(), Oracle::new());
@@ -443,8 +443,8 @@ fn leftovers_are_killed_or_waited_for_before_the_release() {
     assert_eq!(oracle.tokens().len(), 4);
 }
 
-/// "A signal while waiting leaves the queue at once and ends dlock by the same signal"; one while holding goes to the
-/// command.
+/// "A signal while waiting leaves the queue at once and ends dlock by the same signal"; a signal to a holder is forwarded
+/// to the command.
 #[test]
 fn signals_end_the_waiting_and_reach_the_command() {
     let state = State::new();
@@ -483,7 +483,8 @@ fn a_stopped_dlock_keeps_its_lock() {
     assert_eq!(oracle.tokens().len(), 2);
 }
 
-/// "--wait spans everything", also a queue that cannot be entered because somebody is stopped in the middle of it.
+/// "--wait spans everything", also a queue that cannot be joined because a process is stopped while it holds the
+/// directory's lock.
 #[test]
 fn a_queue_that_cannot_be_joined_is_reported() {
     let state = State::new();
@@ -529,7 +530,7 @@ fn the_command_gets_its_variables_and_no_false_ones() {
             "DLOCK_FENCING_TOKEN=1\nDLOCK_HELD={name}:{outer} {name}:1/local\nDLOCK_NAME={name}\n"
         )
     );
-    // A token is tested where it was given out.
+    // A token is checked in the state directory that gave it out.
     let check = |asked: &[&str], given: &[&str]| {
         let line = [&["run"][..], given, &[&name, dlock, "check"], asked].concat();
         Dlock::on(etcd).args(line).finish()
@@ -572,7 +573,7 @@ fn a_lock_inside_itself() {
         .expect_stdout("");
 }
 
-/// `dlock ls`, `dlock status` and `dlock check` show and test what is there.
+/// `dlock ls`, `dlock status` and `dlock check` show and check local locks.
 #[test]
 fn a_lock_is_seen_and_checked() {
     let state = State::new();

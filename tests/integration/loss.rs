@@ -1,5 +1,5 @@
-//! The promise: the command is dead before anybody else can get the lock, and lives on while the lock is safe.
-//! It must not know about dlock's own processes failing.
+//! The promise: the command is dead before any other client can get the lock, and survives while the lock is safe.
+//! It must not know about failures of dlock's own processes.
 
 use std::io::Write;
 use std::process::Stdio;
@@ -10,10 +10,10 @@ use crate::support::{
     eventually, hold, hold_open, holder_and_waiter, let_pass, since, unique,
 };
 
-/// The shortest term that dlock allows.
+/// The shortest TTL that dlock allows.
 const TTL: Duration = Duration::from_secs(5);
 
-/// dlock ends as one that lost the lock, and nothing of its command lives at that moment.
+/// dlock exits as one that lost the lock, and no process of its command lives at that time.
 #[track_caller]
 fn is_lost(mut running: Running) {
     let outcome = running
@@ -24,8 +24,8 @@ fn is_lost(mut running: Running) {
     assert!(!outcome.stderr.contains("panicked"), "{}", outcome.stderr);
 }
 
-/// A holder that reaches etcd through `link`, and a waiter with a direct way. That one is no dlock: it takes the lock the
-/// moment that etcd gives it, and so meets whatever of the holder lives too long.
+/// A holder that reaches etcd through `link`, and a waiter with a direct connection. The waiter is not dlock: it takes
+/// the lock at the moment that etcd frees it, and so detects any process of the holder that lives too long.
 #[track_caller]
 fn behind_a_link(etcd: &Etcd, link: &Link, oracle: &Oracle) -> (Running, Running) {
     let name = unique("behind-a-link");
@@ -86,7 +86,7 @@ fn a_key_under_another_lease_or_none_ends_the_command() {
     }
 }
 
-/// "`stop_at = kill_at - grace`": without a proof there is a time to clean up, and it does not turn a loss into a success.
+/// "`stop_at = kill_at - grace`": without a proof there is a time to clean up, which does not turn a loss into a success.
 #[test]
 fn a_command_may_clean_up_and_the_loss_still_shows() {
     let etcd = Etcd::shared();
@@ -106,16 +106,16 @@ fn a_command_may_clean_up_and_the_loss_still_shows() {
     }
 }
 
-/// A key that is gone leaves the time between the stop and the kill, and no more.
+/// A deleted key leaves the time between the stop and the kill, and no more.
 #[test]
 fn a_key_that_is_gone_leaves_the_grace_and_no_more() {
     let etcd = Etcd::shared();
     let name = unique("at-once");
-    // No renewal would find it out in time.
+    // No renewal would notice it in time.
     let line = ["--ttl=600", "-k=1", &name, &child("ignores-term.sh")];
     let mut holder = Dlock::on(etcd).run(line).start();
     holder.says("on\n");
-    // Until then the watch would begin with a look at a key that is gone.
+    // Before that the watch would begin with a read of a deleted key.
     let_pass(Duration::from_secs(1));
     etcd.revoke(&etcd.queue(&name)[0].lease_hex());
     let revoked_at = boot_clock();
@@ -127,7 +127,7 @@ fn a_key_that_is_gone_leaves_the_grace_and_no_more() {
     );
 }
 
-/// "`kill_at = sent + 0.9 G - 0.5 s`": etcd is gone, and the command is dead before the lease could end.
+/// "`kill_at = sent + 0.9 G - 0.5 s`": etcd is gone, and the command is dead before the lease could expire.
 #[test]
 fn a_killed_etcd_ends_the_command_within_the_ttl() {
     let etcd = Etcd::start();
@@ -140,7 +140,7 @@ fn a_killed_etcd_ends_the_command_within_the_ttl() {
     is_lost(holder);
 }
 
-/// The server is frozen: its lease clock runs on and it hands the lock over the moment it thaws.
+/// The server is frozen: its lease clock runs on, and it frees the lock at the moment it continues.
 #[test]
 fn a_frozen_etcd_ends_the_command_in_time() {
     let etcd = Etcd::start();
@@ -153,7 +153,7 @@ fn a_frozen_etcd_ends_the_command_in_time() {
     is_handed_over(&oracle, waiter);
 }
 
-/// "restart of a member": shorter than the slack, the command lives on.
+/// "restart of a member": shorter than the slack, the command survives.
 #[test]
 fn a_restarted_etcd_is_survived() {
     let etcd = Etcd::start();
@@ -164,8 +164,8 @@ fn a_restarted_etcd_is_survived() {
     etcd.assert_empty();
 }
 
-/// "No process of the command's tree runs after the first moment at which etcd could give the lock to somebody else":
-/// the network swallows everything, or only the answers.
+/// "No process of the command's tree runs after the first moment at which etcd could give the lock to somebody else": the
+/// network drops everything, or only the answers.
 #[test]
 fn a_black_holed_network_ends_the_command_in_time() {
     let etcd = Etcd::shared();
@@ -190,7 +190,7 @@ fn answers_in_a_late_burst_extend_nothing() {
     let (holder, waiter) = behind_a_link(etcd, &link, &oracle);
     link.both(Mode::Hold);
     let_pass(Duration::from_secs(3));
-    // Now what left up to three seconds ago arrives; from here on nothing new does.
+    // The answers of the last three seconds arrive now; from here on no new ones do.
     link.both(Mode::Pass);
     let_pass(Duration::from_millis(50));
     link.both(Mode::Hold);
@@ -200,7 +200,7 @@ fn answers_in_a_late_burst_extend_nothing() {
     is_handed_over(&oracle, waiter);
 }
 
-/// The same burst within a long term is survived.
+/// The same burst within a long TTL is survived.
 #[test]
 fn a_burst_within_the_ttl_is_survived() {
     let etcd = Etcd::shared();
@@ -218,7 +218,7 @@ fn a_burst_within_the_ttl_is_survived() {
     holder.let_go();
 }
 
-/// "connection refused": a second or two within the term is survived.
+/// "connection refused": a second or two within the TTL is survived.
 #[test]
 fn a_refused_connection_is_survived() {
     let etcd = Etcd::shared();
@@ -228,13 +228,13 @@ fn a_refused_connection_is_survived() {
     link.refuse();
     let_pass(Duration::from_millis(1500));
     link.heal();
-    // Longer than the term: it must have renewed after that.
+    // Longer than the TTL: dlock must have renewed after that.
     let_pass(Duration::from_secs(11));
     assert_eq!(etcd.queue(&name), [place]);
     holder.let_go();
 }
 
-/// A link that is slow throughout is no fault.
+/// A link that is slow all the time is no fault.
 #[test]
 fn a_slow_link_loses_no_lock() {
     let etcd = Etcd::shared();
@@ -289,7 +289,7 @@ fn an_unconfirmed_release_keeps_the_commands_status_and_warns() {
     }
 }
 
-/// "Wall clocks play no part in it": the clock jumps an hour back and five seconds ahead under a ten second lease.
+/// "Wall clocks play no part in it": the clock jumps an hour back and five seconds ahead with a lease of ten seconds.
 #[test]
 fn a_jump_of_the_wall_clock_has_no_effect() {
     let etcd = Etcd::shared();
@@ -345,7 +345,7 @@ fn no_stderr_of_any_kind_delays_a_renewal_or_the_end() {
     }
 }
 
-/// The same when the lock is lost: the blocked line about it delays nothing.
+/// The same when the lock is lost: the blocked message about it delays nothing.
 #[test]
 fn a_blocked_stderr_does_not_delay_the_end_of_a_lost_command() {
     let etcd = Etcd::shared();
@@ -361,7 +361,7 @@ fn a_blocked_stderr_does_not_delay_the_end_of_a_lost_command() {
     holder.assert_tree_dead();
 }
 
-/// A pipe's reader that stops reading, or goes away, is the command's affair only.
+/// A reader of the command's output that stops reading, or exits, affects only the command.
 #[test]
 fn a_stdout_without_a_reader_affects_only_the_command() {
     let etcd = Etcd::shared();
@@ -371,7 +371,7 @@ fn a_stdout_without_a_reader_affects_only_the_command() {
         .run([&unique("reader"), "sh", "-c", "echo x; echo $? >&2"])
         .stdout(writer)
         .start();
-    // Whatever sh makes of it: dlock passes it on and says nothing.
+    // For any result of sh: dlock passes it on silently.
     let outcome = run.wait();
     assert!(!outcome.stderr.contains("dlock: "), "{outcome:?}");
 }

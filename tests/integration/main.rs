@@ -1,5 +1,5 @@
 //! The end-to-end tests: the built program, real processes and a real etcd.
-//! They must not know how the program is built inside; the command line and the keys in etcd are all they see.
+//! They must not know the program's inner workings; they see only the command line and the keys in etcd.
 
 mod chaos;
 mod cli;

@@ -13,7 +13,7 @@ const SILENT: [(Direction, Mode); 2] = [
     (Direction::ToClient, Mode::Drop),
 ];
 
-/// The words of the request that makes the mark of a run.
+/// The bytes of the request that creates the mark of a run.
 fn marking(name: &str) -> [String; 2] {
     [format!("dlock/once/{name}"), "\"v\":1".to_owned()]
 }
@@ -33,8 +33,8 @@ fn left(etcd: &Etcd, key: &str) -> u64 {
     told["ttl"].as_u64().expect("a number")
 }
 
-/// "Start at most once in this time": nothing that must be in etcd before the start is believed because it was tried,
-/// whether the request was lost on its way or only its answer.
+/// "Start at most once in this time": a key that must be in etcd before the start does not count because of an attempt to
+/// create it, whether the request or only its answer was lost.
 #[test]
 fn no_run_starts_before_its_mark_is_made() {
     let etcd = &Etcd::start();
@@ -60,14 +60,14 @@ fn no_run_starts_before_its_mark_is_made() {
         let second = Dlock::on(etcd).run(once).args(["-c", "echo ran"]).finish();
         second.expect_code(75).expect_stdout("");
     }
-    // Nor is anything left of what was tried.
+    // Nor is anything left of the attempts.
     eventually(LIMIT, "the leases of the two marks are left", || {
         etcd.leases().len() == 2
     });
 }
 
-/// "A signal while waiting ... leaves the queue, which takes at most two seconds where etcd is silent": all that is taken
-/// back is taken back within one limit, and what may stand is told.
+/// "A signal while waiting ... leaves the queue, which takes at most two seconds where etcd is silent": all cleanup
+/// shares one time limit, and keys that may be left are reported.
 #[test]
 fn a_mark_does_not_prolong_the_exit_with_a_silent_etcd() {
     let etcd = Etcd::shared();
@@ -101,7 +101,7 @@ fn a_mark_does_not_prolong_the_exit_with_a_silent_etcd() {
     );
 }
 
-/// "those who wait already with dlock are sent away": also one that is about to take its slot.
+/// "those who wait already with dlock are sent away": also a waiter that is about to take its slot.
 #[test]
 fn a_stop_request_survives_the_claim_of_a_slot() {
     let etcd = Etcd::shared();

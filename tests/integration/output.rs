@@ -1,4 +1,4 @@
-//! What dlock says: to who waits at a terminal, in a log, and to programs.
+//! The messages of dlock: to a user at a terminal, in a log, and to programs.
 //! It must not know how lines are written.
 
 use std::time::Duration;
@@ -29,7 +29,7 @@ fn the_live_line_shows_the_wait_for_a_lock() {
     for text in [
         format!("dlock: waiting 0s for '{name}', 9m 59s left: place 1 in the queue, 1 ahead, "),
         format!(" pid {}, sh, note \"ticket 7\"", holder.process().0),
-        // It goes on.
+        // It continues.
         format!("\r\u{1b}[Kdlock: waiting 2s for '{name}', 9m 57s left: "),
     ] {
         terminal.await_text(&text);
@@ -37,7 +37,7 @@ fn the_live_line_shows_the_wait_for_a_lock() {
     let screen = terminal.screen();
     let waiting = screen.iter().filter(|line| line.contains("waiting"));
     assert_eq!(waiting.count(), 1, "{screen:#?}");
-    // Drawn by the event loop: a second thread would be in the way of the next fork.
+    // The event loop draws it: a second thread would be in the way of the next fork.
     assert_eq!(terminal.process("dlock").threads(), 1);
     holder.let_go();
     terminal.await_text("won-7");
@@ -50,7 +50,7 @@ fn the_live_line_shows_the_wait_for_a_lock() {
     );
 }
 
-/// "cut to the width of the terminal", and erased as well when it is Ctrl-C that ends the waiting, or the time.
+/// "cut to the width of the terminal", and erased as well when Ctrl-C or a timeout ends the wait.
 #[test]
 fn the_line_is_cut_and_leaves_nothing() {
     let etcd = Etcd::shared();
@@ -115,7 +115,7 @@ fn a_free_lock_is_taken_silently_and_a_dumb_terminal_is_not_erased() {
     assert!(!everything.contains('\u{1b}'), "{everything:?}");
 }
 
-/// A background job "is not stopped by `stty tostop`", draws nothing over what its user types, and draws when it comes to the
+/// A background job "is not stopped by `stty tostop`", draws nothing over its user's input, and draws again in the
 /// foreground.
 #[test]
 fn a_waiter_in_the_background_is_silent_and_not_stopped() {
@@ -127,7 +127,7 @@ fn a_waiter_in_the_background_is_silent_and_not_stopped() {
         "stty tostop; {DLOCK} -v run {name} sh -c 'echo won >$HOME/won' &"
     ));
     etcd.queue_of(&name, 2);
-    // With -v it writes, which is what stops a job by `tostop`.
+    // With -v it writes; with `tostop` that would stop a job.
     terminal.await_text(&format!("dlock: waiting for '{name}', held by"));
     let_pass(Duration::from_millis(1500));
     assert!(
@@ -146,7 +146,7 @@ fn a_waiter_in_the_background_is_silent_and_not_stopped() {
     });
 }
 
-/// "A terminal that takes nothing never delays dlock": neither its renewals nor the lock that it waits for.
+/// "A terminal that takes nothing never delays dlock": neither its renewals nor its wait for the lock.
 #[test]
 fn a_stopped_terminal_costs_no_renewal() {
     let etcd = Etcd::shared();
@@ -258,7 +258,7 @@ fn a_hostile_record_is_safe_for_the_terminal() {
             "{where_}: {shown:?}"
         );
     }
-    // Half a record, and none of ours.
+    // Half a record, and no valid one.
     for broken in [r#"{"v":1,"host"#, "", r#"{"v":9,"host":"x"}"#] {
         etcd.ctl(&["put", &key, "--", broken]);
         Dlock::on(etcd)
@@ -272,7 +272,7 @@ fn a_hostile_record_is_safe_for_the_terminal() {
     log.wait().expect_code(0);
 }
 
-/// Each line of `outcome` as the object that it is, after a look at its form.
+/// Parses each line of `outcome` as an object, after a check of its form.
 fn events(outcome: &Outcome) -> Vec<Value> {
     let lines = outcome.stderr.lines();
     lines
@@ -296,8 +296,8 @@ fn fields<'a>(events: &'a [Value], name: &str) -> &'a Value {
     &found.unwrap_or_else(|| panic!("no {name} in {events:#?}"))["fields"]
 }
 
-/// "With --log-format json each message is one JSON object ... event names its kind": a run that is told to the end, one that
-/// loses its lock, and one that finds it busy.
+/// "With --log-format json each message is one JSON object ... event names its kind": a complete run, one that loses its
+/// lock, and one that finds it busy.
 #[test]
 fn json_events_have_names() {
     let etcd = Etcd::shared();
@@ -366,7 +366,7 @@ fn failed_renewals_and_failovers_are_reported() {
         .expect_stderr(&["is asked from now on, not '"]);
 }
 
-/// "A signal while waiting ... ends dlock by the same signal", also one that holds a lock without a command.
+/// "A signal while waiting ... ends dlock by the same signal", also a `dlock hold` without a command.
 #[test]
 fn a_hold_that_is_ended_while_it_waits_is_no_success() {
     let etcd = Etcd::shared();
@@ -376,7 +376,7 @@ fn a_hold_that_is_ended_while_it_waits_is_no_success() {
     etcd.queue_of(&name, 2);
     waiter.signal(Signal::TERM);
     waiter.wait().expect_signal(Signal::TERM).expect_stdout("");
-    // A shell that evaluates nothing would go on without the lock.
+    // A shell that evaluates nothing would continue without the lock.
     let mut waiter = Dlock::on(etcd)
         .args(["hold", "--background", &name])
         .start();

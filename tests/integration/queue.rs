@@ -1,4 +1,4 @@
-//! Waiting for the lock: whose turn it is, giving up, and what a waiter leaves behind.
+//! Waiting for the lock: the order, giving up, and the traces of a waiter.
 //! It must not know what happens to a holder that loses the lock.
 
 use std::time::Duration;
@@ -44,7 +44,7 @@ fn waiters_are_served_in_order_also_when_one_leaves() {
     assert!(etcd.queue(&name).is_empty());
 }
 
-/// "Lowest `create_revision` holds": a waiter that died blocks those behind it for as long as its lease, not longer.
+/// "Lowest `create_revision` holds": a waiter that died blocks later ones for as long as its lease, not longer.
 #[test]
 fn a_killed_waiter_in_the_middle_blocks_the_queue_for_its_lease_at_most() {
     let etcd = Etcd::shared();
@@ -58,7 +58,7 @@ fn a_killed_waiter_in_the_middle_blocks_the_queue_for_its_lease_at_most() {
     etcd.queue_of(&name, 3);
     oracle.exited("last");
     killed.signal(Signal::KILL);
-    // The one behind must not jump ahead of the holder only because its predecessor is gone.
+    // The next waiter must not overtake the holder only because its predecessor is gone.
     eventually(LIMIT, "the lease of the killed waiter ends", || {
         etcd.queue(&name).len() == 2
     });
@@ -68,7 +68,7 @@ fn a_killed_waiter_in_the_middle_blocks_the_queue_for_its_lease_at_most() {
     assert_eq!(killed.stdout(), "");
 }
 
-/// "75: lock busy with `-n`", at once, with one line that names the lock; `-q` says nothing.
+/// "75: lock busy with `-n`", at once, with one line that names the lock; `-q` prints nothing.
 #[test]
 fn no_wait_gives_up_at_once() {
     let etcd = Etcd::shared();
@@ -135,7 +135,7 @@ fn a_limited_wait_ends_and_leaves_the_queue() {
         "{took:?}"
     );
     assert_eq!(etcd.queue(&name).len(), 1);
-    // Freed in time, it runs.
+    // Released in time, it runs.
     let mut waiter = Dlock::on(etcd)
         .run(["-w", "1m", &name, "echo", "ran"])
         .start();
@@ -144,7 +144,7 @@ fn a_limited_wait_ends_and_leaves_the_queue() {
     waiter.wait().expect_code(0).expect_stdout("ran\n");
 }
 
-/// A waiter whose time is up does not disturb the order of the others.
+/// A waiter whose time is over does not disturb the order of the others.
 #[test]
 fn a_timed_out_middle_waiter_keeps_the_order() {
     let etcd = Etcd::shared();
@@ -313,7 +313,7 @@ fn a_waiter_whose_lease_is_revoked_queues_again() {
     waiter.wait().expect_code(0).expect_stdout("ran\n");
 }
 
-/// A waiter whose key alone was deleted queues again as well, and does not take its turn without one.
+/// A waiter whose key alone was deleted queues again as well, and does not acquire the lock without one.
 #[test]
 fn a_waiter_whose_key_is_deleted_queues_again() {
     let etcd = Etcd::shared();
@@ -369,7 +369,7 @@ fn a_signal_ends_a_waiter_by_that_signal_and_leaves_no_key() {
     }
 }
 
-/// Many waiters told to go at the same moment: all go, and the holder keeps the lock.
+/// Many waiters get a signal at the same time: all exit, and the holder keeps the lock.
 #[test]
 fn parallel_waiters_can_all_be_cancelled() {
     let etcd = Etcd::shared();
@@ -452,7 +452,7 @@ fn a_waiter_outlives_a_compaction() {
     waiter.wait().expect_code(0).expect_stdout("ran\n");
 }
 
-/// "Release: ... delete. Then revoke the lease": the lock is free at once, and nothing waits for a TTL.
+/// "Release: ... delete. Then revoke the lease": the lock is free at once, without a wait for a TTL.
 #[test]
 fn nothing_is_left_in_etcd_after_a_run() {
     let etcd = Etcd::start();
@@ -464,7 +464,7 @@ fn nothing_is_left_in_etcd_after_a_run() {
         run().finish().expect_code(0);
         assert!(etcd.queue("clean").is_empty());
     }
-    // "Nobody waits for that revoke": on a busy machine every fifth was seen not to arrive.
+    // "Nobody waits for that revoke": on a busy machine one in five did not arrive.
     eventually(LIMIT, "most leases are gone", || etcd.leases().len() <= 6);
     for lease in etcd.leases() {
         etcd.revoke(&lease);

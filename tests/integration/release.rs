@@ -1,15 +1,15 @@
-//! The end of a lock that was held: dlock ends with the command's status only if the lock was its own to the command's end.
+//! The release of a lock: dlock exits with the command's status only if it held the lock until the command's end.
 //! It must not know how a lock is lost while its command runs; `loss.rs` does.
 
 use crate::support::{Direction, Dlock, Etcd, LIMIT, Link, Mode, eventually, hold_open, unique};
 
-/// Long enough for a holder that nobody hears, and for more than one try of its release.
+/// Long enough for a holder that is cut off, and for more than one attempt of its release.
 const LONG: &str = "--ttl=60";
-/// Beside the plain release there is one that leaves the lock to cool down.
+/// Besides the plain release there is one that starts a cooldown.
 const RELEASES: [&[&str]; 2] = [&[LONG], &[LONG, "--min-hold=50s"]];
 
-/// "121: ... or the release found that the lock was no longer ours": also when the first try to release it has met a dead
-/// connection, whatever became of that.
+/// "121: ... or the release found that the lock was no longer ours": also when the first attempt to release it met a dead
+/// connection, whatever happened to that request.
 #[test]
 fn a_lock_that_was_lost_is_lost_at_the_second_try_of_its_release_too() {
     let etcd = Etcd::shared();
@@ -18,7 +18,7 @@ fn a_lock_that_was_lost_is_lost_at_the_second_try_of_its_release_too() {
         let dlock = Dlock::at(&link.endpoint());
         let mut holder = hold_open(dlock, release, &name);
         let lease = etcd.queue(&name)[0].lease_hex();
-        // The holder hears nothing of what follows.
+        // The holder receives nothing of the following.
         link.both(Mode::Drop);
         etcd.revoke(&lease);
         let next = Dlock::on(etcd).run([&name, "true"]);
@@ -32,7 +32,7 @@ fn a_lock_that_was_lost_is_lost_at_the_second_try_of_its_release_too() {
     }
 }
 
-/// The same when etcd is out of space, and refuses every release that leaves word of itself.
+/// The same when etcd is out of space, and refuses every release with a release record.
 #[test]
 fn a_lock_that_was_lost_is_lost_without_space_too() {
     for release in RELEASES {
@@ -55,7 +55,7 @@ fn a_lock_that_was_lost_is_lost_without_space_too() {
     }
 }
 
-/// A release whose answer is lost is repeated, and then knows what it has done itself: that is no loss, and nothing to warn of.
+/// A release whose answer is lost is repeated, and recognises its own earlier success: that is no loss, and no warning.
 #[test]
 fn a_release_whose_answer_is_lost_is_confirmed_by_its_record() {
     let etcd = Etcd::shared();
@@ -75,7 +75,7 @@ fn a_release_whose_answer_is_lost_is_confirmed_by_its_record() {
     }
 }
 
-/// "NOSPACE alarm": a release that etcd refuses to note is none the less known, when its answer is lost too.
+/// "NOSPACE alarm": a release without a record is recognised, too, when its answer is lost.
 #[test]
 fn a_release_whose_answer_is_lost_without_space_is_no_loss() {
     let etcd = Etcd::start_with(&["--quota-backend-bytes=2097152"]);

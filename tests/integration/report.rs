@@ -1,4 +1,4 @@
-//! What is left in files of a run: `--report` and `--metrics`.
+//! The files of a run: `--report` and `--metrics`.
 //! It must not know how they are written.
 
 use std::collections::BTreeMap;
@@ -79,7 +79,7 @@ fn a_report_is_written_for_every_outcome() {
         done["proofs"].as_u64().is_some_and(|proofs| proofs >= 2),
         "{done}"
     );
-    // A TTL of 5 s makes 3 s of it until the command is told to stop.
+    // A TTL of 5 s leaves 3 s until the command is stopped.
     let slack = done["smallest_slack_seconds"].as_f64();
     assert!(
         slack.is_some_and(|slack| slack > 0.0 && slack < 3.0),
@@ -128,7 +128,7 @@ fn a_report_is_written_for_every_outcome() {
     drop(holder);
 }
 
-/// "lost": also by a third hand, and "asked" when somebody asked for it.
+/// "lost": also by a third party, and "asked" after a request.
 #[test]
 fn a_report_names_a_loss() {
     let etcd = Etcd::shared();
@@ -176,7 +176,7 @@ fn a_report_names_a_loss() {
     );
 }
 
-/// "One that cannot be written is an error before the lock is asked for"; what may not be replaced is not.
+/// "One that cannot be written is an error before the lock is asked for"; a file that must not be replaced stays.
 #[test]
 fn a_file_that_cannot_be_written_is_refused_before_queueing() {
     let etcd = Etcd::shared();
@@ -198,7 +198,7 @@ fn a_file_that_cannot_be_written_is_refused_before_queueing() {
     ];
     for command in ["run", "hold"] {
         for (option, file) in &cases {
-            // No etcd is needed to find it out.
+            // This needs no etcd.
             let words = [command, option, file, &name];
             let told = Dlock::nowhere()
                 .args(words)
@@ -222,7 +222,7 @@ fn a_file_that_cannot_be_written_is_refused_before_queueing() {
     );
 }
 
-/// "A report that cannot be written at the end is a warning, and changes no status"; and what is there stays whole.
+/// "A report that cannot be written at the end is a warning, and changes no status"; and the old file stays whole.
 #[test]
 fn a_report_that_fails_at_the_end_changes_no_status() {
     let etcd = Etcd::shared();
@@ -264,7 +264,7 @@ fn samples(text: &str) -> BTreeMap<String, f64> {
         .collect()
 }
 
-/// "--metrics FILE ... several dlocks may use one file at the same time": nothing is lost, and the counts go on.
+/// "--metrics FILE ... several dlocks may use one file at the same time": nothing is lost, and the counters grow.
 #[test]
 fn metrics_of_many_runs_add_up() {
     const RUNS: usize = 12;
@@ -273,7 +273,7 @@ fn metrics_of_many_runs_add_up() {
     let file = home.file("dlock.prom");
     let option = format!("--metrics={file}");
     let (odd, busy) = (unique("a \"quoted\\ name"), unique("busy"));
-    // All of them end in the same moment.
+    // All of them end at the same time.
     let gate = home.file("gate");
     let wait = format!("echo on; until [ -e '{gate}' ]; do sleep 0.01; done");
     let mut running: Vec<_> = (0..RUNS)

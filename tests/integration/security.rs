@@ -1,5 +1,5 @@
-//! TLS, users and permissions: how dlock proves who it is, and that its secrets stay secret.
-//! It must not know what a refusal looks like beyond its exit code; `cli.rs` does.
+//! TLS, users and permissions: how dlock authenticates, and that its secrets stay secret.
+//! It must not know the form of a refusal beyond its exit code; `cli.rs` does.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use crate::support::{Certificates, Dlock, Etcd, Link, Running, hold_open, let_pass};
 
-/// A server with the least that dlock needs: a user whose only role is readwrite on the prefix.
+/// A server with the minimum that dlock needs: a user whose only role is readwrite on the prefix.
 fn with_passwords(flags: &[&str]) -> Etcd {
     let etcd = Etcd::start_with(flags);
     etcd.add_user("team", "pass:word", "dlock/", "dlock0");
@@ -21,7 +21,7 @@ fn as_team(etcd: &Etcd) -> Dlock {
     Dlock::on(etcd).env("ETCDCTL_USER", "team:pass:word")
 }
 
-/// The holder is let go, and the waiter behind it has its turn.
+/// The holder ends, and the waiter behind it gets the lock.
 #[track_caller]
 fn is_followed(mut holder: Running, mut waiter: Running, etcd: &Etcd) {
     holder.let_go().expect_silent();
@@ -58,7 +58,7 @@ fn tls_with_a_server_certificate_works() {
         .run(["tls", "true"])
         .finish()
         .expect_code(0);
-    // An authority of nobody's knowledge is refused.
+    // An unknown authority is refused.
     Dlock::on(&etcd)
         .args(["--connect-timeout=3"])
         .run(["tls", "true"])
@@ -67,7 +67,7 @@ fn tls_with_a_server_certificate_works() {
     etcd.assert_empty();
 }
 
-/// "(... and client certificate)", held for longer than the term.
+/// "(... and client certificate)", held for longer than the TTL.
 #[test]
 fn tls_with_a_client_certificate_works() {
     let made = Certificates::new();
@@ -90,7 +90,7 @@ fn tls_with_a_client_certificate_works() {
         .env("ETCDCTL_CERT", &mine)
         .env("ETCDCTL_KEY", &my_key);
     by_variable.run(["tls", "true"]).finish().expect_code(0);
-    // Without one's own certificate the server hangs up.
+    // Without a client certificate the server closes the connection.
     let without = Dlock::on(&etcd).args(["--connect-timeout=3", "--cacert", &ca]);
     without.run(["tls", "true"]).finish().expect_code(125);
     etcd.assert_empty();
@@ -142,7 +142,7 @@ fn a_user_with_the_least_role_can_do_everything() {
     is_followed(holder, waiter, &etcd);
 }
 
-/// A password that others can read works, with a warning: ssh(1) has taught everybody to expect one.
+/// A password that others can read works, with a warning: ssh(1) has made users expect one.
 #[test]
 fn a_password_file_that_others_can_read_is_warned_about() {
     let etcd = with_passwords(&[]);
@@ -186,11 +186,12 @@ fn a_restart_that_forgets_tokens_is_survived() {
     etcd.assert_empty();
 }
 
-/// "Passwords never need argv": it is nowhere to be read, neither in the process list, in etcd, nor in the messages.
+/// "Passwords never need argv": it cannot be read anywhere, neither in the process list, nor in etcd, nor in the
+/// messages.
 #[test]
 fn the_password_appears_nowhere() {
     let etcd = with_passwords(&[]);
-    // A relay that breaks makes it talk about its connection.
+    // A broken connection makes it print messages about it.
     let link = Link::to(etcd.port());
     let dlock = Dlock::at(&link.endpoint());
     let file = dlock.home().write_private("password", "pass:word");

@@ -1,11 +1,11 @@
-//! dlock as a service of systemd(1), whose socket a test listens to in its place.
-//! It must not know systemd's units; `examples/formats.rs` has them checked.
+//! dlock as a service of systemd(1); a test listens to the manager's socket instead.
+//! It must not know systemd's units; `examples/formats.rs` checks them.
 
 use std::os::unix::net::UnixDatagram;
 
 use crate::support::{Dlock, Etcd, LIMIT, Scratch, eventually, hold_open, unique};
 
-/// Where a service manager would listen.
+/// The socket of a service manager.
 struct Manager {
     scratch: Scratch,
     socket: UnixDatagram,
@@ -25,7 +25,7 @@ impl Manager {
         dlock.after("export SYSTEMD_EXEC_PID=$$")
     }
 
-    /// What was said since the last time.
+    /// The messages since the last call.
     fn heard(&self) -> String {
         let mut said = String::new();
         let mut message = [0; 4096];
@@ -82,7 +82,7 @@ fn a_lock_is_a_service() {
     assert!(etcd.queue(&name).is_empty());
 }
 
-/// "The command finds `NOTIFY_SOCKET` as it would without dlock", and a dlock below the service does not speak for it.
+/// "The command finds `NOTIFY_SOCKET` as it would without dlock", and a dlock below the service does not notify for it.
 #[test]
 fn only_the_process_that_the_manager_started_notifies_it() {
     let etcd = Etcd::shared();

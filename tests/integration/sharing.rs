@@ -1,4 +1,4 @@
-//! The ways in which several share a lock, keep it for a while or send each other away.
+//! The ways to share a lock, to keep it for a while, or to supersede others.
 //! It must not know what happens when a lock is lost.
 
 use std::os::unix::fs::PermissionsExt as _;
@@ -14,7 +14,7 @@ fn guest(etcd: &Etcd, oracle: &Oracle, options: &[&str], name: &str, who: &str) 
     Dlock::on(etcd)
         .run(options)
         .args([name, "--"])
-        // The oracle allows one at a time; readers only note that they are there.
+        // The oracle allows one at a time; readers only note their presence.
         .args(if options.contains(&"-s") {
             &stay[3..]
         } else {
@@ -85,7 +85,7 @@ fn slots_are_never_taken_twice() {
         .to_str()
         .expect("a plain path")
         .to_owned();
-    // The kernel tells when two have the same slot.
+    // The kernel's lock detects two holders with the same slot.
     let command = format!(
         "exec flock -n -E 99 {dir}/slot$DLOCK_SLOT sh -c 'echo $DLOCK_SLOT >>{dir}/seen; sleep 0.1'"
     );
@@ -136,7 +136,7 @@ fn another_number_of_slots_is_refused() {
     assert_eq!(etcd.queue(&name).len(), 1);
 }
 
-/// "Keep the lock at least for so long": the tick of a cron job on several hosts with skewed clocks runs once.
+/// "Keep the lock at least for so long": one tick of a cron job on several hosts with skewed clocks runs once.
 #[test]
 fn a_lock_cools_down_by_the_count_of_etcd() {
     let etcd = Etcd::shared();
@@ -158,7 +158,7 @@ fn a_lock_cools_down_by_the_count_of_etcd() {
     let busy = Dlock::on(etcd).run(["-n", &name, "true"]).finish();
     let busy = busy.expect_code(75);
     assert!(busy.stderr.contains("is cooling down"), "{busy:?}");
-    // "A lock that cools down is not held": nobody is there to be asked.
+    // "A lock that cools down is not held": no process can be asked.
     let token = etcd.queue(&name)[0].create_revision.to_string();
     let on = |words: &[&str]| {
         let line = [words, &["--token", &token]].concat();
@@ -175,8 +175,8 @@ fn a_lock_cools_down_by_the_count_of_etcd() {
     assert!(etcd.queue(&name).is_empty());
 }
 
-/// "whether a token is still that of a holder of its lock": not of one whose key another client has overwritten, for it ends
-/// with 121.
+/// "whether a token is still that of a holder of its lock": not of one whose key another client has overwritten, because
+/// it exits with 121.
 #[test]
 fn an_overwritten_key_has_no_holder() {
     let etcd = Etcd::shared();
@@ -208,7 +208,7 @@ fn the_lock_of_a_killed_dlock_does_not_cool_down() {
     assert!(etcd.queue(&name).is_empty());
 }
 
-/// "Start at most once in this time": of ten that start together one runs, the others say who did and how it ended.
+/// "Start at most once in this time": of ten that start together one runs, the others report which one and its result.
 #[test]
 fn once_per_starts_once() {
     let etcd = Etcd::shared();
@@ -233,7 +233,7 @@ fn once_per_starts_once() {
     );
 }
 
-/// "Stop the command after so long, then end with status 124": also one that does not care about the signal.
+/// "Stop the command after so long, then end with status 124": also a command that ignores the signal.
 #[test]
 fn a_command_is_stopped_at_its_limit() {
     let etcd = Etcd::shared();
@@ -255,7 +255,7 @@ fn a_command_is_stopped_at_its_limit() {
     assert_eq!(oracle.tokens().len(), 2);
 }
 
-/// "Send away those who wait already: the newest request wins"; the holder only when it is said.
+/// "Send away those who wait already: the newest request wins"; the holder only with `holder`.
 #[test]
 fn the_newest_request_supersedes() {
     let etcd = Etcd::shared();
@@ -301,7 +301,7 @@ fn an_outer_lock_counts_if_requested() {
     let outcome = outcome.expect_code(0).expect_silent();
     let tokens: Vec<&str> = outcome.stdout.lines().collect();
     assert_eq!((tokens.len(), tokens[0]), (2, tokens[1]));
-    // Another lock in between has a higher token, of which this one's resource must not hear.
+    // A lock in between has a higher token, which this one's resource must not get.
     let (other, third) = (unique("between"), unique("between"));
     let inside =
         "printenv DLOCK_NAME DLOCK_FENCING_TOKEN DLOCK_KEY ETCD_LOCK_REV; printenv DLOCK_SLOT";
@@ -330,7 +330,8 @@ fn an_outer_lock_counts_if_requested() {
         .expect_stdout("");
 }
 
-/// "--wait spans everything": etcd may come within that time; if it does not, that is said instead of "busy".
+/// "--wait spans everything": etcd may become available within that time; if it does not, dlock reports that instead of
+/// "busy".
 #[test]
 fn a_wait_includes_the_wait_for_etcd() {
     let outcome = Dlock::at("127.0.0.1:1")
@@ -394,7 +395,7 @@ fn a_script_holds_a_lock_for_the_rest_of_its_life() {
     assert!(!alive(shell));
 }
 
-/// "When there is no lock to be had, it prints `exit` and its status", whatever the status is, or whatever ends the wait.
+/// "When there is no lock to be had, it prints `exit` and its status", for any status, and for any end of the wait.
 #[test]
 fn a_script_without_the_lock_ends() {
     let etcd = Etcd::shared();
@@ -444,7 +445,7 @@ fn a_lock_without_a_command_ends_with_its_input_or_a_signal() {
         .start();
     holder.says("{\"fencing_token\":");
     assert_eq!(etcd.queue(&name).len(), 1);
-    // Nobody wants the lock any more for which this one still waits.
+    // The lock for which this one still waits is not wanted any more.
     let mut waiter = Dlock::on(etcd)
         .args(["hold", "--until-eof", &name])
         .stdin(std::process::Stdio::piped())
@@ -476,27 +477,27 @@ fn the_ways_to_share_a_lock_go_together() {
         assert!(end.stderr.contains(says), "{end:?}");
     };
 
-    // One slot of two cools down: the other one is free, and both are busy then.
+    // One slot of two cools down: the other one is free, and after that both are busy.
     let name = unique("cool-slot");
     run(&["--slots=2", "--min-hold=600s"], &name, "exit 0").expect_code(0);
     let other = run(&["--slots=2", "-n", "--min-hold=600s"], &name, "echo in");
     other.expect_code(0).expect_stdout("in\n");
     busy(&["--slots=2", "-n"], &name, "is cooling down");
 
-    // A reader cools down: beside it readers come in, and no writer.
+    // A reader cools down: other readers get the lock, but no writer.
     let name = unique("cool-reader");
     run(&["-s", "--min-hold=600s"], &name, "exit 0").expect_code(0);
     run(&["-s", "-n"], &name, "echo in").expect_stdout("in\n");
     busy(&["-n"], &name, "is cooling down");
 
-    // All three times: stopped by one, kept by the other, and not started again by the third.
+    // All three times: stopped by one, kept by another, and not started again by the third.
     let name = unique("times");
     let all = ["--max-hold=1s", "-k1s", "--min-hold=600s", "--once-per=1h"];
     run(&all, &name, "sleep 600").expect_code(124);
     busy(&["-n", "--once-per=1h"], &name, "--max-hold");
     busy(&["-n"], &name, "is cooling down");
 
-    // Newer readers of slots send away those who wait for one, not those who have one.
+    // Newer requests for slots supersede waiters, not holders.
     let name = unique("newest-slot");
     let mut holder = hold_open(Dlock::on(etcd), &["--slots=1"], &name);
     let mut older = Dlock::on(etcd)
@@ -530,7 +531,7 @@ fn a_command_that_cannot_start_leaves_no_times() {
     next.expect_code(0).expect_stdout("in\n");
 }
 
-/// "Those who look and step in": the queue as it stands, a token that is tested, and a holder that is asked to go.
+/// "Those who look and step in": the queue, a check of a token, and a request to a holder.
 #[test]
 fn a_lock_is_seen_checked_and_broken() {
     let etcd = Etcd::shared();
@@ -589,7 +590,7 @@ fn hold_waiting(etcd: &Etcd, name: &str) -> Running {
     waiter
 }
 
-/// "Take the lock away at once": what that leaves running is said.
+/// "Take the lock away at once": the warning names what may still run.
 #[test]
 fn a_lock_is_broken_at_once() {
     let etcd = Etcd::shared();

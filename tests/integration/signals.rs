@@ -1,5 +1,5 @@
-//! Signals and the terminal reach the command as they would without dlock.
-//! It must not know what becomes of the lock, but that it is kept or given back.
+//! Signals and the terminal reach the command as without dlock.
+//! It must not know the state of the lock, except that it is kept or released.
 
 use std::process::Stdio;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use crate::support::{
 
 const DLOCK: &str = env!("CARGO_BIN_EXE_dlock");
 
-/// dlock with a command on a terminal of its own, of whose session dlock is the leader, as `ssh -t` and tmux make it.
+/// dlock with a command on a terminal of its own; dlock leads its session, as with `ssh -t` and tmux.
 fn leader(etcd: &Etcd, name: &str, script: &str) -> crate::support::Running {
     let line = format!("exec {DLOCK} run {name} sh -c '{script}'");
     Dlock::program(["script", "-qfec", &line, "/dev/null"])
@@ -55,8 +55,8 @@ fn ctrl_c_reaches_a_command_in_a_group_of_its_own() {
     assert!(etcd.queue(&name).is_empty());
 }
 
-/// "If the command is stopped, dlock stops as well, and the shell has the terminal again", with the status that the shell would
-/// see of the command itself; `fg` continues both.
+/// "If the command is stopped, dlock stops as well, and the shell has the terminal again", with the status that the shell
+/// would see of the command itself; `fg` continues both.
 #[test]
 fn a_command_that_stops_itself_gives_the_terminal_back() {
     let mut terminal = Terminal::open(&Etcd::shared().endpoint());
@@ -94,7 +94,7 @@ fn a_command_that_stopped_itself_past_the_ttl_is_lost() {
     assert!(!terminal.everything().contains("\nnever"));
 }
 
-/// "Continued by somebody else", the command takes dlock along, which proves the lock again.
+/// "Continued by somebody else", the command continues dlock, which proves the lock again.
 #[test]
 fn a_command_that_is_continued_elsewhere_continues_dlock() {
     let etcd = Etcd::shared();
@@ -132,7 +132,7 @@ fn ctrl_z_stops_neither_a_command_that_ignores_it_nor_dlock() {
     assert!(!terminal.everything().contains("Stopped"));
 }
 
-/// Ctrl-Z while waiting stops dlock, and `fg` lets it wait on.
+/// Ctrl-Z stops a waiting dlock, and `fg` continues its wait.
 #[test]
 fn ctrl_z_stops_a_waiter() {
     let etcd = Etcd::shared();
@@ -154,7 +154,7 @@ fn ctrl_z_stops_a_waiter() {
     terminal.await_text("code-0");
 }
 
-/// "All signals that can be caught are passed on": also those that hardly anybody sends.
+/// "All signals that can be caught are passed on": also rare ones.
 #[test]
 fn rare_signals_reach_the_command() {
     let name = unique("rare");
@@ -186,7 +186,7 @@ fn rare_signals_reach_the_command() {
     assert!(outcome.stdout.lines().eq(&expected), "{outcome:?}");
 }
 
-/// "A signal that the caller had blocked waits until the command unblocks it", whenever it was sent.
+/// "A signal that the caller had blocked waits until the command unblocks it", at any time.
 #[test]
 fn a_blocked_signal_waits_for_the_command() {
     let etcd = Etcd::shared();
@@ -226,7 +226,7 @@ fn a_signal_of_the_command_to_its_group_arrives_once() {
     assert_eq!(holder.written("terms"), "term\nterm\n");
 }
 
-/// "`wait`": a signal that would end the command ends what it left, also in the moment after the end of the command.
+/// "`wait`": a signal that would end the command ends its leftovers, also right after the end of the command.
 #[test]
 fn a_signal_right_after_the_end_of_the_command_stops_its_leftovers() {
     let script = "(while kill -0 $$ 2>/dev/null; do :; done; kill -TERM $DLOCK_PID; exec sleep 600) & exit 3";
@@ -237,7 +237,7 @@ fn a_signal_right_after_the_end_of_the_command_stops_its_leftovers() {
         .expect_code(3);
 }
 
-/// A container often runs dlock as its first process, in a process group and a session that were made outside of it.
+/// A container often runs dlock as its first process, in a process group and a session from outside.
 #[test]
 fn dlock_runs_as_the_first_process_of_a_pid_namespace() {
     let (etcd, name) = (Etcd::shared(), unique("pid-1"));

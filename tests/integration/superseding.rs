@@ -1,5 +1,5 @@
-//! A newer request sends the older ones away, whatever gets in the way of asking them.
-//! It must not know how a place is asked; `sharing.rs` proves who has to go.
+//! A newer request supersedes the older ones, also when the requests to them fail.
+//! It must not know how an owner is asked; `sharing.rs` tests which owners are.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crate::support::{Dlock, Etcd, Link, hold, let_pass, unique};
 
-/// "--supersede=holder: the holder is asked to stop": again, when its record has changed in the moment of asking.
+/// "--supersede=holder: the holder is asked to stop": again, if its record was changed at the same time.
 #[test]
 fn a_holder_whose_record_changes_meanwhile_is_asked_again() {
     let etcd = Etcd::shared();
@@ -16,7 +16,7 @@ fn a_holder_whose_record_changes_meanwhile_is_asked_again() {
     let place = etcd.queue(&name).remove(0);
     let over = AtomicBool::new(false);
     thread::scope(|scope| {
-        // Many times in the time between the newer one's look and its asking.
+        // Many times between the newer client's read and its request.
         for _ in 0..2 {
             scope.spawn(|| {
                 while !over.load(Ordering::SeqCst) {

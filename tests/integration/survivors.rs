@@ -1,5 +1,5 @@
-//! A process of the command that dlock is not allowed to kill: it is named, and the lock is not given away early.
-//! It must not know how dlock goes about killing, nor what a process within reach lives to see.
+//! A process of the command that dlock may not kill: it is named, and the lock is not released early.
+//! It must not know how dlock kills, nor the fate of other processes.
 
 use std::process::Stdio;
 
@@ -7,12 +7,12 @@ use crate::support::{
     Dlock, Etcd, LIMIT, Process, Scratch, Signal, alive, eventually, report, unique,
 };
 
-/// What starts a process as another user, as sudo(8) does.
+/// A prefix that starts a process as another user, as sudo(8) does.
 const AS_ANOTHER: &str = "setpriv --reuid=65534 --clear-groups";
 
-/// dlock of a root that may do everything but send signals to other users' processes.
+/// A dlock of a root user that may do everything but send signals to other users' processes.
 ///
-/// `None` unless we are root ourselves: nobody else can start a process that he must not kill.
+/// `None` unless this process is root: no other user can start a process that it may not kill.
 fn dlock_without_reach(etcd: &Etcd) -> Option<Dlock> {
     let root = rustix::process::getuid().is_root();
     if !root {
@@ -60,7 +60,7 @@ fn a_survivor_is_named_and_keeps_the_lock_for_the_lease() {
     });
 }
 
-/// The same when the lock is lost: then 122 says more than 121.
+/// The same when the lock is lost: then 122 takes precedence over 121.
 #[test]
 fn a_survivor_of_a_loss_is_named() {
     let (etcd, name) = (Etcd::shared(), unique("survivor"));

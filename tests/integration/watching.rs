@@ -1,5 +1,6 @@
-//! A watch that breaks, or stays behind when requests take another way: holder and waiter hear all the same, at once.
-//! It must not know what a holder does once it has heard of a loss.
+//! A watch that breaks, or stays behind when requests take another endpoint: holder and waiter learn of changes at once
+//! all the same.
+//! It must not know what a holder does after a loss.
 
 use std::time::Duration;
 
@@ -8,17 +9,17 @@ use crate::support::{
     holder_and_waiter, let_pass, unique,
 };
 
-/// Waits until the watch of somebody who has just begun is open; it begins with a look, which would see what is to be heard.
+/// Waits until the watch of a process that has just started is open; it begins with a read, which would see the change.
 fn watch_opens() {
     let_pass(Duration::from_secs(1));
 }
 
-/// "dlock notices it within moments", whatever became of the connection before.
+/// "dlock notices it within moments", after any fault of the connection.
 #[test]
 fn a_holder_whose_connection_was_reset_learns_of_a_revoke() {
     let (etcd, oracle, name) = (Etcd::shared(), Oracle::new(), unique("reset"));
     let link = Link::to(etcd.port());
-    // The next renewal would leave after a whole minute, and the waiter starts after eight seconds.
+    // The next renewal would be sent after a whole minute, and the waiter starts after eight seconds.
     let holder = Dlock::at(&link.endpoint()).run(["--ttl=300", &name, "--"]);
     let waiter = Dlock::on(etcd).run(["--ttl=300", &name, "--"]);
     let (mut holder, mut waiter) = holder_and_waiter(etcd, &oracle, &name, holder, waiter);
@@ -31,7 +32,7 @@ fn a_holder_whose_connection_was_reset_learns_of_a_revoke() {
     oracle.assert_no_overlap();
 }
 
-/// The same when etcd itself was killed and came back.
+/// The same when etcd itself was killed and restarted.
 #[test]
 fn a_holder_whose_etcd_was_restarted_learns_of_a_revoke() {
     let (etcd, oracle, name) = (Etcd::start(), Oracle::new(), unique("restarted"));
@@ -62,7 +63,7 @@ fn patient_waiter(etcd: &Etcd, waiter: Dlock, name: &str) -> (Running, Running) 
 fn a_waiter_whose_connection_was_reset_acquires_the_lock() {
     let (etcd, name) = (Etcd::shared(), unique("waits"));
     let link = Link::to(etcd.port());
-    // With -q it does not look now and then how many are ahead, which would make the connection anew.
+    // With -q it does not check now and then how many are ahead, which would reopen the connection.
     let waiter = Dlock::at(&link.endpoint()).args(["-q"]);
     let (mut holder, mut waiter) = patient_waiter(etcd, waiter, &name);
     let connections = link.accepted();
@@ -74,13 +75,13 @@ fn a_waiter_whose_connection_was_reset_acquires_the_lock() {
     waiter.wait().expect_code(0);
 }
 
-/// When requests fail over to another endpoint, the watch goes with them.
+/// When requests fail over to another endpoint, the watch follows.
 #[test]
 fn a_watch_follows_requests_to_another_endpoint() {
     let (etcd, name) = (Etcd::shared(), unique("follows"));
     let links = [Link::to(etcd.port()), Link::to(etcd.port())];
     let endpoints = [links[0].endpoint(), links[1].endpoint()].join(",");
-    // With -v it looks now and then how many are ahead.
+    // With -v it checks now and then how many are ahead.
     let waiter = Dlock::at(&endpoints).args(["-v"]);
     let (mut holder, mut waiter) = patient_waiter(etcd, waiter, &name);
     links[0].both(Mode::Drop);
@@ -92,8 +93,8 @@ fn a_watch_follows_requests_to_another_endpoint() {
     waiter.wait().expect_code(0);
 }
 
-/// A waiter sleeps nearly all the time while etcd is gone, also when it would be its turn; and with `-v` it does not
-/// write the same again and again.
+/// A waiter sleeps nearly all the time while etcd is gone, also when it is first in the queue; and with `-v` it does not
+/// print the same message again and again.
 #[test]
 fn a_waiter_without_etcd_uses_little_processor_time() {
     let (etcd, name) = (Etcd::start(), "burden");
@@ -109,7 +110,7 @@ fn a_waiter_without_etcd_uses_little_processor_time() {
     });
     etcd.kill();
     let before = waiter.process().processor_time();
-    // After six seconds it would be its turn, if it were proven anew.
+    // After six seconds it would be first, if it were proven anew.
     let_pass(Duration::from_secs(11));
     let spent = (waiter.process().processor_time()).saturating_sub(before);
     assert!(spent < Duration::from_secs(1), "{spent:?}");

@@ -1,5 +1,5 @@
-//! The checks of a run that has ended: it is held against the history of the keys, the journal of the commands and the
-//! faults that there were. It must not know how any of these came about.
+//! The checks of an ended run: they compare it with the history of the keys, the journal of the commands and the faults.
+//! It must not know how any of these came about.
 
 use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
@@ -12,23 +12,23 @@ use super::troubles::Troubles;
 use super::witness::{History, Place};
 use crate::support::Outcome;
 
-/// The time that a busy machine may need for what takes a moment: a start after the lock was free, a release, a restart.
+/// Time that a busy machine may need for anything instant: a start after the lock was free, a release, a restart.
 const MARGIN: Duration = Duration::from_secs(5);
 
-/// The longest time between the moment from which etcd counts and the start of the command; and between two clocks.
+/// The longest time between the time from which etcd counts and the start of the command; and between two clocks.
 const COUNTED: Duration = Duration::from_secs(1);
 
-/// For so long a trouble that is over may be the reason for what happens.
+/// Time after the end of a fault in which it may still be the reason for an event.
 const AFTERMATH: Duration = Duration::from_secs(4);
 
-/// A holder that vanished earlier than that before the lock was free has had its time long since.
+/// A holder that vanished this long before the lock was free needs no delay any more.
 const LONG_AGO: Duration = Duration::from_mins(1);
 
-/// The most that a dlock may need of one processor while it waits, in percent, and the processor time of its start.
+/// Maximum share of one processor of a waiting dlock, in percent, and the processor time of its start.
 const PERCENT: u32 = 10;
 const START: Duration = Duration::from_millis(400);
 
-/// The status of a command that is inside beside another: the oracle tells of it.
+/// The status of a command that overlaps another: the oracle reports it.
 const OVERLAP: i32 = 99;
 
 /// A run that has ended.
@@ -40,15 +40,15 @@ pub(super) struct Ended {
     /// The status of the `dlock hold` of a script.
     pub(super) reported: Option<i64>,
     pub(super) struck: bool,
-    /// Its dlock was killed or stopped.
+    /// Whether its dlock was killed or stopped.
     pub(super) dlock_struck: bool,
     pub(super) began_at: Duration,
-    /// Not much later than it ended.
+    /// The end, noticed with a short delay.
     pub(super) over_at: Duration,
 }
 
 impl Ended {
-    /// How the run ended, as far as its dlock decides that.
+    /// The exit code, as far as its dlock decides it.
     fn code(&self) -> Option<i32> {
         match self.plan.form {
             Form::Run => self.outcome.code(),
@@ -64,29 +64,29 @@ impl Ended {
     }
 }
 
-/// All that is known.
+/// All known facts.
 pub(super) struct Evidence<'a> {
     pub(super) history: &'a History,
     pub(super) journal: &'a Journal,
     pub(super) troubles: &'a Troubles,
     pub(super) stalls: &'a Stalls,
     pub(super) cpu: &'a Sampler,
-    /// The commands that have lived on after their keys were gone, by their leases, and for how long.
+    /// The commands that outlived their keys, by their leases, with the time.
     pub(super) late: &'a HashMap<String, Duration>,
-    /// The leases whose keys a third hand has taken.
+    /// The leases whose keys a third party deleted.
     pub(super) taken: &'a BTreeSet<String>,
-    /// Other tests run at the same time: what a busy machine delays is no fault then, and a lease that is lost for lack of a
-    /// proof in time is none either. A soak has the machine for itself.
+    /// Whether other tests run at the same time: a delay by a busy machine is no fault then, nor is a lease that is lost
+    /// for lack of a proof. A soak has the machine for itself.
     pub(super) shares_machine: bool,
 }
 
 impl Evidence<'_> {
-    /// Whether something lasting was wrong for this host between these moments, or the machine was too busy.
+    /// Whether a lasting fault affected this host between these times, or the machine was too busy.
     fn lasted(&self, host: usize, from: Duration, to: Duration) -> bool {
         self.troubles.lasted(host, from, to) || self.stalls.of_any(from, to)
     }
 
-    /// Whether a delay, or a loss for lack of a proof, between these moments is no fault.
+    /// Whether a delay, or a loss for lack of a proof, between these times is no fault.
     fn may_be_late(&self, host: usize, from: Duration, to: Duration) -> bool {
         self.shares_machine || self.lasted(host, from, to)
     }
@@ -127,12 +127,12 @@ impl Evidence<'_> {
         match run.code() {
             Some(75) if run.plan.may_be_busy => None,
             _ if run.outcome.code() == Some(OVERLAP) => None,
-            // Slots and readers do not end by themselves either; a killed dlock may have had no time to begin.
+            // Slots and readers do not end by themselves either; a killed dlock may not have begun.
             _ if run.struck => None,
             Some(121 | 125) if !quiet() => None,
-            // A script whose lock is lost before it has noted anything.
+            // A script whose lock was lost before it noted anything.
             _ if run.plan.form != Form::Run && !quiet() => None,
-            // The key may have gone, or somebody asked for it, between the proof and the first line of the command.
+            // The key may have been deleted, or given up on request, between the proof and the first line of the command.
             Some(121) if self.lost_or_asked(run) => None,
             code => Some(format!("no command began, and the status is {code:?}")),
         }
@@ -146,7 +146,7 @@ impl Evidence<'_> {
         })
     }
 
-    /// The status of one whose command has begun.
+    /// The fault of the status of a run whose command has begun.
     fn status(&self, run: &Ended, begun: &Begun, place: &Place) -> Option<String> {
         let lasted = |from: Duration| {
             let from = from.saturating_sub(AFTERMATH);
@@ -161,7 +161,7 @@ impl Evidence<'_> {
                 let told = "the command was ended, and the status is that of success".to_owned();
                 return (!run.struck).then_some(told);
             };
-            // With a silent etcd nobody can know better.
+            // A silent etcd excuses the difference.
             let excused = unconfirmed && lasted(ended_at);
             return match vanished_at {
                 _ if excused => None,
@@ -185,7 +185,7 @@ impl Evidence<'_> {
                 let excused = lost || run.struck || lasted(begun.at);
                 (!excused).then(|| "false loss: its key was there until its own release".to_owned())
             }
-            // Its own death, that of its command, or as a shell says it of a child.
+            // Its own death, that of its command, or a shell's status for a child.
             Some(125 | 137 | 143) | None if run.struck => None,
             // A process that is killed needs a processor to die.
             Some(122) if self.shares_machine || self.stalls.of_us(begun.at, run.over_at) => None,
@@ -198,11 +198,11 @@ impl Evidence<'_> {
         }
     }
 
-    /// The time from the end of the key to that of the command.
+    /// The fault of the time from the end of the key to that of the command.
     fn late_end(&self, run: &Ended, place: &Place) -> Option<String> {
         let (late, gone) = (*self.late.get(&place.lease)?, place.gone?);
         let from = gone.at.saturating_sub(AFTERMATH);
-        // By the delay of those who come next; or not at all, where it was etcd that ended the lease.
+        // At most the lock delay of the next holder; or no time at all, if etcd ended the lease.
         let most = if self.taken.contains(&place.lease) {
             delay(place.grace)
         } else {
@@ -213,7 +213,7 @@ impl Evidence<'_> {
             .then(|| format!("its command lived on for {late:?} after its key was gone"))
     }
 
-    /// The time from a free lock to the start.
+    /// The fault of the time from a free lock to the start.
     fn late_start(&self, run: &Ended, begun: &Begun, place: &Place) -> Option<String> {
         if !matches!(run.plan.lock, Lock::Main | Lock::OncePer) || run.struck {
             return None;
@@ -224,7 +224,7 @@ impl Evidence<'_> {
         for it in earlier {
             let Some(gone) = it.gone else { continue };
             free_at = free_at.max(gone.at);
-            // However many have vanished one after the other: the last of them may have had its time before it.
+            // If several vanished one after the other, the delay of the last may have passed before.
             if it.vanished_at().is_some() && gone.at + LONG_AGO > free_at {
                 wait = wait.max(delay(it.grace));
             }
@@ -240,7 +240,7 @@ impl Evidence<'_> {
         })
     }
 
-    /// The lock stays taken for so long.
+    /// Checks that the lock stays taken for its minimum time.
     fn min_hold(&self, run: &Ended, begun: &Begun, place: &Place) -> Option<String> {
         let min_hold = run.plan.min_hold?;
         let own = run.code() == Some(run.plan.code);
@@ -253,7 +253,7 @@ impl Evidence<'_> {
             .then(|| format!("the lock was free after {held:?}, not {min_hold:?}"))
     }
 
-    /// Nothing of one that has ended well comes or stays.
+    /// Checks that no process of a successful run starts or stays afterwards.
     fn remains(&self, run: &Ended) -> Option<String> {
         if run.dlock_struck || run.struck {
             return None;
@@ -278,7 +278,7 @@ impl Evidence<'_> {
         })
     }
 
-    /// The processor time of the waiting.
+    /// Checks the processor time of the wait.
     fn processor(&self, run: &Ended, begun: Option<&Begun>) -> Option<String> {
         let until = begun.map_or(run.over_at, |begun| begun.at);
         let (from, span, used) = self.cpu.busiest(run.number, until)?;
@@ -290,12 +290,12 @@ impl Evidence<'_> {
     }
 }
 
-/// How long the next one waits where a holder that announced this grace has vanished.
+/// The lock delay after a vanished holder that announced this grace.
 fn delay(grace: Duration) -> Duration {
     grace + grace / 4 + Duration::from_secs(2)
 }
 
-/// Two starts that are too close, among those of the lock that is for once in a while.
+/// Two starts that are too close, among those of the lock with `--once-per`.
 pub(super) fn too_often(starts: &[(Duration, usize)]) -> Option<String> {
     let mut starts = starts.to_vec();
     starts.sort_unstable();

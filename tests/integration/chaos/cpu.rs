@@ -1,4 +1,4 @@
-//! How much processor time each dlock and its guard use, and when each dlock ends, looked up again and again.
+//! The processor time of each dlock and its guard, and the end of each dlock, sampled repeatedly.
 //! It must not know what they do meanwhile.
 
 use std::collections::BTreeMap;
@@ -11,7 +11,7 @@ use crate::support::{Process, alive, boot_clock};
 
 const PACE: Duration = Duration::from_millis(200);
 
-/// Less than that is no rate.
+/// Minimum time of a rate.
 const WINDOW: Duration = Duration::from_secs(5);
 
 /// The samples of one dlock.
@@ -22,7 +22,7 @@ struct Samples {
     ended_at: Option<Duration>,
 }
 
-/// Looks at the dlocks that it is told of.
+/// Samples the dlocks that were registered.
 #[derive(Default)]
 pub(super) struct Sampler {
     samples: Arc<Mutex<BTreeMap<usize, Samples>>>,
@@ -45,7 +45,7 @@ impl Sampler {
         sampler
     }
 
-    /// From now on, the dlock of this run.
+    /// Registers the dlock of this run.
     pub(super) fn watch(&self, run: usize, dlock: Process) {
         let mut samples = self.samples.lock().expect("no panic while locked");
         samples.entry(run).or_default().dlock = Some(dlock);
@@ -56,13 +56,13 @@ impl Sampler {
         samples.remove(&run);
     }
 
-    /// Not much later than the dlock has ended.
+    /// The end of the dlock, noticed with a short delay.
     pub(super) fn ended_at(&self, run: usize) -> Option<Duration> {
         let samples = self.samples.lock().expect("no panic while locked");
         samples.get(&run)?.ended_at
     }
 
-    /// The time for which there was most to do until `until`, from when on, and what was used of a processor.
+    /// The busiest time span until `until`, its start, and its share of a processor.
     pub(super) fn busiest(
         &self,
         run: usize,
@@ -106,7 +106,7 @@ impl Samples {
         let both = [dlock].into_iter().chain(dlock.children());
         let both = both.filter(|it| ["dlock", "dlock-guard"].contains(&&*it.name()));
         let used: Duration = both.map(Process::processor_time).sum();
-        // A guard that has ended takes what it used with it.
+        // The counters of a guard that has ended are lost.
         let used = self.used.last().map_or(used, |(_, last)| used.max(*last));
         self.used.push((now, used));
     }

@@ -1,20 +1,20 @@
-//! Which fault comes next, on whom, at which moment and for how long, by the dice.
-//! It must not know what a fault does, nor look at anything that the same seed would not bring again.
+//! The random choice of the next fault, its target, time and duration.
+//! It must not know what a fault does, nor read anything that the same seed would not repeat.
 
 use std::time::Duration;
 
 use super::rng::Rng;
 use crate::support::{Bait, Direction, Lost, Mode};
 
-/// Hosts whose dlock contends for the lock that all of this is about.
+/// Number of hosts whose dlocks contend for the main lock.
 pub(super) const CONTENDERS: usize = 4;
 /// Those, and the hosts whose dlocks use other locks, in other ways.
 pub(super) const ALL: usize = CONTENDERS + 3;
-/// Those, and the host whose two dlocks outlive everything.
+/// Those, and the host of the two dlocks that survive everything.
 const HOSTS: usize = ALL + 1;
 const MEMBERS: usize = 3;
 
-/// A fault of the members, or of the ways from one host to them.
+/// A fault of the members, or of the links from one host to them.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Outage {
     StopLeader,
@@ -25,7 +25,7 @@ pub(super) enum Outage {
     KillMember(usize),
     /// The members have no space for another key.
     NoSpace,
-    /// Bytes are swallowed, held or late, in the direction or in both.
+    /// Bytes are dropped, held or delayed, in the direction or in both.
     Slow(Mode, Option<Direction>),
     /// Connections are closed and refused.
     Refuse,
@@ -33,7 +33,7 @@ pub(super) enum Outage {
     Cut,
     CutHalf(Direction),
     Reset(Direction),
-    /// A chosen request is lost, or its answer, and the connection with it, so many times in a row.
+    /// A chosen request, or its answer, is lost with the connection, the given number of times in a row.
     Lose(Lost, Bait, u32),
 }
 
@@ -44,22 +44,22 @@ pub(super) enum Blow {
     StopDlock,
     KillGuard,
     StopGuard,
-    /// One process of the command's tree; the number chooses.
+    /// One process of the command's tree; the number selects it.
     KillDescendant(usize),
     StopDescendant(usize),
     /// The wall clock jumps, and back.
     Jump(&'static str),
 }
 
-/// When it begins.
+/// The time of its begin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Moment {
     Now,
-    /// A command under the lock has come to its end.
+    /// A command under the lock has ended.
     End,
-    /// A place in the lock's queue has gone.
+    /// An entry of the lock's queue is gone.
     Release,
-    /// A place in the lock's queue is new.
+    /// An entry of the lock's queue is new.
     Entry,
 }
 
@@ -71,19 +71,19 @@ pub(super) struct Strike {
     pub(super) blow: Option<(Blow, Target)>,
     pub(super) hand: Option<Hand>,
     pub(super) lasts: Duration,
-    /// Until the next one.
+    /// Time until the next one.
     pub(super) peace: Duration,
 }
 
-/// The ways between one host and its members.
+/// The links between one host and its members.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Ways {
     pub(super) host: Target,
-    /// The way to this member only.
+    /// The link to this member only.
     pub(super) member: Option<usize>,
 }
 
-/// Which host is meant.
+/// The host of a fault.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Target {
     /// The holder of the lock at that moment, or this host if there is none.
@@ -91,43 +91,43 @@ pub(super) enum Target {
     Host(usize),
 }
 
-/// Keys that a third hand takes away, and what happens right before.
+/// Keys that a third party deletes, and the event right before.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Hand {
     pub(super) before: Before,
-    /// Between that and the first act.
+    /// Time between that and the first deletion.
     pub(super) after: Duration,
     pub(super) acts: [Option<Act>; 3],
     pub(super) gap: Duration,
 }
 
-/// A fault right before a third hand comes. None of it cuts a holder off from etcd.
+/// A fault right before a third party acts. None of them cuts a holder off from etcd.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Before {
     Nothing,
     Cut,
     CutHalf(Direction),
     Reset(Direction),
-    /// The member that the holder has talked to swallows everything, for as long as all of this lasts.
+    /// The member that serves the holder drops everything, for the whole time.
     FailOver(usize),
     /// This member is killed and started again.
     Restart(usize),
-    /// The dlock that waits next is killed.
+    /// The next waiter's dlock is killed.
     KillNext,
 }
 
-/// An act of a third hand with etcdctl.
+/// An act of a third party with etcdctl.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Act {
-    /// Revokes the lease of the first in the queue.
+    /// Revokes the lease of the first entry.
     Revoke,
-    /// Deletes the key of the first in the queue.
+    /// Deletes the key of the first entry.
     Delete,
-    /// Deletes the key of the one behind it.
+    /// Deletes the key of the second entry.
     DeleteNext,
     /// Deletes the whole queue.
     DeleteAll,
-    /// Revokes the lease of a lock that `dlock hold` keeps for nobody.
+    /// Revokes the lease of a lock that `dlock hold` holds without a process.
     RevokeBorrowed,
 }
 
@@ -150,7 +150,7 @@ impl Strike {
             (false, false, true),
             (false, false, false),
         ]);
-        // Less than a renewal takes to be given up, or up to more than the term.
+        // Less than the timeout of a renewal, or up to more than the TTL.
         let (from, to) = dice.one_of(&[(200, 2000), (200, 2000), (2000, 8000)]);
         Self {
             moment,
@@ -163,7 +163,7 @@ impl Strike {
     }
 }
 
-/// Mostly the one that holds the lock: faults of waiters find less.
+/// Mostly the holder of the lock: faults of waiters find less.
 fn target(dice: &mut Rng, hosts: usize) -> Target {
     let host = dice.below(hosts);
     if dice.one_in(3) {
@@ -190,7 +190,7 @@ fn outage(dice: &mut Rng) -> Outage {
     let some = dice.one_in(3).then_some(direction);
     let lose = |dice: &mut Rng| {
         let lost = dice.one_of(&[Lost::Request, Lost::Answer]);
-        // Bytes of a record, of a release record, of a mark, and of the next request, as a grant or a renewal.
+        // The bytes of a record, of a release record, of a mark, and of the next request, such as a grant or a renewal.
         let after = Bait::After(u32::try_from(dice.below(8)).expect("a small number"));
         let bait = dice.one_of(&[
             Bait::Bytes("grace_ms"),

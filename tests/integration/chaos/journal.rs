@@ -1,5 +1,5 @@
-//! The notes of the commands themselves: when each began and ended, and with which token.
-//! It must not know what etcd or dlock say of them.
+//! The notes of the commands themselves: the begin and the end of each, and its token.
+//! It must not know what etcd or dlock report of them.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use crate::support::Scratch;
 
-/// A file that others append to.
+/// A file that other processes append to.
 pub(super) struct Tail {
     file: File,
     rest: Vec<u8>,
@@ -22,7 +22,7 @@ impl Tail {
         }
     }
 
-    /// The whole lines that are new.
+    /// The new complete lines.
     pub(super) fn lines(&mut self) -> Vec<String> {
         self.file.read_to_end(&mut self.rest).expect("a file");
         let whole = self.rest.iter().rposition(|byte| *byte == b'\n');
@@ -33,17 +33,17 @@ impl Tail {
     }
 }
 
-/// One command that has begun.
+/// A command that has begun.
 #[derive(Clone, Debug)]
 pub(super) struct Begun {
     pub(super) token: i64,
-    /// By our boot clock, to the hundredth of a second below.
+    /// By this host's boot clock, rounded down to the hundredth of a second.
     pub(super) at: Duration,
-    /// When it came to its own end.
+    /// The time of its own end.
     pub(super) ended_at: Option<Duration>,
 }
 
-/// The file in which commands note their beginnings and ends, and what stands in it.
+/// The file in which commands note their begins and ends, with its content.
 pub(super) struct Journal {
     dir: Scratch,
     tail: Tail,
@@ -65,8 +65,8 @@ impl Journal {
         self.dir.file("journal")
     }
 
-    /// Reads on; `up_longer` says by how much the boot clock of a run's host is ahead of ours. Gives the runs whose commands
-    /// are seen to have begun.
+    /// Reads the new lines; `up_longer` gives by how much the boot clock of a run's host is ahead of this one. Returns
+    /// the runs whose commands have begun.
     pub(super) fn read(&mut self, up_longer: impl Fn(usize) -> Duration) -> Vec<usize> {
         let mut new = Vec::new();
         for line in self.tail.lines() {

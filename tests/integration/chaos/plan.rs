@@ -1,25 +1,25 @@
-//! The plan of one run, by the dice: which lock it takes, in which way, for how long, and with which options.
-//! It must not know how a run is started, nor what becomes of it.
+//! The random plan of one run: its lock, the way it takes it, for how long, and with which options.
+//! It must not know how a run is started, nor its result.
 
 use std::time::Duration;
 
 use super::rng::Rng;
 
-/// Between two starts of the lock that is for once in a while.
+/// Minimum time between two starts of the lock with `--once-per`.
 pub(super) const ONCE_PER: Duration = Duration::from_secs(6);
 
-/// How many may hold the lock with slots.
+/// Number of slots.
 pub(super) const SLOTS: usize = 2;
 
-/// The locks, by the way in which they are used.
+/// The locks, by their use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Lock {
-    /// Alone, with a queue: the one that most of this is about.
+    /// Exclusive, with a queue: the main lock.
     Main,
     OncePer,
     Slots,
     Shared,
-    /// Held by `dlock hold` for nobody, so that nothing is stopped when it is lost.
+    /// Held by `dlock hold` without a process, so that nothing is stopped when it is lost.
     Borrowed,
 }
 
@@ -35,16 +35,16 @@ impl Lock {
     }
 }
 
-/// How the lock is held.
+/// The way a lock is held.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Form {
     Run,
-    /// `dlock hold --pid` of a script with so many children, which ends with `dlock release` or by itself.
+    /// `dlock hold --pid` of a script with this many children, which ends with `dlock release` or by itself.
     Hold {
         children: usize,
         releases: bool,
     },
-    /// `dlock hold` for nobody, and `dlock release`.
+    /// `dlock hold` without a process, and `dlock release`.
     Borrow,
 }
 
@@ -55,21 +55,21 @@ pub(super) struct Plan {
     pub(super) form: Form,
     pub(super) ttl: Duration,
     pub(super) grace: Duration,
-    /// Nothing of the command minds SIGTERM.
+    /// All processes of the command ignore SIGTERM.
     pub(super) deaf: bool,
     pub(super) stay: Duration,
     /// The exit status of the command.
     pub(super) code: i32,
     pub(super) min_hold: Option<Duration>,
-    /// It asks for the lock beside others.
+    /// The request is shared.
     pub(super) shares: bool,
     pub(super) options: Vec<String>,
-    /// It may end because others come, or because it is not patient.
+    /// It may end because others supersede it, or because its wait is limited.
     pub(super) may_be_busy: bool,
 }
 
 impl Plan {
-    /// For the lock that most of this is about.
+    /// A plan for the main lock.
     pub(super) fn main(dice: &mut Rng) -> Self {
         let children = dice.one_of(&[1, 40]);
         let releases = dice.one_in(2);
@@ -80,7 +80,7 @@ impl Plan {
         };
         let ttl = dice.one_of(&[5, 5, 5, 10, 30]);
         let mut plan = Self::of(Lock::Main, form, ttl, dice);
-        // From much less to more than the term.
+        // From much less to more than the TTL.
         plan.stay = dice.span(10, 7000);
         match dice.below(16) {
             0 => plan.options.push("--supersede".to_owned()),
@@ -92,7 +92,7 @@ impl Plan {
         plan.finished()
     }
 
-    /// For a lock that is used in another way.
+    /// A plan for a lock with another use.
     pub(super) fn of_side(lock: Lock, dice: &mut Rng) -> Self {
         let form = if lock == Lock::Borrowed {
             Form::Borrow
@@ -149,7 +149,7 @@ impl Plan {
         if let Some(span) = self.min_hold {
             self.options.push(format!("--min-hold={}s", span.as_secs()));
         }
-        // Anybody who waits may be superseded.
+        // Any waiter may be superseded.
         self.may_be_busy = matches!(self.lock, Lock::Main | Lock::OncePer);
         self
     }

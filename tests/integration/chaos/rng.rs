@@ -1,5 +1,5 @@
-//! Numbers that a seed decides.
-//! It must not know what they are for, nor look at anything that the same seed would not bring again.
+//! Random numbers by a seed.
+//! It must not know what they are for, nor read anything that the same seed would not repeat.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use std::time::Duration;
 pub(super) struct Rng(u64);
 
 impl Rng {
-    /// Throws of their own for everybody who throws at moments that a seed does not decide.
+    /// A separate sequence for a user that draws at times which a seed does not decide.
     pub(super) fn new(seed: u64, who: usize) -> Self {
         let mut dice = Self(seed);
         for _ in 0..=who {
@@ -33,7 +33,7 @@ impl Rng {
         self.below(count) == 0
     }
 
-    /// A time between two, in milliseconds.
+    /// A random duration between two, in milliseconds.
     pub(super) fn span(&mut self, from: usize, to: usize) -> Duration {
         let span = from + self.below(to - from);
         Duration::from_millis(span.try_into().expect("64 bits"))

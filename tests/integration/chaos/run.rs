@@ -1,4 +1,4 @@
-//! One dlock with its command: how it is started by a plan, what of it runs, and how it is struck.
+//! One dlock with its command: how to start it by a plan, its processes, and how to strike it.
 //! It must not know why it is struck, nor what is expected of it.
 
 use std::time::Duration;
@@ -10,7 +10,7 @@ use crate::support::{
     Dlock, Link, Oracle, Process, Running, Scratch, Signal, WallClock, boot_clock, child,
 };
 
-/// Where commands enter, beat and note what they do.
+/// The place where commands enter, beat and note what they do.
 pub(super) struct Ground {
     pub(super) main: Oracle,
     pub(super) once: Oracle,
@@ -28,7 +28,7 @@ pub(super) struct Run {
     pub(super) plan: Plan,
     pub(super) running: Running,
     pub(super) began_at: Duration,
-    /// With both struck at once nobody is left to kill the tree (the man page says so), so the second is spared.
+    /// With both struck at once no process is left to kill the tree (the man page says so), so the second is spared.
     pub(super) dlock_struck: bool,
     pub(super) guard_struck: bool,
     pub(super) tree_struck: bool,
@@ -47,7 +47,7 @@ impl Run {
         let endpoints: Vec<String> = links.iter().map(Link::endpoint).collect();
         let program = match plan.form {
             Form::Run => wall.wind(run(number, &plan, ground)),
-            // The library of the clock fails at times in what such a dlock starts from its own image.
+            // libfaketime fails at times in processes that such a dlock starts from its own image.
             Form::Hold { .. } | Form::Borrow => hold(number, &plan, ground),
         };
         let program = program.env("DLOCK_ENDPOINTS", endpoints.join(","));
@@ -63,19 +63,19 @@ impl Run {
         }
     }
 
-    /// Some process of it was killed or stopped.
+    /// Whether a process of it was killed or stopped.
     pub(super) fn is_struck(&self) -> bool {
         self.dlock_struck || self.guard_struck || self.tree_struck
     }
 
-    /// Nothing of dlock's runs any more.
+    /// Whether no process of dlock runs any more.
     pub(super) fn is_over(&mut self) -> bool {
         let is_dlock = |it: &Process| it.name() == "dlock";
         self.running.is_over()
             && (self.plan.form == Form::Run || !self.running.everything().iter().any(is_dlock))
     }
 
-    /// The status of dlock itself by its report, as a shell sees it.
+    /// The status of dlock by its report, as a shell sees it.
     pub(super) fn reported(&self) -> Option<i64> {
         let report = self.running.written(REPORT);
         let report: serde_json::Value = serde_json::from_str(&report).ok()?;
@@ -96,7 +96,7 @@ impl Run {
         guard_of(self.dlock()?)
     }
 
-    /// Says what was hit.
+    /// Returns a description of the target.
     pub(super) fn strike(&mut self, blow: Blow) -> String {
         let spared = || "spared".to_owned();
         let (signal, which) = match blow {
@@ -116,7 +116,7 @@ impl Run {
                 guard.signal(if kills { Signal::KILL } else { Signal::STOP });
                 return format!("guard {} of run {}", guard.0, self.number);
             }
-            // Children of one that has ended are not found by `dlock hold --pid`, as its page says.
+            // `dlock hold --pid` does not find the children of a process that has ended, as its page says.
             Blow::KillDescendant(_) | Blow::StopDescendant(_) if self.plan.form != Form::Run => {
                 return spared();
             }
@@ -141,7 +141,7 @@ impl Run {
         format!("{name} {} of run {number}", process.0)
     }
 
-    /// Whoever is stopped goes on, but the guard.
+    /// Continues all that were stopped, except the guard.
     pub(super) fn recover(&self) {
         if let Some(dlock) = self.dlock() {
             dlock.signal(Signal::CONT);
@@ -169,7 +169,7 @@ fn words(number: usize, plan: &Plan, home: &Scratch) -> Vec<String> {
     words
 }
 
-/// The command and a daemonised descendant of it beat, and of some of them nothing minds SIGTERM.
+/// The command and a daemonised descendant of it beat, and some of them ignore SIGTERM.
 fn run(number: usize, plan: &Plan, ground: &Ground) -> Dlock {
     let trap = if plan.deaf { "trap '' TERM; " } else { "" };
     let (beats, stay) = (&ground.beats, plan.stay.as_secs_f32());

@@ -1,5 +1,5 @@
-//! How much time lies between the last beat of a holder and the end of its key, seen from outside.
-//! It must not know dlock beyond the form of its keys, nor which faults there are.
+//! The time between the last beat of a holder and the end of its key, seen from outside.
+//! It must not know dlock beyond the form of its keys, nor the faults.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fmt;
@@ -14,7 +14,7 @@ use crate::support::{Scratch, boot_clock, child};
 
 const PACE: Duration = Duration::from_millis(2);
 
-/// Hears every beat, and of every key that is gone, and notes which came when.
+/// Records the time of every beat and of the end of every key.
 pub(super) struct Watch {
     dir: Scratch,
     ledger: Arc<Mutex<Ledger>>,
@@ -22,21 +22,21 @@ pub(super) struct Watch {
     thread: Option<JoinHandle<()>>,
 }
 
-/// What has been seen so far, by the leases that are part of the keys.
+/// The records so far, by the leases that are part of the keys.
 #[derive(Default)]
 struct Ledger {
-    /// How many places of the history are known to be gone, all before them included.
+    /// Number of ended entries of the history that were read.
     seen: usize,
     beaten_at: HashMap<String, Duration>,
     gone_at: HashMap<String, Duration>,
-    /// Given back by the holder's own hand.
+    /// The leases of keys that the holder released itself.
     released: HashSet<String>,
-    /// Whose key was gone before their last beat, and by how much.
+    /// The leases whose keys ended before their last beat, with the time between.
     late: HashMap<String, Duration>,
 }
 
 impl Watch {
-    /// Watches the keys of one lock. Those of others beat elsewhere, if they do.
+    /// Watches the keys of one lock. Holders of other locks beat elsewhere, if they do.
     pub(super) fn over(witness: &Arc<Witness>, lock: &'static str) -> Self {
         let dir = Scratch::new();
         dir.write("beats", "");
@@ -62,23 +62,23 @@ impl Watch {
         }
     }
 
-    /// The command line of something that beats for as long as it lives.
+    /// The command line of a program that beats for as long as it lives.
     pub(super) fn beats(&self) -> String {
         format!("{} {}", child("beats.sh"), self.beats_file())
     }
 
-    /// The file into which what beats writes the key of its lock.
+    /// The file to which such a program writes the key of its lock.
     pub(super) fn beats_file(&self) -> String {
         self.dir.file("beats")
     }
 
-    /// Those who have beaten after their keys were gone, by their leases, and for how long.
+    /// The leases whose holders beat after their keys were gone, with the time.
     pub(super) fn late(&self) -> HashMap<String, Duration> {
         let ledger = self.ledger.lock().expect("no panic while locked");
         ledger.late.clone()
     }
 
-    /// How close it was where nobody has `taken` the key, by its lease.
+    /// The slack of all keys that are not in `taken`, a list of leases.
     pub(super) fn slack(&self, taken: &BTreeSet<String>) -> Slack {
         let ledger = self.ledger.lock().expect("no panic while locked");
         let (mut released, mut others) = (Vec::new(), Vec::new());
@@ -116,8 +116,8 @@ impl Drop for Watch {
 }
 
 impl Ledger {
-    /// Beats are read last, so one that is read after its key's end was made after it; and they are taken for later, keys'
-    /// ends for earlier than they were.
+    /// Beats are read last, so a beat that is read after its key's end was made after it. Their times count as later, and
+    /// those of keys' ends as earlier, than they were.
     fn update(&mut self, lock: &str, witness: &Witness, beats: &mut Tail) {
         let place = format!("dlock/lock/{lock}/");
         let mut gone = Vec::new();
@@ -153,24 +153,24 @@ impl Ledger {
     }
 }
 
-/// The times between last beats and keys' ends, the smallest first.
+/// Times between last beats and keys' ends, the smallest first.
 #[derive(Debug)]
 pub(super) struct Slack {
-    /// Of those who gave their key back themselves.
+    /// For keys that the holder released itself.
     released: Vec<Duration>,
-    /// Of those from whom it was taken: their lease ran out.
+    /// For keys whose lease expired.
     others: Vec<Duration>,
-    /// Between keys' ends and last beats of those whose key went first.
+    /// Times between keys' ends and later last beats.
     late: Vec<Duration>,
 }
 
 impl Slack {
-    /// The smallest of those whose lease ran out.
+    /// The smallest for keys whose lease expired.
     pub(super) fn smallest(&self) -> Option<Duration> {
         self.others.first().copied()
     }
 
-    /// Those whose key went while they beat, and for how long they beat on at most.
+    /// Number of keys that ended while the holder beat, and the longest time it still did.
     pub(super) fn late(&self) -> (usize, Duration) {
         (
             self.late.len(),

@@ -1,5 +1,6 @@
-//! When this machine was too busy for any promise: it did not run us in time, or a member did not answer us in time.
-//! It must not know which faults there are: a member that is stopped on purpose is late, too.
+//! The times at which this machine was too busy for any promise: it did not run us in time, or a member did not answer in
+//! time.
+//! It must not know the faults: a member that is stopped on purpose is late, too.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -11,17 +12,17 @@ use tokio::time::{sleep, timeout};
 
 use crate::support::{Cluster, boot_clock};
 
-/// The man page's promise needs a kernel that runs a process within half a second; a renewal of a short lease is given up
+/// The man page's promise needs a kernel that runs a process within half a second; a renewal of a short lease times out
 /// after 625 ms.
 const LATE: Duration = Duration::from_millis(400);
 const PACE: Duration = Duration::from_millis(20);
 const ASK_PACE: Duration = Duration::from_millis(250);
 const LIMIT: Duration = Duration::from_secs(5);
 
-/// From when to when.
+/// Begin and end.
 type Spans = Arc<Mutex<Vec<(Duration, Duration)>>>;
 
-/// Looks at the machine and its members again and again.
+/// Samples the machine and its members repeatedly.
 pub(super) struct Stalls {
     of_us: Spans,
     of_members: Spans,
@@ -70,7 +71,7 @@ impl Stalls {
         }
     }
 
-    /// Whether processes of this machine did not run in time between these moments.
+    /// Whether processes of this machine did not run in time between these times.
     pub(super) fn of_us(&self, from: Duration, to: Duration) -> bool {
         meets(&self.of_us, from, to)
     }
@@ -97,7 +98,7 @@ fn meets(spans: &Spans, from: Duration, to: Duration) -> bool {
         .any(|(start, end)| *start <= to && *end >= from)
 }
 
-/// Notes what has begun at this moment and has just ended, if it took too long.
+/// Records what began at `from` and has just ended, if it took too long.
 fn record(spans: &Spans, from: Duration) {
     let now = boot_clock();
     if now.saturating_sub(from) > LATE {
@@ -106,7 +107,7 @@ fn record(spans: &Spans, from: Duration) {
     }
 }
 
-/// Reads from one member again and again, until that fails.
+/// Reads from one member repeatedly, until that fails.
 async fn probe(endpoint: &str, spans: &Spans, over: &AtomicBool) -> Result<(), Error> {
     let options = ConnectOptions::new().with_connect_timeout(LIMIT);
     let client = Client::connect([endpoint], Some(options)).await?;

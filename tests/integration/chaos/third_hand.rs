@@ -1,8 +1,8 @@
-//! A third hand that takes keys away with etcdctl, where the man page promises something for that case.
+//! A third party that deletes keys with etcdctl, in cases for which the man page makes a promise.
 //! It must not know whether the promise was kept.
 //!
-//! The cases that the page excludes are left out here: a holder that is cut off or stopped in that moment, a holder behind which
-//! nobody waits, and newcomers while nobody in the queue knows of a command that is being stopped.
+//! The cases that the page excludes are left out here: a holder that is cut off or stopped at that time, a holder without
+//! a waiter, and newcomers while no waiter knows of a command that is being stopped.
 
 use std::thread;
 use std::time::Duration;
@@ -13,18 +13,18 @@ use super::witness::Place;
 use super::world::World;
 use crate::support::{Etcd, Mode, boot_clock, eventually, let_pass};
 
-/// How long we wait for a holder of whom the page promises something.
+/// How long to wait for a holder that is covered by the promise.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// A waiter knows whom it waits for, and a holder has found its ways again after an outage.
+/// Time after which a waiter knows its blockers, and a holder has found its connections again after an outage.
 const SETTLED: Duration = Duration::from_secs(1);
 
-/// The longest time that a command may live on: its grace of 6 s, and what a busy machine needs.
+/// The longest time that a command may live on: its grace of 6 s, and a reserve for a busy machine.
 const END: Duration = Duration::from_secs(30);
 
 impl World {
-    /// Takes away what the `hand` wants, and waits until those who have lost their locks are dead; until then nobody new
-    /// comes. Says what was done.
+    /// Deletes the keys that `hand` names, and waits until the commands that have lost their locks are dead; until then
+    /// no new run starts. Returns a description.
     pub(super) fn take_away(&mut self, hand: Hand) -> String {
         let until = boot_clock() + PATIENCE;
         let holder = loop {
@@ -41,7 +41,7 @@ impl World {
             Before::FailOver(black) => {
                 self.troubles.begin(boot_clock(), Some(holder), false);
                 self.hosts[holder].links[black].both(Mode::Drop);
-                // Until then its next renewal has failed, and it has found another member.
+                // By then its next renewal has failed, and it has found another member.
                 Some(found_out(&self.hosts[holder].run.plan))
             }
             Before::Restart(restarted) => {
@@ -95,8 +95,8 @@ impl World {
             link.heal();
         }
         self.troubles.end(boot_clock());
-        // Nobody new comes before the commands are dead that have lost their lock, and before those who wait stand in the
-        // queue again that know of them.
+        // No new run starts before the commands that have lost their lock are dead, and before the waiters that know of
+        // them have joined the queue again.
         for run in self.hosts[..CONTENDERS].iter().map(|host| &host.run) {
             let what = format!(
                 "run {} is dead or waits again, that lost its place",
@@ -115,7 +115,7 @@ impl World {
         told.join(", ")
     }
 
-    /// The host of a holder to whom something is promised when its key is taken.
+    /// The host of a holder that is covered by the promise when its key is deleted.
     fn protected_holder(&mut self) -> Option<usize> {
         let holder = self.holder()?;
         let now = boot_clock();
@@ -135,7 +135,7 @@ impl World {
             let from = now.saturating_sub(SETTLED * 2);
             !self.troubles.lasted(host, from, now)
         });
-        // Each of those who are just coming knows of the holder, or comes too late to see it.
+        // Each run that is just joining knows of the holder, or is too late to see it.
         let arrived = self.hosts[..CONTENDERS].iter().all(|host| {
             let number = host.run.number;
             let begun = self.journal.of(number);
@@ -158,7 +158,7 @@ impl World {
             Lock::Main.name()
         };
         let queue = history.queue(lock);
-        // Nothing is promised when a command runs whose dlock or guard may be stopped.
+        // There is no promise for a command whose dlock or guard may be stopped.
         let unsafe_to_take = queue.first().and_then(|it| it.run).is_some_and(|number| {
             let runs = self.hosts[..CONTENDERS].iter().map(|host| &host.run);
             let struck = runs.filter(|run| run.is_struck()).map(|run| run.number);
@@ -180,7 +180,7 @@ impl World {
         drop(history);
         let place = format!("dlock/lock/{lock}/");
         for lease in &leases {
-            // Before it happens: somebody may look in between.
+            // Before the deletion: a check may run in between.
             self.taken.insert(lease.clone());
             match act {
                 Act::Revoke | Act::RevokeBorrowed => try_often(member, &["lease", "revoke", lease]),
@@ -195,7 +195,7 @@ impl World {
     }
 }
 
-/// Until it is done, or there is nothing to be done any more: an election may come in between.
+/// Repeats until it succeeds, or nothing is left to do: an election may be in between.
 fn try_often(member: &Etcd, words: &[&str]) {
     for _ in 0..3 {
         if member.try_ctl(&[&["--command-timeout=2s"], words].concat()) {
@@ -204,8 +204,8 @@ fn try_often(member: &Etcd, words: &[&str]) {
     }
 }
 
-/// When a holder that talks to a silent member has turned to another one: a renewal has become due and was given up, and
-/// the next one has had a second.
+/// The time by which a holder on a silent member has turned to another one: a renewal was due and has timed out, and the
+/// next one has had a second.
 fn found_out(plan: &Plan) -> Duration {
     plan.ttl / 5
         + plan.ttl / 50

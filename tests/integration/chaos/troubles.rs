@@ -1,21 +1,21 @@
-//! When something was wrong that nobody's own processes are to blame for: members that were down, ways that were cut.
-//! It must not know who suffered from it.
+//! Outages that no process of a run causes: members that were down, links that were cut.
+//! It must not know which runs suffered from them.
 
 use std::time::Duration;
 
-/// Something that was wrong for a time.
+/// An outage.
 #[derive(Debug)]
 struct Trouble {
     from: Duration,
-    /// Nothing of it is left from then on; open while it lasts.
+    /// The time from which no effect is left; `None` while it lasts.
     to: Option<Duration>,
-    /// The host on whose ways it was; nobody's own: the members'.
+    /// The host of the affected links; `None` for an outage of the members.
     host: Option<usize>,
-    /// Over at once, such as a reset: who is quick has made it good again.
+    /// Over at once, such as a reset: a fast client has recovered already.
     brief: bool,
 }
 
-/// All that was wrong so far.
+/// All outages so far.
 #[derive(Debug, Default)]
 pub(super) struct Troubles(Vec<Trouble>);
 
@@ -29,19 +29,19 @@ impl Troubles {
         });
     }
 
-    /// The trouble that has begun is over at this moment.
+    /// The current outage is over.
     pub(super) fn end(&mut self, at: Duration) {
         for trouble in &mut self.0 {
             trouble.to.get_or_insert(at);
         }
     }
 
-    /// Whether something lasting was wrong for this host at any time between these moments.
+    /// Whether a lasting outage affected this host at any time between these times.
     pub(super) fn lasted(&self, host: usize, from: Duration, to: Duration) -> bool {
         self.any(host, from, to, |trouble| !trouble.brief)
     }
 
-    /// The same, with what was over at once.
+    /// The same, with brief ones.
     pub(super) fn touched(&self, host: usize, from: Duration, to: Duration) -> bool {
         self.any(host, from, to, |_| true)
     }

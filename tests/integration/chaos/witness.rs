@@ -1,5 +1,5 @@
-//! The history of all keys of dlock's, heard from every member from the first revision on: what etcd says has happened.
-//! It must not know what any dlock says, nor which faults there are.
+//! The history of all keys of dlock, as every member reports it from the first revision on: etcd's view of the events.
+//! It must not know any dlock's output, nor the faults.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,71 +12,71 @@ use tokio::time::{sleep, timeout};
 
 use crate::support::{Cluster, boot_clock};
 
-/// How many events are kept for people, the last ones.
+/// Number of the last events that are kept for people.
 const TOLD: usize = 20_000;
 
-/// How much of a value is kept for people, in characters.
+/// Number of characters of a value that are kept for people.
 const SHOWN: usize = 300;
 
-/// After this an attempt to connect to a member is given up, and made again.
+/// Time limit of an attempt to connect to a member, before the next one.
 const CONNECT: Duration = Duration::from_secs(1);
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// A place in a queue, from its making to its end.
+/// An entry of a queue, from its creation to its end.
 #[derive(Clone, Debug)]
 pub(super) struct Place {
     pub(super) lock: String,
     /// In hexadecimal, as the key has it.
     pub(super) lease: String,
-    /// The revision that made it.
+    /// The revision that created it.
     pub(super) token: i64,
     /// The number of the run, by its note.
     pub(super) run: Option<usize>,
-    /// Not earlier than it was made.
+    /// A time at or after its creation.
     pub(super) made_at: Duration,
-    /// The longest that was announced for the command.
+    /// The longest grace that was announced for the command.
     pub(super) grace: Duration,
-    /// Somebody has asked its owner to go.
+    /// Whether another client requested that its owner give up.
     pub(super) asked: bool,
-    /// It stands for a command that has ended.
+    /// Whether it is a cooldown or kept for a command.
     pub(super) cooling: bool,
     pub(super) gone: Option<Gone>,
 }
 
-/// The end of a place.
+/// The end of an entry.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Gone {
-    /// Not earlier than it went.
+    /// A time at or after its end.
     pub(super) at: Duration,
-    /// A release record was left by the same revision.
+    /// Whether the same revision wrote a release record.
     pub(super) released: bool,
 }
 
 impl Place {
-    /// Its owner gave it back, or its time to cool down is over.
+    /// Whether its owner released it, or its cooldown is over.
     pub(super) fn ended_well(&self) -> bool {
         self.cooling || self.gone.is_some_and(|gone| gone.released)
     }
 
-    /// It went without its owner's doing, as far as etcd can tell.
+    /// The time of its end, if its owner did not release it, as far as etcd can tell.
     pub(super) fn vanished_at(&self) -> Option<Duration> {
         self.gone.filter(|_| !self.ended_well()).map(|gone| gone.at)
     }
 }
 
-/// All that was heard.
+/// All events so far.
 #[derive(Default)]
 pub(super) struct History {
-    /// The last revision of which all is known.
+    /// The last revision whose events are complete.
     heard_to: i64,
     places: Vec<Place>,
-    /// The keys of places that stand now, and their number in `places`.
+    /// The keys of the current entries, and their number in `places`.
     standing: BTreeMap<String, usize>,
     told: VecDeque<(Duration, String)>,
 }
 
 impl History {
-    /// The places of one lock that stand now, the first first.
+    /// The current entries of one lock, the first first.
     pub(super) fn queue(&self, lock: &str) -> Vec<&Place> {
         let mut queue: Vec<&Place> = (self.standing.values())
             .map(|number| &self.places[*number])
@@ -90,7 +90,7 @@ impl History {
         &self.places
     }
 
-    /// The place that a holder with this token had.
+    /// The entry of the holder with this token.
     pub(super) fn entry(&self, token: i64) -> Option<&Place> {
         self.places.iter().find(|place| place.token == token)
     }
@@ -119,7 +119,7 @@ impl History {
         }
     }
 
-    /// Takes what one revision has done.
+    /// Records the changes of one revision.
     fn pass(&mut self, at: Duration, revision: i64, events: &[&Event]) {
         let mut keys = Vec::new();
         for event in events {
@@ -181,7 +181,7 @@ impl History {
     }
 }
 
-/// The note of a run, by which its places are found.
+/// The note of a run, by which its entries are found.
 pub(super) fn run_note(run: usize) -> String {
     format!("run {run}")
 }
@@ -190,7 +190,7 @@ fn run_of(record: &serde_json::Value) -> Option<usize> {
     record["note"].as_str()?.strip_prefix("run ")?.parse().ok()
 }
 
-/// Hears from every member; the earliest to tell counts, for others may be struck.
+/// Watches every member; the earliest report counts, because others may be struck.
 pub(super) struct Witness {
     history: Arc<Mutex<History>>,
     over: Arc<AtomicBool>,
@@ -214,7 +214,7 @@ impl Witness {
                     .build();
                 let runtime = runtime.expect("threads and descriptors are available");
                 while !over.load(Ordering::SeqCst) {
-                    // The member may be down, or have forgotten what another one has told us by now.
+                    // The member may be down, or have compacted what another one has reported by now.
                     let _ = runtime.block_on(listen(&endpoint, &history, &over));
                     runtime.block_on(async { sleep(PAUSE).await });
                 }
@@ -242,7 +242,7 @@ impl Drop for Witness {
     }
 }
 
-/// Hears from one member, for as long as its connection lasts.
+/// Watches one member, for as long as its connection lasts.
 async fn listen(
     endpoint: &str,
     history: &Mutex<History>,

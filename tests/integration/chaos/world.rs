@@ -1,5 +1,5 @@
-//! Hosts with their ways to the members, what runs on them, and how a fault is brought about and put right.
-//! It must not know when which fault comes, nor what is expected of anybody.
+//! Hosts with their links to the members, their processes, and how a fault is caused and repaired.
+//! It must not know the choice of faults, nor what is expected.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -24,44 +24,44 @@ use crate::support::{
     boot_clock, eventually, let_pass, since,
 };
 
-/// For how long we wait for a holder to strike, and for the moment at which that is to be: what it takes from one to the
-/// next mostly.
+/// How long to wait for a holder to strike, and for the time of a fault: mostly one holder's time.
 const BETWEEN: Duration = Duration::from_secs(2);
 
-/// The longest pause of a leader. When it comes back it carries out the revocations that are overdue by its count, though its
-/// successor has renewed those leases (etcd issue 15247; 3.5.30 still does, at times). A newcomer to the empty queue cannot
-/// know then that the holder's command is just being stopped; the man page says so. After this pause no lease is overdue: a
-/// holder's last proof is less than 3 s old, or its command would be dead, so its lease of 5 s has not run out.
+/// The longest pause of a leader. When it continues, it executes the revocations that are overdue by its clock, although
+/// its successor has renewed those leases (etcd issue 15247; 3.5.30 still does at times). A newcomer to the empty queue
+/// cannot know then that the holder's command is just being stopped; the man page says so. After this pause no lease is
+/// overdue: a holder's last proof is less than 3 s old, or its command would be dead, so its lease of 5 s has not
+/// expired.
 const SHORT_STOP: Duration = Duration::from_millis(1900);
 
-/// The time that a cluster needs for an election and for members that come back.
+/// Time that a cluster needs for an election and for members that restart.
 const ELECTION: Duration = Duration::from_secs(3);
 
-/// How often the lock beside the main one changes.
+/// Number of runs after which the lock beside the main one changes.
 const SIDE: u64 = 12;
 
-/// The space that members have: for as many keys as an hour brings, with those that are forgotten.
+/// The quota of the members: enough for as many keys as an hour creates, with their old revisions.
 const SPACE: &str = "--quota-backend-bytes=33554432";
 
-/// The longest time from the end of a command to that of its dlock: a grace of 6 s for what it leaves behind, a release that
-/// is not answered, and what a busy machine needs.
+/// The longest time from the end of a command to that of its dlock: a grace of 6 s for leftovers, a release without an
+/// answer, and a reserve for a busy machine.
 const ENDING: Duration = Duration::from_secs(40);
 
-/// How often somebody looks whether a run has ended.
+/// Interval between checks whether a run has ended.
 const PACE: Duration = Duration::from_millis(50);
 
-/// In milliseconds.
+/// A month in milliseconds.
 const A_MONTH: usize = 30 * 24 * 3_600_000;
 
-/// One host: its own way to each member, its clocks, and the dlock that runs on it now.
+/// One host: its own link to each member, its clocks, and the dlock that runs on it now.
 pub(super) struct Host {
     pub(super) links: Vec<Link>,
     wall: WallClock,
-    /// How much longer it has been up than we.
+    /// How much longer it has been up than the real host.
     up: Duration,
     dice: Rng,
     pub(super) run: Run,
-    /// Nobody new comes earlier: as under cron, there is a time between two runs.
+    /// No new run starts before this: as under cron, there is a time between two runs.
     rests_until: Duration,
 }
 
@@ -70,11 +70,11 @@ struct Elders {
     links: Vec<Link>,
     holder: Running,
     waiter: Running,
-    /// How many descriptors they had before the first fault.
+    /// Number of their descriptors before the first fault.
     descriptors: [usize; 2],
 }
 
-/// Members, hosts, and what runs on them.
+/// Members, hosts, and their processes.
 pub(super) struct World {
     pub(super) cluster: Cluster,
     pub(super) ground: Ground,
@@ -84,28 +84,28 @@ pub(super) struct World {
     pub(super) troubles: Troubles,
     pub(super) stalls: Stalls,
     pub(super) cpu: Sampler,
-    /// The leases whose keys a third hand has taken.
+    /// The leases whose keys a third party deleted.
     pub(super) taken: BTreeSet<String>,
-    /// How often it came.
+    /// Number of its acts.
     pub(super) taken_away: usize,
     pub(super) hosts: Vec<Host>,
-    /// For how long the runs' hosts have been up longer than ours, by the number of the run.
+    /// How much longer the runs' hosts have been up than this one, by the number of the run.
     ups: Vec<Duration>,
-    /// Starts of the lock that is for once in a while.
+    /// Starts of the lock with `--once-per`.
     pub(super) once: Vec<(Duration, usize)>,
     /// Runs that did not end.
     stuck: BTreeSet<usize>,
     elders: Elders,
     began_at: Duration,
-    /// With which lock beside the main one it begins.
+    /// The lock beside the main one that it begins with.
     first_side: u64,
-    /// Other tests run at the same time.
+    /// Whether other tests run at the same time.
     shares_machine: bool,
-    /// When a member was last stopped.
+    /// The time of the last stop of a member.
     pub(super) stopped_at: Option<Duration>,
-    /// Runs that have ended, since somebody has asked for them.
+    /// Runs that have ended since the last request for them.
     pub(super) ended: Vec<Ended>,
-    /// Runs that have ended; something of their commands may still live.
+    /// Runs that have ended; processes of their commands may still live.
     gone: Vec<Run>,
     big: Scratch,
 }
@@ -157,7 +157,7 @@ impl World {
             let mut dice = Rng::new(seed, number);
             let (links, wall) = (ways(&world.cluster), WallClock::new());
             let up = dice.span(0, A_MONTH);
-            // The namespace counts whole seconds.
+            // The time namespace counts whole seconds.
             let up = Duration::from_secs(up.as_secs());
             let run = world.start(number, &links, &wall, up, &mut dice);
             world.hosts.push(Host {
@@ -197,7 +197,7 @@ impl World {
         run
     }
 
-    /// Starts a new run where one has ended.
+    /// Starts a new run in place of each ended one.
     pub(super) fn restart_the_ended(&mut self) {
         self.gone.retain(|run| !run.running.everything().is_empty());
         let mut hosts = std::mem::take(&mut self.hosts);
@@ -215,14 +215,14 @@ impl World {
             if !host.rests_until.is_zero() && host.rests_until <= boot_clock() {
                 host.rests_until = Duration::ZERO;
                 let new = self.start(number, &host.links, &host.wall, host.up, &mut host.dice);
-                // Whatever of it still runs is its guard's affair, and the oracle's.
+                // A process of it that still runs is left to its guard and the oracle.
                 self.gone.push(std::mem::replace(&mut host.run, new));
             }
         }
         self.hosts = hosts;
     }
 
-    /// Lets the time pass; meanwhile others come in the place of those that end.
+    /// Lets the time pass; meanwhile new runs replace those that end.
     pub(super) fn live_for(&mut self, span: Duration) {
         let until = boot_clock() + span;
         while boot_clock() < until {
@@ -246,7 +246,7 @@ impl World {
         }
     }
 
-    /// Reads what the commands have noted meanwhile.
+    /// Reads the new notes of the commands.
     pub(super) fn read_on(&mut self) {
         let ups = &self.ups;
         let begun = self.journal.read(|run| ups[run]);
@@ -284,7 +284,7 @@ impl World {
         faults
     }
 
-    /// Runs whose commands have ended, and that do not come to an end themselves; each is told of once.
+    /// Runs whose commands have ended, and that do not end themselves; each is reported once.
     pub(super) fn stuck(&mut self) -> Vec<String> {
         let mut told = Vec::new();
         for host in &self.hosts {
@@ -308,7 +308,7 @@ impl World {
         told
     }
 
-    /// Waits for the end of whatever contends now; nobody follows.
+    /// Waits for the end of all current runs; no new ones start.
     pub(super) fn finish(&mut self, limit: Duration) {
         let until = boot_clock() + limit;
         let mut hosts = std::mem::take(&mut self.hosts);
@@ -325,7 +325,7 @@ impl World {
         self.hosts = hosts;
     }
 
-    /// Starts one more.
+    /// Starts one more run.
     pub(super) fn newcomer(&mut self) -> Running {
         let mut hosts = std::mem::take(&mut self.hosts);
         let Host {
@@ -346,7 +346,7 @@ impl World {
         run.running
     }
 
-    /// The host where the command of the main lock runs.
+    /// The host on which the command of the main lock runs.
     pub(super) fn holder(&mut self) -> Option<usize> {
         self.read_on();
         let hosts = &self.hosts[..CONTENDERS.min(self.hosts.len())];
@@ -357,7 +357,7 @@ impl World {
         })
     }
 
-    /// The same, though between two holders it may take a moment.
+    /// The same, but waits a moment between two holders.
     pub(super) fn await_holder(&mut self) -> Option<usize> {
         let until = boot_clock() + BETWEEN;
         loop {
@@ -368,14 +368,14 @@ impl World {
         }
     }
 
-    /// Everything that was started and lives, the elders apart.
+    /// All living processes that were started here, except the elders.
     pub(super) fn everything(&self) -> Vec<Process> {
         let runs = self.hosts.iter().map(|host| &host.run);
         let all = runs.chain(&self.gone);
         all.flat_map(|run| run.running.everything()).collect()
     }
 
-    /// Waits until the moment has come, though not for ever.
+    /// Waits for the time of a fault, though not for ever.
     fn await_moment(&mut self, moment: Moment) {
         let state = |world: &mut Self| {
             world.read_on();
@@ -403,12 +403,12 @@ impl World {
         let (mut before, until) = (state(self), boot_clock() + BETWEEN);
         while state(self) <= before && boot_clock() < until {
             thread::sleep(Duration::from_millis(1));
-            // Fewer, when one that had ended is followed by another.
+            // The number falls when a new run replaces an ended one.
             before = before.min(state(self));
         }
     }
 
-    /// One or two faults for as long as they last, and their end. Says whom they hit.
+    /// Causes one or two faults for their duration, and repairs them. Returns a description of the targets.
     pub(super) fn suffer(&mut self, strike: Strike) -> String {
         if let Some(hand) = strike.hand {
             let told = self.take_away(hand);
@@ -476,7 +476,7 @@ impl World {
         }
     }
 
-    /// Gives the members that were struck.
+    /// Returns the members that were struck.
     fn begin(&self, outage: Outage, links: &[Link]) -> Vec<usize> {
         let members = self.cluster.members();
         let struck = match outage {
@@ -537,14 +537,14 @@ impl World {
         }
         for link in links {
             if let Outage::Slow(Mode::Drop, _) = outage {
-                // A stream with a hole in it is no TCP any more.
+                // A stream with missing bytes is not TCP any more.
                 link.cut();
             }
             link.heal();
         }
     }
 
-    /// The two that have lived through everything end well, and have not gathered descriptors.
+    /// The two that have survived everything end successfully, and have gathered no descriptors.
     pub(super) fn elders_end_well(&mut self) -> [usize; 2] {
         let Elders {
             holder,
@@ -554,7 +554,7 @@ impl World {
         } = &mut self.elders;
         assert!(!holder.is_over(), "{}", holder.stderr());
         assert!(!waiter.is_over(), "{}", waiter.stderr());
-        // A connection to each of the other members, and one that is just being made.
+        // A connection to each of the other members, and one that is just being opened.
         let spare = self.cluster.members().len();
         let now = eventually(LIMIT, "descriptors are not gathered", || {
             let now = [open_in(holder), open_in(waiter)];
@@ -567,7 +567,7 @@ impl World {
 }
 
 impl Host {
-    /// Says what was hit.
+    /// Returns a description of the target.
     fn strike(&mut self, blow: Blow) -> String {
         if let Blow::Jump(offset) = blow {
             self.wall.jump(offset);
@@ -576,7 +576,7 @@ impl Host {
         self.run.strike(blow)
     }
 
-    /// Whoever is stopped goes on, and the clock goes right; a guard stays as it is.
+    /// Continues all that were stopped, and corrects the clock; a guard stays as it is.
     fn recover(&self) {
         self.run.recover();
         self.wall.jump("+0");
@@ -607,12 +607,12 @@ impl Elders {
     }
 }
 
-/// The descriptors of a dlock and its guard.
+/// Number of descriptors of a dlock and its guard.
 fn open_in(running: &Running) -> usize {
     running.process().descriptors() + running.guard().descriptors()
 }
 
-/// A new host's ways to the members.
+/// The links of a new host to the members.
 fn ways(cluster: &Cluster) -> Vec<Link> {
     let members = cluster.members().iter();
     members.map(|member| Link::to(member.port())).collect()

@@ -1,4 +1,4 @@
-//! Reads the examples out of the README and the manual pages, as a reader would copy them.
+//! Extracts the examples from the README and the manual pages, as a reader would copy them.
 //! It must not know what is done with them.
 
 use std::fs;
@@ -9,7 +9,7 @@ use std::path::Path;
 pub(super) struct Block {
     /// The file's name.
     pub(super) document: String,
-    /// Counted from 1.
+    /// Line number, from 1.
     pub(super) line: usize,
     pub(super) text: String,
 }
@@ -65,7 +65,7 @@ fn manual(document: &str, text: &str) -> Vec<Block> {
                 if let Some(name) = line.strip_prefix(".SH ") {
                     section = name;
                 }
-                // .TP, what it is for, and one line in bold.
+                // .TP, a description, and one line in bold.
                 if let Some(line) = line.strip_prefix(".B ").filter(|_| tagged == 2)
                     && section.contains("EXAMPLES")
                 {
@@ -98,7 +98,7 @@ fn push(found: &mut [Block], line: &str) {
     block.text.push('\n');
 }
 
-/// What a line of roff shows.
+/// The text that a line of roff shows.
 fn plain(line: &str) -> String {
     [
         ("\\fI", ""),

@@ -12,7 +12,7 @@ use crate::support::{
     Dlock, Etcd, LIMIT, Outcome, Scratch, etcdctl_program, eventually, free_port, search_path,
 };
 
-/// Takes the blocks in their order; each has to be the one that is expected.
+/// Takes the blocks in their order; each must be the expected one.
 struct Pages<'a>(std::slice::Iter<'a, Block>);
 
 impl Pages<'_> {
@@ -27,11 +27,11 @@ impl Pages<'_> {
     }
 }
 
-/// An etcd that is configured as `/etc/default/etcd` says; ended on drop.
+/// An etcd with the configuration of `/etc/default/etcd`; ended on drop.
 struct Node(Child);
 
 impl Node {
-    /// `replaced`: what is different on the machine of the test.
+    /// `replaced`: the values that differ on the machine of the test.
     fn start(
         program: &str,
         log: &Path,
@@ -70,7 +70,7 @@ impl Drop for Node {
     }
 }
 
-/// What a shell in `folder` says to an example, with these variables.
+/// The output of a shell in `folder` for an example, with these variables.
 fn shell(folder: &Scratch, text: &str, variables: &[(&str, &str)]) -> Outcome {
     let program = Path::new(env!("CARGO_BIN_EXE_dlock"))
         .parent()
@@ -92,7 +92,7 @@ pub(super) fn story(blocks: &[Block]) {
     let mut pages = Pages(blocks.iter());
     let folder = Scratch::new();
     one_node(&mut pages, &folder);
-    // One of the members is a script's own server from here on: its ports and files take the place of those of the page.
+    // From here on one of the members is a script's own server: its ports and files replace those of the page.
     let _nodes = three_nodes(&mut pages, &folder);
     alarms(&mut pages);
     backup(&mut pages);
@@ -110,7 +110,7 @@ fn one_node(pages: &mut Pages, folder: &Scratch) {
         ("/var/lib/etcd/default".to_owned(), folder.file("one")),
         (":2379".to_owned(), format!(":{client}")),
     ]);
-    // The peers' port is nobody's business with one node, but the test has others beside it.
+    // With one node no client uses the peers' port, but the test has others beside it.
     let peers = format!("http://127.0.0.1:{peer}");
     let configuration = format!(
         "{configuration}ETCD_LISTEN_PEER_URLS={peers}\nETCD_INITIAL_ADVERTISE_PEER_URLS={peers}\nETCD_INITIAL_CLUSTER=etcd1={peers}\n"
@@ -235,7 +235,7 @@ fn alarms(pages: &mut Pages) {
     let etcd = Etcd::start_with(&["--quota-backend-bytes=2097152"]);
     let value = "x".repeat(100_000);
     eventually(LIMIT, "the alarm is raised", || {
-        // Always the same key: what is compacted is room again.
+        // Always the same key: compaction makes room again.
         let put = Command::new(etcdctl_program())
             .args(["--endpoints", &etcd.endpoint(), "put", "filled", &value])
             .env("ETCDCTL_API", "3")
@@ -260,7 +260,7 @@ fn alarms(pages: &mut Pages) {
         .expect_silent();
 }
 
-/// "the revision is raised": tokens are higher after a restoration than all that were given out before.
+/// "the revision is raised": tokens after a restoration are higher than all that were given out before.
 fn backup(pages: &mut Pages) {
     let newer = concat!(env!("CARGO_MANIFEST_DIR"), "/target/etcd-3.5/usr/bin");
     assert!(

@@ -1,4 +1,4 @@
-//! The examples that are files for other programs: each is checked by its own program, and what it runs is run.
+//! The examples that are files for other programs: each is checked by its own program, and its commands are run.
 //! It must not know how examples are found.
 
 use std::fs;
@@ -73,7 +73,7 @@ pub(super) const RUNNERS: &[Runner] = &[
     ("dlock-etcd.7", "", Story),
 ];
 
-/// A program that checks something; fails with its words when it is not content.
+/// A program that checks a file; fails with its output if it reports an error.
 #[track_caller]
 fn content(program: &str, words: &[&str], input: &str, package: &str) -> String {
     let mut child = Command::new(program)
@@ -86,11 +86,11 @@ fn content(program: &str, words: &[&str], input: &str, package: &str) -> String 
             panic!("{program}: {error}; install it with: apt-get install {package}")
         });
     let mut stdin = child.stdin.take().expect("a pipe");
-    // Who does not want to read it has its reasons.
+    // A user may have reasons to ignore it.
     let _ = stdin.write_all(input.as_bytes());
     drop(stdin);
     let output = child.wait_with_output().expect("our own child");
-    // crontab says this, and where errors belong.
+    // crontab reports this, and where errors are.
     let errors = String::from_utf8_lossy(&output.stderr);
     let errors = errors.replace(
         "The syntax of the crontab file was successfully checked.\n",
@@ -103,7 +103,7 @@ fn content(program: &str, words: &[&str], input: &str, package: &str) -> String 
     String::from_utf8(output.stdout).expect("text")
 }
 
-/// Each line is one that cron takes, and its command runs on the first host and is skipped, silently, on the others.
+/// cron accepts each line, and its command runs on the first host and is skipped, silently, on the others.
 fn crontab(block: &Block) {
     let scratch = Scratch::new();
     let file = scratch.write("crontab", &block.text);
@@ -123,7 +123,7 @@ fn crontab(block: &Block) {
             .next()
             .is_some_and(|word| word.contains('='));
         if is_assignment {
-            // PATH is the test's own.
+            // PATH is that of the test.
             if !line.starts_with("PATH=") {
                 variables = format!("{variables}export {line}\n");
             }
@@ -137,7 +137,7 @@ fn crontab(block: &Block) {
                 .1
                 .trim_start();
         }
-        // As a stand-in for a host: cron runs each line by sh, without a terminal.
+        // A simulated host: cron runs each line by sh, without a terminal.
         let host = || {
             script(&etcd, &format!("{variables}{command}"))
                 .finish()
@@ -156,7 +156,7 @@ fn crontab(block: &Block) {
     assert!(ran > 0);
 }
 
-/// dlock takes the file: it comes as far as the files that it names.
+/// dlock accepts the file: it gets as far as the files that it names.
 fn config(block: &Block) {
     let named = [
         "ca.pem",
@@ -219,7 +219,7 @@ fn config(block: &Block) {
     }
 }
 
-/// With its lines uncommented it is a file that dlock takes; as it is, it changes nothing.
+/// With its lines uncommented dlock accepts the file; as it is, it changes nothing.
 fn commented_config(block: &Block) {
     let etcd = Etcd::shared();
     let dlock = Dlock::on(etcd);
@@ -246,7 +246,7 @@ fn verified(block: &Block, name: &str) -> (Scratch, String) {
     furnish(scratch.path());
     let text = adapted(&block.text, scratch.path(), "");
     let path = scratch.write(name, &text);
-    // What a timer starts.
+    // The service that a timer starts.
     if let Some(stem) = name.strip_suffix(".timer") {
         let started = "[Service]\nExecStart=/bin/true\n";
         scratch.write(&format!("{stem}.service"), started);
@@ -268,13 +268,13 @@ fn value<'a>(unit: &'a str, key: &str) -> &'a str {
     line.unwrap_or_else(|| panic!("no {key}= in {unit}"))
 }
 
-/// systemd takes the unit, and what it starts comes up.
+/// systemd accepts the unit, and its service starts.
 fn service(block: &Block) {
     let (_scratch, unit) = verified(block, "example.service");
     let etcd = Etcd::start();
     let start = value(&block.text, "ExecStart");
     if start.contains(" hold ") {
-        // tests/integration/service.rs holds one.
+        // tests/integration/service.rs tests the notification.
         return;
     }
     let outcome = script(&etcd, start).finish().expect_code(0).expect_silent();
@@ -290,7 +290,7 @@ fn timer(block: &Block) {
     verified(block, "example.timer");
 }
 
-/// The lines of a unit, in one. That dlock keeps silent then shows tests/integration/service.rs.
+/// The lines of a unit, in one. tests/integration/service.rs shows that dlock is silent then.
 fn command_that_notifies(block: &Block) {
     let unit = format!("[Service]\nType=notify\n{}", block.text);
     verified(
@@ -304,14 +304,14 @@ fn command_that_notifies(block: &Block) {
     script(&Etcd::start(), start).finish().expect_code(0);
 }
 
-/// YAML, as its readers understand it.
+/// YAML, parsed as its readers do.
 fn yaml(text: &str) -> Value {
     let program = "import json, sys, yaml; json.dump(yaml.safe_load(sys.stdin), sys.stdout)";
     let json = content("/usr/bin/python3", &["-c", program], text, "python3-yaml");
     serde_json::from_str(&json).expect("JSON")
 }
 
-/// Runs a step with the variables that its example sets; those that hold secrets or files are the test's.
+/// Runs a step with the variables of its example; secrets and files are the test's.
 #[track_caller]
 fn step(etcd: &Etcd, command: &str, variables: &[(String, String)]) -> Outcome {
     let mut dlock = script(etcd, command);
@@ -371,7 +371,7 @@ fn github(block: &Block) {
     assert!(outcome.stdout.contains("deploy.sh"), "{outcome:?}");
 }
 
-/// No Groovy here: the braces match, and the step's own line runs.
+/// There is no Groovy here: the braces match, and the step's own line runs.
 fn jenkins(block: &Block) {
     assert_eq!(
         block.text.matches('{').count(),

@@ -1,4 +1,4 @@
-//! The examples that are scripts, run against a real etcd with programs of their own names in the place of the reader's.
+//! The examples that are scripts, run against a real etcd with stand-ins for the reader's programs.
 //! It must not know how examples are found.
 
 use std::os::unix::fs::{PermissionsExt as _, symlink};
@@ -137,9 +137,9 @@ pub(super) const RUNNERS: &[Runner] = &[
     ),
 ];
 
-/// Says what it is called with.
+/// A stand-in that prints its arguments.
 const STAND_IN: &str = "#!/bin/sh\necho \"${0##*/} $* under token ${DLOCK_FENCING_TOKEN-none}\"\n";
-/// In the reader's folder.
+/// In the reader's directory.
 const OWN: [&str; 12] = [
     "job",
     "backup.sh",
@@ -169,7 +169,7 @@ const INSTALLED: [&str; 8] = [
 const SSH: &str = "#!/bin/sh\nshift\nexec sh -c \"$*\"\n";
 const SCP: &str = "#!/bin/sh\ncp \"$2\" \"${3#*:}\"\n";
 
-/// Puts the programs that the examples name into a folder.
+/// Puts stand-ins for the programs of the examples into a directory.
 pub(super) fn furnish(home: &Path) {
     let folder = |name: &str| {
         let folder = home.join(name);
@@ -196,7 +196,7 @@ pub(super) fn furnish(home: &Path) {
     write(&home.join("report"), "a report\n");
 }
 
-/// The example's text with the paths and endpoints of the test in the place of the reader's.
+/// The example's text with the paths and endpoints of the test.
 pub(super) fn adapted(text: &str, home: &Path, endpoints: &str) -> String {
     let home = home.to_str().expect("a plain path");
     let bin = &format!("{home}/bin/");
@@ -222,7 +222,7 @@ pub(super) fn adapted(text: &str, home: &Path, endpoints: &str) -> String {
     .fold(text.to_owned(), |text, (from, to)| text.replace(from, to))
 }
 
-/// The script of an example, in a folder that has all that it names.
+/// The script of an example, in a directory with all that it names.
 pub(super) fn script(etcd: &Etcd, text: &str) -> Dlock {
     let dlock = Dlock::program(["bash", "-c", "cd \"$HOME\" && exec ./example"])
         .env("DLOCK_ENDPOINTS", etcd.endpoint())
@@ -243,7 +243,7 @@ pub(super) fn script(etcd: &Etcd, text: &str) -> Dlock {
 
 const MAKEFILE: &str = include_str!("../../../Makefile");
 
-/// `make TARGET` of the README: the target is there.
+/// `make TARGET` of the README: the target exists.
 fn targets(block: &Block) {
     for line in block.text.lines() {
         let target = line.trim_start_matches("$ make ").split(' ').next();
@@ -254,7 +254,7 @@ fn targets(block: &Block) {
     }
 }
 
-/// Each of them is gone by `make deb-test`, which takes too long for here.
+/// `make deb-test` runs each of them, which takes too long for here.
 fn ways_to_install(block: &Block) {
     let test = include_str!("../../install.sh");
     assert!(MAKEFILE.contains("\ndeb-test: deb") && MAKEFILE.contains("tests/install.sh"));
@@ -274,7 +274,7 @@ fn ways_to_install(block: &Block) {
     }
 }
 
-/// The forms of the lines, not this cluster's numbers.
+/// The form of the lines, not this cluster's numbers.
 fn doctor(block: &Block) {
     let outcome = script(Etcd::shared(), "dlock doctor || test $? -eq 1")
         .finish()
@@ -294,7 +294,7 @@ fn doctor(block: &Block) {
     }
 }
 
-/// In a folder of the test's, not the machine's.
+/// In a directory of the test, not the machine's.
 fn begun(block: &Block) {
     let folder = "--local=\"$HOME/locks\" ";
     let text = block.text.replace("$ ", "").replace("--local ", folder);
@@ -303,7 +303,7 @@ fn begun(block: &Block) {
     assert_eq!(outcome.stdout.matches("backup.sh").count(), count);
 }
 
-/// All who want a lock agree on its cluster; here it is always the same one.
+/// All clients of a lock agree on its cluster; here it is always the same one.
 fn one_of_several_clusters(block: &Block) {
     let text = block
         .text
@@ -314,7 +314,7 @@ fn one_of_several_clusters(block: &Block) {
     assert!(outcome.stdout.trim_end().ends_with(['0', '1', '2']));
 }
 
-/// The report has just the keys that the example shows.
+/// The report has exactly the keys that the example shows.
 fn reported(block: &Block) {
     let (line, shown) = block.text.split_once('\n').expect("two lines");
     let text = line.trim_start_matches("$ ");
@@ -327,7 +327,7 @@ fn reported(block: &Block) {
     assert_eq!(keys(written), keys(shown));
 }
 
-/// The one of `man/recipes`, which fencing.rs runs with a holder that comes back too late.
+/// The recipe of `man/recipes`, which fencing.rs runs with a holder that continues too late.
 fn fenced_from_afar(block: &Block) {
     assert_eq!(block.text, include_str!("../../../man/recipes/ssh/publish"));
     let text = format!(
@@ -340,8 +340,8 @@ fn fenced_from_afar(block: &Block) {
     assert!(running.written("report.fence").contains("report "));
 }
 
-/// What the recipes of `man/recipes` do, fencing.rs shows; the page has nothing beside them but how they are run, and the
-/// restore that dlock-etcd(7) goes through.
+/// fencing.rs tests the recipes of `man/recipes`; beside them the page has only the calls of them, and the restore of
+/// dlock-etcd(7).
 fn recipe(block: &Block) {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("man/recipes");
     let files = |folder: &Path| -> Vec<std::path::PathBuf> {
@@ -384,7 +384,7 @@ fn sent_away(block: &Block) {
     let mut holder = hold(Dlock::on(&etcd), &[], "deploy");
     let token = etcd.queue("deploy")[0].create_revision.to_string();
     assert!(block.text.contains("--token 4711"));
-    // A person at a terminal is asked; here nobody is.
+    // A user at a terminal is asked; here there is none.
     let text = block
         .text
         .replace("4711", &token)
@@ -423,7 +423,7 @@ fn completions(block: &Block) {
         .expect_silent();
 }
 
-/// The version of etcd here may be one to warn about: 1, and then it does not say fine.
+/// The version of etcd here may cause a warning: status 1, and no "fine".
 fn examined(block: &Block) {
     let outcome = script(Etcd::shared(), &block.text).finish();
     assert!(matches!(outcome.code(), Some(0 | 1)), "{outcome:?}");

@@ -1,4 +1,4 @@
-//! A fence whose dlock is killed at any point, or whose disk fails: the number is the old one or the new one.
+//! A fence whose dlock is killed at any time, or whose disk fails: the number is the old one or the new one.
 //! It must not know which system calls dlock makes; it breaks each of them.
 
 use std::env;
@@ -10,10 +10,10 @@ use std::time::Duration;
 use super::{Fence, is_late};
 use crate::support::{Dlock, Outcome, Scratch, Signal, let_pass};
 
-/// The calls that have to do with files.
+/// The system calls on files.
 const CALLS: &str = "%file,%desc";
 
-/// dlock under strace(1), which does this to it; the calls go into the file `calls` beside the fence.
+/// dlock under strace(1), which injects this fault; the calls are logged to the file `calls` beside the fence.
 fn traced(fence: &Fence, token: u32, tamper: &[&str]) -> Dlock {
     assert!(
         env::split_paths(&env::var_os("PATH").unwrap_or_default())
@@ -36,14 +36,13 @@ fn traced(fence: &Fence, token: u32, tamper: &[&str]) -> Dlock {
         .under(tamper)
 }
 
-/// Every call that a dlock makes on its way to the command, as strace takes it: its name, and how many of that name it
-/// makes the call number so and so.
+/// Every call of a dlock before its command, in strace's form: its name, and its number among the calls of that name.
 #[track_caller]
 fn calls(fence: &Fence, token: u32) -> Vec<(String, usize)> {
     traced(fence, token, &[]).finish().expect_code(0);
     let log = fence.folder.read("calls");
     let mut calls: Vec<(String, usize)> = Vec::new();
-    // The first is what starts dlock itself, and does not count.
+    // The first one starts dlock itself, and does not count.
     for line in log.lines().skip(1) {
         let name = line.split('(').next().unwrap_or_default();
         let earlier = calls.iter().filter(|(earlier, _)| earlier == name).count();
@@ -55,8 +54,8 @@ fn calls(fence: &Fence, token: u32) -> Vec<(String, usize)> {
     panic!("it does not become the command:\n{log}");
 }
 
-/// The fence goes on as if nothing had happened: the killed one's token is let in, a lower one is not, and nothing is
-/// left lying about.
+/// The fence works as if nothing had happened: the killed one's token is accepted, a lower one is not, and no file is
+/// left behind.
 #[track_caller]
 fn goes_on(fence: &Fence, token: u32) {
     fence.token(token).finish().expect_code(0).expect_silent();
@@ -67,7 +66,7 @@ fn goes_on(fence: &Fence, token: u32) {
 }
 
 /// "Whatever happens, by kill -9 ... at any point, FILE has the old number or the new one, as a whole": killed before
-/// each call that has to do with files, both with a file that is there and without one.
+/// each call on files, both with an existing file and without one.
 #[test]
 fn a_kill_before_any_call_leaves_the_old_number_or_the_new_one() {
     for there in [true, false] {
@@ -99,8 +98,8 @@ fn a_kill_before_any_call_leaves_the_old_number_or_the_new_one() {
     }
 }
 
-/// "The number is on the disk before the command begins": a power cut leaves what was synced, so first the text, then
-/// its name in the folder, then the command.
+/// "The number is on the disk before the command begins": a power cut keeps what was synced, so first the text, then its
+/// name in the directory, then the command.
 #[test]
 fn everything_is_synced_before_the_command_begins() {
     let fence = Fence::new();
@@ -111,20 +110,20 @@ fn everything_is_synced_before_the_command_begins() {
         let names: Vec<String> = made.into_iter().map(|(name, _)| name).collect();
         assert_eq!(names, steps);
     }
-    // The one who wrote it may have been killed before it had synced the folder.
+    // The writer may have been killed before it had synced the directory.
     let mut again = calls(&fence, 2);
     again.retain(|(name, _)| ["write", "fsync", "execve"].contains(&&**name));
     assert_eq!(again.first().map(|(name, _)| &**name), Some("fsync"));
 }
 
-/// Killed at moments that nobody chose, with the number growing all the time.
+/// Killed at random times, with the number growing all the time.
 #[test]
 fn a_kill_at_a_random_moment_never_lowers_the_number() {
     let fence = Fence::new();
     let mut before = 0;
     for token in 1..=60 {
         let running = fence.token(token).start();
-        // From before its first to after its last call; it takes some two milliseconds.
+        // From before its first to after its last call; that takes some two milliseconds.
         let_pass(Duration::from_micros(u64::from(token) * 997 % 5000));
         running.signal(Signal::KILL);
         drop(running);
@@ -176,7 +175,7 @@ fn a_disk_that_fails_keeps_the_command_from_running() {
     }
 }
 
-/// A short write is no end, and an interrupted call is no failure.
+/// A short write is not the end, and an interrupted call is no failure.
 #[test]
 fn an_interrupted_call_is_made_again() {
     let fence = Fence::new();
@@ -191,7 +190,7 @@ fn an_interrupted_call_is_made_again() {
     }
 }
 
-/// "a full disk": a real one, that has room for the names but not for what is in them; and a limit on files.
+/// "a full disk": a real one, that has room for the names but not for the content; and a limit on files.
 #[test]
 fn a_full_disk_keeps_the_number() {
     let disk = Scratch::new();
@@ -221,7 +220,7 @@ fn a_full_disk_keeps_the_number() {
     fence.token(33).finish().expect_code(0);
     let limited = || fence.token(34).args(["echo", "written"]);
     let outcome = limited().after("trap '' XFSZ; ulimit -f 0");
-    // What it said went into a file, too.
+    // Its output was written into a file, too.
     outcome.finish().expect_code(125).expect_stdout("");
     limited()
         .after("ulimit -f 0")
@@ -255,12 +254,12 @@ fn a_read_only_disk_keeps_the_number() {
     );
 }
 
-/// "a FILE that the caller may not write": the rights to its folder do not count for it.
+/// "a FILE that the caller may not write": the permissions of its directory do not count for it.
 #[test]
 fn a_read_only_file_keeps_the_number() {
     let fence = Fence::new();
     fence.token(33).finish().expect_code(0);
-    // Root may write whatever is read-only, unless it has put that right down.
+    // Root may write a read-only file, unless it has dropped that capability.
     let humble: &[&str] = if rustix::process::geteuid().is_root() {
         &["setpriv", "--bounding-set=-dac_override"]
     } else {
@@ -285,7 +284,7 @@ fn a_read_only_file_keeps_the_number() {
         ]);
     }
     assert_eq!((fence.text(), fence.highest()), (before, 33));
-    // Nothing has to be written for these.
+    // These need no write.
     let known = dlock(&["--name=job", "--token=33", "echo", "again"]).finish();
     known.expect_code(0).expect_stdout("again\n");
     is_late(dlock(&["--name=job", "--token=32"]).finish(), 32, 33);
@@ -294,12 +293,12 @@ fn a_read_only_file_keeps_the_number() {
     goes_on(&fence, 34);
 }
 
-/// A script that may mount, and that nobody else sees.
+/// A script in a mount namespace of its own.
 fn alone(script: &str) -> Dlock {
     Dlock::program(["unshare", "--map-root-user", "--mount", "sh", "-c", script])
 }
 
-/// Killed while others wait, it lets the next one in, which finds a whole file.
+/// Killed while others wait, it lets the next one continue, which finds a whole file.
 #[test]
 fn a_kill_among_many_writers_stops_no_other() {
     let fence = Fence::new();

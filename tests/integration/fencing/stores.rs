@@ -1,5 +1,5 @@
-//! The stores of the recipes: servers and folders of the test's own, and what is in them.
-//! It must not know who writes into them, nor who is refused.
+//! The stores of the recipes: servers and directories for one test, and their content.
+//! It must not know the writers, nor which are refused.
 
 use std::env;
 use std::fs;
@@ -14,18 +14,18 @@ use crate::support::{
 
 type Variables = Vec<(&'static str, String)>;
 
-/// What a recipe writes to.
+/// The store of a recipe.
 pub(super) trait Store: Sync {
-    /// What the recipe's programs need to come here.
+    /// The variables by which the recipe's programs find it.
     fn variables(&self) -> Variables;
-    /// Makes what the first write needs, by the files of the recipe in this folder.
+    /// Creates what the first write needs, by the files of the recipe in this directory.
     fn prepare(&self, _: &Scratch) {}
-    /// The report, as it is now.
+    /// The current report.
     fn report(&self) -> String;
 }
 
-/// Runs a server for as long as our end of its standard input is open, so that none outlives the tests however they
-/// end; then removes its folder. Both servers take INT as the order to end without waiting for their clients.
+/// Runs a server for as long as our end of its standard input is open, so that none outlives the tests; then removes its
+/// directory. Both servers take INT as the order to end without waiting for their clients.
 const KEEPER: &str = r#"
 dir=$1; shift
 "$@" </dev/null >>"$dir/log" 2>&1 & pid=$!
@@ -83,7 +83,7 @@ pub(super) struct Database {
     table: &'static str,
 }
 
-/// A cluster that listens on a socket in its folder, and on no port: nobody else's is in its way.
+/// A cluster that listens on a socket in its directory, and on no port, so it cannot conflict with another one.
 struct Postgres(Server);
 
 impl Database {
@@ -106,7 +106,7 @@ impl Database {
         rows.unwrap_or_default().to_owned()
     }
 
-    /// Waits until so many sessions wait for others.
+    /// Waits until this many sessions wait for others.
     #[track_caller]
     pub(super) fn they_wait(&self, count: usize) {
         let query = "SELECT count(*) FROM pg_stat_activity \
@@ -140,7 +140,7 @@ impl Postgres {
         let programs = postgres_programs();
         let (initdb, postgres) = (programs.join("initdb"), programs.join("postgres"));
         let data = dir.join("data");
-        // It refuses to run as root; Debian's package makes a user for it.
+        // It refuses to run as root; Debian's package creates a user for it.
         let user = if rustix::process::geteuid().is_root() {
             let chown = ["chown", "postgres:", text(&dir)];
             Dlock::program(chown).finish().expect_code(0);
@@ -184,7 +184,7 @@ impl Postgres {
         ]
     }
 
-    /// psql with these words; rows come out bare.
+    /// psql with these arguments; prints rows without decoration.
     fn psql(&self, database: &str, words: &[&str]) -> Outcome {
         let psql = Dlock::program(["psql", "-XqAt", "-v", "ON_ERROR_STOP=1"]).args(words);
         let variables = self.variables(database).into_iter();
@@ -194,7 +194,7 @@ impl Postgres {
     }
 }
 
-/// Debian keeps the server's programs out of `PATH`, in a folder for every version.
+/// Debian keeps the server's programs out of `PATH`, in a directory for every version.
 fn postgres_programs() -> PathBuf {
     let versions = fs::read_dir("/usr/lib/postgresql").into_iter().flatten();
     let newest = versions
@@ -239,7 +239,7 @@ impl Store for EtcdItself {
     }
 }
 
-/// `PATH`, with the folder of this program in front.
+/// `PATH`, with the directory of this program in front.
 fn with_folder_of(program: &str) -> String {
     let path = env::var("PATH").unwrap_or_default();
     match Path::new(program).parent() {
@@ -251,7 +251,7 @@ fn with_folder_of(program: &str) -> String {
 /// The host `storage`, reached by an `ssh` that is a shell behind pipes.
 pub(super) struct Storage(Scratch);
 
-/// As sshd does it: the words are one line for a shell, which has an environment of its own and starts at home.
+/// As with sshd: the words are one line for a shell, which has an environment of its own and starts at home.
 const SSH: &str = r#"#!/bin/bash
 set -o pipefail
 [ "$1" = storage ] && shift && cd "${0%/*}/home" || exit 255
@@ -279,7 +279,7 @@ impl Store for Storage {
     }
 }
 
-/// A Redis that keeps nothing on the disk.
+/// A Redis that writes nothing to disk.
 pub(super) struct Redis {
     port: u16,
     _server: Server,
@@ -298,7 +298,7 @@ impl Redis {
             let keep = ["--save", "", "--dir", text(&dir)];
             let line = [&["redis-server"][..], &listen, &keep].concat();
             let server = Server::start(&dir, &line);
-            // Another test may have taken the port in between: the server says so and ends.
+            // Another test may have taken the port in between: the server reports it and exits.
             let ready = eventually(LIMIT, "Redis answers", || {
                 let log = server.log();
                 let ready = log.contains("Ready to accept connections");

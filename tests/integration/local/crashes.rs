@@ -1,4 +1,5 @@
-//! Local locks when something is killed, removed or full: no overlap, no token that goes back, nobody shown who is dead.
+//! Local locks when a process is killed, a file is removed or a disk is full: no overlap, no lower token, no dead holder
+//! is shown.
 //! It must not know which system calls dlock makes; it breaks each of them.
 
 use std::fs::{self, Permissions};
@@ -12,7 +13,7 @@ use crate::support::{
     Dlock, LIMIT, Oracle, Running, Scratch, Signal, eventually, hold, let_pass, report,
 };
 
-/// A holder whose command only SIGKILL ends, with a daemonised descendant that counts as much, and a waiter behind it.
+/// A holder whose command only SIGKILL ends, with a daemonised descendant of the same kind, and a waiter behind it.
 fn holder_and_waiter(state: &State, oracle: &Oracle) -> (Running, Running) {
     let stubborn = "trap '' TERM; setsid -f sleep 600; sleep 600; sleep 600";
     let holder = state
@@ -60,7 +61,7 @@ fn a_killed_guard_ends_the_tree_before_the_next_command_begins() {
 #[test]
 fn a_nested_lock_is_taken_until_its_whole_tree_is_dead() {
     let dlock = env!("CARGO_BIN_EXE_dlock");
-    // It is the same whether the outer guard kills or, without it, the outer dlock.
+    // The result is the same whether the outer guard kills or, without it, the outer dlock.
     for guard in [false, true] {
         let (state, oracle) = (State::new(), Oracle::new());
         let many = "trap '' TERM; for n in $(seq 300); do sleep 600 & done; echo on; wait";
@@ -132,7 +133,7 @@ fn a_stopped_guard_ends_the_tree_before_the_next_command_begins() {
     assert_eq!(oracle.tokens().len(), 2);
 }
 
-/// A waiter that is killed leaves the queue, whoever is before and behind it.
+/// A waiter that is killed leaves the queue, with any others before and behind it.
 #[test]
 fn a_killed_waiter_does_not_block_the_queue() {
     let (state, oracle) = (State::new(), Oracle::new());
@@ -153,7 +154,7 @@ fn a_killed_waiter_does_not_block_the_queue() {
     assert_eq!(oracle.tokens().len(), 2);
 }
 
-/// Many at once, and half of them are killed at any moment: never two at once, tokens that only grow.
+/// Many at once, and half of them are killed at random times: never two at once, and tokens only grow.
 #[test]
 fn kills_among_many_contenders_cause_no_overlap() {
     let (state, oracle) = (State::new(), Oracle::new());
@@ -174,7 +175,7 @@ fn kills_among_many_contenders_cause_no_overlap() {
                         }
                     }
                     running.wait();
-                    // Both killed at once is another promise: here the guard, if it lives, sees the tree die.
+                    // Killing both at once is another promise: here the guard, if it lives, sees the tree die.
                     eventually(LIMIT, "nothing is left", || running.everything().is_empty());
                 }
             });
@@ -186,7 +187,7 @@ fn kills_among_many_contenders_cause_no_overlap() {
     assert_eq!(state.files(), ["token", "token.lock"]);
 }
 
-/// dlock, its thread and its guard under strace(1), which does this to them; the calls go into the file `calls`.
+/// dlock, its thread and its guard under strace(1), which injects this fault; the calls are logged to the file `calls`.
 fn traced(state: &State, calls: &str, tamper: &[&str], words: &[&str]) -> Dlock {
     assert!(
         std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default())
@@ -316,7 +317,7 @@ fn a_kill_before_any_call_locks_no_member_of_the_group_out() {
     assert!(killed > 20, "{killed}");
 }
 
-/// The same by the order of the calls, as strace(1) counts them for each thread: what is made gets its mode before its name.
+/// The same by the order of the calls, as strace(1) counts them for each thread: a file gets its mode before its name.
 #[test]
 fn no_file_appears_before_it_has_its_mode() {
     let state = State::new();
@@ -340,7 +341,7 @@ fn no_file_appears_before_it_has_its_mode() {
     }
 }
 
-/// "It is on the disk before the command begins": the text, its name in the folder, then the command.
+/// "It is on the disk before the command begins": the text, its name in the directory, then the command.
 #[test]
 fn everything_is_synced_before_the_command_begins() {
     let state = State::new();
@@ -391,12 +392,12 @@ fn a_disk_that_fails_keeps_the_command_from_running() {
     }
 }
 
-/// A script that may mount, and that nobody else sees.
+/// A script in a mount namespace of its own.
 fn alone(script: &str) -> Dlock {
     Dlock::program(["unshare", "--map-root-user", "--mount", "sh", "-c", script])
 }
 
-/// A full disk, and one that can only be read: the command is not run, and the tokens go on where they were.
+/// A full disk, and a read-only one: the command is not run, and the tokens continue where they were.
 #[test]
 fn a_full_disk_keeps_the_token() {
     let disk = Scratch::new();
@@ -423,7 +424,7 @@ fn a_full_disk_keeps_the_token() {
     outcome.expect_stderr(&["No space left on device", "Read-only file system"]);
 }
 
-/// A file that says how high the tokens were and is not to be understood: a number that is guessed could be too low.
+/// A token file that cannot be parsed: a guessed number could be too low.
 #[test]
 fn a_damaged_token_is_no_token() {
     let state = State::new();
@@ -442,7 +443,7 @@ fn a_damaged_token_is_no_token() {
             .expect_stdout("")
             .expect_stderr(&["/job/token'", "hint: "]);
     }
-    // What the hint says.
+    // As the hint says.
     fs::remove_file(&file).expect("our own file");
     let repair = ["fence", &file, "--name=job", "--token=41"];
     Dlock::nowhere().args(repair).finish().expect_code(0);
@@ -472,7 +473,7 @@ fn a_removed_entry_is_a_loss() {
         holder.assert_tree_dead();
         assert!(state.next_token() > 0, "{number}");
     }
-    // One that has ended before it is seen is found out by the release.
+    // If it ends before the check, the release finds out.
     let script = "rm \"$DLOCK_LOCAL\"/job/$DLOCK_FENCING_TOKEN";
     let outcome = state.run(&["job", "sh", "-c", script]).finish();
     outcome

@@ -1,4 +1,4 @@
-//! The state folder: whose it may be, what it may be, and what is made in it.
+//! The state directory: its owner, its kind, and the files in it.
 //! It must not know what the files are for.
 
 use std::fs::{self, Permissions};
@@ -7,7 +7,7 @@ use std::os::unix::fs::{PermissionsExt, chown, symlink};
 use super::State;
 use crate::support::{Dlock, Outcome, report};
 
-/// A user that has nothing.
+/// A user without any privileges.
 const NOBODY: u32 = 65534;
 
 fn am_root() -> bool {
@@ -26,7 +26,7 @@ fn mode_of(path: &str) -> u32 {
         & 0o7777
 }
 
-/// dlock as somebody who is not root.
+/// A dlock of a user that is not root.
 fn as_nobody(dlock: Dlock) -> Dlock {
     if am_root() {
         dlock.under([
@@ -108,14 +108,14 @@ fn a_link_is_not_followed() {
             .expect_stderr(&[&link]);
         fs::remove_file(&link).expect("our own link");
     }
-    // One in the place of what is made anew is removed, not followed.
+    // A link in place of a new file is removed, not followed.
     symlink(&precious, format!("{}/job/token.new", state.path)).expect("a new link");
     assert_eq!(state.next_token(), 1);
     assert_eq!(fs::read_to_string(precious).expect("still there"), "data");
     assert_eq!(fs::read_dir(target).expect("still there").count(), 0);
 }
 
-/// "A folder that cannot be written": said, with what helps.
+/// "A folder that cannot be written": reported, with a hint.
 #[test]
 fn a_directory_that_cannot_be_written_is_named() {
     let state = State::new();
@@ -159,8 +159,8 @@ fn a_directory_that_cannot_be_written_is_named() {
     }
 }
 
-/// "What is made in it is for its owner alone, and for the group, too, if the group may write to the folder", whatever the
-/// umask: whoever can open a file could put a flock on it, and bar everybody.
+/// "What is made in it is for its owner alone, and for the group, too, if the group may write to the folder", for any
+/// umask: a process that can open a file could put a flock on it, and block everybody.
 #[test]
 fn new_files_are_for_users_that_may_write_to_the_directory() {
     for (bits, folder, file) in [
