@@ -8,8 +8,8 @@ pub(crate) mod endpoint;
 pub(crate) mod file;
 pub(crate) mod layers;
 pub(crate) mod origins;
+pub(crate) mod setting;
 
-use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io::Read;
 use std::path::PathBuf;
@@ -19,8 +19,8 @@ use anyhow::{Context, anyhow};
 
 use self::credentials::Credentials;
 use self::endpoint::Endpoint;
-use self::layers::{Layers, SettingValue};
-use crate::cli::connection::Connection;
+use self::layers::{Layers, SettingValue, Source};
+use self::setting::Setting;
 use crate::core::cluster_id::ClusterId;
 use crate::core::keys;
 use crate::core::name::PREFIX;
@@ -52,49 +52,25 @@ pub(crate) struct Tls {
     pub(crate) key: Option<PathBuf>,
 }
 
-/// The configuration file's path, if one was chosen.
-pub(crate) fn chosen_file(
-    flags: &Connection,
-    variables: &dyn Fn(&str) -> Option<OsString>,
-) -> Option<PathBuf> {
-    let variable = || variables(&layers::variable("config")).filter(|value| !value.is_empty());
-    flags.config.clone().or_else(variable).map(PathBuf::from)
-}
-
 /// The settings; oddities that work go to `warnings`.
-pub(crate) fn resolve(
-    layers: &Layers,
-    flags: &Connection,
-    warnings: &mut Vec<String>,
-) -> Result<Settings, Failure> {
-    let tls = tls(layers, flags)?;
+pub(crate) fn resolve(layers: &Layers, warnings: &mut Vec<String>) -> Result<Settings, Failure> {
+    let tls = tls(layers)?;
     let any_tls = tls != Tls::default();
-    let prefix = layers
-        .find(flags.prefix.as_deref(), "prefix")
-        .map_or_else(|| Ok(PREFIX.to_owned()), |found| found.parse(parse_prefix))?;
-    let cluster_id = layers
-        .find(flags.cluster_id.as_deref(), "cluster-id")
-        .map(|found| found.parse(str::parse))
-        .transpose()?;
-    let connect_timeout = layers
-        .find(flags.connect_timeout.as_deref(), "connect-timeout")
-        .map_or(Ok(DEFAULT_CONNECT_TIMEOUT), |found| {
-            found.parse(parse_connect_timeout)
-        })?;
+    let prefix = layers.parse(Setting::Prefix, parse_prefix)?;
+    let cluster_id = layers.parse(Setting::ClusterId, str::parse)?;
+    let connect_timeout = layers.parse(Setting::ConnectTimeout, parse_connect_timeout)?;
     Ok(Settings {
-        endpoints: endpoints(layers, flags, any_tls)?,
+        endpoints: endpoints(layers, any_tls)?,
         tls,
-        credentials: credentials::resolve(layers, flags, warnings)?,
-        prefix,
+        credentials: credentials::resolve(layers, warnings)?,
+        prefix: prefix.unwrap_or_else(|| PREFIX.to_owned()),
         cluster_id,
-        connect_timeout,
+        connect_timeout: connect_timeout.unwrap_or(DEFAULT_CONNECT_TIMEOUT),
     })
 }
 
-fn endpoints(layers: &Layers, flags: &Connection, tls: bool) -> Result<Vec<Endpoint>, Failure> {
-    let flag = flags.endpoints.join(OsStr::new(","));
-    let flag = (!flags.endpoints.is_empty()).then_some(flag.as_os_str());
-    let found = layers.find(flag, "endpoints");
+fn endpoints(layers: &Layers, tls: bool) -> Result<Vec<Endpoint>, Failure> {
+    let found = layers.find(Setting::Endpoints);
     let text = match &found {
         Some(found) => found
             .text
@@ -104,18 +80,14 @@ fn endpoints(layers: &Layers, flags: &Connection, tls: bool) -> Result<Vec<Endpo
     };
     let list = endpoint::parse_list(text, tls);
     // The error does not repeat the list: it may contain a password.
-    let place = || {
-        found
-            .as_ref()
-            .map_or_else(|| "--endpoints".to_owned(), SettingValue::origin_text)
-    };
-    Ok(list.map_err(|error| anyhow!("cannot use {}: {error}", place()))?)
+    let source = found.map_or(Source::Flag("endpoints"), |found| found.source);
+    Ok(list.map_err(|error| anyhow!("cannot use {source}: {error}"))?)
 }
 
-fn tls(layers: &Layers, flags: &Connection) -> Result<Tls, Failure> {
-    let cacert = layers.find(flags.cacert.as_deref(), "cacert");
-    let cert = layers.find(flags.cert.as_deref(), "cert");
-    let key = layers.find(flags.key.as_deref(), "key");
+fn tls(layers: &Layers) -> Result<Tls, Failure> {
+    let cacert = layers.find(Setting::Cacert);
+    let cert = layers.find(Setting::Cert);
+    let key = layers.find(Setting::Key);
     let alone = match (&cert, &key) {
         (Some(cert), None) => Some((cert, "key")),
         (None, Some(key)) => Some((key, "cert")),

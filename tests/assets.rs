@@ -209,10 +209,10 @@ fn keys() -> String {
         }
         let argument = arguments
             .iter()
-            .find(|argument| argument.get_long() == Some(&long))
+            .find(|argument| argument.get_long() == Some(long))
             .unwrap();
         let switch = !argument.get_action().takes_values();
-        let value = match (&*long, argument.get_value_names()) {
+        let value = match (long, argument.get_value_names()) {
             ("verbose", _) => "0 | 1 | 2".to_owned(),
             ("endpoints", _) => "[\"HOST:PORT\", ...]".to_owned(),
             ("conflict-exit-code" | "slots", Some(names)) => names[0].to_string(),
@@ -223,7 +223,7 @@ fn keys() -> String {
         writeln!(
             section,
             ".TP\n.BR {} \" = {}\"\n{}",
-            roff(&long),
+            roff(long),
             value.replace('"', "\\(dq"),
             roff(&help)
         )

@@ -409,10 +409,6 @@ fn no_import_runs_upwards() {
                 broken.push(format!("src/{} imports src/{import}", module.path));
                 continue;
             };
-            // The flags are not a layer of the configuration yet.
-            if import == "cli/connection.rs" {
-                continue;
-            }
             let beside = other == own && room(import) != room(&module.path);
             if other > own || beside {
                 broken.push(format!("src/{} imports src/{import}", module.path));

@@ -1,4 +1,4 @@
-//! The options of every sub-command: the connection to etcd, and the form of the messages.
+//! The words of the options of every sub-command: the connection to etcd, and the form of the messages.
 //! It must not know how they become settings (`config`), nor what a connection is.
 
 use std::ffi::OsString;
@@ -6,7 +6,7 @@ use std::ffi::OsString;
 use clap::{ArgAction, Args, ValueHint};
 
 /// Options of the connection to etcd.
-#[derive(Args, Clone, Debug, Default)]
+#[derive(Args, Debug)]
 #[command(next_help_heading = "Connection options")]
 pub(crate) struct Connection {
     /// Members of the etcd cluster, separated by commas
@@ -15,37 +15,37 @@ pub(crate) struct Connection {
     /// addresses stand in brackets. Without a scheme, https is taken if any TLS option is given, else http.
     /// Default: 127.0.0.1:2379.
     #[arg(long, global = true, value_name = "LIST", action = ArgAction::Append, value_hint = ValueHint::Hostname)]
-    pub(crate) endpoints: Vec<OsString>,
+    endpoints: Vec<OsString>,
 
     /// Trust the certificate authorities in this PEM file instead of the system's
     #[arg(long, global = true, value_name = "FILE", value_hint = ValueHint::FilePath)]
-    pub(crate) cacert: Option<OsString>,
+    cacert: Option<OsString>,
 
     /// Client certificate, a PEM file; needs --key
     #[arg(long, global = true, value_name = "FILE", value_hint = ValueHint::FilePath)]
-    pub(crate) cert: Option<OsString>,
+    cert: Option<OsString>,
 
     /// Private key of the client certificate, a PEM file; needs --cert
     #[arg(long, global = true, value_name = "FILE", value_hint = ValueHint::FilePath)]
-    pub(crate) key: Option<OsString>,
+    key: Option<OsString>,
 
     /// etcd user
     ///
     /// NAME:PASSWORD is understood as etcdctl does when no password is given in another way, but the
     /// arguments of a process are visible to everybody on its machine: better use --password-file.
     #[arg(long, global = true, value_name = "NAME", value_hint = ValueHint::Other)]
-    pub(crate) user: Option<OsString>,
+    user: Option<OsString>,
 
     /// File that holds the user's password; one newline at its end is ignored
     #[arg(long, global = true, value_name = "FILE", value_hint = ValueHint::FilePath)]
-    pub(crate) password_file: Option<OsString>,
+    password_file: Option<OsString>,
 
     /// Where dlock's keys begin in etcd
     ///
     /// All users of a lock need the same prefix. A slash is added at its end when it has none. Default: dlock/. Its last
     /// part must not be lock, once, released or slot behind another one: below those are dlock's own keys.
     #[arg(long, global = true, value_name = "PREFIX", value_hint = ValueHint::Other)]
-    pub(crate) prefix: Option<OsString>,
+    prefix: Option<OsString>,
 
     /// Use no endpoint of another etcd cluster than this one
     ///
@@ -53,32 +53,32 @@ pub(crate) struct Connection {
     /// decimal. Without it, the cluster that answers first is the one: an endpoint of another cluster in the
     /// list can put two commands under one lock.
     #[arg(long, global = true, value_name = "ID", value_hint = ValueHint::Other)]
-    pub(crate) cluster_id: Option<OsString>,
+    cluster_id: Option<OsString>,
 
     /// How long to try to reach etcd before giving up; default 10s
     #[arg(long, global = true, value_name = "DURATION", value_hint = ValueHint::Other, allow_negative_numbers = true)]
-    pub(crate) connect_timeout: Option<OsString>,
+    connect_timeout: Option<OsString>,
 
     /// Configuration file
     ///
     /// Default: the first that exists of ~/.config/dlock/config.toml and /etc/dlock/config.toml.
     #[arg(long, global = true, value_name = "FILE", value_hint = ValueHint::FilePath)]
-    pub(crate) config: Option<OsString>,
+    config: Option<OsString>,
 }
 
 /// Options of the messages.
-#[derive(Args, Clone, Debug, Default)]
+#[derive(Args, Debug)]
 #[command(next_help_heading = "Output options")]
 pub(crate) struct Output {
     /// Say more: what is waited for; twice: every step
     #[arg(short, long, global = true, action = ArgAction::Count)]
-    pub(crate) verbose: u8,
+    verbose: u8,
 
     /// Say errors only
     #[arg(short, long, global = true)]
-    pub(crate) quiet: bool,
+    quiet: bool,
 
     /// Form of the messages on stderr, text or json; default text
     #[arg(long, global = true, value_name = "FORMAT", value_parser = ["text", "json"], hide_possible_values = true)]
-    pub(crate) log_format: Option<String>,
+    log_format: Option<String>,
 }

@@ -1,13 +1,13 @@
 //! The options of `dlock fence` and their limits.
 //! It must not know the fence's file, nor how a command is started.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 use anyhow::anyhow;
 use clap::{Args, ValueHint};
 
-use crate::config::layers::{Layers, SettingValue, Source};
+use crate::config::layers::{Layers, SettingValue};
 use crate::core::fence::parse_token;
 use crate::core::name::LockName;
 use crate::core::proof::FencingToken;
@@ -71,7 +71,7 @@ pub(crate) enum Task {
 impl FenceArgs {
     /// Resolves the options with the variables that the command of `dlock run` gets.
     pub(crate) fn resolve(self, layers: &Layers) -> Result<Options, Failure> {
-        let name = flag_or_env(layers, self.name.as_deref(), "name", "DLOCK_NAME")
+        let name = flag_or_env(layers, self.name, "name", "DLOCK_NAME")
             .map(|found| found.parse(|text| text.parse().map_err(invalid_name)))
             .transpose()?;
         let task = if self.peek {
@@ -83,11 +83,11 @@ impl FenceArgs {
             match self.reset {
                 Some(text) => Task::Reset {
                     name,
-                    token: flag("reset", text).parse(|text| number(text, 0))?,
+                    token: SettingValue::flag("reset", text).parse(|text| number(text, 0))?,
                 },
                 None => Task::Enter {
                     name,
-                    token: token(layers, self.token.as_deref())?,
+                    token: token(layers, self.token)?,
                     command: self.command,
                 },
             }
@@ -103,7 +103,7 @@ fn invalid_name(error: crate::core::name::InvalidName) -> String {
     error.to_string()
 }
 
-fn token(layers: &Layers, flag: Option<&OsStr>) -> Result<FencingToken, Failure> {
+fn token(layers: &Layers, flag: Option<OsString>) -> Result<FencingToken, Failure> {
     flag_or_env(layers, flag, "token", "DLOCK_FENCING_TOKEN")
         .ok_or_else(|| anyhow!("no token to check"))
         .or_hint("--token NUMBER says it; the command of dlock run has it in DLOCK_FENCING_TOKEN")?
@@ -119,25 +119,10 @@ fn number(text: &str, lowest: i64) -> Result<FencingToken, String> {
 /// A flag, else the variable that the command of `dlock run` got. Never from the file: it applies to one call only.
 fn flag_or_env(
     layers: &Layers,
-    text: Option<&OsStr>,
+    text: Option<OsString>,
     option: &'static str,
     variable: &str,
 ) -> Option<SettingValue> {
-    let from_variable = || {
-        Some(SettingValue {
-            option,
-            text: layers.variable(variable)?,
-            source: Source::Variable(variable.to_owned()),
-        })
-    };
-    text.map(|text| flag(option, text.to_owned()))
-        .or_else(from_variable)
-}
-
-fn flag(option: &'static str, text: OsString) -> SettingValue {
-    SettingValue {
-        option,
-        text,
-        source: Source::Flag,
-    }
+    text.map(|text| SettingValue::flag(option, text))
+        .or_else(|| layers.find_variable(variable.to_owned()))
 }

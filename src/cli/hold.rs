@@ -8,7 +8,7 @@ use clap::{Args, ValueHint};
 
 use super::{Resolver, Work, local, lock};
 use crate::config::backend::BackendKind;
-use crate::config::layers::Layers;
+use crate::config::layers::{Layers, parse_digits};
 use crate::core::name::LockName;
 use crate::output::exit::{Failure, OrFail as _};
 
@@ -67,7 +67,7 @@ pub(crate) struct Options {
 impl HoldArgs {
     /// Resolves the options with the variables, the file and the defaults.
     pub(super) fn resolve(self, resolver: &mut Resolver) -> Result<Work, Failure> {
-        let backend = self.local.resolve(resolver);
+        let backend = local::resolve(resolver);
         let options = self.options(&resolver.layers, BackendKind::of(&backend))?;
         Ok(Work::Hold(backend?, options))
     }
@@ -76,7 +76,7 @@ impl HoldArgs {
         let pid = self.pid.as_deref().map(pid).transpose()?;
         Ok(Options {
             name: lock::name(&self.name)?,
-            lock: self.lock.resolve(layers, kind)?,
+            lock: lock::resolve(layers, kind)?,
             pid,
             until_eof: self.until_eof,
             background: self.background,
@@ -86,7 +86,7 @@ impl HoldArgs {
 }
 
 fn pid(text: &OsStr) -> Result<i32, Failure> {
-    let pid = text.to_str().and_then(|text| text.parse::<i32>().ok());
+    let pid = text.to_str().and_then(parse_digits::<i32>);
     let pid = pid.filter(|pid| *pid > 1);
     Ok(pid.ok_or_else(|| anyhow!("cannot use --pid '{}': no process id", text.display()))?)
 }

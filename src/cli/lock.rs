@@ -11,7 +11,8 @@ use clap::{Args, ValueHint};
 use super::signal;
 use crate::config::backend::BackendKind;
 use crate::config::duration;
-use crate::config::layers::{Layers, SettingValue};
+use crate::config::layers::{Layers, SettingValue, parse_digits};
+use crate::config::setting::Setting;
 use crate::core::name::LockName;
 use crate::core::request::{LockRequest, Mode, Supersede, WaitPolicy};
 use crate::core::text::format_duration;
@@ -158,158 +159,121 @@ pub(crate) fn name(text: &OsStr) -> Result<LockName, Failure> {
     Ok(name)
 }
 
-impl LockArgs {
-    /// Resolves the options with the variables, the file and the defaults.
-    pub(crate) fn resolve(self, layers: &Layers, kind: BackendKind) -> Result<Options, Failure> {
-        if kind == BackendKind::Local {
-            self.refuse_etcd_only_options(layers)?;
-        }
-        let wait_policy = wait_policy(layers, self.no_wait, self.wait.as_deref())?;
-        let kill_after = self.kill_after.as_deref();
-        let (ttl, grace) = match kind {
-            BackendKind::Etcd => times(layers, self.ttl.as_deref(), kill_after)?,
-            BackendKind::Local => (DEFAULT_TTL, grace_without_a_lease(layers, kill_after)?),
-        };
-        let find = |flag: Option<&OsStr>, option| layers.find(flag, option);
-        let conflict = find(self.conflict_exit_code.as_deref(), "conflict-exit-code")
-            .map(|found| found.parse(parse_status))
-            .transpose()?;
-        let signal = find(self.signal.as_deref(), "signal")
-            .map(|found| found.parse(signal::parse))
-            .transpose()?;
-        let note = find(self.note.as_deref(), "note")
-            .map(|found| found.parse(|text| Ok(text.to_owned())))
-            .transpose()?;
-        let max_hold = find(self.max_hold.as_deref(), "max-hold")
-            .map(|found| found.parse(parse_positive_duration))
-            .transpose()?;
-        let request = self.lock_request(layers, wait_policy, kind)?;
-        let file = |flag, option| find(flag, option).map(|found| found.path());
-        Ok(Options {
-            conflict: conflict.unwrap_or(exit::BUSY),
-            ttl,
-            grace,
-            signal: signal.unwrap_or(signal_hook::consts::SIGTERM),
-            note: note.filter(|note| !note.is_empty()),
-            request,
-            max_hold,
-            report: file(self.report.as_deref(), "report"),
-            metrics: file(self.metrics.as_deref(), "metrics"),
-        })
+/// Resolves the options with the flags, the variables, the file and the defaults.
+pub(super) fn resolve(layers: &Layers, kind: BackendKind) -> Result<Options, Failure> {
+    if kind == BackendKind::Local {
+        refuse_etcd_only_options(layers)?;
     }
+    let wait_policy = wait_policy(layers)?;
+    let (ttl, grace) = match kind {
+        BackendKind::Etcd => times(layers)?,
+        BackendKind::Local => (DEFAULT_TTL, grace_without_a_lease(layers)?),
+    };
+    let conflict = layers.parse(Setting::ConflictExitCode, parse_status)?;
+    let signal = layers.parse(Setting::Signal, signal::parse)?;
+    let note = layers.parse(Setting::Note, |text| Ok(text.to_owned()))?;
+    let max_hold = layers.parse(Setting::MaxHold, parse_positive_duration)?;
+    let request = lock_request(layers, wait_policy, kind)?;
+    let file = |setting| layers.find(setting).map(|found| found.path());
+    Ok(Options {
+        conflict: conflict.unwrap_or(exit::BUSY),
+        ttl,
+        grace,
+        signal: signal.unwrap_or(signal_hook::consts::SIGTERM),
+        note: note.filter(|note| !note.is_empty()),
+        request,
+        max_hold,
+        report: file(Setting::Report),
+        metrics: file(Setting::Metrics),
+    })
+}
 
-    /// Refuses options that a local lock cannot honour. A TTL from a variable or the file applies to locks in etcd.
-    fn refuse_etcd_only_options(&self, layers: &Layers) -> Result<(), Failure> {
-        let ttl = self.ttl.as_deref();
-        let ttl = ttl.and_then(|ttl| layers.find_set(Some(ttl), "ttl"));
-        let once_per = layers.find(self.once_per.as_deref(), "once-per");
-        let supersede = layers.find(self.supersede.as_deref().map(OsStr::new), "supersede");
-        let refused = [
-            (
-                ttl,
-                "it has no lease, and is held until the command has ended",
-            ),
-            (
-                once_per,
-                "no clock of one machine counts on through its restarts",
-            ),
-            (supersede, "only in etcd can those who wait be asked to go"),
-        ];
-        for (found, why) in refused {
-            if let Some(found) = found {
-                return Err(anyhow!("cannot use {found} for a local lock: {why}"))
-                    .or_hint("leave it out, or --local");
-            }
+/// Refuses options that a local lock cannot honour. A TTL from a variable or the file applies to locks in etcd.
+fn refuse_etcd_only_options(layers: &Layers) -> Result<(), Failure> {
+    let refused = [
+        (
+            layers.find_flag(Setting::Ttl),
+            "it has no lease, and is held until the command has ended",
+        ),
+        (
+            layers.find(Setting::OncePer),
+            "no clock of one machine counts on through its restarts",
+        ),
+        (
+            layers.find(Setting::Supersede),
+            "only in etcd can those who wait be asked to go",
+        ),
+    ];
+    for (found, why) in refused {
+        if let Some(found) = found {
+            return Err(anyhow!("cannot use {found} for a local lock: {why}"))
+                .or_hint("leave it out, or --local");
         }
-        Ok(())
     }
+    Ok(())
+}
 
-    fn lock_request(
-        &self,
-        layers: &Layers,
-        wait_policy: WaitPolicy,
-        kind: BackendKind,
-    ) -> Result<LockRequest, Failure> {
-        let shared = layers.find_switch(self.shared, "shared")?;
-        let slots = layers.find(self.slots.as_deref(), "slots");
-        let mode = match SettingValue::stronger(shared, slots)? {
-            Some(found) if found.option == "shared" => Mode::Shared,
-            Some(found) => Mode::Slots(found.parse(parse_slots)?),
-            None => Mode::Exclusive,
+fn lock_request(
+    layers: &Layers,
+    wait_policy: WaitPolicy,
+    kind: BackendKind,
+) -> Result<LockRequest, Failure> {
+    let shared = layers.find_switch(Setting::Shared)?;
+    let mode = match SettingValue::stronger(shared, layers.find(Setting::Slots))? {
+        (Some(_), _) => Mode::Shared,
+        (None, Some(slots)) => Mode::Slots(slots.parse(parse_slots)?),
+        (None, None) => Mode::Exclusive,
+    };
+    let supersede = layers.find(Setting::Supersede);
+    if let Some(found) = &supersede {
+        let why = match (wait_policy, mode) {
+            (WaitPolicy::NoWait, _) => Some("--no-wait: who does not wait has nobody to send away"),
+            (_, Mode::Shared) => Some("--shared: readers do not stand in each other's way"),
+            _ => None,
         };
-        let whole = |flag: Option<&OsStr>, option| {
-            let found = layers.find(flag, option);
-            let time = match kind {
-                BackendKind::Etcd => parse_whole_seconds,
-                BackendKind::Local => parse_positive_duration,
-            };
-            found.map(|found| found.parse(time)).transpose()
-        };
-        let supersede = layers.find(self.supersede.as_deref().map(OsStr::new), "supersede");
-        if let Some(found) = &supersede {
-            let why = match (wait_policy, mode) {
-                (WaitPolicy::NoWait, _) => {
-                    Some("--no-wait: who does not wait has nobody to send away")
-                }
-                (_, Mode::Shared) => Some("--shared: readers do not stand in each other's way"),
-                _ => None,
-            };
-            if let Some(why) = why {
-                return Err(
-                    anyhow!("cannot use {} together with {why}", found.origin_text()).into(),
-                );
-            }
+        if let Some(why) = why {
+            return Err(anyhow!("cannot use {} together with {why}", found.source).into());
         }
-        Ok(LockRequest {
-            mode,
-            wait_policy,
-            min_hold: whole(self.min_hold.as_deref(), "min-hold")?,
-            once_per: whole(self.once_per.as_deref(), "once-per")?,
-            supersede: supersede
-                .map(|found| found.parse(parse_supersede))
-                .transpose()?,
-        })
     }
+    let time = match kind {
+        BackendKind::Etcd => parse_whole_seconds,
+        BackendKind::Local => parse_positive_duration,
+    };
+    Ok(LockRequest {
+        mode,
+        wait_policy,
+        min_hold: layers.parse(Setting::MinHold, time)?,
+        once_per: layers.parse(Setting::OncePer, time)?,
+        supersede: supersede
+            .map(|found| found.parse(parse_supersede))
+            .transpose()?,
+    })
 }
 
 /// The grace of a command under a lock without a lease.
-fn grace_without_a_lease(layers: &Layers, flag: Option<&OsStr>) -> Result<Duration, Failure> {
-    let found = layers.find(flag, "kill-after");
-    let grace = found
-        .map(|found| found.parse(duration::parse))
-        .transpose()?;
+fn grace_without_a_lease(layers: &Layers) -> Result<Duration, Failure> {
+    let grace = layers.parse(Setting::KillAfter, duration::parse)?;
     Ok(grace.unwrap_or(LeaseTimings::default_grace(DEFAULT_TTL)))
 }
 
-fn wait_policy(
-    layers: &Layers,
-    no_wait: bool,
-    wait: Option<&OsStr>,
-) -> Result<WaitPolicy, Failure> {
-    let no_wait = layers.find_switch(no_wait, "no-wait")?;
-    let wait = layers.find(wait, "wait");
-    match SettingValue::stronger(no_wait, wait)? {
-        Some(found) if found.option == "no-wait" => Ok(WaitPolicy::NoWait),
-        Some(found) => Ok(match found.parse(duration::parse)? {
+fn wait_policy(layers: &Layers) -> Result<WaitPolicy, Failure> {
+    let no_wait = layers.find_switch(Setting::NoWait)?;
+    match SettingValue::stronger(no_wait, layers.find(Setting::Wait))? {
+        (Some(_), _) => Ok(WaitPolicy::NoWait),
+        (None, Some(wait)) => Ok(match wait.parse(duration::parse)? {
             Duration::ZERO => WaitPolicy::NoWait,
             limit => WaitPolicy::Timeout(limit),
         }),
-        None => Ok(WaitPolicy::Forever),
+        (None, None) => Ok(WaitPolicy::Forever),
     }
 }
 
 /// TTL and grace; each limits the other.
-pub(super) fn times(
-    layers: &Layers,
-    ttl: Option<&OsStr>,
-    kill_after: Option<&OsStr>,
-) -> Result<(Duration, Duration), Failure> {
+pub(super) fn times(layers: &Layers) -> Result<(Duration, Duration), Failure> {
     let ttl = layers
-        .find(ttl, "ttl")
-        .map(|found| found.parse(parse_ttl))
-        .transpose()?
+        .parse(Setting::Ttl, parse_ttl)?
         .unwrap_or(DEFAULT_TTL);
-    let Some(found) = layers.find(kill_after, "kill-after") else {
+    let Some(found) = layers.find(Setting::KillAfter) else {
         return Ok((ttl, LeaseTimings::default_grace(ttl)));
     };
     let grace = found.parse(duration::parse)?;
@@ -341,17 +305,12 @@ fn parse_ttl(text: &str) -> Result<Duration, String> {
 }
 
 fn parse_status(text: &str) -> Result<u8, String> {
-    let digits = text.bytes().all(|byte| byte.is_ascii_digit());
-    text.parse()
-        .ok()
-        .filter(|_| digits)
-        .ok_or_else(|| "an exit status is a number from 0 to 255".to_owned())
+    parse_digits(text).ok_or_else(|| "an exit status is a number from 0 to 255".to_owned())
 }
 
 fn parse_slots(text: &str) -> Result<u16, String> {
-    let slots = text.parse().ok();
-    slots
-        .filter(|slots| (1..=Mode::MAX_SLOTS).contains(slots) && !text.starts_with('+'))
+    parse_digits(text)
+        .filter(|slots| (1..=Mode::MAX_SLOTS).contains(slots))
         .ok_or_else(|| format!("expected a number from 1 to {}", Mode::MAX_SLOTS))
 }
 

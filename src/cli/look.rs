@@ -9,6 +9,8 @@ use clap::{Args, ValueHint};
 
 use super::{Resolver, Work, local, lock};
 use crate::config::duration;
+use crate::config::layers::SettingValue;
+use crate::core::fence;
 use crate::core::name::LockName;
 use crate::core::proof::FencingToken;
 use crate::output::exit::{Failure, OrFail as _};
@@ -99,8 +101,9 @@ pub(crate) struct BreakArgs {
     now: bool,
 
     /// How long to wait until the other one has gone; default 30s
-    #[arg(short, long, value_name = "DURATION", value_hint = ValueHint::Other, allow_negative_numbers = true)]
-    wait: Option<OsString>,
+    // Not the setting of this name, which is for every lock.
+    #[arg(short = 'w', long = "wait", value_name = "DURATION", value_hint = ValueHint::Other, allow_negative_numbers = true)]
+    timeout: Option<OsString>,
 
     /// Refused: only in etcd can somebody be sent away
     #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
@@ -135,7 +138,7 @@ pub(crate) struct Break {
 
 impl ListArgs {
     pub(super) fn resolve(self, resolver: &mut Resolver) -> Result<Work, Failure> {
-        let backend = self.local.resolve(resolver)?;
+        let backend = local::resolve(resolver)?;
         let prefix = self.beginning.into_string();
         let prefix = prefix.map_err(|text| {
             anyhow!(
@@ -149,7 +152,7 @@ impl ListArgs {
 
 impl StatusArgs {
     pub(super) fn resolve(self, resolver: &mut Resolver) -> Result<Work, Failure> {
-        let backend = self.local.resolve(resolver)?;
+        let backend = local::resolve(resolver)?;
         let name = lock::name(&self.name)?;
         let request = if self.held {
             ListRequest::Held(name)
@@ -163,7 +166,7 @@ impl StatusArgs {
 impl CheckArgs {
     /// Resolves the options with the variables of the lock around us.
     pub(super) fn resolve(self, resolver: &mut Resolver) -> Result<Work, Failure> {
-        let backend = self.local.resolve(resolver)?;
+        let backend = local::resolve(resolver)?;
         let layers = &resolver.layers;
         let inherited = |arg: Option<OsString>, variable| {
             let text = arg.or_else(|| layers.variable(variable));
@@ -185,31 +188,30 @@ impl CheckArgs {
 impl BreakArgs {
     pub(super) fn resolve(self, resolver: &mut Resolver) -> Result<Work, Failure> {
         let hint = "its holder is a process of this machine, dlock status --local NAME shows it: kill PID hands a signal on to its command";
-        local::refuse(resolver, self.local.as_deref(), "break a lock", hint)?;
-        let wait = self.wait.as_deref().map(|text| {
-            let text = text.to_string_lossy();
-            duration::parse(&text).map_err(|error| anyhow!("cannot use --wait '{text}': {error}"))
-        });
+        local::refuse(&resolver.layers, "break a lock", hint)?;
+        let timeout = self.timeout.map(|text| SettingValue::flag("wait", text));
+        let timeout = timeout
+            .map(|found| found.parse(duration::parse))
+            .transpose()?;
         let order = Break {
             name: lock::name(&self.name)?,
             token: parse_token(&self.token)?,
             reason: self.reason,
             yes: self.yes,
             now: self.now,
-            wait: wait.transpose()?.unwrap_or(BREAK_TIMEOUT),
+            wait: timeout.unwrap_or(BREAK_TIMEOUT),
         };
         Ok(Work::Break(resolver.settings()?, order))
     }
 }
 
 fn parse_token(text: &OsStr) -> Result<FencingToken, Failure> {
-    let token = text.to_str().and_then(|text| text.parse::<i64>().ok());
-    let token = token.filter(|token| *token > 0);
-    let token = token.ok_or_else(|| {
+    let token = text.to_str().and_then(fence::parse_token);
+    let token = token.filter(|token| token.0 > 0).ok_or_else(|| {
         anyhow!(
             "cannot use the token '{}': expected a number from 1 on",
             text.display()
         )
-    })?;
-    Ok(FencingToken(token))
+    });
+    Ok(token?)
 }

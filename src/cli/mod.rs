@@ -15,16 +15,16 @@ mod signal;
 mod tests;
 mod usage;
 
-use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
 
 use clap::error::ErrorKind;
-use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
+use clap::parser::ValueSource;
+use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Id, Parser, Subcommand, ValueEnum};
 
 use self::connection::{Connection, Output};
 use crate::config::backend::BackendConfig;
-use crate::config::file::File;
-use crate::config::layers::{self, Layers, SettingValue};
+use crate::config::layers::{Flags, Layers, SettingValue, parse_digits};
+use crate::config::setting::Setting;
 use crate::config::{self, Settings};
 use crate::output::exit::Failure;
 use crate::output::log;
@@ -123,13 +123,13 @@ pub(crate) enum Work {
 pub fn command() -> clap::Command {
     fn with_variables(command: clap::Command) -> clap::Command {
         command
-            .mut_args(|arg| match arg.get_long() {
-                Some(long) if has_variable(long) => {
+            .mut_args(|arg| match setting_of(arg.get_id()) {
+                Some(setting) => {
                     // clap wants names for the life of the process; only help and tests come here.
-                    let name: &'static str = layers::variable(long).leak();
+                    let name: &'static str = setting.variable().leak();
                     arg.env(name).hide_env_values(true)
                 }
-                _ => arg,
+                None => arg,
             })
             .mut_subcommands(with_variables)
     }
@@ -154,59 +154,36 @@ fn with_subcommands(wanted: impl Fn(&str) -> bool) -> clap::Command {
 
 /// Parses the arguments. Each sub-command repeats the global options, and defining them for sub-commands that no argument
 /// names takes half of the instructions of parsing (callgrind). Only an error needs all of them.
-fn read(argv: &[OsString]) -> Result<(DlockArgs, Command), clap::Error> {
+fn read(argv: &[OsString]) -> Result<(Flags, Command), clap::Error> {
     let read = |command: clap::Command| {
         let matches = command.try_get_matches_from(argv)?;
-        Ok((
-            DlockArgs::from_arg_matches(&matches)?,
-            Command::from_arg_matches(&matches)?,
-        ))
+        Ok((flags(&matches), Command::from_arg_matches(&matches)?))
     };
     let named = |name: &str| argv.iter().any(|word| word == name);
     read(with_subcommands(named)).or_else(|_| read(with_subcommands(|_| true)))
 }
 
-/// `-c` is the command itself; help and version are no settings, and the other options apply to one call only.
-fn has_variable(long: &str) -> bool {
-    !matches!(
-        long,
-        "command"
-            | "help"
-            | "version"
-            | "token"
-            | "name"
-            | "peek"
-            | "reset"
-            | "pid"
-            | "until-eof"
-            | "background"
-            | "json"
-            | "watch"
-            | "held"
-            | "reason"
-            | "yes"
-            | "now"
-    )
+/// The flags on the command line, before the sub-command or after it.
+fn flags(matches: &ArgMatches) -> Flags {
+    // clap hands the global options on to the sub-command.
+    let sub = matches.subcommand().map_or(matches, |(_, sub)| sub);
+    let given = |id: &&Id| sub.value_source(id.as_str()) == Some(ValueSource::CommandLine);
+    let flag = |id: &Id| {
+        let texts: Vec<&OsStr> = sub.get_raw(id.as_str())?.collect();
+        Some((setting_of(id)?, texts.join(OsStr::new(","))))
+    };
+    sub.ids().filter(given).filter_map(flag).collect()
+}
+
+/// The setting that an option sets: a field of an `Args` struct and the long option have the same name.
+fn setting_of(id: &Id) -> Option<Setting> {
+    Setting::named(&id.as_str().replace('_', "-"))
 }
 
 /// Every setting: its long option, its variable, and etcdctl's variable as a fallback.
-pub fn settings() -> Vec<(String, String, Option<&'static str>)> {
-    fn collect(command: &clap::Command, longs: &mut Vec<String>) {
-        let own = command.get_arguments().filter_map(clap::Arg::get_long);
-        longs.extend(own.filter(|long| has_variable(long)).map(str::to_owned));
-        command
-            .get_subcommands()
-            .for_each(|sub| collect(sub, longs));
-    }
-    let mut longs = Vec::new();
-    collect(&definitions(), &mut longs);
-    let mut seen = BTreeSet::new();
-    longs.retain(|long| seen.insert(long.clone()));
-    let setting = |long: String| {
-        let (variable, fall_back) = (layers::variable(&long), layers::fall_back(&long));
-        (long, variable, fall_back)
-    };
-    longs.into_iter().map(setting).collect()
+pub fn settings() -> impl Iterator<Item = (&'static str, String, Option<&'static str>)> {
+    let all = Setting::ALL.iter();
+    all.map(|it| (it.name(), it.variable(), it.etcdctl_variable()))
 }
 
 /// Reads the command line, the variables and the file.
@@ -217,8 +194,8 @@ pub(crate) fn parse(
     if argv.len() < 2 {
         return Ok(Request::Welcome(include_str!("welcome.txt")));
     }
-    let (options, command) = match read(&argv) {
-        Ok(options) => options,
+    let (flags, command) = match read(&argv) {
+        Ok(read) => read,
         Err(error) => match error.kind() {
             ErrorKind::DisplayVersion => return Ok(Request::Print(error.render().to_string())),
             ErrorKind::DisplayHelp => {
@@ -229,70 +206,53 @@ pub(crate) fn parse(
             _ => return Err(usage::failure(&error)),
         },
     };
-    let DlockArgs { connection, output } = options;
-    let globals = Globals {
-        connection,
-        output,
-        variables,
-    };
     match command {
-        Command::Run(options) => globals.task(|resolver| options.resolve(resolver)),
-        Command::Hold(options) => globals.task(|resolver| options.resolve(resolver)),
-        Command::Ls(options) => globals.task(|resolver| options.resolve(resolver)),
-        Command::Status(options) => globals.task(|resolver| options.resolve(resolver)),
-        Command::Check(options) => globals.task(|resolver| options.resolve(resolver)),
-        Command::Break(options) => globals.task(|resolver| options.resolve(resolver)),
-        Command::Release(options) => {
-            globals.task(|resolver| Ok(Work::Release(options.resolve(&resolver.layers)?)))
-        }
-        Command::Fence(options) => {
-            globals.task(|resolver| Ok(Work::Fence(options.resolve(&resolver.layers)?)))
-        }
-        Command::Doctor(options) => globals.task(|resolver| options.resolve(resolver)),
+        Command::Run(options) => task(flags, variables, |resolver| options.resolve(resolver)),
+        Command::Hold(options) => task(flags, variables, |resolver| options.resolve(resolver)),
+        Command::Ls(options) => task(flags, variables, |resolver| options.resolve(resolver)),
+        Command::Status(options) => task(flags, variables, |resolver| options.resolve(resolver)),
+        Command::Check(options) => task(flags, variables, |resolver| options.resolve(resolver)),
+        Command::Break(options) => task(flags, variables, |resolver| options.resolve(resolver)),
+        Command::Doctor(options) => task(flags, variables, |resolver| options.resolve(resolver)),
+        Command::Release(options) => task(flags, variables, |resolver| {
+            Ok(Work::Release(options.resolve(&resolver.layers)?))
+        }),
+        Command::Fence(options) => task(flags, variables, |resolver| {
+            Ok(Work::Fence(options.resolve(&resolver.layers)?))
+        }),
         Command::Completions(options) => Ok(Request::Print(completions(options.shell).to_owned())),
     }
 }
 
-/// The options of every sub-command.
-struct Globals<'a> {
-    connection: Connection,
-    output: Output,
-    variables: &'a dyn Fn(&str) -> Option<OsString>,
+/// Reads the file, and resolves the options of the sub-command with `resolve`.
+fn task(
+    flags: Flags,
+    variables: &dyn Fn(&str) -> Option<OsString>,
+    resolve: impl FnOnce(&mut Resolver) -> Result<Work, Failure>,
+) -> Result<Request, Failure> {
+    let mut resolver = Resolver {
+        layers: Layers::load(flags, variables)?,
+        warnings: Vec::new(),
+    };
+    let output = output(&resolver.layers)?;
+    let work = resolve(&mut resolver)?;
+    Ok(Request::Task(Box::new(Task {
+        output,
+        warnings: resolver.warnings,
+        work,
+    })))
 }
 
 /// The layers of settings, for the requested sub-command.
 struct Resolver<'a> {
     layers: Layers<'a>,
-    connection: &'a Connection,
     warnings: Vec<String>,
-}
-
-impl Globals<'_> {
-    /// Reads the file, and resolves the options of the sub-command with `resolve`.
-    fn task(
-        &self,
-        resolve: impl FnOnce(&mut Resolver) -> Result<Work, Failure>,
-    ) -> Result<Request, Failure> {
-        let chosen = config::chosen_file(&self.connection, self.variables);
-        let mut resolver = Resolver {
-            layers: Layers::new(self.variables, File::load(chosen, self.variables)?),
-            connection: &self.connection,
-            warnings: Vec::new(),
-        };
-        let output = output(&resolver.layers, &self.output)?;
-        let work = resolve(&mut resolver)?;
-        Ok(Request::Task(Box::new(Task {
-            output,
-            warnings: resolver.warnings,
-            work,
-        })))
-    }
 }
 
 impl Resolver<'_> {
     /// The settings of the connection to etcd.
     fn settings(&mut self) -> Result<Settings, Failure> {
-        config::resolve(&self.layers, self.connection, &mut self.warnings)
+        config::resolve(&self.layers, &mut self.warnings)
     }
 }
 
@@ -320,31 +280,28 @@ fn completions(shell: Shell) -> &'static str {
     }
 }
 
-fn output(layers: &Layers, flags: &Output) -> Result<log::LogFormat, Failure> {
-    let count = (flags.verbose > 0).then(|| OsString::from(flags.verbose.to_string()));
-    let verbose = layers.find(count.as_deref(), "verbose");
-    let quiet = layers.find_switch(flags.quiet, "quiet")?;
-    let level = match SettingValue::stronger(quiet, verbose)? {
-        None => log::Level::WARN,
-        Some(found) if found.option == "quiet" => log::Level::ERROR,
-        Some(found) => {
-            match found.parse(|text| {
-                text.parse::<u8>()
-                    .map_err(|_| "expected 0, 1 or 2".to_owned())
-            })? {
-                0 => log::Level::WARN,
-                1 => log::Level::INFO,
-                _ => log::Level::DEBUG,
-            }
-        }
+fn output(layers: &Layers) -> Result<log::LogFormat, Failure> {
+    let quiet = layers.find_switch(Setting::Quiet)?;
+    let level = match SettingValue::stronger(quiet, layers.find(Setting::Verbose))? {
+        (Some(_), _) => log::Level::ERROR,
+        (None, Some(verbose)) => match verbose.parse(parse_verbosity)? {
+            0 => log::Level::WARN,
+            1 => log::Level::INFO,
+            _ => log::Level::DEBUG,
+        },
+        (None, None) => log::Level::WARN,
     };
-    let json = layers.find(flags.log_format.as_deref().map(OsStr::new), "log-format");
-    let json = json.map_or(Ok(false), |found| {
-        found.parse(|text| match text {
-            "text" => Ok(false),
-            "json" => Ok(true),
-            _ => Err("expected text or json".to_owned()),
-        })
+    let json = layers.parse(Setting::LogFormat, |text| match text {
+        "text" => Ok(false),
+        "json" => Ok(true),
+        _ => Err("expected text or json".to_owned()),
     })?;
-    Ok(log::LogFormat { level, json })
+    Ok(log::LogFormat {
+        level,
+        json: json == Some(true),
+    })
+}
+
+fn parse_verbosity(text: &str) -> Result<u8, String> {
+    parse_digits(text).ok_or_else(|| "expected 0, 1 or 2".to_owned())
 }

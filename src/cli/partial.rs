@@ -3,11 +3,7 @@
 
 use std::ffi::OsString;
 
-use clap::FromArgMatches as _;
-
-use super::connection::Connection;
-use super::with_subcommands;
-use crate::config::file::File;
+use super::{flags, with_subcommands};
 use crate::config::layers::Layers;
 use crate::config::{self, Settings};
 use crate::output::exit::Failure;
@@ -19,15 +15,9 @@ fn matches(words: &[OsString]) -> Option<clap::ArgMatches> {
 
 /// The settings from the arguments, the variables and the file.
 pub(crate) fn connection_of(words: &[OsString]) -> Result<Settings, Failure> {
-    let flags = matches(words).and_then(|matches| {
-        // Global options may follow the sub-command, too.
-        let sub = matches.subcommand().map_or(&matches, |(_, sub)| sub);
-        Connection::from_arg_matches(sub).ok()
-    });
-    let flags = flags.unwrap_or_default();
+    let flags = matches(words).as_ref().map(flags).unwrap_or_default();
     let variables = |name: &str| std::env::var_os(name);
-    let file = File::load(config::chosen_file(&flags, &variables), &variables)?;
-    config::resolve(&Layers::new(&variables, file), &flags, &mut Vec::new())
+    config::resolve(&Layers::load(flags, &variables)?, &mut Vec::new())
 }
 
 /// The position of the command's first word, if it is before `position`.

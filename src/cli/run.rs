@@ -9,6 +9,7 @@ use clap::{Args, ValueHint};
 use super::{Resolver, Work, local, lock};
 use crate::config::backend::BackendKind;
 use crate::config::layers::Layers;
+use crate::config::setting::Setting;
 use crate::core::name::LockName;
 use crate::core::request::Leftovers;
 use crate::output::exit::{Failure, OrFail};
@@ -71,22 +72,19 @@ impl Options {
 impl RunArgs {
     /// Resolves the options with the variables, the file and the defaults.
     pub(super) fn resolve(self, resolver: &mut Resolver) -> Result<Work, Failure> {
-        let backend = self.local.resolve(resolver);
+        let backend = local::resolve(resolver);
         let options = self.options(&resolver.layers, BackendKind::of(&backend))?;
         Ok(Work::Run(backend?, options))
     }
 
     fn options(self, layers: &Layers, kind: BackendKind) -> Result<Options, Failure> {
-        let leftovers = layers
-            .find(self.leftovers.as_deref().map(OsStr::new), "leftovers")
-            .map(|found| found.parse(leftovers))
-            .transpose()?;
+        let leftovers = layers.parse(Setting::Leftovers, leftovers)?;
         Ok(Options {
             name: lock::name(&self.name)?,
             command: command(layers, self.command, self.string)?,
-            lock: self.lock.resolve(layers, kind)?,
+            lock: lock::resolve(layers, kind)?,
             leftovers: leftovers.unwrap_or(Leftovers::Kill),
-            reentrant: layers.find_switch(self.reentrant, "reentrant")?.is_some(),
+            reentrant: layers.find_switch(Setting::Reentrant)?.is_some(),
         })
     }
 }

@@ -12,9 +12,10 @@ use std::time::Duration;
 
 use super::fence::Task;
 use super::run::Options;
-use super::{Request, Work, definitions, fence, layers, parse, settings, with_subcommands};
+use super::{Request, Work, definitions, fence, parse, setting_of, settings, with_subcommands};
+use crate::config::Settings;
 use crate::config::backend::BackendConfig;
-use crate::config::{Settings, file};
+use crate::config::setting::Setting;
 use crate::core::proof::FencingToken;
 use crate::core::request::Leftovers;
 use crate::core::request::{Mode, Supersede, WaitPolicy};
@@ -392,6 +393,40 @@ fn nonsense_is_refused() {
 }
 
 #[test]
+fn a_number_with_a_sign_is_refused() {
+    for args in [
+        &["check", "--name=x", "--token=+5"][..],
+        &["break", "x", "--token=+5"],
+        &["fence", "f", "--name=x", "--token=+5"],
+        &["fence", "f", "--name=x", "--reset=+5"],
+        &["hold", "--pid=+5", "x"],
+        &["run", "--slots=+5", "x", "y"],
+        &["run", "--endpoints=a:+5", "x", "y"],
+    ] {
+        assert!(refused(args, &[]).contains("+5'"), "{args:?}");
+    }
+    let text = refused(&["run", "x", "y"], &[("DLOCK_VERBOSE", "+1")]);
+    assert!(text.contains("DLOCK_VERBOSE '+1'"), "{text}");
+}
+
+#[test]
+fn the_time_limit_of_break_is_no_setting() {
+    let wait = |args: &[&str]| {
+        let args = [&["break", "x", "--token=5"], args].concat();
+        match parse_args(&args, &[("DLOCK_WAIT", "7")]) {
+            Ok(Request::Task(task)) => match task.work {
+                Work::Break(_, order) => order.wait,
+                _ => panic!("not a break"),
+            },
+            _ => panic!("{args:?} is refused"),
+        }
+    };
+    assert_eq!(wait(&[]), Duration::from_secs(30));
+    assert_eq!(wait(&["-w5"]), Duration::from_secs(5));
+    assert!(refused(&["break", "x", "--token=5", "-wx"], &[]).contains("--wait 'x'"));
+}
+
+#[test]
 fn help_and_version_are_for_stdout() {
     for args in [
         &["--help"][..],
@@ -562,7 +597,7 @@ fn what_a_command_gets_never_configures_a_dlock_inside() {
     for (long, variable, _) in settings() {
         assert!(!own.contains(&variable.as_str()), "--{long}");
     }
-    assert_eq!(layers::variable("key"), "DLOCK_CLIENT_KEY");
+    assert_eq!(Setting::Key.variable(), "DLOCK_CLIENT_KEY");
 }
 
 #[test]
@@ -920,19 +955,44 @@ fn the_doctor_judges_by_the_settings_of_a_run() {
     assert!(refused(&["doctor", "--ttl=1s"], &[]).contains("--ttl '1s'"));
 }
 
+/// The fields of the `Args` structs and the keys of the settings are coupled by their names.
+#[test]
+fn every_setting_is_an_option_of_the_same_name() {
+    fn collect(command: &clap::Command, options: &mut BTreeSet<(Setting, String)>) {
+        let settings = command
+            .get_arguments()
+            .filter_map(|arg| Some((setting_of(arg.get_id())?, arg.get_long()?.to_owned())));
+        options.extend(settings);
+        let subs = command.get_subcommands();
+        subs.for_each(|sub| collect(sub, options));
+    }
+    let mut options = BTreeSet::new();
+    collect(&definitions(), &mut options);
+    let settings = Setting::ALL.iter().copied();
+    let expected = settings.map(|setting| (setting, setting.name().to_owned()));
+    assert_eq!(options, expected.collect());
+}
+
 /// "Its keys are the long options without the dashes": all that have a variable, except the one that names the file.
 #[test]
 fn every_setting_may_stand_in_the_file() {
-    let longs = settings().into_iter().map(|(long, ..)| long);
-    let longs: Vec<String> = longs.filter(|long| long != "config").collect();
-    assert_eq!(longs, file::KEYS);
+    let longs = settings().map(|(long, ..)| long);
+    let keys = Setting::in_file().map(Setting::name);
+    assert!(longs.filter(|long| *long != "config").eq(keys));
 }
 
 #[test]
-fn a_setting_is_listed_once() {
+fn no_two_settings_share_a_name() {
     let mut known = BTreeSet::new();
-    for (long, variable, _) in settings() {
-        assert!(known.insert(variable), "--{long}");
+    for (long, variable, fall_back) in settings() {
+        let names = [
+            Some(long.to_owned()),
+            Some(variable),
+            fall_back.map(str::to_owned),
+        ];
+        for name in names.into_iter().flatten() {
+            assert!(known.insert(name), "--{long}");
+        }
     }
 }
 

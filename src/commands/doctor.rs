@@ -169,7 +169,7 @@ fn table(report: &DoctorReport) -> String {
     let settings = report
         .settings
         .iter()
-        .map(|origin| [&origin.option, &origin.value, &origin.source].map(|text| printable(text)));
+        .map(|origin| [origin.option, &origin.value, &origin.source].map(printable));
     let settings: Vec<[String; 3]> = std::iter::once(head).chain(settings).collect();
     let mut text = aligned(&findings, hints);
     text.push('\n');

@@ -7,6 +7,7 @@ use anyhow::anyhow;
 
 use super::Settings;
 use super::layers::{Layers, SettingValue, parse_switch};
+use super::setting::Setting;
 use crate::core::name::Scope;
 use crate::output::exit::{Failure, OrFail as _};
 
@@ -47,8 +48,11 @@ impl BackendConfig {
     }
 }
 
-/// The directory that `--local` chooses; `None` if it is switched off.
-pub(crate) fn state_dir(layers: &Layers, found: &SettingValue) -> Result<Option<PathBuf>, Failure> {
+/// The setting that chooses local locks, and their directory; `None` if the locks are in etcd.
+pub(crate) fn local(layers: &Layers) -> Result<Option<(SettingValue, PathBuf)>, Failure> {
+    let Some(found) = layers.find(Setting::Local) else {
+        return Ok(None);
+    };
     let on = found.parse(|text| match parse_switch(text) {
         Some(on) => Ok(Some(on)),
         // A typing error must not become a directory.
@@ -57,11 +61,12 @@ pub(crate) fn state_dir(layers: &Layers, found: &SettingValue) -> Result<Option<
         )),
         None => Ok(None),
     })?;
-    match on {
-        Some(false) => Ok(None),
-        Some(true) => default_dir(layers).map(Some),
-        None => Ok(Some(found.path())),
-    }
+    let directory = match on {
+        Some(false) => return Ok(None),
+        Some(true) => default_dir(layers)?,
+        None => found.path(),
+    };
+    Ok(Some((found, directory)))
 }
 
 /// Root has the directory of the machine, every other user has one of their own.

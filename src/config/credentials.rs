@@ -10,7 +10,7 @@ use std::path::Path;
 use anyhow::{Context, anyhow};
 
 use super::layers::{Layers, SettingValue};
-use crate::cli::connection::Connection;
+use super::setting::Setting;
 use crate::output::exit::{Failure, OrFail};
 
 const MAX_PASSWORD_BYTES: u64 = 64 * 1024;
@@ -27,78 +27,72 @@ pub(crate) struct Credentials {
 /// The source of a password.
 enum PasswordSource {
     File(SettingValue),
-    Variable(&'static str),
+    Variable(SettingValue),
 }
 
 impl fmt::Display for PasswordSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::File(found) => f.write_str(&found.origin_text()),
-            Self::Variable(name) => f.write_str(name),
-        }
+        let (Self::File(found) | Self::Variable(found)) = self;
+        found.source.fmt(f)
     }
 }
 
 /// The credentials, if any are set; oddities that work go to `warnings`.
 pub(crate) fn resolve(
     layers: &Layers,
-    flags: &Connection,
     warnings: &mut Vec<String>,
 ) -> Result<Option<Credentials>, Failure> {
-    let user = layers.find(flags.user.as_deref(), "user");
-    let user_set_for_this_run = layers.find_set(flags.user.as_deref(), "user").is_some();
-    let file = layers.find_set(flags.password_file.as_deref(), "password-file");
+    let user = layers.find(Setting::User);
+    let user_set_for_this_run = layers.find_set(Setting::User).is_some();
+    let file = layers.find_set(Setting::PasswordFile);
     let variable = || {
-        let names = ["DLOCK_PASSWORD", "ETCDCTL_PASSWORD"];
-        let set = names
-            .into_iter()
-            .find(|name| layers.variable(name).is_some());
-        set.map(PasswordSource::Variable)
+        let names = ["DLOCK_PASSWORD", "ETCDCTL_PASSWORD"].into_iter();
+        let mut set = names.filter_map(|name| layers.find_variable(name.to_owned()));
+        set.next().map(PasswordSource::Variable)
     };
-    let place = file.map(PasswordSource::File).or_else(variable);
+    let given = file.map(PasswordSource::File).or_else(variable);
     let in_file = || {
-        layers
-            .find_in_file("password-file")
-            .map(PasswordSource::File)
+        let found = layers.find_in_file(Setting::PasswordFile);
+        found.map(PasswordSource::File)
     };
     let Some(user) = user else {
-        let Some(place) = place.or_else(in_file) else {
+        let Some(source) = given.or_else(in_file) else {
             return Ok(None);
         };
         return Err(anyhow!(
-            "cannot use the password of {place}: there is no user to it"
+            "cannot use the password of {source}: there is no user to it"
         ))
         .or_hint("name the user with --user or DLOCK_USER");
     };
     let name = user
         .text
         .to_str()
-        .ok_or_else(|| anyhow!("cannot use {}: not UTF-8 text", user.origin_text()))?;
+        .ok_or_else(|| anyhow!("cannot use {}: not UTF-8 text", user.source))?;
     // A name may contain a colon if the password is elsewhere, as with etcdctl. The file's own
     // password-file is weaker than a NAME:PASSWORD that was set for this run.
     let split = name.split_once(':');
-    let place = match place {
+    let given = match given {
         None if user_set_for_this_run && split.is_some() => None,
         None => in_file(),
-        place => place,
+        given => given,
     };
-    let source = place
+    let source = given
         .as_ref()
-        .map_or_else(|| user.origin_text(), PasswordSource::to_string);
-    let (name, password) = match (place, split) {
-        (Some(place), _) => (name, password(layers, place, warnings)?),
+        .map_or_else(|| user.source.to_string(), PasswordSource::to_string);
+    let (name, password) = match (given, split) {
+        (Some(given), _) => (name, password(given, warnings)?),
         (None, Some((name, password))) => (name, password.to_owned()),
         (None, None) => {
             return Err(anyhow!(
                 "cannot use the user '{name}' of {}: there is no password",
-                user.origin_text()
+                user.source
             ))
             .or_hint("give it by --password-file or DLOCK_PASSWORD");
         }
     };
     if name.is_empty() || password.is_empty() {
         let what = if name.is_empty() { "user" } else { "password" };
-        return Err(anyhow!("cannot use {}: the {what} is empty", user.origin_text()).into());
+        return Err(anyhow!("cannot use {}: the {what} is empty", user.source).into());
     }
     Ok(Some(Credentials {
         user: name.to_owned(),
@@ -107,16 +101,11 @@ pub(crate) fn resolve(
     }))
 }
 
-fn password(
-    layers: &Layers,
-    place: PasswordSource,
-    warnings: &mut Vec<String>,
-) -> Result<String, Failure> {
-    match place {
-        PasswordSource::Variable(name) => {
-            let value = layers.variable(name).unwrap_or_default();
-            let value = value.into_string();
-            Ok(value.map_err(|_| anyhow!("cannot use {name}: not UTF-8 text"))?)
+fn password(given: PasswordSource, warnings: &mut Vec<String>) -> Result<String, Failure> {
+    match given {
+        PasswordSource::Variable(SettingValue { text, source }) => {
+            let text = text.into_string();
+            Ok(text.map_err(|_| anyhow!("cannot use {source}: not UTF-8 text"))?)
         }
         PasswordSource::File(found) => {
             let path = found.path();

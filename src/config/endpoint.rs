@@ -4,6 +4,8 @@
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use super::layers::parse_digits;
+
 /// etcd's registered client port.
 const DEFAULT_PORT: u16 = 2379;
 
@@ -124,10 +126,8 @@ fn split_port(authority: &str) -> Result<(&str, Option<&str>), String> {
 }
 
 fn port_number(text: &str) -> Result<u16, String> {
-    let digits = text.bytes().all(|byte| byte.is_ascii_digit());
-    text.parse()
-        .ok()
-        .filter(|port| digits && *port != 0)
+    parse_digits(text)
+        .filter(|port| *port != 0)
         .ok_or_else(|| format!("'{text}' is no port: expected 1 to 65535"))
 }
 

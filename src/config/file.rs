@@ -10,51 +10,17 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, anyhow};
 use toml::de::{DeTable, DeValue};
 
+use super::setting::Setting;
 use crate::output::exit::{Failure, OrFail};
 
 /// Far more than all keys need; a wrong path such as `/dev/zero` must not fill the memory.
 const MAX_FILE_BYTES: u64 = 64 * 1024;
 
-/// The keys: the long options that have a variable, except the one that names the file. The list repeats the options, since
-/// defining every sub-command only for the names would take a twentieth of a short run.
-pub(crate) const KEYS: &[&str] = &[
-    "endpoints",
-    "cacert",
-    "cert",
-    "key",
-    "user",
-    "password-file",
-    "prefix",
-    "cluster-id",
-    "connect-timeout",
-    "verbose",
-    "quiet",
-    "log-format",
-    "local",
-    "no-wait",
-    "wait",
-    "conflict-exit-code",
-    "ttl",
-    "kill-after",
-    "signal",
-    "shared",
-    "slots",
-    "min-hold",
-    "max-hold",
-    "once-per",
-    "supersede",
-    "note",
-    "report",
-    "metrics",
-    "leftovers",
-    "reentrant",
-];
-
 /// The parsed file; empty if there is none.
 #[derive(Debug, Default)]
 pub(crate) struct File {
     pub(crate) path: PathBuf,
-    entries: BTreeMap<String, Entry>,
+    entries: BTreeMap<Setting, Entry>,
 }
 
 /// The value of one key.
@@ -98,34 +64,27 @@ impl File {
         let mut entries = BTreeMap::new();
         for (key, value) in table.into_inner() {
             let offset = key.span().start;
-            let key = key.into_inner().into_owned();
-            if !KEYS.contains(&&*key) {
+            let key = key.into_inner();
+            let Some(setting) = Setting::in_file().find(|setting| setting.name() == key) else {
                 let error = Err(complain(offset, format!("unknown key '{key}'")));
                 return match nearest(&key) {
                     Some(near) => error.or_hint(format!("did you mean '{near}'?")),
-                    None => error.or_hint(format!("the keys are {}", KEYS.join(", "))),
+                    None => error.or_hint(format!("the keys are {}", keys().join(", "))),
                 };
-            }
-            let text_of = text_of(value.get_ref()).ok_or_else(|| {
-                complain(
-                    value.span().start,
-                    format!("'{key}' has no such kind of value"),
-                )
-            })?;
-            let line = line_of(text, offset);
-            entries.insert(
-                key,
-                Entry {
-                    line,
-                    text: text_of,
-                },
-            );
+            };
+            let kind = || format!("'{key}' has no such kind of value");
+            let entry = Entry {
+                line: line_of(text, offset),
+                text: text_of(value.get_ref())
+                    .ok_or_else(|| complain(value.span().start, kind()))?,
+            };
+            entries.insert(setting, entry);
         }
         Ok(Self { path, entries })
     }
 
-    pub(crate) fn entry(&self, key: &str) -> Option<&Entry> {
-        self.entries.get(key)
+    pub(crate) fn entry(&self, setting: Setting) -> Option<&Entry> {
+        self.entries.get(&setting)
     }
 }
 
@@ -177,12 +136,16 @@ fn text_of(value: &DeValue<'_>) -> Option<String> {
     }
 }
 
+fn keys() -> Vec<&'static str> {
+    Setting::in_file().map(Setting::name).collect()
+}
+
 /// The known key that differs by the fewest letters, if by few enough for a typing error.
 fn nearest(key: &str) -> Option<&'static str> {
     let key = key.to_lowercase().replace('_', "-");
-    let near = KEYS
-        .iter()
-        .map(|known| (distance(&key, known), *known))
+    let near = keys()
+        .into_iter()
+        .map(|known| (distance(&key, known), known))
         .min()?;
     (near.0 <= 1 + near.1.len() / 4).then_some(near.1)
 }
@@ -219,15 +182,15 @@ mod tests {
             "# ours\nendpoints = [\"a\", 'b']\nttl = 30\n\nno-wait = true\nconnect-timeout = 0.5\n",
         )
         .unwrap();
-        let entry = |key: &str| {
-            file.entry(key)
+        let entry = |setting| {
+            file.entry(setting)
                 .map(|entry| (entry.line, entry.text.as_str()))
         };
-        assert_eq!(entry("endpoints"), Some((2, "a,b")));
-        assert_eq!(entry("ttl"), Some((3, "30")));
-        assert_eq!(entry("no-wait"), Some((5, "true")));
-        assert_eq!(entry("connect-timeout"), Some((6, "0.5")));
-        assert!(parse("").unwrap().entry("ttl").is_none());
+        assert_eq!(entry(Setting::Endpoints), Some((2, "a,b")));
+        assert_eq!(entry(Setting::Ttl), Some((3, "30")));
+        assert_eq!(entry(Setting::NoWait), Some((5, "true")));
+        assert_eq!(entry(Setting::ConnectTimeout), Some((6, "0.5")));
+        assert!(parse("").unwrap().entry(Setting::Ttl).is_none());
     }
 
     #[test]
@@ -280,8 +243,8 @@ mod tests {
     }
 
     #[test]
-    fn the_usual_places() {
-        let places = |set: &'static [(&str, &str)]| {
+    fn the_usual_paths() {
+        let paths = |set: &'static [(&str, &str)]| {
             default_paths(&move |name| {
                 set.iter()
                     .find(|(key, _)| *key == name)
@@ -289,17 +252,17 @@ mod tests {
             })
         };
         let etc = PathBuf::from("/etc/dlock/config.toml");
-        assert_eq!(places(&[]), std::slice::from_ref(&etc));
+        assert_eq!(paths(&[]), std::slice::from_ref(&etc));
         assert_eq!(
-            places(&[("HOME", "/h")]),
+            paths(&[("HOME", "/h")]),
             [PathBuf::from("/h/.config/dlock/config.toml"), etc.clone()]
         );
         assert_eq!(
-            places(&[("HOME", "/h"), ("XDG_CONFIG_HOME", "/x")]),
+            paths(&[("HOME", "/h"), ("XDG_CONFIG_HOME", "/x")]),
             [PathBuf::from("/x/dlock/config.toml"), etc.clone()]
         );
         assert_eq!(
-            places(&[("HOME", "/h"), ("XDG_CONFIG_HOME", "x")]),
+            paths(&[("HOME", "/h"), ("XDG_CONFIG_HOME", "x")]),
             [PathBuf::from("/h/.config/dlock/config.toml"), etc]
         );
     }

@@ -1,42 +1,25 @@
 //! The layers that a setting's text comes from: flag, `DLOCK_` variable, `ETCDCTL_` variable, file, in this order.
 //! It must not know what any setting means.
 
-use std::ffi::{OsStr, OsString};
+use std::cmp::Ordering;
+use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 
 use anyhow::anyhow;
 
 use super::file::File;
+use super::setting::Setting;
 use crate::output::exit::{Failure, OrFail};
 
-/// Variables that users of etcdctl may have set already.
-const ETCDCTL_VARIABLES: [(&str, &str); 5] = [
-    ("endpoints", "ETCDCTL_ENDPOINTS"),
-    ("cacert", "ETCDCTL_CACERT"),
-    ("cert", "ETCDCTL_CERT"),
-    ("key", "ETCDCTL_KEY"),
-    ("user", "ETCDCTL_USER"),
-];
+/// The flags on the command line with their texts; a switch has the text `true`.
+pub(crate) type Flags = BTreeMap<Setting, OsString>;
 
-/// The variable of a long option. A command gets `DLOCK_KEY`, so a nested dlock must not take that for its private key:
-/// the variables of the client certificate contain CLIENT.
-pub(crate) fn variable(option: &str) -> String {
-    match option {
-        "cert" => "DLOCK_CLIENT_CERT".to_owned(),
-        "key" => "DLOCK_CLIENT_KEY".to_owned(),
-        _ => format!("DLOCK_{}", option.to_ascii_uppercase().replace('-', "_")),
-    }
-}
-
-/// etcdctl's variable, the fallback for the option's own.
-pub(crate) fn fall_back(option: &str) -> Option<&'static str> {
-    let known = ETCDCTL_VARIABLES.iter().find(|(known, _)| *known == option);
-    known.map(|(_, name)| *name)
-}
-
-/// The variables and the file under the flags.
+/// The flags, the variables and the file.
 pub(crate) struct Layers<'a> {
+    flags: Flags,
     variables: &'a dyn Fn(&str) -> Option<OsString>,
     file: File,
 }
@@ -44,23 +27,37 @@ pub(crate) struct Layers<'a> {
 /// A setting's text and where it was found.
 #[derive(Debug)]
 pub(crate) struct SettingValue {
-    /// The long option.
-    pub(crate) option: &'static str,
     pub(crate) text: OsString,
     pub(crate) source: Source,
 }
 
-/// The strongest first.
+/// The source of a text, for people. The text may be a secret.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Source {
-    Flag,
+    /// The long option.
+    Flag(&'static str),
     Variable(String),
-    File { path: PathBuf, line: usize },
+    File {
+        key: Setting,
+        path: PathBuf,
+        line: usize,
+    },
 }
 
 impl<'a> Layers<'a> {
-    pub(crate) fn new(variables: &'a dyn Fn(&str) -> Option<OsString>, file: File) -> Self {
-        Self { variables, file }
+    /// Reads the file that the flags or the variables choose.
+    pub(crate) fn load(
+        flags: Flags,
+        variables: &'a dyn Fn(&str) -> Option<OsString>,
+    ) -> Result<Self, Failure> {
+        let mut layers = Self {
+            flags,
+            variables,
+            file: File::default(),
+        };
+        let chosen = layers.find(Setting::Config).map(|found| found.path());
+        layers.file = File::load(chosen, variables)?;
+        Ok(layers)
     }
 
     /// The value of a variable, if it is not empty.
@@ -68,68 +65,69 @@ impl<'a> Layers<'a> {
         (self.variables)(name).filter(|value| !value.is_empty())
     }
 
-    /// The strongest text for an option.
-    pub(crate) fn find(&self, flag: Option<&OsStr>, option: &'static str) -> Option<SettingValue> {
-        self.find_set(flag, option)
-            .or_else(|| self.find_in_file(option))
-    }
-
-    /// The strongest text for this run: from a flag or a variable.
-    pub(crate) fn find_set(
-        &self,
-        flag: Option<&OsStr>,
-        option: &'static str,
-    ) -> Option<SettingValue> {
-        Some(SettingValue::of(option, self.locate_set(flag, option)?))
-    }
-
-    /// The file's text for an option.
-    pub(crate) fn find_in_file(&self, option: &'static str) -> Option<SettingValue> {
-        Some(SettingValue::of(option, self.locate_in_file(option)?))
-    }
-
-    /// The strongest text for any option, and its source.
-    pub(crate) fn locate(&self, flag: Option<&OsStr>, option: &str) -> Option<(OsString, Source)> {
-        self.locate_set(flag, option)
-            .or_else(|| self.locate_in_file(option))
-    }
-
-    fn locate_set(&self, flag: Option<&OsStr>, option: &str) -> Option<(OsString, Source)> {
-        let from_variable = |name: String| {
-            let text = self.variable(&name)?;
-            Some((text, Source::Variable(name)))
-        };
-        flag.map(|text| (text.to_owned(), Source::Flag))
-            .or_else(|| from_variable(variable(option)))
-            .or_else(|| from_variable(fall_back(option)?.to_owned()))
-    }
-
-    fn locate_in_file(&self, option: &str) -> Option<(OsString, Source)> {
-        let entry = self.file.entry(option)?;
-        let source = Source::File {
-            path: self.file.path.clone(),
-            line: entry.line,
-        };
-        Some((entry.text.clone().into(), source))
-    }
-
     /// The path of the file; empty if there is none.
     pub(crate) fn file(&self) -> &Path {
         &self.file.path
     }
 
-    /// A switch that is on; a layer that turns it off hides the layers below.
-    pub(crate) fn find_switch(
+    /// The settings that have a flag, in the order of the pages.
+    pub(crate) fn flags(&self) -> impl Iterator<Item = &Setting> {
+        self.flags.keys()
+    }
+
+    /// The strongest text of a setting.
+    pub(crate) fn find(&self, setting: Setting) -> Option<SettingValue> {
+        self.find_set(setting)
+            .or_else(|| self.find_in_file(setting))
+    }
+
+    /// The strongest text for this run: from a flag or a variable.
+    pub(crate) fn find_set(&self, setting: Setting) -> Option<SettingValue> {
+        self.find_flag(setting)
+            .or_else(|| self.find_variable(setting.variable()))
+            .or_else(|| self.find_variable(setting.etcdctl_variable()?.to_owned()))
+    }
+
+    pub(crate) fn find_flag(&self, setting: Setting) -> Option<SettingValue> {
+        let text = self.flags.get(&setting)?;
+        Some(SettingValue::flag(setting.name(), text.clone()))
+    }
+
+    pub(crate) fn find_variable(&self, name: String) -> Option<SettingValue> {
+        let text = self.variable(&name)?;
+        let source = Source::Variable(name);
+        Some(SettingValue { text, source })
+    }
+
+    pub(crate) fn find_in_file(&self, setting: Setting) -> Option<SettingValue> {
+        let entry = self.file.entry(setting)?;
+        let source = Source::File {
+            key: setting,
+            path: self.file.path.clone(),
+            line: entry.line,
+        };
+        let text = entry.text.clone().into();
+        Some(SettingValue { text, source })
+    }
+
+    /// The value of a setting, if it is set.
+    pub(crate) fn parse<T>(
         &self,
-        flag: bool,
-        option: &'static str,
-    ) -> Result<Option<SettingValue>, Failure> {
-        let flag = flag.then_some(OsStr::new("true"));
-        let Some(found) = self.find(flag, option) else {
+        setting: Setting,
+        parse: impl Fn(&str) -> Result<T, String>,
+    ) -> Result<Option<T>, Failure> {
+        self.find(setting)
+            .map(|found| found.parse(parse))
+            .transpose()
+    }
+
+    /// A switch that is on; a layer that turns it off hides the layers below.
+    pub(crate) fn find_switch(&self, setting: Setting) -> Result<Option<SettingValue>, Failure> {
+        let Some(found) = self.find(setting) else {
             return Ok(None);
         };
-        let on = found
-            .parse(|text| parse_switch(text).ok_or_else(|| "expected true or false".to_owned()))?;
+        let expected = || "expected true or false".to_owned();
+        let on = found.parse(|text| parse_switch(text).ok_or_else(expected))?;
         Ok(on.then_some(found))
     }
 }
@@ -143,13 +141,17 @@ pub(crate) fn parse_switch(text: &str) -> Option<bool> {
     }
 }
 
+/// A number in digits alone, without a sign.
+pub(crate) fn parse_digits<T: FromStr>(text: &str) -> Option<T> {
+    let digits = text.bytes().all(|byte| byte.is_ascii_digit());
+    text.parse().ok().filter(|_| digits)
+}
+
 impl SettingValue {
-    fn of(option: &'static str, (text, source): (OsString, Source)) -> Self {
-        Self {
-            option,
-            text,
-            source,
-        }
+    /// The text of a flag.
+    pub(crate) fn flag(option: &'static str, text: OsString) -> Self {
+        let source = Source::Flag(option);
+        Self { text, source }
     }
 
     /// The value; the error names the source of the text.
@@ -176,38 +178,36 @@ impl SettingValue {
     pub(crate) fn stronger(
         one: Option<Self>,
         other: Option<Self>,
-    ) -> Result<Option<Self>, Failure> {
+    ) -> Result<(Option<Self>, Option<Self>), Failure> {
         let rank = |found: &Self| match found.source {
-            Source::Flag => 0,
+            Source::Flag(_) => 0,
             Source::Variable(_) => 1,
             Source::File { .. } => 2,
         };
-        match (one, other) {
-            (Some(one), Some(other)) if rank(&one) == rank(&other) => Err(anyhow!(
+        let (Some(first), Some(second)) = (&one, &other) else {
+            return Ok((one, other));
+        };
+        match rank(first).cmp(&rank(second)) {
+            Ordering::Less => Ok((one, None)),
+            Ordering::Greater => Ok((None, other)),
+            Ordering::Equal => Err(anyhow!(
                 "cannot use {} together with {}",
-                one.origin_text(),
-                other.origin_text()
+                first.source,
+                second.source
             ))
             .or_hint("the two contradict each other: choose one"),
-            (Some(one), Some(other)) if rank(&other) < rank(&one) => Ok(Some(other)),
-            (Some(found), _) | (None, Some(found)) => Ok(Some(found)),
-            (None, None) => Ok(None),
         }
-    }
-
-    /// The source without the text, which may be a secret.
-    pub(crate) fn origin_text(&self) -> String {
-        place_of(self.option, &self.source)
     }
 }
 
-/// The source of an option's text, for people.
-pub(crate) fn place_of(option: &str, source: &Source) -> String {
-    match source {
-        Source::Flag => format!("--{option}"),
-        Source::Variable(name) => name.clone(),
-        Source::File { path, line } => {
-            format!("{option} in line {line} of '{}'", path.display())
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Flag(option) => write!(f, "--{option}"),
+            Self::Variable(name) => f.write_str(name),
+            Self::File { key, path, line } => {
+                write!(f, "{key} in line {line} of '{}'", path.display())
+            }
         }
     }
 }
@@ -216,14 +216,10 @@ impl fmt::Display for SettingValue {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let text = self.text.to_string_lossy();
         match &self.source {
-            Source::Flag => write!(f, "--{} '{text}'", self.option),
-            Source::Variable(name) => write!(f, "{name} '{text}'"),
-            Source::File { path, line } => write!(
-                f,
-                "{} '{text}' in line {line} of '{}'",
-                self.option,
-                path.display()
-            ),
+            Source::File { key, path, line } => {
+                write!(f, "{key} '{text}' in line {line} of '{}'", path.display())
+            }
+            source => write!(f, "{source} '{text}'"),
         }
     }
 }
