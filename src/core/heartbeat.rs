@@ -224,7 +224,7 @@ mod tests {
         /// Without an open watch, dlock renews, and renews again after an answer, early enough to learn of a loss within
         /// `NOTICE`; and nothing shortens the pause after a failure.
         #[test]
-        fn without_a_watch_renewals_take_its_place(ttl in 5..3600_u64, events in events()) {
+        fn renewals_replace_a_broken_watch(ttl in 5..3600_u64, events in events()) {
             let ttl = Duration::from_secs(ttl);
             let timings = LeaseTimings::new(ttl, LeaseTimings::default_grace(ttl));
             let mut now = at(100.0);

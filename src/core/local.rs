@@ -158,7 +158,7 @@ impl Cooldown {
         serde_json::to_string(self).unwrap_or_default()
     }
 
-    /// Parses the text of [`Cooling::to_json`].
+    /// Parses the text of [`Cooldown::to_json`].
     pub fn parse(text: &[u8]) -> Option<Self> {
         serde_json::from_slice(text).ok()
     }

@@ -4,7 +4,7 @@
 use std::ops::{Add, Sub};
 use std::time::Duration;
 
-/// A moment on `CLOCK_BOOTTIME` (`clock_gettime(2)`), which goes on counting while the machine sleeps.
+/// A moment on `CLOCK_BOOTTIME` (`clock_gettime(2)`), which counts while the machine sleeps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Instant(Duration);
 

@@ -272,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_holds_a_lock_for_longer_than_we_have_seen() {
+    fn a_hold_is_shown_no_longer_than_it_was_observed() {
         let mut status = status(None);
         status.behind(at(100.0), None, 2);
         assert_eq!(
@@ -292,7 +292,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lock_that_cools_down_is_held_by_nobody() {
+    fn a_cooldown_shows_no_holder() {
         let mut status = status(None);
         let cooling = Holder {
             cooling: true,

@@ -48,7 +48,7 @@ pub(crate) enum GuardReport {
         status: Option<ExitStatus>,
         cause: Cause,
     },
-    /// These processes live 2 s after the first SIGKILL. The guard goes on killing, also without dlock. Sent again when the
+    /// These processes live 2 s after the first SIGKILL. The guard continues to kill, also without dlock. Sent again when the
     /// list changes; empty when /proc hides them (`hidepid`).
     Survivors(Vec<Survivor>),
     /// The guard's process has ended.

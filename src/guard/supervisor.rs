@@ -48,7 +48,7 @@ pub(super) struct Resources {
     pub(super) tree: Tree,
     /// Readable when a child has ended.
     pub(super) deaths: OwnedFd,
-    /// On `CLOCK_BOOTTIME`: a timeout of `poll(2)` stands still while the machine sleeps.
+    /// On `CLOCK_BOOTTIME`: a timeout of `poll(2)` stops while the machine sleeps.
     pub(super) timer: OwnedFd,
     /// /dev/null.
     pub(super) null: OwnedFd,

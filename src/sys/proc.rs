@@ -68,7 +68,7 @@ impl FromStr for ProcessId {
     }
 }
 
-/// What we need of `proc_pid_stat(5)`.
+/// The fields of `proc_pid_stat(5)` that dlock needs.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Stat {
     pub(crate) program: String,

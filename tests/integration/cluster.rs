@@ -45,7 +45,7 @@ fn a_stopped_leader_that_returns_makes_no_two_holders() {
         let outcome = contender.wait_within(LIMIT * 2);
         assert!(matches!(outcome.code(), Some(0 | 121)), "{outcome:?}");
     }
-    // The lock works afterwards, whoever lost it.
+    // The lock works afterwards, whichever holder lost it.
     let last = Dlock::at(&cluster.endpoints())
         .run(["stopped", "--"])
         .args(oracle.command(&["true"]));

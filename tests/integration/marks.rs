@@ -1,4 +1,4 @@
-//! The keys and leases that have to be in etcd before a command may start: its mark, its slot, the lease that keeps the lock afterwards.
+//! The keys and leases that must be in etcd before a command may start: its mark, its slot, the lease that keeps the lock afterwards.
 //! It must not know how a lock is lost, nor who else waits for it.
 
 use std::time::Duration;

@@ -238,7 +238,7 @@ fn without_a_delay_a_revocation_lets_two_trees_live() {
 }
 
 #[test]
-fn a_delay_of_grace_and_margin_covers_a_holder_that_hears_of_it() {
+fn a_delay_of_grace_and_margin_covers_a_holder_that_learns_of_its_loss() {
     excludes(
         "grace and margin",
         revoked(enough_with_notice(), Notice::Prompt),
@@ -248,7 +248,7 @@ fn a_delay_of_grace_and_margin_covers_a_holder_that_hears_of_it() {
 
 /// A broken watch need not be noticed: renewals replace it.
 #[test]
-fn a_holder_whose_watch_may_break_hears_as_well_by_its_renewals() {
+fn a_holder_whose_watch_may_break_learns_of_its_loss_by_renewals() {
     let renewed = revoked(enough_with_notice(), Notice::Renewed);
     excludes("a broken watch", renewed, 25_000);
 }
@@ -288,7 +288,7 @@ fn a_margin_that_forgets_the_clocks_is_too_short() {
 }
 
 #[test]
-fn grace_and_margin_do_not_cover_a_holder_that_hears_nothing() {
+fn grace_and_margin_do_not_cover_a_holder_that_learns_nothing() {
     overlaps(
         "grace and margin, no notice",
         revoked(enough_with_notice(), Notice::Unsure),
@@ -297,7 +297,7 @@ fn grace_and_margin_do_not_cover_a_holder_that_hears_nothing() {
 }
 
 #[test]
-fn a_delay_of_a_whole_lease_covers_a_holder_that_hears_nothing() {
+fn a_delay_of_a_whole_lease_covers_a_holder_that_learns_nothing() {
     let delayed = revoked(enough_without_notice(), Notice::Unsure);
     excludes("a whole lease", delayed, 25_000);
 }

@@ -54,7 +54,7 @@ pub(crate) enum Word {
 pub(crate) enum Announce {
     /// The grace of its own command.
     Own,
-    /// [`Predecessors::grace`](dlock::core::evidence::Predecessors::grace).
+    /// [`Predecessors::grace`](dlock::core::lock_delay::Predecessors::grace).
     Longest,
 }
 

@@ -79,7 +79,7 @@ fn a_deleted_key_is_seen_without_a_watch() {
     });
 }
 
-/// An event of a kind that this client does not know is skipped, and dlock goes on listening.
+/// An event of a kind that this client does not know is skipped, and the watch continues.
 #[test]
 fn an_unknown_event_is_skipped() {
     at_once([true, false], |holds| {

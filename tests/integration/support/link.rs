@@ -130,7 +130,7 @@ struct State {
     age: AtomicU64,
     broken: Mutex<Break>,
     trap: Mutex<Option<Arc<Trap>>>,
-    /// Refuse new connections: nobody listens.
+    /// Refuse new connections, as a closed port does.
     refuse: AtomicBool,
     listening: AtomicBool,
     over: AtomicBool,
