@@ -42,7 +42,7 @@ mod tests {
     }
 
     #[test]
-    fn the_command_is_found_in_what_stands_there() {
+    fn the_command_is_found_in_an_incomplete_line() {
         assert_eq!(before(&["dlock", "run", "job", "git", "che"]), Some(3));
         assert_eq!(
             before(&["dlock", "run", "-w", "5m", "job", "--", "git", "-c", "x"]),
@@ -59,7 +59,7 @@ mod tests {
     }
 
     #[test]
-    fn the_words_say_how_etcd_is_reached() {
+    fn an_incomplete_line_chooses_the_connection() {
         let words = [
             "dlock",
             "run",

@@ -30,7 +30,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_and_numbers() {
+    fn a_signal_has_a_name_or_a_number() {
         for text in ["TERM", "SIGTERM", "term", "sigterm", "15"] {
             assert_eq!(parse(text), Ok(15), "{text}");
         }

@@ -198,7 +198,7 @@ fn fence(args: &[&str], set: &[(&str, &str)]) -> fence::Options {
 }
 
 #[test]
-fn a_fence() {
+fn a_fence_takes_name_and_token_from_flags_or_the_lock_around_it() {
     let name = || "job".parse().unwrap();
     let enter = |token, command: &[&str]| Task::Enter {
         name: name(),
@@ -234,7 +234,7 @@ fn a_fence() {
 }
 
 #[test]
-fn a_shell_string() {
+fn a_shell_string_is_run_by_the_shell_of_the_user() {
     assert_eq!(
         run(&["run", "x", "-c", "a | b"]).command,
         ["/bin/sh", "-c", "a | b"]
@@ -250,7 +250,7 @@ fn a_shell_string() {
 }
 
 #[test]
-fn defaults() {
+fn a_run_without_options_has_the_defaults() {
     let run = run_with(&["run", "x", "cmd"], &[]);
     let options = &run.options;
     assert_eq!(options.lock.ttl, Duration::from_secs(30));
@@ -267,7 +267,7 @@ fn defaults() {
 }
 
 #[test]
-fn every_option() {
+fn every_option_has_its_effect() {
     let options = run(&[
         "run",
         "-w",
@@ -531,8 +531,8 @@ fn flag_before_variable_before_etcdctl_before_file_before_default() {
 }
 
 #[test]
-fn a_wrong_value_is_named_with_its_place() {
-    let directory = TestDir::new("places");
+fn an_error_names_a_wrong_value_with_its_source() {
+    let directory = TestDir::new("sources");
     let file = directory.file("c.toml", "\n\nttl = 'x'\n");
     let args = ["run", "x", "y"];
     assert!(
@@ -552,7 +552,7 @@ fn a_wrong_value_is_named_with_its_place() {
 }
 
 #[test]
-fn of_two_that_contradict_the_stronger_layer_counts() {
+fn the_stronger_of_two_contradicting_settings_counts() {
     let patience =
         |args: &[&str], set: &[(&str, &str)]| run_with(args, set).options.lock.request.wait_policy;
     let five = WaitPolicy::Timeout(Duration::from_secs(5));
@@ -586,7 +586,7 @@ fn of_two_that_contradict_the_stronger_layer_counts() {
 }
 
 #[test]
-fn what_a_command_gets_never_configures_a_dlock_inside() {
+fn the_variables_of_a_lock_never_configure_a_nested_dlock() {
     let own = [
         "DLOCK_NAME",
         "DLOCK_KEY",
@@ -620,7 +620,7 @@ fn every_setting_is_looked_up_as_variable() {
 }
 
 #[test]
-fn passwords() {
+fn a_password_comes_from_the_strongest_source_and_is_not_shown() {
     let directory = TestDir::new("passwords");
     let secret = directory.file("secret", "from file\n");
     let credentials = |args: &[&str], set: &[(&str, &str)]| {
@@ -708,7 +708,7 @@ fn passwords() {
 }
 
 #[test]
-fn tls_files() {
+fn tls_files_are_readable_and_mean_https() {
     let directory = TestDir::new("tls");
     let (ca, cert, key) = (
         directory.file("ca", "x"),
@@ -756,7 +756,7 @@ fn tls_files() {
 }
 
 #[test]
-fn ways_to_share_a_lock() {
+fn sharing_options_have_limits_and_conflicts() {
     let request = |args: &[&str]| {
         let args = [&["run", "x"], args, &["--", "y"]].concat();
         run(&args).lock.request
@@ -812,7 +812,7 @@ fn local(args: &[&str], set: &[(&str, &str)]) -> Option<(PathBuf, Options)> {
 }
 
 #[test]
-fn a_local_lock_is_asked_for_by_every_layer() {
+fn every_layer_can_choose_local_locks() {
     let directory = |args: &[&str], set: &[(&str, &str)]| {
         let args = [&["run"], args, &["x", "y"]].concat();
         let (directory, _) = local(&args, set)?;
@@ -864,7 +864,7 @@ fn a_local_lock_is_asked_for_by_every_layer() {
 }
 
 #[test]
-fn what_only_etcd_can_do_is_refused_for_a_local_lock() {
+fn options_for_etcd_alone_are_refused_for_a_local_lock() {
     let on = [("DLOCK_LOCAL", "/v")];
     for (args, set, says) in [
         (
@@ -921,7 +921,7 @@ fn what_only_etcd_can_do_is_refused_for_a_local_lock() {
 }
 
 #[test]
-fn the_doctor_judges_by_the_settings_of_a_run() {
+fn the_doctor_uses_the_settings_of_a_run() {
     let doctor = |args: &[&str], set: &[(&str, &str)]| {
         let Ok(Request::Task(task)) = parse_args(&[&["doctor"], args].concat(), set) else {
             panic!("{args:?} is refused");
@@ -975,7 +975,7 @@ fn every_setting_is_an_option_of_the_same_name() {
 
 /// "Its keys are the long options without the dashes": all that have a variable, except the one that names the file.
 #[test]
-fn every_setting_may_stand_in_the_file() {
+fn the_file_may_contain_every_setting_but_its_own_path() {
     let longs = settings().map(|(long, ..)| long);
     let keys = Setting::in_file().map(Setting::name);
     assert!(longs.filter(|long| *long != "config").eq(keys));

@@ -59,7 +59,7 @@ mod tests {
     use crate::core::text::format_duration;
 
     #[test]
-    fn what_people_write() {
+    fn common_forms_are_durations() {
         let ms = |text: &str| parse(text).map(|duration| duration.as_millis());
         assert_eq!(ms("30s"), Ok(30_000));
         assert_eq!(ms("1m30s"), Ok(90_000));

@@ -181,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_meant() {
+    fn an_endpoint_gets_its_scheme_and_port() {
         for (text, meant) in [
             ("localhost", "http://localhost:2379"),
             ("DB1.example.com:1234", "http://db1.example.com:1234"),
@@ -202,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn this_machine_is_known_by_its_names() {
+    fn loopback_addresses_are_local() {
         for (text, local) in [
             ("localhost", true),
             ("127.0.0.9:1", true),
@@ -288,7 +288,7 @@ mod tests {
         #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
         #[test]
-        fn what_is_accepted_comes_back(text in "(https?://)?[a-z0-9.:/\\[\\]@-]{0,20}") {
+        fn an_accepted_list_parses_again_to_itself(text in "(https?://)?[a-z0-9.:/\\[\\]@-]{0,20}") {
             if let Ok(endpoints) = parse_list(&text, false) {
                 let shown: Vec<String> = endpoints.iter().map(ToString::to_string).collect();
                 prop_assert_eq!(parse_list(&shown.join(","), false), Ok(endpoints));

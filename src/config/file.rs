@@ -177,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn every_kind_of_value() {
+    fn every_kind_of_value_becomes_the_text_of_a_flag() {
         let file = parse(
             "# ours\nendpoints = [\"a\", 'b']\nttl = 30\n\nno-wait = true\nconnect-timeout = 0.5\n",
         )
@@ -223,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_toml_is_named_with_its_line() {
+    fn an_error_in_the_toml_is_named_with_its_line() {
         for text in [
             "\nttl = ",
             "\nttl 5",
@@ -243,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn the_usual_paths() {
+    fn the_default_paths_follow_the_base_directories() {
         let paths = |set: &'static [(&str, &str)]| {
             default_paths(&move |name| {
                 set.iter()

@@ -1,4 +1,5 @@
-//! The keys of all settings, and the names that the layers have for each.
+//! The keys of all settings, and the names that the layers have for each. A new setting has its row here, its words in a
+//! field of the same name in `cli`, and its effect where the layers are asked for its key.
 //! It must not know what a setting means.
 
 use std::fmt;
