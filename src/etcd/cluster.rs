@@ -11,7 +11,7 @@ use tokio::sync::{Mutex, watch};
 use tokio::time::{sleep, timeout};
 use tracing::{info, warn};
 
-use super::connection::{Connection, connect};
+use super::connection::{Connection, connect, within};
 use super::error::{ErrorKind, LockError, connect_hint};
 use crate::config::credentials::Credentials;
 use crate::config::endpoint::Endpoint;
@@ -180,20 +180,15 @@ impl Cluster {
         &self,
         header: Option<&ResponseHeader>,
     ) -> Result<Header, LockError> {
-        let header = header.ok_or_else(|| LockError::retryable("an answer without a header"))?;
-        let theirs = ClusterId(header.cluster_id());
+        let header = read_header(header)?;
+        let theirs = ClusterId(header.cluster);
         let id = *self.id.get_or_init(|| theirs);
         if theirs != id {
             self.warn_of(theirs, id);
             return Err(self.foreign(theirs, id));
         }
         self.answered.set(true);
-        Ok(Header {
-            cluster: header.cluster_id(),
-            member: header.member_id(),
-            term: header.raft_term(),
-            revision: header.revision(),
-        })
+        Ok(header)
     }
 
     fn foreign(&self, theirs: ClusterId, id: ClusterId) -> LockError {
@@ -298,9 +293,7 @@ impl Cluster {
             Ok(connection) => connection,
             Err(error) => return (index, Err(error)),
         };
-        let answer = timeout(limit, ask(connection.clone()).boxed_local())
-            .await
-            .unwrap_or_else(|_| Err(LockError::no_answer(limit)));
+        let answer = within(limit, ask(connection.clone())).await;
         if let Err(error) = &answer {
             if matches!(error.kind, ErrorKind::Retryable | ErrorKind::AuthExpired) {
                 self.forget(&connection);
@@ -352,4 +345,15 @@ impl Cluster {
             hint,
         }
     }
+}
+
+/// Reads the header of an answer.
+pub(super) fn read_header(header: Option<&ResponseHeader>) -> Result<Header, LockError> {
+    let header = header.ok_or_else(|| LockError::retryable("an answer without a header"))?;
+    Ok(Header {
+        cluster: header.cluster_id(),
+        member: header.member_id(),
+        term: header.raft_term(),
+        revision: header.revision(),
+    })
 }

@@ -78,6 +78,21 @@ pub(crate) async fn connect(
     Ok(Connection { client })
 }
 
+/// Bounds a request: after `limit` it is given up.
+pub(super) async fn within<T, E>(
+    limit: Duration,
+    answer: impl Future<Output = Result<T, E>>,
+) -> Result<T, LockError>
+where
+    LockError: From<E>,
+{
+    // Boxed: a caller would else need the stack of every request that it may send.
+    match timeout(limit, answer.boxed_local()).await {
+        Ok(answer) => Ok(answer?),
+        Err(_) => Err(LockError::no_answer(limit)),
+    }
+}
+
 async fn contact(
     endpoint: &Endpoint,
     tls: &Tls,

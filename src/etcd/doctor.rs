@@ -7,17 +7,17 @@ mod trial_lock;
 
 use std::time::Duration;
 
-use etcd_client::{Error, ResponseHeader, StatusResponse};
+use etcd_client::{Error, StatusResponse};
 use tokio::time::timeout;
 
-use super::connection::{Connection, connect};
+use super::cluster::read_header;
+use super::connection::{Connection, connect, within};
 use super::error::{ErrorKind, LockError, connect_hint};
 use crate::config::Settings;
 use crate::config::credentials::Credentials;
 use crate::config::endpoint::Endpoint;
 use crate::core::doctor::certificate::Certificate;
 use crate::core::doctor::facts::{Answer, Complaint, Member, MemberStatus, Probe};
-use crate::core::proof::Header;
 use crate::core::time::LeaseTimings;
 use crate::sys::clock;
 
@@ -79,7 +79,9 @@ async fn probe(
     let users = users(&etcd, credentials).await;
     let members = members(&etcd).await;
     let (trial, granted_by) = trial_lock::run(&etcd, &settings.prefix, timings).await;
-    let header = status.as_ref().and_then(|status| header(status.header()));
+    let header = status
+        .as_ref()
+        .and_then(|status| read_header(status.header()).ok());
     Ok(Answer {
         took,
         header: header.or(granted_by),
@@ -137,26 +139,6 @@ async fn members(etcd: &Connection) -> Vec<Member> {
         learner: member.is_learner(),
     };
     list.members().iter().map(member).collect()
-}
-
-/// Bounds a request.
-async fn within<T>(
-    limit: Duration,
-    answer: impl Future<Output = Result<T, Error>>,
-) -> Result<T, LockError> {
-    match timeout(limit, answer).await {
-        Ok(answer) => answer.map_err(LockError::from),
-        Err(_) => Err(LockError::no_answer(limit)),
-    }
-}
-
-fn header(header: Option<&ResponseHeader>) -> Option<Header> {
-    header.map(|header| Header {
-        cluster: header.cluster_id(),
-        member: header.member_id(),
-        term: header.raft_term(),
-        revision: header.revision(),
-    })
 }
 
 fn complaint(error: LockError) -> Complaint {

@@ -12,6 +12,7 @@ pub(crate) mod eviction;
 pub(crate) mod listing;
 mod prepare;
 pub(crate) mod queue;
+mod renewal;
 mod requests;
 pub(crate) mod session;
 mod ttl_keys;

@@ -96,11 +96,17 @@ pub(super) fn reads_of(answer: &TxnResponse) -> Vec<Vec<KeyValue>> {
     reads.collect()
 }
 
-/// Whether our key is there as we put it.
+/// The entry that a key stands for by its creation and its lease.
+pub(super) fn entry_id(key: &KeyValue) -> EntryId {
+    EntryId {
+        token: FencingToken(key.create_revision()),
+        lease: LeaseId(key.lease()),
+    }
+}
+
+/// Whether our key was `read` as we put it.
 pub(super) fn is_own(read: &[KeyValue], entry: EntryId) -> bool {
-    let is_own =
-        |key: &KeyValue| key.create_revision() == entry.token.0 && key.lease() == entry.lease.0;
-    read.first().is_some_and(is_own)
+    read.first().map(entry_id) == Some(entry)
 }
 
 /// The evidence that was `read`, if there is any.

@@ -6,22 +6,23 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use etcd_client::{
-    GetOptions, KeyValue, LeaseKeepAliveStream, LeaseKeeper, Txn, TxnOp, TxnOpResponse,
-    WatchOptions, WatchResponse, WatchStream,
+    GetOptions, KeyValue, ResponseHeader, Txn, TxnOp, TxnOpResponse, WatchOptions, WatchResponse,
+    WatchStream,
 };
 use futures_util::FutureExt as _;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
-use tokio::time::{sleep, timeout};
+use tokio::time::sleep;
 
 use super::Cluster;
-use super::connection::Connection;
+use super::connection::{Connection, within};
 use super::error::{ErrorKind, LockError};
-use super::queue::count_before;
+use super::queue::{count_before, entry_id};
+use super::renewal::KeepAlive;
 use crate::core::heartbeat::Watch;
 use crate::core::holder::Holder;
 use crate::core::keys::LockKeys;
-use crate::core::proof::{EntryId, FencingToken, Header, LeaseId, LossReason, Renewal};
+use crate::core::proof::{EntryId, Header, LossReason, Renewal};
 use crate::core::time::LeaseTimings;
 use crate::lock::backend::{LockSession, SessionEvent};
 use crate::sys::clock;
@@ -165,11 +166,7 @@ impl SessionState {
         if moved {
             self.emit(SessionEvent::QueueChanged);
         }
-        let entry = own.map(|own| EntryId {
-            token: FencingToken(own.create_revision()),
-            lease: LeaseId(own.lease()),
-        });
-        Ok((header, entry))
+        Ok((header, own.as_ref().map(entry_id)))
     }
 
     /// The read that shows whether those who are awaited have moved.
@@ -222,14 +219,6 @@ impl SessionState {
     }
 }
 
-/// A keepalive stream on one connection, with at most one question unanswered: answers carry no
-/// number, so a second question would make them ambiguous (measured: after a stall all come at once).
-struct KeepAlive {
-    etcd: Connection,
-    keeper: LeaseKeeper,
-    answers: LeaseKeepAliveStream,
-}
-
 async fn renew(
     subject: Rc<SessionState>,
     mut ordered: mpsc::UnboundedReceiver<()>,
@@ -268,14 +257,14 @@ async fn renew_once(
             cluster.advance(index);
         }
     })?;
-    if keeping.as_ref().is_some_and(|kept| !kept.etcd.is(&etcd)) {
+    if keeping.as_ref().is_some_and(|kept| !kept.is_on(&etcd)) {
         *keeping = None;
     }
     let proof = prove(subject, keeping, &etcd, awaited).await;
     proof.inspect_err(|error| cluster.disconnect(&etcd, error))
 }
 
-/// One exchange over this connection.
+/// Makes one renewal over this connection.
 async fn prove(
     subject: &SessionState,
     keeping: &mut Option<KeepAlive>,
@@ -283,75 +272,24 @@ async fn prove(
     awaited: &WatchTarget,
 ) -> Result<Renewal, LockError> {
     let limit = subject.timings.renew_timeout();
-    if keeping.is_none() {
-        let opened = with_limit(limit, start_keepalive(subject.entry.lease, etcd)).await?;
-        let Some(opened) = opened else {
-            // Suspicion, not loss: a lagging or deposed leader says so too. The read decides.
-            let sent_at = clock::now();
-            let read = with_limit(limit, subject.read(etcd, awaited)).await?;
-            return Ok(Renewal {
-                sent_at,
-                keepalive: None,
-                read,
-            });
-        };
-        *keeping = Some(opened);
-    }
-    let Some(kept) = keeping else {
-        return Err(LockError::retryable("no keepalive stream"));
+    let read = subject.read(etcd, awaited);
+    let kept = match keeping {
+        Some(kept) => kept,
+        None => match within(limit, KeepAlive::open(etcd, subject.entry.lease)).await {
+            Ok(opened) => keeping.insert(opened),
+            Err(error) if error.kind == ErrorKind::LeaseNotFound => {
+                // Suspicion, not loss: a lagging or deposed leader says so too. The read decides.
+                return Ok(Renewal {
+                    sent_at: clock::now(),
+                    keepalive: None,
+                    read: within(limit, read).await?,
+                });
+            }
+            Err(error) => return Err(error),
+        },
     };
-    with_limit(limit, exchange(subject, kept, awaited)).await
-}
-
-/// Bounds a request; who has not answered by then is given up.
-async fn with_limit<T>(
-    limit: Duration,
-    answer: impl Future<Output = Result<T, LockError>>,
-) -> Result<T, LockError> {
-    timeout(limit, answer.boxed_local())
-        .await
-        .unwrap_or_else(|_| Err(LockError::no_answer(limit)))
-}
-
-/// Opens a keepalive stream; `None` when the server does not know the lease. The client library keeps
-/// the first answer of a new stream to itself.
-async fn start_keepalive(
-    lease: LeaseId,
-    etcd: &Connection,
-) -> Result<Option<KeepAlive>, LockError> {
-    let opened = etcd.leases().keep_alive(lease.0).await;
-    match opened.map_err(LockError::from) {
-        Ok((keeper, answers)) => Ok(Some(KeepAlive {
-            etcd: etcd.clone(),
-            keeper,
-            answers,
-        })),
-        Err(error) if error.kind == ErrorKind::LeaseNotFound => Ok(None),
-        Err(error) => Err(error),
-    }
-}
-
-/// The keepalive, and only after its answer the read: see `core::proof::Ownership::verify`.
-async fn exchange(
-    subject: &SessionState,
-    kept: &mut KeepAlive,
-    awaited: &WatchTarget,
-) -> Result<Renewal, LockError> {
-    let sent_at = clock::now();
-    kept.keeper.keep_alive().await?;
-    let answer = kept.answers.message().await?;
-    let answer = answer.ok_or_else(|| LockError::retryable("the keepalive stream was closed"))?;
-    if answer.id() != subject.entry.lease.0 {
-        return Err(LockError::retryable("a keepalive answer for another lease"));
-    }
-    let header = subject.cluster.check_header(answer.header())?;
-    let left = Duration::from_secs(answer.ttl().try_into().unwrap_or(0));
-    let read = subject.read(&kept.etcd, awaited).await?;
-    Ok(Renewal {
-        sent_at,
-        keepalive: Some((header, left)),
-        read,
-    })
+    let check = |header: Option<&ResponseHeader>| subject.cluster.check_header(header);
+    within(limit, kept.renew(check, read)).await
 }
 
 /// Watches our key and those who are awaited, and opens the watch again whenever anything is unclear.

@@ -3,20 +3,19 @@
 
 use std::time::Duration;
 
-use etcd_client::{
-    Compare, CompareOp, Error, GetOptions, KvClient, LeaseClient, LeaseGrantOptions,
-    LeaseKeepAliveStream, LeaseKeeper, PutOptions, Txn, TxnOp, TxnOpResponse,
-};
-use tokio::time::timeout;
+use etcd_client::{Compare, CompareOp, GetOptions, LeaseGrantOptions, PutOptions, Txn, TxnOp};
 
-use super::super::connection::Connection;
-use super::{STEP_TIMEOUT, complaint, header, within};
+use super::super::cluster::read_header;
+use super::super::connection::{Connection, within};
+use super::super::queue::{entry_id, reads_of};
+use super::super::renewal::KeepAlive;
+use super::{STEP_TIMEOUT, complaint};
 use crate::core::doctor::facts::Trial;
 use crate::core::doctor::latency::Proof;
 use crate::core::keys::LockKeys;
 use crate::core::name::LockName;
 use crate::core::proof::{
-    EntryId, FencingToken, Header, Inconclusive, LeaseId, Ownership, Renewal, Verdict,
+    EntryId, FencingToken, Header, Inconclusive, LeaseId, Ownership, Verdict,
 };
 use crate::core::time::LeaseTimings;
 use crate::etcd::error::LockError;
@@ -51,40 +50,37 @@ pub(super) async fn run(
             return (trial, None);
         }
     };
-    let mut subject = TrialLock {
-        kv: etcd.kv(),
-        leases,
+    let trial_lock = TrialLock {
+        etcd,
         // Nobody else has the lease's number, so nobody else has the key.
         key: format!("{prefix}doctor/{:x}", granted.id()),
         lease: LeaseId(granted.id()),
         timings,
     };
-    let locks = subject.try_write(prefix).await;
-    let (key, proofs) = subject.try_key().await;
-    let revoke = subject.leases.revoke(subject.lease.0);
-    let revoked = within(STEP_TIMEOUT, revoke).await;
+    let locks = trial_lock.try_write(prefix).await;
+    let (key, proofs) = trial_lock.try_key().await;
+    let revoked = within(STEP_TIMEOUT, leases.revoke(granted.id())).await;
     let trial = Trial {
         locks: locks.map_err(complaint),
         key: key.and(revoked.map(drop)).map_err(complaint),
         proofs,
     };
-    (trial, header(granted.header()))
+    (trial, read_header(granted.header()).ok())
 }
 
 /// The key that is tried with.
-struct TrialLock {
-    kv: KvClient,
-    leases: LeaseClient,
+struct TrialLock<'a> {
+    etcd: &'a Connection,
     key: String,
     lease: LeaseId,
     timings: LeaseTimings,
 }
 
-impl TrialLock {
+impl TrialLock<'_> {
     /// Asks whether what `dlock run` does with a lock would be allowed, and does none of it: etcd checks
     /// the permissions of a transaction's both branches, whichever it then takes
     /// (server/etcdserver/apply, checkTxnAuth), and no key has a version below zero.
-    async fn try_write(&mut self, prefix: &str) -> Result<(), LockError> {
+    async fn try_write(&self, prefix: &str) -> Result<(), LockError> {
         let name = format!("doctor {}", self.lease).parse::<LockName>();
         let name = name.map_err(|error| LockError::retryable(error.to_string()))?;
         let queue = LockKeys::new(prefix, &name);
@@ -98,7 +94,7 @@ impl TrialLock {
             TxnOp::put(queue.released(self.lease), "", None),
             TxnOp::get(queue.prefix(), Some(all)),
         ]);
-        let answer = within(STEP_TIMEOUT, self.kv.txn(txn)).await?;
+        let answer = within(STEP_TIMEOUT, self.etcd.kv().txn(txn)).await?;
         if answer.succeeded() {
             return Err(LockError::retryable(
                 "a transaction was done that never may be",
@@ -108,14 +104,11 @@ impl TrialLock {
     }
 
     /// Puts the key, keeps and reads it, and deletes it.
-    async fn try_key(&mut self) -> (Result<(), LockError>, Vec<Proof>) {
+    async fn try_key(&self) -> (Result<(), LockError>, Vec<Proof>) {
         let record = PutOptions::new().with_lease(self.lease.0);
         let put = TxnOp::put(self.key.as_str(), "", Some(record));
-        let put = within(STEP_TIMEOUT, self.kv.txn(Txn::new().and_then([put]))).await;
-        let put = put.and_then(|put| {
-            header(put.header()).ok_or_else(|| LockError::retryable("an answer without a header"))
-        });
-        let put = match put {
+        let put = within(STEP_TIMEOUT, self.etcd.kv().txn(Txn::new().and_then([put]))).await;
+        let put = match put.and_then(|put| read_header(put.header())) {
             Ok(put) => put,
             Err(error) => return (Err(error), Vec::new()),
         };
@@ -132,40 +125,36 @@ impl TrialLock {
         let ours = Compare::create_revision(self.key.as_str(), CompareOp::Equal, entry.token.0);
         let delete = TxnOp::delete(self.key.as_str(), None);
         let txn = Txn::new().when([ours]).and_then([delete]);
-        let deleted = within(STEP_TIMEOUT, self.kv.txn(txn)).await;
+        let deleted = within(STEP_TIMEOUT, self.etcd.kv().txn(txn)).await;
         (deleted.map(drop), proofs)
     }
 
     /// Proves the key several times, as `dlock run` proves its place.
-    async fn prove(&mut self, ownership: &mut Ownership) -> Vec<Proof> {
+    async fn prove(&self, ownership: &mut Ownership) -> Vec<Proof> {
         let limit = self.timings.renew_timeout();
         let mut keeping = None;
         let mut proofs: Vec<Proof> = Vec::new();
         while proofs.len() < PROOF_COUNT {
-            let opened = match keeping.take() {
-                Some(opened) => Ok(opened),
-                None => within(STEP_TIMEOUT, self.leases.keep_alive(self.lease.0)).await,
+            let mut opened = match keeping.take() {
+                Some(opened) => opened,
+                None => match within(STEP_TIMEOUT, KeepAlive::open(self.etcd, self.lease)).await {
+                    Ok(opened) => opened,
+                    Err(error) => {
+                        proofs.push(Err(error.cause));
+                        break;
+                    }
+                },
             };
-            let mut opened = match opened {
-                Ok(opened) => opened,
-                Err(error) => {
-                    proofs.push(Err(error.cause));
-                    break;
-                }
-            };
-            let sent_at = clock::now();
-            let renewal = timeout(limit, self.renew(&mut opened)).await;
-            proofs.push(match renewal {
-                Ok(Ok(renewal)) => match ownership.verify(&renewal) {
-                    Verdict::Proven(_) => Ok(clock::now().since(sent_at)),
+            let proof = match within(limit, opened.renew(read_header, self.read())).await {
+                Ok(renewal) => match ownership.verify(&renewal) {
+                    Verdict::Proven(_) => Ok(clock::now().since(renewal.sent_at)),
                     Verdict::Inconclusive(doubt) => Err(explain(doubt).to_owned()),
                     Verdict::Lost(_) => Err("the key was gone".to_owned()),
                 },
-                Ok(Err(error)) => Err(LockError::from(error).cause),
-                Err(_) => Err(LockError::no_answer(limit).cause),
-            });
-            // Whatever a stream still says after a failure belongs to nothing.
-            keeping = proofs.last().is_some_and(Result::is_ok).then_some(opened);
+                Err(error) => Err(error.cause),
+            };
+            keeping = proof.is_ok().then_some(opened);
+            proofs.push(proof);
             if proofs.iter().filter(|proof| proof.is_err()).count() >= MAX_UNANSWERED {
                 break;
             }
@@ -173,30 +162,11 @@ impl TrialLock {
         proofs
     }
 
-    /// The keepalive, and only after its answer the read: see `core::proof::Ownership::verify`.
-    async fn renew(
-        &mut self,
-        (keeper, answers): &mut (LeaseKeeper, LeaseKeepAliveStream),
-    ) -> Result<Renewal, Error> {
-        let sent_at = clock::now();
-        keeper.keep_alive().await?;
-        let kept = answers.message().await?;
+    async fn read(&self) -> Result<(Header, Option<EntryId>), LockError> {
         let read = Txn::new().and_then([TxnOp::get(self.key.as_str(), None)]);
-        let read = self.kv.txn(read).await?;
-        let missing = || Error::LeaseKeepAliveError("an answer without a header".to_owned());
-        let key = read.op_responses().into_iter().find_map(|read| match read {
-            TxnOpResponse::Get(read) => read.kvs().first().map(|key| EntryId {
-                token: FencingToken(key.create_revision()),
-                lease: LeaseId(key.lease()),
-            }),
-            _ => None,
-        });
-        let left = |seconds: i64| Duration::from_secs(seconds.try_into().unwrap_or(0));
-        Ok(Renewal {
-            sent_at,
-            keepalive: kept.and_then(|kept| Some((header(kept.header())?, left(kept.ttl())))),
-            read: (header(read.header()).ok_or_else(missing)?, key),
-        })
+        let read = self.etcd.kv().txn(read).await?;
+        let keys = reads_of(&read).pop().unwrap_or_default();
+        Ok((read_header(read.header())?, keys.first().map(entry_id)))
     }
 }
 
