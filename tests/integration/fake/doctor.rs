@@ -58,13 +58,19 @@ fn answers_that_prove_nothing_are_no_proof() {
     found.is_unusable();
     let words = ["no renewal would count", "a leader was being elected"];
     found.says("latency", &fake.endpoint(), "unusable", &words);
-    fake.script.resume();
-    // The first request opens the stream.
-    fake.script.once(Point::KeepAlive, Act::Honest);
-    fake.script.once(Point::KeepAlive, Act::Swallow);
-    let found = diagnosis(&fake);
-    let words = ["1 of 5 proofs did not count: no answer within 2s"];
-    found.says("latency", &fake.endpoint(), "warning", &words);
+    for (act, cause) in [
+        (Act::Swallow, "no answer within 2s"),
+        (Act::Close, "the keepalive stream was closed"),
+        (Act::Lie(Lie::Lease), "a keepalive answer for another lease"),
+    ] {
+        fake.script.resume();
+        // The first request opens the stream.
+        fake.script.once(Point::KeepAlive, Act::Honest);
+        fake.script.once(Point::KeepAlive, act);
+        let found = diagnosis(&fake);
+        let words = format!("1 of 5 proofs did not count: {cause}");
+        found.says("latency", &fake.endpoint(), "warning", &[&words]);
+    }
 }
 
 /// "all of one cluster": siblings are, a member of another cluster is not.

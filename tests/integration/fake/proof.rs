@@ -22,6 +22,7 @@ fn answers_that_are_no_proof_end_the_command_in_time() {
         (Point::Read, Lie::Cluster),
         (Point::Read, Lie::Revision),
         (Point::KeepAlive, Lie::Ttl(0)),
+        (Point::KeepAlive, Lie::Lease),
     ];
     at_once(lies, |(point, lie)| {
         let fake = Fake::start();
@@ -56,6 +57,7 @@ fn one_odd_answer_is_followed_by_another_request() {
         (1, Point::KeepAlive, Lie::Term),
         (1, Point::KeepAlive, Lie::Member),
         (1, Point::KeepAlive, Lie::Cluster),
+        (1, Point::KeepAlive, Lie::Lease),
         (0, Point::Read, Lie::Term),
         (0, Point::Read, Lie::Member),
         (0, Point::Read, Lie::Cluster),

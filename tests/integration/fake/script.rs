@@ -48,6 +48,8 @@ pub(super) enum Lie {
     Revision,
     /// The TTL of a lease, in seconds.
     Ttl(i64),
+    /// Another lease id.
+    Lease,
 }
 
 /// The treatment of one request.
@@ -199,6 +201,10 @@ pub(super) trait Answer {
         None
     }
 
+    fn lease(&mut self) -> Option<&mut i64> {
+        None
+    }
+
     fn falsify(&mut self, lie: Lie) {
         let header = self.header().get_or_insert_default();
         match lie {
@@ -207,6 +213,7 @@ pub(super) trait Answer {
             Lie::Cluster => header.cluster_id += 1,
             Lie::Revision => header.revision = 2,
             Lie::Ttl(seconds) => *self.ttl().expect("an answer with a TTL") = seconds,
+            Lie::Lease => *self.lease().expect("an answer with a lease id") += 1,
         }
     }
 }
@@ -227,6 +234,10 @@ macro_rules! answers {
 
             fn ttl(&mut self) -> Option<&mut i64> {
                 Some(&mut self.ttl)
+            }
+
+            fn lease(&mut self) -> Option<&mut i64> {
+                Some(&mut self.id)
             }
         }
     )*};
