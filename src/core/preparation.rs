@@ -40,14 +40,26 @@ impl Grant {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Mark {
     pub grant: Grant,
-    /// Whether etcd has confirmed the mark. An attempt to make it confirms nothing.
-    pub made: bool,
+    /// Whether etcd has answered that the mark is there. An attempt to make it proves nothing.
+    confirmed: bool,
 }
 
 impl Mark {
+    /// The mark that is about to be requested under this lease.
+    pub fn requested(grant: Grant) -> Self {
+        let confirmed = false;
+        Self { grant, confirmed }
+    }
+
+    /// The mark of which etcd has answered that it is there.
+    pub fn confirmed(grant: Grant) -> Self {
+        let confirmed = true;
+        Self { grant, confirmed }
+    }
+
     /// Whether a command may start under it.
     pub fn is_still_young(self, now: Instant, timings: LeaseTimings, tries: u32) -> bool {
-        self.made && self.grant.is_young(now, timings, tries)
+        self.confirmed && self.grant.is_young(now, timings, tries)
     }
 }
 
@@ -85,14 +97,14 @@ mod tests {
     }
 
     #[test]
-    fn an_unconfirmed_mark_does_not_count() {
+    fn a_mark_counts_only_once_etcd_has_confirmed_it() {
         let grant = Grant {
             lease: LEASE,
             sent_at: at(5.0),
         };
-        let mark = |made| Mark { grant, made };
-        assert!(mark(true).is_still_young(at(5.5), timings(), 0));
-        assert!(!mark(false).is_still_young(at(5.5), timings(), 0));
-        assert!(!mark(true).is_still_young(at(8.0), timings(), 0));
+        let (requested, confirmed) = (Mark::requested(grant), Mark::confirmed(grant));
+        assert!(confirmed.is_still_young(at(5.5), timings(), 0));
+        assert!(!requested.is_still_young(at(5.5), timings(), 0));
+        assert!(!confirmed.is_still_young(at(8.0), timings(), 0));
     }
 }

@@ -105,8 +105,8 @@ impl Preparation {
                 Some(grant) => grant,
                 None => self.attempts.grant(ttl, limit).await?,
             };
-            let unmade = Mark { grant, made: false };
-            let before = self.mark.replace(Some(unmade)).map(|mark| mark.grant.lease);
+            let requested = Some(Mark::requested(grant));
+            let before = self.mark.replace(requested).map(|mark| mark.grant.lease);
             let replaced = before.filter(|before| *before != grant.lease);
             self.attempts.abandon(replaced);
             // An attempt whose answer was lost may have made the mark under a lease that was given up since.
@@ -115,7 +115,7 @@ impl Preparation {
                 ttl_keys::mark_run(&self.requests, etcd, entry, grant.lease, &ours).await
             };
             match self.requests.call(limit, marking).await? {
-                Marked::Ours => self.mark.set(Some(Mark { grant, made: true })),
+                Marked::Ours => self.mark.set(Some(Mark::confirmed(grant))),
                 Marked::AlreadyRan(ran) => return Ok(Prepared::AlreadyRan(ran)),
                 Marked::EntryLost => return Ok(Prepared::EntryLost),
                 Marked::LeaseGone => {
