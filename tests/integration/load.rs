@@ -3,7 +3,7 @@
 
 use std::process::Stdio;
 
-use crate::support::{Dlock, Etcd, LIMIT, Metrics, Running, eventually, hold_open};
+use crate::support::{Dlock, Etcd, LIMIT, Link, Metrics, Running, eventually, hold_open};
 
 /// No renewal is due during a test: they are two minutes apart.
 const TTL: &str = "--ttl=600";
@@ -52,8 +52,8 @@ impl<'a> Load<'a> {
 }
 
 /// Holds the lock once it has it, until it is ended.
-fn next(etcd: &Etcd, name: &str) -> Running {
-    let waiter = Dlock::on(etcd).run([TTL, name, "--", "sh", "-c", "echo on; exec cat"]);
+fn next(dlock: Dlock, name: &str) -> Running {
+    let waiter = dlock.run([TTL, name, "--", "sh", "-c", "echo on; exec cat"]);
     waiter.stdin(Stdio::piped()).start()
 }
 
@@ -77,7 +77,7 @@ fn a_wait_costs_two_reads_of_the_queue() {
     let mut holder = hold_open(Dlock::on(&etcd), &[TTL], name);
     load.becomes(3, ANSWERED, UNARY);
     let load = Load::from_now_on(&etcd);
-    let mut waiter = next(&etcd, name);
+    let mut waiter = next(Dlock::on(&etcd), name);
     load.becomes(4, ANSWERED, UNARY);
     holder.let_go().expect_code(0);
     waiter.says("on\n");
@@ -96,13 +96,22 @@ fn a_release_costs_the_next_waiter_one_read_of_three_keys() {
     let mut holder = hold_open(Dlock::on(&etcd), &[TTL], name);
     load.becomes(2, ANSWERED, TRANSACTIONS);
     let mut waiters: Vec<Running> = Vec::new();
+    let link = Link::to(etcd.port());
     for waiting in 1..=4 {
-        waiters.push(next(&etcd, name));
+        let dlock = if waiting == 1 {
+            Dlock::at(&link.endpoint())
+        } else {
+            Dlock::on(&etcd)
+        };
+        waiters.push(next(dlock, name));
         load.becomes(2 + 3 * waiting, ANSWERED, TRANSACTIONS);
     }
+    // The end of the range in which all keys of the queue are; a read of single keys has no such end.
+    link.snare(&[&format!("dlock/lock/{name}0")], &[]);
     let load = Load::from_now_on(&etcd);
     holder.let_go().expect_code(0);
     waiters[0].says("on\n");
+    assert!(!link.sprung(), "the whole queue was read");
     load.becomes(2, ANSWERED, TRANSACTIONS);
     // The release compares twice, and checks whether a waiter exists.
     load.becomes(3 + 3, READS, &[]);
