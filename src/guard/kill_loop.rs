@@ -69,9 +69,11 @@ impl KillLoop {
             }
         });
         self.met = met;
-        if event && now < self.since_at + FREEZE_LIMIT {
+        let freeze_limit_at = self.since_at + FREEZE_LIMIT;
+        if event && now < freeze_limit_at {
             return now;
         }
+        tree.freeze_adopted(freeze_limit_at);
         let all_others_dead = others.is_empty() && !event;
         let locks = if all_others_dead || self.is_overdue(now) {
             &*dlocks

@@ -5,9 +5,11 @@ use std::collections::{BTreeSet, VecDeque};
 use std::io;
 use std::mem;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::thread;
 use std::time::Duration;
 
 use super::Survivor;
+use crate::core::time::Instant;
 use crate::sys::clock;
 use crate::sys::proc::{self, ProcessId, Stat};
 use crate::sys::signals;
@@ -17,6 +19,9 @@ const DEEPEST: usize = 1 << 15;
 
 /// Limit, from the first SIGSTOP, of the phase that only stops processes while new ones appear.
 pub(super) const FREEZE_LIMIT: Duration = Duration::from_millis(100);
+
+/// Pause between two searches for processes that have got SIGSTOP and have not stopped yet.
+const STOP_POLL_INTERVAL: Duration = Duration::from_millis(1);
 
 /// Maximum number of survivors in a report.
 const MAX_SURVIVORS: usize = 64;
@@ -247,7 +252,7 @@ impl Tree {
     /// Asks every descendant to stop: sends `signal` to all, then SIGCONT to all, because a stopped process does not act on
     /// a signal. A process that is forked meanwhile gets none: it may be the one that cleans up.
     pub(super) fn send_stop_signal(&mut self, signal: i32) {
-        self.freeze_adopted();
+        self.freeze_adopted(clock::now() + FREEZE_LIMIT);
         let mut asked = Vec::new();
         self.walk(|process| asked.push(process.identity));
         for signal in [signal, libc::SIGCONT] {
@@ -258,22 +263,32 @@ impl Tree {
         }
     }
 
-    /// Sends SIGSTOP to the adopted processes until no new one appears. A child that is forked between the search and the death
-    /// of its parent would become a child of init, which nothing connects with the tree; the other descendants become
-    /// children of this process.
-    fn freeze_adopted(&mut self) {
-        let since_at = clock::now();
-        let mut stopped = BTreeSet::new();
-        let mut grows = self.has_adopted();
-        while grows && clock::now() < since_at + FREEZE_LIMIT {
-            grows = false;
+    /// SIGSTOP to the adopted processes until all of them are stopped and no new one appears, or until `limit_at`. A child
+    /// that is forked between the search and the death of its parent would become a child of init, which nothing connects
+    /// with the tree; the other descendants become children of this process.
+    pub(super) fn freeze_adopted(&mut self, limit_at: Instant) {
+        let mut sent = BTreeSet::new();
+        // A fork that had begun when the signal came is completed before the parent stops, and its child is in a list of
+        // children that is read later: the search after the last stop counts.
+        let mut quiet_searches = 0;
+        while self.has_adopted() && quiet_searches < 2 && clock::now() < limit_at {
+            let (mut grows, mut runs) = (false, false);
             self.walk_adopted(|process| {
-                if process.is_alive() && stopped.insert(process.identity) {
-                    grows = true;
-                    // A process that cannot be signalled is named as a survivor later.
-                    let _ = process.signal(libc::SIGSTOP);
+                // A process that may not be signalled is named as a survivor later.
+                if sent.contains(&process.identity) {
+                    runs |= process.may_fork();
+                } else if process.is_alive() && process.signal(libc::SIGSTOP).is_ok() {
+                    grows |= sent.insert(process.identity);
                 }
             });
+            if grows || runs {
+                quiet_searches = 0;
+            } else {
+                quiet_searches += 1;
+            }
+            if runs && !grows {
+                thread::sleep(STOP_POLL_INTERVAL);
+            }
         }
     }
 
@@ -331,6 +346,21 @@ impl Process {
     /// Whether it lives. A zombie may be only the first of several threads.
     pub(super) fn is_alive(&self) -> bool {
         !matches!(self.stat.state, 'Z' | 'X') || self.stat.threads > 1
+    }
+
+    /// Whether one of its threads is neither stopped nor dead.
+    fn may_fork(&self) -> bool {
+        let runs = |state| !matches!(state, 'T' | 't' | 'Z' | 'X');
+        if self.stat.threads <= 1 {
+            return runs(self.stat.state);
+        }
+        // A thread without a readable state has ended meanwhile.
+        let threads = proc::numbers_in(&self.directory, "task").unwrap_or_default();
+        let mut states = threads
+            .into_iter()
+            .filter_map(|thread| proc::stat(&self.directory, &format!("task/{thread}/stat")).ok())
+            .map(|stat| stat.state);
+        states.any(runs)
     }
 
     /// The children of all its threads: the kernel keeps one list for each.
@@ -392,7 +422,7 @@ mod tests {
             found
         };
         while below(&mut tree).len() < 3 {
-            std::thread::yield_now();
+            thread::yield_now();
         }
         let listed = below(&mut tree);
         tree.lists = false;

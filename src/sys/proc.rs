@@ -124,9 +124,13 @@ pub(crate) fn open() -> io::Result<OwnedFd> {
 /// The directory of the process that has this pid now, and its state. The directory never shows another process.
 pub(crate) fn directory_of(proc: &OwnedFd, pid: i32) -> io::Result<(OwnedFd, Stat)> {
     let directory = openat(proc, pid.to_string(), DIRECTORY_FLAGS, Mode::empty())?;
-    let stat = Stat::parse(&read(&directory, "stat")?)
-        .ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))?;
+    let stat = stat(&directory, "stat")?;
     Ok((directory, stat))
+}
+
+/// The state of a process or thread from this file of its directory.
+pub(crate) fn stat(directory: &OwnedFd, name: &str) -> io::Result<Stat> {
+    Stat::parse(&read(directory, name)?).ok_or_else(|| io::ErrorKind::InvalidData.into())
 }
 
 /// The first number of this line of `proc_pid_status(5)`.

@@ -1,6 +1,10 @@
 //! Tests of the end of a tree that must die.
 //! It must not know what the command is for.
 
+use std::path::Path;
+
+use super::kill_loop::KillLoop;
+use super::tree::Tree;
 use super::*;
 use crate::sys::process::ExitStatus;
 
@@ -397,6 +401,68 @@ fn no_process_that_the_adopted_one_forks_during_the_stop_is_lost() {
             unsafe { libc::kill(pid, libc::SIGKILL) };
         }
         assert_eq!(left, Vec::<i32>::new());
+    });
+}
+
+/// The rule behind the test above: no process that could fork runs while its tree is searched.
+#[test]
+fn an_adopted_process_is_stopped_before_it_gets_the_signal() {
+    alone(|scratch| {
+        let script = r#"trap "" TERM; until [ -e "$DIR/seen" ]; do sleep 0.1; done"#;
+        #[expect(clippy::zombie_processes, reason = "the observer collects it")]
+        let adopted = std::process::Command::new("/bin/sh")
+            .args(["-c", script])
+            .env("DIR", &scratch.0)
+            .spawn()
+            .unwrap();
+        let (pid, seen) = (
+            rustix::process::Pid::from_child(&adopted),
+            scratch.0.join("seen"),
+        );
+        // The kernel reports a SIGCONT only to the parent of a process that was stopped.
+        let observer = thread::spawn(move || {
+            use rustix::process::WaitOptions;
+            let options = WaitOptions::UNTRACED | WaitOptions::CONTINUED;
+            let (_, status) = rustix::process::waitpid(Some(pid), options)
+                .unwrap()
+                .unwrap();
+            fs::write(seen, "").unwrap();
+            status
+        });
+        let _guard = stop_with(&adopted, PATIENT);
+        let status = observer.join().unwrap();
+        assert!(status.stopped() || status.continued(), "{status:?}");
+    });
+}
+
+/// "When dlocks of the tree hold locks, those are free when the rest of it is dead" (dlock-run(1)).
+#[test]
+fn no_dlock_of_the_tree_is_killed_while_others_of_it_live() {
+    alone(|scratch| {
+        let mut tree = Tree::open().unwrap();
+        // The kernel names a process after the file that it executes.
+        let program = scratch.0.join("dlock");
+        std::os::unix::fs::symlink("/bin/sleep", &program).unwrap();
+        let start = |program: &Path| std::process::Command::new(program).arg("1000").spawn();
+        let mut dlock = start(&program).unwrap();
+        let mut other = start(Path::new("/bin/sleep")).unwrap();
+        let now = clock::now();
+        let mut kill_loop = KillLoop::new(now);
+        while kill_loop.round(&mut tree, now) == now {}
+        other.wait().unwrap();
+        let alive = is_alive(i32::try_from(dlock.id()).unwrap());
+        let status = fs::read_to_string(format!("/proc/{}/status", dlock.id())).unwrap();
+        let pending = status
+            .lines()
+            .filter(|line| line.contains("Pnd:"))
+            .map(|line| u64::from_str_radix(line.split_whitespace().last().unwrap(), 16).unwrap())
+            .fold(0, |all, some| all | some);
+        eventually(|| {
+            kill_loop.round(&mut tree, clock::now());
+            dlock.try_wait().unwrap().is_some()
+        });
+        assert!(alive, "{status}");
+        assert_eq!(pending & 1 << (libc::SIGKILL - 1), 0, "{status}");
     });
 }
 
