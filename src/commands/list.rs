@@ -53,7 +53,7 @@ impl Viewer<'_> {
             match shown {
                 Err(ShowError::Lock(error)) if !format.watch => return Err(failed(tried, error)),
                 Err(ShowError::Lock(error)) => {
-                    warn!(event = events::UNSEEN, cause = %error, "{tried}: {error}");
+                    warn!(event = events::WATCH_FAILED, cause = %error, "{tried}: {error}");
                     tokio::time::sleep(RETRY_PAUSE).await;
                 }
                 Err(ShowError::Stdout(error)) if error.kind() == io::ErrorKind::BrokenPipe => {

@@ -63,7 +63,7 @@ impl NotAcquired {
                     "'{name}' ran already: {}",
                     describe_earlier_run(earlier.as_ref())
                 );
-                not_acquired(events::RAN, line)
+                not_acquired(events::ALREADY_RAN, line)
             }
             AcquireOutcome::StopRequested(request) => {
                 let by = request.describe();

@@ -127,7 +127,7 @@ impl<'a> WaitReporter<'a> {
                 status.lock_delay(now, *delay);
                 if in_lines {
                     tell!(
-                        event = events::HAND_OVER,
+                        event = events::LOCK_DELAY,
                         lock = %name,
                         delay_seconds = seconds(*delay),
                         "the holder of '{name}' vanished without releasing it: waiting {} for its command to end",
@@ -149,7 +149,7 @@ impl<'a> WaitReporter<'a> {
                 // Every attempt repeats the error.
                 if in_lines && state.last_error.as_ref() != Some(&cause) {
                     tell!(
-                        event = events::WAITING_TROUBLE,
+                        event = events::WAIT_ERROR,
                         lock = %name,
                         cause,
                         "waiting for '{name}' goes on, though {cause}"

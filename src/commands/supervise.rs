@@ -190,7 +190,7 @@ impl<S: LockSession> Supervision<'_, S> {
                 let by = request.describe();
                 self.stats.stop_requested(&format!("asked by {by}"));
                 warn!(
-                    event = events::ASKED,
+                    event = events::RELEASE_REQUESTED,
                     lock = %self.name,
                     by,
                     "asked to give up the lock '{}' by {by}: the command is stopped",

@@ -27,8 +27,8 @@ events! {
         "the lock is ours, and the command is started";
     ADMITTED = "admitted" [lock token file]
         "dlock fence lets a token in";
-    ASKED = "asked" [lock by]
-        "somebody asks for the lock, by dlock break or --supersede=holder: the command is stopped";
+    ALREADY_RAN = "already-ran" [lock]
+        "a run has started within --once-per: the command does not run";
     BREAKING = "breaking" [lock token]
         "dlock break sends somebody away";
     BROKEN = "broken" [lock token]
@@ -49,12 +49,12 @@ events! {
         "dlock fence --reset has changed the number";
     FENCE_WAITING = "fence-waiting" [file]
         "dlock fence waits for the command that runs under its file";
-    HAND_OVER = "hand-over" [lock delay_seconds]
-        "the holder vanished without a release: its command is given this time to end";
     KILLED = "killed" [lock result]
         "the command that was to stop has ended, and all of its processes with it";
     LEFTOVERS = "leftovers" [lock count policy]
         "the command has ended, and processes that it started have not";
+    LOCK_DELAY = "lock-delay" [lock delay_seconds]
+        "the holder vanished without a release: its command is given this time to end";
     LOST = "lost" [lock cause]
         "the lock is lost: the command is stopped and killed, or had ended by then";
     MARK_LEFT = "mark-left" [lock within_seconds]
@@ -65,8 +65,8 @@ events! {
         "an endpoint belongs to another cluster than the one in use, and is not used";
     PLACE_LOST = "place-lost" [lock]
         "the place in the queue is lost, another one is taken at its end";
-    RAN = "ran" [lock]
-        "a run has started within --once-per: the command does not run";
+    RELEASE_REQUESTED = "release-requested" [lock by]
+        "somebody asks for the lock, by dlock break or --supersede=holder: the command is stopped";
     RELEASE_UNCONFIRMED = "release-unconfirmed" [lock cause within_seconds]
         "etcd did not confirm the release: the lock frees itself within this time";
     RELEASED = "released" [lock token held_seconds result]
@@ -89,12 +89,12 @@ events! {
         "no endpoint has answered yet; left_seconds is how long they are still tried";
     UNKILLABLE = "unkillable" [lock]
         "the lock is not released, since processes of the command live; the message says when it will be";
-    UNSEEN = "unseen" [cause]
-        "dlock ls --watch or dlock status --watch cannot see the locks, and tries again";
+    WAIT_ERROR = "wait-error" [lock cause]
+        "something is in the way of waiting, which goes on";
     WAITING = "waiting" [lock holder ahead waited_seconds left_seconds]
         "somebody else has the lock; ahead counts those before us, left_seconds is what is left of --wait";
-    WAITING_TROUBLE = "waiting-trouble" [lock cause]
-        "something is in the way of waiting, which goes on";
+    WATCH_FAILED = "watch-failed" [cause]
+        "dlock ls --watch or dlock status --watch cannot see the locks, and tries again";
 }
 
 /// Whether this event may have this field.
