@@ -145,25 +145,9 @@ fn nearest(key: &str) -> Option<&'static str> {
     let key = key.to_lowercase().replace('_', "-");
     let near = keys()
         .into_iter()
-        .map(|known| (distance(&key, known), known))
+        .map(|known| (strsim::levenshtein(&key, known), known))
         .min()?;
     (near.0 <= 1 + near.1.len() / 4).then_some(near.1)
-}
-
-/// The Levenshtein distance.
-fn distance(one: &str, other: &str) -> usize {
-    let other: Vec<char> = other.chars().collect();
-    let mut row: Vec<usize> = (0..=other.len()).collect();
-    for (i, a) in one.chars().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, b) in other.iter().enumerate() {
-            let replaced = diagonal + usize::from(a != *b);
-            diagonal = row[j + 1];
-            row[j + 1] = replaced.min(row[j] + 1).min(diagonal + 1);
-        }
-    }
-    row[other.len()]
 }
 
 #[cfg(test)]
