@@ -22,6 +22,16 @@ const WALLS: &[(&[&str], &[&str], &str)] = &[
         "only etcd/ talks to etcd",
     ),
     (
+        &["tracing"],
+        &["commands/", "etcd/", "lib.rs", "output/log.rs"],
+        "DLOCK_LOG names the rooms that log",
+    ),
+    (
+        &["tracing_subscriber"],
+        &["output/log.rs"],
+        "only output/log.rs writes the log",
+    ),
+    (
         &["indicatif"],
         &["output/live_line.rs"],
         "only output/live_line.rs draws, and never blocks",

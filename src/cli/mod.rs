@@ -17,6 +17,7 @@ mod usage;
 
 use std::ffi::{OsStr, OsString};
 
+use anyhow::anyhow;
 use clap::error::ErrorKind;
 use clap::parser::ValueSource;
 use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Id, Parser, Subcommand, ValueEnum};
@@ -26,7 +27,7 @@ use crate::config::backend::BackendConfig;
 use crate::config::layers::{Flags, Layers, SettingValue, parse_digits};
 use crate::config::setting::Setting;
 use crate::config::{self, Settings};
-use crate::output::exit::Failure;
+use crate::output::exit::{Failure, OrFail};
 use crate::output::log;
 
 /// Run a command under an etcd lock, and kill it before anybody else can get the lock
@@ -296,8 +297,17 @@ fn output(layers: &Layers) -> Result<log::LogFormat, Failure> {
         "json" => Ok(true),
         _ => Err("expected text or json".to_owned()),
     })?;
+    let filter = match layers.variable("DLOCK_LOG") {
+        None => log::level_filter(level),
+        Some(directives) => {
+            let directives = directives.to_string_lossy();
+            log::parse_filter(&directives, level)
+                .map_err(|error| anyhow!("cannot use DLOCK_LOG '{directives}': {error}"))
+                .or_hint("it takes LEVEL and TARGET=LEVEL, separated by commas: etcd=debug,info")?
+        }
+    };
     Ok(log::LogFormat {
-        level,
+        filter,
         json: json == Some(true),
     })
 }

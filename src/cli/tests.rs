@@ -263,7 +263,7 @@ fn a_run_without_options_has_the_defaults() {
     assert_eq!(run.settings.cluster_id, None);
     assert_eq!(run.settings.connect_timeout, Duration::from_secs(10));
     assert!(run.settings.credentials.is_none() && run.warnings.is_empty());
-    assert!(!run.output.json && run.output.level == Level::WARN);
+    assert!(!run.output.json && run.output.filter == log::level_filter(Level::WARN));
 }
 
 #[test]
@@ -573,15 +573,37 @@ fn the_stronger_of_two_contradicting_settings_counts() {
     );
     let both = [("DLOCK_WAIT", "5"), ("DLOCK_NO_WAIT", "yes")];
     assert!(refused(&["run", "x", "y"], &both).contains("DLOCK_NO_WAIT together with DLOCK_WAIT"));
-    let level = |args: &[&str], set: &[(&str, &str)]| run_with(args, set).output.level;
+    let filter = |args: &[&str], set: &[(&str, &str)]| run_with(args, set).output.filter;
     assert_eq!(
-        level(&["-v", "run", "x", "y"], &[("DLOCK_QUIET", "1")]),
-        Level::INFO
+        filter(&["-v", "run", "x", "y"], &[("DLOCK_QUIET", "1")]),
+        log::level_filter(Level::INFO)
     );
-    assert_eq!(level(&["run", "-vv", "x", "y"], &[]), Level::DEBUG);
     assert_eq!(
-        level(&["run", "-q", "x", "y"], &[("DLOCK_VERBOSE", "2")]),
-        Level::ERROR
+        filter(&["run", "-vv", "x", "y"], &[]),
+        log::level_filter(Level::DEBUG)
+    );
+    assert_eq!(
+        filter(&["run", "-q", "x", "y"], &[("DLOCK_VERBOSE", "2")]),
+        log::level_filter(Level::ERROR)
+    );
+}
+
+#[test]
+fn the_log_filter_wins_over_the_level_where_it_says_something() {
+    let filter = |args: &[&str], directives| {
+        let args = [args, &["run", "x", "y"]].concat();
+        run_with(&args, &[("DLOCK_LOG", directives)]).output.filter
+    };
+    assert_eq!(filter(&["-q"], "info"), log::level_filter(Level::INFO));
+    assert_eq!(filter(&["-vv"], "error"), log::level_filter(Level::ERROR));
+    assert_eq!(filter(&["-v"], ""), log::level_filter(Level::INFO));
+    let etcd_only = |level| log::level_filter(level).with_target("dlock::etcd", Level::DEBUG);
+    assert_eq!(filter(&["-q"], "etcd=debug"), etcd_only(Level::ERROR));
+    assert_eq!(filter(&[], "etcd=debug"), etcd_only(Level::WARN));
+    let refused = refused(&["run", "x", "y"], &[("DLOCK_LOG", "loud")]);
+    assert!(
+        refused.contains("cannot use DLOCK_LOG 'loud': "),
+        "{refused}"
     );
 }
 

@@ -53,6 +53,8 @@ events! {
         "the command that was to stop has ended, and all of its processes with it";
     LEFTOVERS = "leftovers" [lock count policy]
         "the command has ended, and processes that it started have not";
+    LIBRARY = "library" [target]
+        "a message of a library that DLOCK_LOG names; its text may change with any version";
     LOCK_DELAY = "lock-delay" [lock delay_seconds]
         "the holder vanished without a release: its command is given this time to end";
     LOST = "lost" [lock cause]

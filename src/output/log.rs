@@ -1,10 +1,9 @@
 //! What dlock says on stderr: one line, or a line and its hint, in one write that never blocks.
 //! It must not know who says it, nor why.
 
-use std::fmt;
+use std::fmt::{self, Write as _};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -15,8 +14,11 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 pub(crate) use tracing::Level;
 use tracing::field::{Field, Visit};
-use tracing::span::{Attributes, Id, Record};
-use tracing::{Event, Metadata, Subscriber};
+use tracing::level_filters::LevelFilter;
+use tracing::{Event, Subscriber};
+use tracing_subscriber::filter::{ParseError, Targets};
+use tracing_subscriber::layer::{Context, Layer, SubscriberExt as _};
+use tracing_subscriber::registry;
 
 use crate::core::text::{escaped, truncate};
 use crate::output::events;
@@ -26,16 +28,22 @@ use crate::sys::clock;
 /// `PIPE_BUF` of Linux, `pipe(7)`: a longer write may be torn, or block halfway.
 const MAX_LINE_BYTES: usize = 4096;
 
-/// How much dlock says, and in which form.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Rooms of dlock that log.
+const ROOMS: [&str; 2] = ["commands", "etcd"];
+
+/// Libraries that log; `cargo tree -e normal -i tracing --depth 1` lists them.
+const LIBRARIES: [&str; 4] = ["h2", "hyper_util", "tonic", "tower"];
+
+/// The messages that dlock writes, and their form.
+#[derive(Clone, Debug, PartialEq)]
 pub(crate) struct LogFormat {
-    pub(crate) level: Level,
+    pub(crate) filter: Targets,
     /// One JSON object per line instead of text.
     pub(crate) json: bool,
 }
 
-/// Set once by [`init`]; what fails before that is said as text.
-static FORMAT: OnceLock<LogFormat> = OnceLock::new();
+/// Set by [`init`]; a failure before that is written as text.
+static JSON: AtomicBool = AtomicBool::new(false);
 
 /// A line stands on the terminal that the next one must not follow on: see [`draw`].
 static LIVE_LINE_DRAWN: AtomicBool = AtomicBool::new(false);
@@ -43,10 +51,46 @@ static LIVE_LINE_DRAWN: AtomicBool = AtomicBool::new(false);
 /// To the beginning of the line, and nothing behind it (`console_codes(4)`).
 pub(crate) const ERASE: &str = "\r\u{1b}[K";
 
-/// Sends tracing's events to stderr. Call it once; a second call changes nothing.
-pub(crate) fn init(form: LogFormat) {
-    if FORMAT.set(form).is_ok() {
-        let _ = tracing::subscriber::set_global_default(LineSubscriber { form });
+/// Writes tracing's events to stderr. Call it once; a second call changes nothing.
+pub(crate) fn init(format: LogFormat) {
+    let subscriber = registry().with(format.filter).with(LineLayer(write_record));
+    if tracing::subscriber::set_global_default(subscriber).is_ok() {
+        JSON.store(format.json, Relaxed);
+    }
+}
+
+/// The messages of dlock up to `level`, and none of the libraries.
+pub(crate) fn level_filter(level: impl Into<LevelFilter>) -> Targets {
+    Targets::new().with_target("dlock", level)
+}
+
+/// The filter of `DLOCK_LOG`; `level` is for the rooms that the directives do not cover.
+pub(crate) fn parse_filter(directives: &str, level: Level) -> Result<Targets, String> {
+    let is_wrong = |one: &str| one.trim().is_empty() || one.contains('[');
+    if directives.split(',').any(is_wrong) {
+        return Err("expected LEVEL or TARGET=LEVEL".to_owned());
+    }
+    let invalid = |error: ParseError| error.to_string();
+    let parsed: Targets = directives.replace(' ', "").parse().map_err(invalid)?;
+    let own = parsed.default_level().unwrap_or(level.into());
+    parsed
+        .iter()
+        .try_fold(level_filter(own), |filter, (target, level)| {
+            Ok(filter.with_target(module_path(target)?, level))
+        })
+}
+
+/// The module path that a target of `DLOCK_LOG` means: that of a room of dlock, or of a library.
+fn module_path(target: &str) -> Result<String, String> {
+    let path = target.strip_prefix("dlock::").unwrap_or(target);
+    let first = path.split("::").next().unwrap_or_default();
+    if ROOMS.contains(&first) {
+        Ok(format!("dlock::{path}"))
+    } else if path == "dlock" || LIBRARIES.contains(&first) {
+        Ok(path.to_owned())
+    } else {
+        let known = [&ROOMS[..], &LIBRARIES].concat().join(", ");
+        Err(format!("'{target}' is neither a level nor one of {known}"))
     }
 }
 
@@ -55,8 +99,7 @@ pub(crate) fn on_panic(end: fn() -> !) {
     std::panic::set_hook(Box::new(move |panic| {
         // The usual hook writes without asking whether anybody reads.
         let message = format!("this is a bug in dlock: {panic}").replace(":\n", ": ");
-        let json = FORMAT.get().is_some_and(|form| form.json);
-        write_record(json, &LogRecord::new(Level::ERROR, events::BUG, message));
+        write_record(&LogRecord::new(Level::ERROR, events::BUG, message));
         end()
     }));
 }
@@ -69,16 +112,20 @@ pub(crate) fn log_failure(failure: &Failure) {
     if let Some(hint) = &failure.hint {
         said.add("hint", hint.as_str().into());
     }
-    write_record(speaks_json(), &said);
+    write_record(&said);
 }
 
 /// Whether the lines are for a program to read.
 pub(crate) fn speaks_json() -> bool {
-    FORMAT.get().is_some_and(|form| form.json)
+    JSON.load(Relaxed)
 }
 
-fn write_record(json: bool, said: &LogRecord) {
-    let mut line = if json { said.json() } else { said.text() };
+fn write_record(said: &LogRecord) {
+    let mut line = if speaks_json() {
+        said.json()
+    } else {
+        said.text()
+    };
     if LIVE_LINE_DRAWN.swap(false, Relaxed) {
         line.insert_str(0, ERASE);
     }
@@ -92,45 +139,28 @@ pub(crate) fn draw(text: &str) {
     write_line(io::stderr().as_fd(), text.as_bytes());
 }
 
-/// dlock has no spans, and the libraries' events are theirs.
-struct LineSubscriber {
-    form: LogFormat,
-}
+/// Passes on each event as a record. dlock has no spans; those of the libraries are not written.
+struct LineLayer<W>(W);
 
-impl Subscriber for LineSubscriber {
-    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        let ours = metadata.target() == "dlock" || metadata.target().starts_with("dlock::");
-        ours && *metadata.level() <= self.form.level
-    }
-
-    fn max_level_hint(&self) -> Option<tracing::level_filters::LevelFilter> {
-        Some(self.form.level.into())
-    }
-
-    fn new_span(&self, _: &Attributes<'_>) -> Id {
-        Id::from_u64(1)
-    }
-
-    fn record(&self, _: &Id, _: &Record<'_>) {}
-
-    fn record_follows_from(&self, _: &Id, _: &Id) {}
-
-    fn event(&self, event: &Event<'_>) {
-        let level = *event.metadata().level();
-        let mut said = LogRecord::new(level, events::DEBUG, String::new());
-        event.record(&mut said);
+impl<S: Subscriber, W: Fn(&LogRecord) + 'static> Layer<S> for LineLayer<W> {
+    fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
+        let metadata = event.metadata();
+        let mut record = LogRecord::new(*metadata.level(), events::DEBUG, String::new());
+        event.record(&mut record);
+        if !metadata.target().starts_with("dlock") {
+            record = record.into_library(metadata.target());
+        }
         debug_assert!(
-            said.fields.keys().all(|key| events::has(&said.event, key)),
+            record
+                .fields
+                .keys()
+                .all(|key| events::has(&record.event, key)),
             "undocumented: {} {:?}",
-            said.event,
-            said.fields
+            record.event,
+            record.fields
         );
-        write_record(self.form.json, &said);
+        self.0(&record);
     }
-
-    fn enter(&self, _: &Id) {}
-
-    fn exit(&self, _: &Id) {}
 }
 
 /// One thing said.
@@ -154,6 +184,17 @@ impl LogRecord {
 
     fn add(&mut self, field: &str, value: Value) {
         self.fields.insert(field.to_owned(), value);
+    }
+
+    /// The record of a library's event: its fields are in the message.
+    fn into_library(self, target: &str) -> Self {
+        let mut message = format!("{target}: {}", self.message);
+        for (name, value) in &self.fields {
+            let _ = write!(message, " {name}={value}");
+        }
+        let mut record = Self::new(self.level, events::LIBRARY, message);
+        record.add("target", target.into());
+        record
     }
 
     /// `dlock: message`, which says all that the fields do, and `hint: ...` on a line of its own.
@@ -468,37 +509,66 @@ mod tests {
         }
     }
 
+    /// Logs an event of each level from each target, and returns those that `filter` lets pass.
+    fn passed(filter: Targets) -> Vec<String> {
+        let (sender, receiver) = mpsc::channel();
+        let layer = LineLayer(move |record: &LogRecord| {
+            let _ = sender.send(format!("{} {}", record.level, record.message));
+        });
+        tracing::subscriber::with_default(registry().with(filter).with(layer), || {
+            tracing::error!(target: "dlock", "dlock");
+            tracing::info!(target: "dlock", event = "lost", lock = "x", "dlock");
+            tracing::info!(target: "dlock::etcd::cluster", "cluster");
+            tracing::debug!(target: "dlock::etcd::session", "session");
+            tracing::debug!(target: "dlock::commands::run", "run");
+            tracing::error!(target: "h2::client", stream = 3, name = "x", "sent");
+        });
+        receiver.iter().collect()
+    }
+
     #[test]
     fn the_level_and_the_target_decide() {
-        struct Spy(LineSubscriber, mpsc::Sender<&'static str>);
-        impl Subscriber for Spy {
-            fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-                self.0.enabled(metadata)
-            }
-            fn new_span(&self, span: &Attributes<'_>) -> Id {
-                self.0.new_span(span)
-            }
-            fn record(&self, _: &Id, _: &Record<'_>) {}
-            fn record_follows_from(&self, _: &Id, _: &Id) {}
-            fn event(&self, event: &Event<'_>) {
-                let _ = self.1.send(event.metadata().level().as_str());
-            }
-            fn enter(&self, _: &Id) {}
-            fn exit(&self, _: &Id) {}
+        assert_eq!(
+            passed(level_filter(Level::INFO)),
+            ["ERROR dlock", "INFO dlock", "INFO cluster"]
+        );
+    }
+
+    #[test]
+    fn directives_choose_a_level_for_each_target() {
+        let passed = |directives| passed(parse_filter(directives, Level::WARN).unwrap());
+        let all = [
+            "ERROR dlock",
+            "INFO dlock",
+            "INFO cluster",
+            "DEBUG session",
+            "DEBUG run",
+        ];
+        assert_eq!(passed("debug"), all);
+        assert_eq!(passed("dlock=TRACE, h2=off"), all);
+        assert_eq!(passed("etcd=debug,info"), all[..4]);
+        assert_eq!(passed("info,dlock::etcd::session=debug"), all[..4]);
+        assert_eq!(passed("etcd"), [all[0], all[2], all[3]]);
+        assert_eq!(passed("off,etcd::cluster=3"), [all[2]]);
+        assert_eq!(
+            passed("off,h2=debug"),
+            ["ERROR h2::client: sent name=\"x\" stream=3"]
+        );
+    }
+
+    #[test]
+    fn an_invalid_directive_is_an_error() {
+        let error = |directives| parse_filter(directives, Level::WARN).unwrap_err();
+        assert_eq!(
+            error("etcd=debug,ectd=info"),
+            "'ectd' is neither a level nor one of commands, etcd, h2, hyper_util, tonic, tower"
+        );
+        assert!(error("debgu").starts_with("'debgu' is neither a level"));
+        assert!(error("etcd=loud").contains("expected one of \"off\""));
+        assert!(error("etcd=info=debug").contains("too many '='"));
+        for text in ["info,", "etcd[{lock}]=debug", "[span]=debug", " "] {
+            assert_eq!(error(text), "expected LEVEL or TARGET=LEVEL", "{text}");
         }
-        let (sender, receiver) = mpsc::channel();
-        let form = LogFormat {
-            level: Level::INFO,
-            json: false,
-        };
-        tracing::subscriber::with_default(Spy(LineSubscriber { form }, sender), || {
-            tracing::error!("x");
-            tracing::info!(event = "lost", lock = "x", "x");
-            tracing::debug!("x");
-            tracing::error!(target: "h2::client", "x");
-            tracing::error!(target: "dlockish", "x");
-        });
-        assert_eq!(receiver.iter().collect::<Vec<_>>(), ["ERROR", "INFO"]);
     }
 
     #[test]

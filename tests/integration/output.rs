@@ -392,3 +392,61 @@ fn a_hold_that_is_ended_while_it_waits_is_no_success() {
         .expect_signal(Signal::TERM)
         .expect_stdout("exit 143\n");
 }
+
+/// "`DLOCK_LOG=etcd=debug,info` writes every message about the requests to etcd, and those of -v about the rest": the probe of
+/// `dlock doctor` is a request, the steps of a run are none.
+#[test]
+fn directives_choose_the_messages_of_each_part() {
+    let etcd = Etcd::shared();
+    let dlock = |directives| {
+        let dlock = Dlock::on(etcd).args(["--log-format=json"]);
+        dlock.env("DLOCK_LOG", directives)
+    };
+    let messages = |outcome: &Outcome| -> Vec<String> {
+        let events = events(outcome);
+        let of = |event: &Value| format!("{} {}", event["level"], event["event"]).replace('"', "");
+        events.iter().map(of).collect()
+    };
+    let doctor = |directives| messages(&dlock(directives).args(["doctor"]).finish());
+    assert!(doctor("etcd=debug,info").contains(&"debug debug".to_owned()));
+    assert!(doctor("commands=debug,info").is_empty());
+
+    let run = |dlock: Dlock| dlock.run([&unique("directives"), "true"]).finish();
+    let output = messages(&run(dlock("etcd=debug,info")).expect_code(0));
+    assert!(output.contains(&"info acquired".to_owned()), "{output:?}");
+    let output = messages(&run(dlock("commands=debug")).expect_code(0));
+    assert!(output.contains(&"debug debug".to_owned()), "{output:?}");
+
+    // "which write nothing unless a directive names them"
+    let named = events(&run(dlock("off,h2=debug")).expect_code(0));
+    assert!(!named.is_empty());
+    for event in &named {
+        assert_eq!(event["event"], "library");
+        let target = event["fields"]["target"].as_str().unwrap_or_default();
+        assert!(target.starts_with("h2::"), "{event}");
+    }
+}
+
+/// "`DLOCK_LOG` wins over -v and -q, wherever they are set ... The error that ends dlock is always written. An invalid directive
+/// is an error (status 125)."
+#[test]
+fn directives_win_and_must_be_valid() {
+    let etcd = Etcd::shared();
+    let run = |directives, option| {
+        let dlock = Dlock::on(etcd).env("DLOCK_LOG", directives).args([option]);
+        dlock.run([&unique("directives"), "true"]).finish()
+    };
+    let output = run("info", "-q").expect_code(0).stderr;
+    assert!(output.contains("dlock: acquired "), "{output}");
+    assert_eq!(run("warn", "-vv").expect_code(0).stderr, "");
+    let output = run("tower=debug", "-v").expect_code(0).stderr;
+    assert!(output.contains("dlock: acquired "), "{output}");
+    let output = run("off", "--cluster-id=1").expect_code(125).stderr;
+    assert!(output.starts_with("dlock: "), "{output}");
+    let output = run("etcd=loud", "-v").expect_code(125).stderr;
+    assert!(
+        output.starts_with("dlock: cannot use DLOCK_LOG 'etcd=loud': ")
+            && output.contains("\nhint: "),
+        "{output}"
+    );
+}
