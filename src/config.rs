@@ -5,6 +5,7 @@ pub(crate) mod backend;
 pub(crate) mod credentials;
 pub(crate) mod duration;
 pub(crate) mod endpoint;
+mod etcdctl;
 pub(crate) mod file;
 pub(crate) mod layers;
 pub(crate) mod origins;
@@ -34,6 +35,8 @@ const MAX_CONNECT_TIMEOUT: Duration = Duration::from_hours(24);
 pub(crate) struct Settings {
     /// Never empty, no duplicates, all of one scheme.
     pub(crate) endpoints: Vec<Endpoint>,
+    /// The source of the endpoints; `None` if they are the built-in default.
+    pub(crate) endpoints_source: Option<String>,
     pub(crate) tls: Tls,
     pub(crate) credentials: Option<Credentials>,
     /// Ends in a slash.
@@ -59,8 +62,12 @@ pub(crate) fn resolve(layers: &Layers, warnings: &mut Vec<String>) -> Result<Set
     let prefix = layers.parse(Setting::Prefix, parse_prefix)?;
     let cluster_id = layers.parse(Setting::ClusterId, str::parse)?;
     let connect_timeout = layers.parse(Setting::ConnectTimeout, parse_connect_timeout)?;
+    let source = layers.find(Setting::Endpoints).map(|found| found.source);
+    let endpoints = endpoints(layers, any_tls)?;
+    etcdctl::refuse_unsupported(layers, &endpoints)?;
     Ok(Settings {
-        endpoints: endpoints(layers, any_tls)?,
+        endpoints,
+        endpoints_source: source.map(|source| source.to_string()),
         tls,
         credentials: credentials::resolve(layers, warnings)?,
         prefix: prefix.unwrap_or_else(|| PREFIX.to_owned()),
@@ -71,6 +78,13 @@ pub(crate) fn resolve(layers: &Layers, warnings: &mut Vec<String>) -> Result<Set
 
 fn endpoints(layers: &Layers, tls: bool) -> Result<Vec<Endpoint>, Failure> {
     let found = layers.find(Setting::Endpoints);
+    if let (None, Some(required)) = (&found, layers.find_switch(Setting::RequireConfig)?) {
+        return Err(anyhow!(
+            "no endpoints are set, and {} forbids the built-in default '{DEFAULT_ENDPOINTS}'",
+            required.source
+        ))
+        .or_hint("give them by --endpoints, DLOCK_ENDPOINTS or the configuration file; dlock doctor shows which file is read");
+    }
     let text = match &found {
         Some(found) => found
             .text

@@ -59,6 +59,13 @@ pub(crate) struct Connection {
     #[arg(long, global = true, value_name = "DURATION", value_hint = ValueHint::Other, allow_negative_numbers = true)]
     connect_timeout: Option<OsString>,
 
+    /// Fail instead of using the built-in default endpoint
+    ///
+    /// Without endpoints from an option, a variable or a file, dlock uses 127.0.0.1:2379: on a host whose configuration is
+    /// missing, the lock would be in another etcd than on the other hosts.
+    #[arg(long, global = true)]
+    require_config: bool,
+
     /// Configuration file
     ///
     /// Default: the first that exists of ~/.config/dlock/config.toml and /etc/dlock/config.toml.

@@ -107,6 +107,72 @@ fn refused(args: &[&str], set: &[(&str, &str)]) -> String {
     text
 }
 
+#[test]
+fn a_variable_of_etcdctl_that_dlock_does_not_follow_is_refused_unless_a_setting_overrides_it() {
+    let run = ["run", "x", "y"];
+    let https = ("ETCDCTL_ENDPOINTS", "https://a");
+    for (variable, value, other) in [
+        ("ETCDCTL_DISCOVERY_SRV", "example.com", https),
+        ("ETCDCTL_DISCOVERY_SRV_NAME", "locks", https),
+        ("ETCDCTL_INSECURE_DISCOVERY", "false", https),
+        ("ETCDCTL_INSECURE_SKIP_TLS_VERIFY", "true", https),
+        ("ETCDCTL_INSECURE_SKIP_TLS_VERIFY", "nonsense", https),
+        (
+            "ETCDCTL_INSECURE_TRANSPORT",
+            "false",
+            ("ETCDCTL_ENDPOINTS", "a"),
+        ),
+    ] {
+        let text = refused(&run, &[(variable, value), other]);
+        assert!(
+            text.starts_with(&format!("cannot follow {variable} '{value}'\nhint: ")),
+            "{text}"
+        );
+    }
+    let directory = TestDir::new("unsupported");
+    let cacert = directory.file("ca", "x");
+    for set in [
+        &[
+            ("ETCDCTL_DISCOVERY_SRV", "example.com"),
+            ("DLOCK_ENDPOINTS", "a"),
+        ][..],
+        &[("ETCDCTL_INSECURE_SKIP_TLS_VERIFY", "false"), https],
+        &[
+            ("ETCDCTL_INSECURE_SKIP_TLS_VERIFY", "1"),
+            https,
+            ("DLOCK_CACERT", &cacert),
+        ],
+        // Without TLS no certificate is verified.
+        &[
+            ("ETCDCTL_INSECURE_SKIP_TLS_VERIFY", "1"),
+            ("ETCDCTL_ENDPOINTS", "a"),
+        ],
+        &[("ETCDCTL_INSECURE_TRANSPORT", "false"), https],
+        &[("ETCDCTL_INSECURE_TRANSPORT", "true")],
+    ] {
+        run_with(&run, set);
+    }
+    // Locks of this machine have nothing to do with etcd.
+    parse_args(
+        &["run", "--local", "x", "y"],
+        &[("ETCDCTL_DISCOVERY_SRV", "a")],
+    )
+    .unwrap();
+}
+
+#[test]
+fn the_default_endpoint_can_be_forbidden() {
+    let (run, required) = (["run", "x", "y"], ("DLOCK_REQUIRE_CONFIG", "1"));
+    let text = refused(&run, &[required]);
+    assert!(
+        text.starts_with("no endpoints are set, and DLOCK_REQUIRE_CONFIG forbids the built-in default '127.0.0.1:2379'\nhint: "),
+        "{text}"
+    );
+    assert!(refused(&["run", "--require-config", "x", "y"], &[]).contains("--require-config"));
+    run_with(&run, &[required, ("ETCDCTL_ENDPOINTS", "a")]);
+    run_with(&run, &[("DLOCK_REQUIRE_CONFIG", "0")]);
+}
+
 fn endpoints(run: &Run) -> String {
     let shown: Vec<String> = run
         .settings

@@ -4,7 +4,8 @@
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs;
-use std::io::Read;
+use std::io::{self, Read};
+use std::os::unix::fs::{FileTypeExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow};
@@ -38,18 +39,25 @@ impl File {
         chosen: Option<PathBuf>,
         variables: &dyn Fn(&str) -> Option<OsString>,
     ) -> Result<Self, Failure> {
-        // A file that dlock may not stat (in another user's home) counts as missing.
-        let usual = || {
-            default_paths(variables)
-                .into_iter()
-                .find(|path| fs::metadata(path).is_ok())
-        };
-        let Some(path) = chosen.or_else(usual) else {
-            return Ok(Self::default());
-        };
-        let text = read(&path)
-            .with_context(|| format!("cannot read the configuration file '{}'", path.display()))?;
-        Self::parse(path, &text)
+        let unreadable =
+            |path: &Path| format!("cannot read the configuration file '{}'", path.display());
+        if let Some(path) = chosen {
+            let text = read(&path).with_context(|| unreadable(&path))?;
+            return Self::parse(path, &text);
+        }
+        for path in default_paths(variables) {
+            match read(&path) {
+                Ok(text) => return Self::parse(path, &text),
+                Err(error) if is_missing(&error) => {}
+                // Another etcd than the one that the file names would give a second holder.
+                Err(error) => {
+                    return Err(error.context(unreadable(&path))).or_hint(
+                        "the file may name the etcd to use, so dlock does not go on without it: make it readable, or name another one with --config (/dev/null is an empty one)",
+                    );
+                }
+            }
+        }
+        Ok(Self::default())
     }
 
     fn parse(path: PathBuf, text: &str) -> Result<Self, Failure> {
@@ -103,11 +111,27 @@ fn default_paths(variables: &dyn Fn(&str) -> Option<OsString>) -> Vec<PathBuf> {
         .collect()
 }
 
+/// Whether there is surely no such file. Any other error says nothing about it.
+fn is_missing(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<io::Error>().is_some_and(|error| {
+        matches!(
+            error.kind(),
+            io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+        )
+    })
+}
+
 fn read(path: &Path) -> anyhow::Result<String> {
+    // Without a writer, a pipe would block dlock, and then be an empty file.
+    let file = fs::OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_NONBLOCK)
+        .open(path)?;
+    if file.metadata()?.file_type().is_fifo() {
+        return Err(anyhow!("it is a pipe, not a file"));
+    }
     let mut text = Vec::new();
-    fs::File::open(path)?
-        .take(MAX_FILE_BYTES + 1)
-        .read_to_end(&mut text)?;
+    file.take(MAX_FILE_BYTES + 1).read_to_end(&mut text)?;
     if text.len() as u64 > MAX_FILE_BYTES {
         return Err(anyhow!("it is longer than 64 KiB"));
     }
@@ -249,6 +273,27 @@ mod tests {
             paths(&[("HOME", "/h"), ("XDG_CONFIG_HOME", "x")]),
             [PathBuf::from("/h/.config/dlock/config.toml"), etc]
         );
+    }
+
+    #[test]
+    fn only_a_default_file_that_is_missing_counts_as_none() {
+        let load = |directory: &str| {
+            File::load(None, &|name| {
+                (name == "XDG_CONFIG_HOME").then(|| directory.into())
+            })
+        };
+        assert!(load("/nowhere/at/all").is_ok());
+        assert!(load("/dev/null").is_ok());
+        let long = format!("/{}", "x".repeat(300));
+        let failure = load(&long).unwrap_err();
+        assert_eq!(failure.exit, crate::output::exit::Exit::Failed);
+        let error = format!("{:#}", failure.error);
+        assert!(
+            error.starts_with("cannot read the configuration file '/xxx")
+                && error.contains("too long"),
+            "{error}"
+        );
+        assert!(failure.hint.unwrap().contains("--config"));
     }
 
     #[test]

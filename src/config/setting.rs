@@ -35,7 +35,7 @@ macro_rules! settings {
 
 settings! {
     Connection: Endpoints "endpoints", Cacert "cacert", Cert "cert", Key "key", User "user", PasswordFile "password-file",
-        Prefix "prefix", ClusterId "cluster-id", ConnectTimeout "connect-timeout";
+        Prefix "prefix", ClusterId "cluster-id", ConnectTimeout "connect-timeout", RequireConfig "require-config";
     File: Config "config";
     Output: Verbose "verbose", Quiet "quiet", LogFormat "log-format";
     Lock: Local "local", NoWait "no-wait", Wait "wait", ConflictExitCode "conflict-exit-code", Ttl "ttl",

@@ -54,6 +54,13 @@ pub(crate) struct Cluster {
 
 impl Cluster {
     pub(crate) fn new(settings: &Settings) -> Self {
+        if settings.endpoints_source.is_none() {
+            let endpoint = &settings.endpoints[0];
+            info!(
+                event = events::SETTING,
+                "no endpoints are set: using the built-in default '{endpoint}'"
+            );
+        }
         let count = settings.endpoints.len();
         Self {
             endpoints: settings.endpoints.clone(),

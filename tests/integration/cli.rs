@@ -283,6 +283,46 @@ fn settings_come_from_flag_variable_and_file_in_that_order() {
     works("variable before file", both.args(["--config", &path]));
 }
 
+/// "A default file counts as missing only if there is no such file. One that cannot be read, or whose directory cannot be
+/// searched, is an error with status 125" (dlock.toml(5)).
+#[test]
+fn an_unreadable_configuration_is_an_error() {
+    use std::os::unix::fs::PermissionsExt;
+    let owner = Dlock::nowhere();
+    let directory = owner.home().file("config/dlock");
+    let set_mode = |mode| {
+        let permissions = std::fs::Permissions::from_mode(mode);
+        std::fs::set_permissions(&directory, permissions).expect("our own directory");
+    };
+    std::fs::create_dir_all(&directory).expect("a directory");
+    set_mode(0o000);
+    // Root may search every directory unless it has dropped these capabilities.
+    let capabilities = "--bounding-set=-dac_override,-dac_read_search";
+    let humble: &[&str] = if rustix::process::geteuid().is_root() {
+        &["setpriv", capabilities]
+    } else {
+        &[]
+    };
+    let words = ["config.toml", "Permission denied", "hint: "];
+    let dlock = Dlock::nowhere().env("XDG_CONFIG_HOME", owner.home().file("config"));
+    refused(dlock.under(humble).run(["job", "true"]), &words);
+    set_mode(0o700);
+}
+
+/// "Without endpoints from an option, a variable or a file, dlock uses 127.0.0.1:2379", and `-v` tells so.
+#[test]
+fn the_built_in_default_endpoint_is_told() {
+    // Nothing listens there in a network of its own.
+    let outcome = Dlock::nowhere()
+        .under(["unshare", "--map-root-user", "--net"])
+        .args(["-v", "--connect-timeout=100ms"])
+        .run(["job", "true"])
+        .finish();
+    outcome.expect_code(125).expect_stderr(&[
+        "no endpoints are set: using the built-in default 'http://127.0.0.1:2379'",
+    ]);
+}
+
 /// "Unknown key in the file: error with the line."
 #[test]
 fn a_bad_file_is_refused_with_the_line() {
