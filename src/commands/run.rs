@@ -30,9 +30,12 @@ fn execute(
     stats: &mut RunStats,
 ) -> Result<Exit, Failure> {
     let command = find(&options.command)?;
-    if let Some(held_lock) = identity::held().find(&options.name, &backend.scope()) {
+    if options.reentrant
+        && let Some(held_lock) = identity::held().find(&options.name, &backend.scope())
+    {
         return run_reentrant(backend, options, held_lock, command);
     }
+    refuse_self_deadlock(&options.name, backend, "give --reentrant, or ")?;
     let run = LockedRun {
         name: &options.name,
         lock: &options.lock,
@@ -53,9 +56,6 @@ fn run_reentrant(
     command: guard::Command,
 ) -> Result<Exit, Failure> {
     let (name, token) = (&options.name, held_lock.token);
-    if !options.reentrant {
-        refuse_self_deadlock(name, backend, "give --reentrant, ")?;
-    }
     if held_lock.mode != Mode::Exclusive {
         return Err(anyhow!(
             "cannot lock '{name}' again: this command holds it as '{}' (token {token})",
@@ -63,9 +63,7 @@ fn run_reentrant(
         ))
         .or_hint("only a lock that is held exclusively can be taken again");
     }
-    let tried = format_args!("cannot see whether '{name}' is still held");
-    let variables = held(backend, name, FencingToken(token), tried)?;
-    let variables = variables.ok_or_else(|| {
+    let variables = variables_if_held(backend, name, token)?.ok_or_else(|| {
         anyhow!("the lock '{name}' is not held any more by the command around us (token {token})")
     });
     // The environment may have the variables of another lock, nested between that one and us.
@@ -83,7 +81,8 @@ fn run_reentrant(
     Err(not_started(options.program(), &error))
 }
 
-/// Refuses to wait for a lock that is held around us.
+/// Refuses to wait for a lock that is held around us. The environment of a daemon, or of a script that has released its lock,
+/// may name a lock that nobody holds any more.
 pub(super) fn refuse_self_deadlock(
     name: &LockName,
     backend: &BackendConfig,
@@ -93,10 +92,23 @@ pub(super) fn refuse_self_deadlock(
     let Some(HeldLock { token, .. }) = held.find(name, &backend.scope()) else {
         return Ok(());
     };
+    if variables_if_held(backend, name, *token)?.is_none() {
+        return Ok(());
+    }
     Err(anyhow!(
         "cannot lock '{name}': this command runs under it already (token {token}) and would wait for itself"
     ))
     .or_hint(format!(
-        "take it once around both commands, {or}or unset DLOCK_HELD if it is not held any more"
+        "take it once around both commands, {or}run this one without DLOCK_HELD if it is independent of the lock"
     ))
+}
+
+/// The variables of the lock that a command around us acquired; `None` if its token does not hold it any more.
+fn variables_if_held(
+    backend: &BackendConfig,
+    name: &LockName,
+    token: i64,
+) -> Result<Option<Vec<(&'static str, String)>>, Failure> {
+    let tried = format_args!("cannot see whether '{name}' is still held");
+    held(backend, name, FencingToken(token), tried)
 }

@@ -260,6 +260,24 @@ fn a_lock_inside_itself_is_refused() {
     outcome.expect_stderr(&[&outer, "hint: "]);
 }
 
+/// "If the token there does not hold the lock any more, ... dlock goes on as if the lock were not there" (dlock-run(1)).
+#[test]
+fn a_lock_that_was_held_around_the_command_can_be_taken_again() {
+    let (etcd, name) = (Etcd::shared(), unique("stale"));
+    let printed = Dlock::on(etcd)
+        .run([&name, "printenv", "DLOCK_HELD"])
+        .finish();
+    let held = printed.expect_code(0).stdout;
+    let again = |name: &str| {
+        let dlock = Dlock::on(etcd).env("DLOCK_HELD", held.trim_end());
+        dlock.run(["-n", name, "echo", "again"]).finish()
+    };
+    again(&name).expect_code(0).expect_stdout("again\n");
+    // What another client holds by now is waited for as by anybody else.
+    let _other = hold(Dlock::on(etcd), &[], &name);
+    again(&name).expect_code(75).expect_stdout("");
+}
+
 /// "A lock of the same name under another prefix is another lock": it is acquired inside, and refused where it is held
 /// itself.
 #[test]

@@ -545,6 +545,17 @@ fn the_command_gets_its_variables_and_no_false_ones() {
         .expect_stderr(&["in etcd", "hint: leave --local out"]);
 }
 
+/// "If the token there does not hold the lock any more, ... dlock goes on as if the lock were not there" (dlock-run(1)).
+#[test]
+fn a_lock_that_was_held_around_the_command_can_be_taken_again() {
+    let state = State::new();
+    let printed = state.run(&["job", "printenv", "DLOCK_HELD"]).finish();
+    let held = printed.expect_code(0).stdout;
+    let again = state.run(&["job", "echo", "again"]);
+    let again = again.env("DLOCK_HELD", held.trim_end()).finish();
+    again.expect_code(0).expect_stdout("again\n");
+}
+
 /// "To ask for one of them again is refused, unless --reentrant is given"
 #[test]
 fn a_lock_inside_itself() {
