@@ -156,8 +156,9 @@ fn with_subcommands(wanted: impl Fn(&str) -> bool) -> clap::Command {
 /// Parses the arguments. Each sub-command repeats the global options, and defining them for sub-commands that no argument
 /// names takes half of the instructions of parsing (callgrind). Only an error needs all of them.
 fn read(argv: &[OsString]) -> Result<(Flags, Command), clap::Error> {
-    let read = |command: clap::Command| {
-        let matches = command.try_get_matches_from(argv)?;
+    let read = |mut command: clap::Command| {
+        let matches = command.try_get_matches_from_mut(argv)?;
+        usage::refuse_detached_value(&mut command, &matches, argv)?;
         Ok((flags(&matches), Command::from_arg_matches(&matches)?))
     };
     let named = |name: &str| argv.iter().any(|word| word == name);

@@ -161,6 +161,54 @@ fn a_variable_of_etcdctl_that_dlock_does_not_follow_is_refused_unless_a_setting_
 }
 
 #[test]
+fn a_value_after_a_blank_is_refused_where_it_belongs_after_an_equals_sign() {
+    for (args, option, word) in [
+        (
+            &["run", "--local", "/tmp/d", "sleep", "1"][..],
+            "--local",
+            "/tmp/d",
+        ),
+        (&["run", "--local", "src", "sleep", "1"], "--local", "src"),
+        (
+            &["run", "x", "--local", "/bin/true"],
+            "--local",
+            "/bin/true",
+        ),
+        (&["hold", "--local", "/tmp"], "--local", "/tmp"),
+        (&["ls", "--local", "/tmp"], "--local", "/tmp"),
+        (
+            &["run", "--supersede", "holder", "foo", "--", "true"],
+            "--supersede",
+            "holder",
+        ),
+        (
+            &["run", "foo", "--supersede", "waiters", "--", "true"],
+            "--supersede",
+            "waiters",
+        ),
+    ] {
+        let text = refused(args, &[]);
+        assert!(
+            text.contains(&format!("'{option}' takes its value after '='"))
+                && text.contains(&format!("hint: write {option}={word}, or")),
+            "{args:?}: {text}"
+        );
+    }
+    for args in [
+        &["run", "--local", "x", "y"][..],
+        &["run", "--local", "--", "/tmp", "y"],
+        &["run", "--local=/tmp", "/tmp", "y"],
+        &["run", "--local", "-n", "/tmp", "y"],
+        &["run", "x", "y", "--local", "/tmp"],
+        &["run", "--supersede", "x", "holder"],
+        &["run", "--supersede=holder", "holder", "y"],
+        &["run", "x", "--", "y", "--supersede", "holder"],
+    ] {
+        assert!(parse_args(args, &[]).is_ok(), "{args:?}");
+    }
+}
+
+#[test]
 fn the_default_endpoint_can_be_forbidden() {
     let (run, required) = (["run", "x", "y"], ("DLOCK_REQUIRE_CONFIG", "1"));
     let text = refused(&run, &[required]);

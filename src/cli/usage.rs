@@ -1,9 +1,13 @@
 //! A usage error in dlock's own form: the error on one line, a hint on the next.
 //! It must not know which options exist.
 
+use std::ffi::{OsStr, OsString};
+use std::path::Path;
+
 use anyhow::anyhow;
-use clap::Error;
 use clap::error::ErrorKind;
+use clap::parser::ValueSource;
+use clap::{Arg, ArgMatches, Command, Error, ValueHint};
 
 use crate::output::exit::{Exit, Failure};
 
@@ -32,6 +36,56 @@ pub(super) fn failure(error: &Error) -> Failure {
         exit: Exit::Failed,
         hint: Some(tip.unwrap_or_else(|| other.to_owned())),
         error: anyhow!(what),
+    }
+}
+
+/// An option whose value may be absent takes it after `=` only: `--local /tmp/d` would be a lock of that name.
+///
+/// # Errors
+/// The word after such an option is a value of it.
+pub(super) fn refuse_detached_value(
+    command: &mut Command,
+    matches: &ArgMatches,
+    argv: &[OsString],
+) -> Result<(), Error> {
+    let Some((name, matches)) = matches.subcommand() else {
+        return Ok(());
+    };
+    let Some(sub) = command.find_subcommand(name) else {
+        return Ok(());
+    };
+    let positions: Vec<usize> = sub
+        .get_positionals()
+        .filter_map(|arg| matches.index_of(arg.get_id().as_str()))
+        .collect();
+    let optional = |arg: &&Arg| {
+        let ids = arg.get_id().as_str();
+        arg.is_require_equals_set()
+            && matches.value_source(ids) == Some(ValueSource::CommandLine)
+            && (matches.index_of(ids)).is_some_and(|index| positions.contains(&(index + 1)))
+    };
+    let detached = sub.get_arguments().filter(optional).find_map(|arg| {
+        let option = format!("--{}", arg.get_long()?);
+        let mut pairs = argv.windows(2).filter(|pair| pair[0] == *option);
+        let word = pairs.next().map(|pair| pair[1].clone())?;
+        is_value(arg, &word).then(|| (option, word.to_string_lossy().into_owned()))
+    });
+    let Some((option, word)) = detached else {
+        return Ok(());
+    };
+    Err(command.error(
+        ErrorKind::ValueValidation,
+        format!(
+            "'{option}' takes its value after '=', and '{word}' would be something else\n\n  tip: write {option}={word}, or '--' between the two if '{word}' is no value of it"
+        ),
+    ))
+}
+
+fn is_value(arg: &Arg, word: &OsStr) -> bool {
+    let mut values = arg.get_possible_values().into_iter();
+    match arg.get_value_hint() {
+        ValueHint::DirPath => Path::new(word).is_absolute() || Path::new(word).is_dir(),
+        _ => values.any(|value| word == value.get_name()),
     }
 }
 
