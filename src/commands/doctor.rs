@@ -1,11 +1,10 @@
 //! `dlock doctor`: check every endpoint at once and this machine, and print what would go wrong.
 //! It must not know gRPC, nor what makes a finding bad.
 
-use std::io::{self, Write as _};
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Context as _, anyhow};
+use anyhow::Context as _;
 use futures_util::future::join_all;
 use serde::Serialize;
 
@@ -22,6 +21,7 @@ use crate::core::text::printable;
 use crate::etcd::doctor::{Examined, certificates, examine};
 use crate::host::facts as here;
 use crate::output::exit::{Exit, Failure, OrFail as _};
+use crate::output::stdout;
 use crate::sys::clock;
 
 /// Version of the object that `--json` prints.
@@ -141,17 +141,8 @@ fn print(report: &DoctorReport, json: bool) -> Result<(), Failure> {
     } else {
         table(report)
     };
-    let mut stdout = io::stdout().lock();
-    let written = stdout
-        .write_all(text.as_bytes())
-        .and_then(|()| stdout.flush());
-    match written {
-        // A reader that closed the pipe has read enough.
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
-            Err(anyhow!("cannot write what was found: {error}").into())
-        }
-        _ => Ok(()),
-    }
+    stdout::print(&text).context("cannot write what was found")?;
+    Ok(())
 }
 
 /// The report for people: the findings, the settings, and the verdict.

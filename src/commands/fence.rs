@@ -2,7 +2,6 @@
 //! It must not know how a file is locked or replaced, nor how a process becomes another.
 
 use std::ffi::OsString;
-use std::io::{self, Write as _};
 use std::path::Path;
 
 use anyhow::{Context as _, anyhow};
@@ -16,8 +15,8 @@ use crate::core::name::LockName;
 use crate::core::proof::FencingToken;
 use crate::guard;
 use crate::local::token_file::{Locked, TokenFile};
-use crate::output::events;
 use crate::output::exit::{Exit, Failure};
+use crate::output::{events, stdout};
 
 /// Hint: the other cause of a low token.
 const RESTORED: &str = "a later holder of the lock has been here; if etcd was restored from a backup and its tokens went back, see --reset in dlock-fence(1)";
@@ -106,14 +105,8 @@ fn peek(file: &Path, name: Option<&LockName>) -> Result<Exit, Failure> {
         Some(name) => format!("{}\n", seen.highest(name).unwrap_or(FencingToken(0))),
         None => seen.lines(),
     };
-    match io::stdout().write_all(text.as_bytes()) {
-        // A reader that closed the pipe has read enough.
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(Exit::Done),
-        written => {
-            written.context("cannot print the token")?;
-            Ok(Exit::Done)
-        }
-    }
+    stdout::print(&text).context("cannot print the token")?;
+    Ok(Exit::Done)
 }
 
 fn reset(file: &Path, name: &LockName, token: FencingToken) -> Result<Exit, Failure> {

@@ -1,7 +1,7 @@
 //! `dlock ls` and `dlock status`: the holders and waiters of locks.
 //! It must not know how queues are read or interpreted.
 
-use std::io::{self, IsTerminal as _, Write as _};
+use std::io::{self, IsTerminal as _};
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -13,8 +13,8 @@ use crate::cli::look::{ListFormat, ListRequest};
 use crate::config::backend::BackendConfig;
 use crate::core::listing::{ListedEntry, ListedLock, table};
 use crate::lock::error::LockError;
-use crate::output::events;
 use crate::output::exit::{Exit, Failure};
+use crate::output::{events, stdout};
 
 /// Pause before the next request after an error.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
@@ -48,30 +48,26 @@ impl Viewer<'_> {
             let held = held.map_err(|error| failed(tried, error))?;
             return Ok(if held { Exit::Done } else { Exit::Free });
         };
-        let mut shown = self.show(*format).await;
         loop {
-            match shown {
-                Err(ShowError::Lock(error)) if !format.watch => return Err(failed(tried, error)),
-                Err(ShowError::Lock(error)) => {
-                    warn!(event = events::WATCH_FAILED, cause = %error, "{tried}: {error}");
-                    tokio::time::sleep(RETRY_PAUSE).await;
-                }
-                Err(ShowError::Stdout(error)) if error.kind() == io::ErrorKind::BrokenPipe => {
-                    // A reader that closed the pipe has read enough.
-                    return Ok(Exit::Done);
-                }
-                Err(ShowError::Stdout(error)) => {
-                    return Ok(Err(error).context("cannot write to the standard output")?);
-                }
-                Ok(_) if !format.watch => return Ok(Exit::Done),
-                Ok(snapshot) => {
-                    if let Err(error) = self.view.change(snapshot).await {
-                        tracing::debug!("the watch broke: {error}");
-                        tokio::time::sleep(RETRY_PAUSE).await;
+            let broken = match self.show(*format).await {
+                Ok((text, snapshot)) => {
+                    let read =
+                        stdout::print(&text).context("cannot write to the standard output")?;
+                    if !read || !format.watch {
+                        return Ok(Exit::Done);
                     }
+                    let changed = self.view.change(snapshot).await;
+                    changed.inspect_err(|error| tracing::debug!("the watch broke: {error}"))
                 }
+                Err(error) if !format.watch => return Err(failed(tried, error)),
+                Err(error) => {
+                    warn!(event = events::WATCH_FAILED, cause = %error, "{tried}: {error}");
+                    Err(error)
+                }
+            };
+            if broken.is_err() {
+                tokio::time::sleep(RETRY_PAUSE).await;
             }
-            shown = self.show(*format).await;
         }
     }
 
@@ -81,24 +77,22 @@ impl Viewer<'_> {
         Ok(held)
     }
 
-    /// Reads and prints the locks: JSON line by line, a table at the end.
-    async fn show(&self, format: ListFormat) -> Result<Snapshot, ShowError> {
-        let mut out = io::BufWriter::new(io::stdout());
-        let mut written = Ok(());
+    /// Reads the locks; the text has a line of JSON for each, or a table.
+    async fn show(&self, format: ListFormat) -> Result<(String, Snapshot), LockError> {
         // A list keeps only its rows, a status keeps the whole lock.
-        let (mut rows, mut only) = (heads(), None);
+        let (mut lines, mut rows, mut only) = (String::new(), heads(), None);
         let take = |lock: ListedLock| {
             if !matches!(self.request, ListRequest::List(..)) {
                 only = Some(lock);
-            } else if !format.json {
-                rows.extend(lines(&lock));
-            } else if written.is_ok() {
-                written = writeln!(out, "{}", lock.summary());
+            } else if format.json {
+                lines += &(lock.summary() + "\n");
+            } else {
+                rows.extend(holder_rows(&lock));
             }
         };
-        let snapshot = self.view.read(take).await.map_err(ShowError::Lock)?;
+        let snapshot = self.view.read(take).await?;
         let text = match self.request {
-            ListRequest::List(..) if format.json => String::new(),
+            ListRequest::List(..) if format.json => lines,
             ListRequest::List(..) => table(&rows),
             ListRequest::Status(name, _) | ListRequest::Held(name) => {
                 let free = || ListedLock::new(&name.encoded(), Vec::new());
@@ -113,19 +107,8 @@ impl Viewer<'_> {
         // On a terminal each snapshot replaces the last one; elsewhere it follows.
         let clear = format.watch && !format.json && io::stdout().is_terminal();
         let before = if clear { "\u{1b}[H\u{1b}[2J" } else { "" };
-        written
-            .and_then(|()| write!(out, "{before}{text}"))
-            .and_then(|()| out.flush())
-            .map_err(ShowError::Stdout)?;
-        Ok(snapshot)
+        Ok((format!("{before}{text}"), snapshot))
     }
-}
-
-/// The reason why a snapshot could not be printed.
-enum ShowError {
-    Lock(LockError),
-    /// A write to stdout failed.
-    Stdout(io::Error),
 }
 
 fn row(cells: &[&str]) -> Vec<String> {
@@ -139,7 +122,7 @@ fn heads() -> Vec<Vec<String>> {
 }
 
 /// One line per holder; the first also has the lock's name and the number of waiters.
-fn lines(lock: &ListedLock) -> Vec<Vec<String>> {
+fn holder_rows(lock: &ListedLock) -> Vec<Vec<String>> {
     let mut first = [lock.shown_name(), lock.waiting().to_string()];
     let mut holders: Vec<Vec<String>> = lock.holders().map(cells).collect();
     if holders.is_empty() {

@@ -7,4 +7,5 @@ pub mod exit;
 pub(crate) mod live_line;
 pub(crate) mod log;
 pub mod metrics;
+pub(crate) mod stdout;
 pub(crate) mod systemd;
