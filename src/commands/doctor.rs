@@ -17,7 +17,7 @@ use crate::core::doctor::endpoints::ProbeSettings;
 use crate::core::doctor::facts::Probe;
 use crate::core::doctor::machine::HostFacts;
 use crate::core::doctor::{Finding, Level, certificate, endpoints, machine, worst};
-use crate::core::text::printable;
+use crate::core::text::{printable, table};
 use crate::etcd::doctor::{Examined, certificates, examine};
 use crate::host::facts as here;
 use crate::output::exit::{Exit, Failure, OrFail as _};
@@ -139,60 +139,37 @@ fn print(report: &DoctorReport, json: bool) -> Result<(), Failure> {
         // Strings and numbers always serialise.
         serde_json::to_string_pretty(report).unwrap_or_default() + "\n"
     } else {
-        table(report)
+        report_text(report)
     };
     stdout::print(&text).context("cannot write what was found")?;
     Ok(())
 }
 
 /// The report for people: the findings, the settings, and the verdict.
-fn table(report: &DoctorReport) -> String {
-    let row = |finding: &Finding| {
+fn report_text(report: &DoctorReport) -> String {
+    let mut findings = Vec::new();
+    for finding in &report.findings {
         let level = level_name(finding.level);
-        [level, finding.check, &finding.object, &finding.says].map(str::to_owned)
-    };
-    let hints = report
-        .findings
-        .iter()
-        .map(|finding| finding.hint.as_deref());
-    let findings = report.findings.iter().map(row).collect::<Vec<_>>();
-    let head = ["setting", "value", "from"].map(str::to_owned);
-    let settings = report
-        .settings
-        .iter()
-        .map(|origin| [origin.option, &origin.value, &origin.source].map(printable));
-    let settings: Vec<[String; 3]> = std::iter::once(head).chain(settings).collect();
-    let mut text = aligned(&findings, hints);
-    text.push('\n');
-    text += &aligned(&settings, std::iter::repeat(None));
-    text.push('\n');
-    text + verdict(&report.findings).as_str() + "\n"
-}
-
-/// Aligned columns, two blanks apart; a hint is below its row, under the second column.
-fn aligned<'a, const N: usize>(
-    rows: &[[String; N]],
-    hints: impl Iterator<Item = Option<&'a str>>,
-) -> String {
-    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max();
-    let widths: Vec<usize> = (0..N).map(|column| width(column).unwrap_or(0)).collect();
-    let mut text = String::new();
-    for (row, hint) in rows.iter().zip(hints) {
-        let cells = row
-            .iter()
-            .zip(&widths)
-            .map(|(cell, width)| format!("{cell:width$}"));
-        let line = cells.collect::<Vec<_>>().join("  ");
-        text += line.trim_end();
-        text.push('\n');
-        if let Some(hint) = hint {
-            text += &" ".repeat(widths[0] + 2);
-            text += "hint: ";
-            text += hint;
-            text.push('\n');
-        }
+        let row = [level, finding.check, &finding.object, &finding.says];
+        findings.push(row.map(str::to_owned).to_vec());
+        // Below its row, under the second column.
+        let hint = finding.hint.as_ref();
+        findings.extend(hint.map(|hint| vec![String::new(), format!("hint: {hint}")]));
     }
-    text
+    let mut settings = vec![["setting", "value", "from"].map(str::to_owned).to_vec()];
+    for origin in report.settings {
+        settings.push(
+            [origin.option, &origin.value, &origin.source]
+                .map(printable)
+                .to_vec(),
+        );
+    }
+    format!(
+        "{}\n{}\n{}\n",
+        table(&findings),
+        table(&settings),
+        verdict(&report.findings)
+    )
 }
 
 fn level_name(level: Level) -> &'static str {

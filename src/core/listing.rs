@@ -188,34 +188,6 @@ impl ListedEntry {
     }
 }
 
-/// Lines in aligned columns; the first one is the header.
-pub fn table(rows: &[Vec<String>]) -> String {
-    use unicode_width::UnicodeWidthStr as _;
-
-    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
-    let widest = |column| {
-        rows.iter()
-            .filter_map(|row| row.get(column))
-            .map(|cell: &String| cell.width())
-            .max()
-    };
-    let widths: Vec<usize> = (0..columns)
-        .map(|column| widest(column).unwrap_or(0))
-        .collect();
-    let mut text = String::new();
-    for row in rows {
-        let mut line = String::new();
-        for (cell, width) in row.iter().zip(&widths) {
-            let blanks = width + 2 - cell.width();
-            line.push_str(cell);
-            line.extend(std::iter::repeat_n(' ', blanks));
-        }
-        text.push_str(line.trim_end());
-        text.push('\n');
-    }
-    text
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -278,13 +250,6 @@ mod tests {
         let lock = ListedLock::new("%zz\u{7}", Vec::new());
         assert_eq!(lock.shown_name(), r"%zz\u{7}");
         assert!(lock.detail().contains("\"held\":false"));
-    }
-
-    #[test]
-    fn columns_are_aligned_by_what_is_seen() {
-        let rows = [["NAME", "WHO"], ["漢", "x"], ["abc", "y"]];
-        let rows = rows.map(|row| row.map(str::to_owned).to_vec());
-        assert_eq!(table(&rows), "NAME  WHO\n漢    x\nabc   y\n");
     }
 
     proptest! {

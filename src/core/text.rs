@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use std::time::Duration;
 
 use serde::Serialize;
+use unicode_width::UnicodeWidthStr as _;
 
 /// Maximum length in bytes of a text from a record.
 const MAX_SHOWN_BYTES: usize = 1024;
@@ -74,6 +75,34 @@ pub fn json(value: &impl Serialize) -> String {
     safe
 }
 
+/// Lines in aligned columns, two blanks apart. The last cell of a line makes no column wider.
+pub fn table(rows: &[Vec<String>]) -> String {
+    let mut widths: Vec<usize> = Vec::new();
+    for row in rows {
+        widths.resize(widths.len().max(row.len()), 0);
+        for (width, cell) in widths
+            .iter_mut()
+            .zip(row.split_last().map_or(&[][..], |it| it.1))
+        {
+            *width = cell.width().max(*width);
+        }
+    }
+    let mut text = String::new();
+    for row in rows {
+        let mut line = String::new();
+        for (cell, width) in row.iter().zip(&widths) {
+            line.push_str(cell);
+            line.extend(std::iter::repeat_n(
+                ' ',
+                (width + 2).saturating_sub(cell.width()),
+            ));
+        }
+        text += line.trim_end();
+        text.push('\n');
+    }
+    text
+}
+
 /// Whether the character could mislead a terminal or a reader.
 pub fn is_hostile(character: char) -> bool {
     character.is_control()
@@ -102,6 +131,23 @@ mod tests {
             r"a\u{1b}[2J\n\u{85}\u{202e}b ü 漢"
         );
         assert_eq!(printable(&"x".repeat(2000)).len(), MAX_SHOWN_BYTES + 3);
+    }
+
+    #[test]
+    fn columns_are_aligned_by_what_is_seen() {
+        let rows = [["NAME", "WHO"], ["漢", "x"], ["abc", "y"]];
+        let rows = rows.map(|row| row.map(str::to_owned).to_vec());
+        assert_eq!(table(&rows), "NAME  WHO\n漢    x\nabc   y\n");
+        let rows = [
+            &["ok", "disk", "fast"][..],
+            &["", "the last cell is long"],
+            &["bad", "cpu", "x"],
+        ];
+        let rows = rows.map(|row| row.iter().map(ToString::to_string).collect());
+        assert_eq!(
+            table(&rows),
+            "ok   disk  fast\n     the last cell is long\nbad  cpu   x\n"
+        );
     }
 
     proptest! {
