@@ -8,6 +8,7 @@ use anyhow::Context as _;
 use futures_util::future::join_all;
 use serde::Serialize;
 
+use super::block_on;
 use crate::cli::doctor::Options;
 use crate::config::Settings;
 use crate::config::endpoint::Endpoint;
@@ -44,17 +45,11 @@ pub(super) fn run(settings: &Settings, options: &Options) -> Result<Exit, Failur
             "raise the limit on processes: ulimit -u, TasksMax in systemd, --pids-limit in docker",
         )?;
     let mut facts = here::host_facts();
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .context("cannot start the event loop")?;
     let all = settings
         .endpoints
         .iter()
         .map(|endpoint| examine(endpoint, settings, options.timings));
-    let examined = runtime.block_on(join_all(all));
-    // A name look-up that hangs must not delay the end: its result is not needed.
-    runtime.shutdown_background();
+    let examined = block_on(async { Ok(join_all(all).await) })?;
     facts.lateness = napping.join().unwrap_or_default();
     let findings = check(examined, &facts, settings, options);
     let level = worst(&findings);
