@@ -15,6 +15,7 @@ use rustix::io::{FdFlags, fcntl_setfd};
 use rustix::process::{setpgid, setsid};
 
 use crate::support::boot_clock;
+use crate::tool::myself;
 
 /// The first argument that makes this program the protected command.
 pub(crate) const WORD: &str = "protected";
@@ -55,7 +56,7 @@ pub(crate) fn line(shape: Shape, dir: &Path, who: &str, span: Duration, code: u8
     if shape == Shape::Stubborn {
         line.extend(["sh", "-c", "trap '' TERM; exec \"$@\"", "sh"].map(str::to_owned));
     }
-    line.push(me());
+    line.push(myself());
     line.extend([WORD, "enter", shape.word()].map(str::to_owned));
     line.push(dir.to_str().expect("a plain path").to_owned());
     line.extend([
@@ -69,7 +70,7 @@ pub(crate) fn line(shape: Shape, dir: &Path, who: &str, span: Duration, code: u8
 /// A prefix that starts a program in a process group of its own, as a shell starts a job: the kernel does not stop one
 /// alone.
 pub(crate) fn as_job() -> Vec<String> {
-    vec![me(), WORD.to_owned(), "job".to_owned()]
+    vec![myself(), WORD.to_owned(), "job".to_owned()]
 }
 
 /// A prefix that starts a program in a session of its own, as cron or another host does.
@@ -148,7 +149,7 @@ fn descend(role: &str, dir: &Path, who: &str, until: Duration) {
     reason = "who starts one here ends before it"
 )]
 fn start(role: &str, dir: &Path, who: &str, until: Duration) {
-    Command::new(me())
+    Command::new(myself())
         .args([WORD, role])
         .arg(dir)
         .args([who, &until.as_millis().to_string()])
@@ -183,11 +184,6 @@ fn append(dir: &Path, name: &str) -> File {
         .create(true)
         .open(dir.join(name))
         .expect("the oracle's directory takes a file")
-}
-
-fn me() -> String {
-    let path = std::env::current_exe().expect("Linux knows it");
-    path.to_str().expect("a plain path").to_owned()
 }
 
 fn number(word: &str) -> u64 {

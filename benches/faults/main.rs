@@ -8,8 +8,8 @@ mod consul;
 mod contenders;
 mod fault;
 mod report;
-#[path = "../shared/section.rs"]
-mod section;
+#[path = "../shared/results.rs"]
+mod results;
 mod server;
 mod testbed;
 #[path = "../shared/tool.rs"]
@@ -22,9 +22,7 @@ mod integration {
     pub(crate) mod support;
 }
 
-use std::io::Write;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Mutex;
 use std::thread;
@@ -34,24 +32,15 @@ use clap::Parser;
 use contenders::Measured;
 use fault::{FAULTS, Fault};
 use integration::support;
+use results::{Results, print_line};
 use testbed::Testbed;
 use tool::Tool;
 
 /// Runs the faults on dlock, `etcdctl lock`, flock and, where it is installed, `consul lock`.
 #[derive(Parser)]
 struct Arguments {
-    /// Also write the table as JSON
-    #[arg(long, value_name = "FILE")]
-    json: Option<PathBuf>,
-    /// Also put the table between the marker lines of this file
-    #[arg(long, value_name = "FILE")]
-    readme: Option<PathBuf>,
-    /// Run only the faults whose name contains this
-    #[arg(long, value_name = "WORDS", default_value = "")]
-    only: String,
-    /// Passed by cargo
-    #[arg(long, hide = true)]
-    bench: bool,
+    #[command(flatten)]
+    results: Results,
 }
 
 /// Number of faults that consul is exposed to at once.
@@ -90,20 +79,16 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let mut rows = Vec::new();
     for fault in FAULTS {
-        if fault.name.contains(&arguments.only) {
+        if arguments.results.wants(fault.name) {
             let row = suffer(fault);
             print_line(&format!("{}\n", report::row(&row)));
             rows.push(row);
         }
     }
     suffer_slowly(&mut rows);
-    print_line(&format!("\n{}", report::markdown(&rows)));
-    if let Some(path) = &arguments.json {
-        std::fs::write(path, report::json(&rows)).expect("the file for the JSON can be written");
-    }
-    if let Some(path) = &arguments.readme {
-        section::insert(path, "faults", &report::markdown(&rows));
-    }
+    arguments
+        .results
+        .write("faults", &report::markdown(&rows), &report::json(&rows));
     let mut code = ExitCode::SUCCESS;
     for row in &rows {
         if let Some(why) = row.broken_promise() {
@@ -164,11 +149,4 @@ fn suffer_slowly(rows: &mut [Row]) {
 
 fn measure(fault: &'static Fault, tools: &[Tool]) -> Option<Vec<Measured>> {
     catch_unwind(AssertUnwindSafe(|| Testbed::set(fault, tools).measure())).ok()
-}
-
-/// Writes to standard output; a closed output is no failure.
-fn print_line(text: &str) {
-    let mut stdout = std::io::stdout();
-    let _ = stdout.write_all(text.as_bytes());
-    let _ = stdout.flush();
 }

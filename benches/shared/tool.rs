@@ -79,3 +79,9 @@ pub(crate) fn installed(program: &str) -> bool {
     std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default())
         .any(|dir| dir.join(program).exists())
 }
+
+/// The path of this program, which runs in other roles, too.
+pub(crate) fn myself() -> String {
+    let path = std::env::current_exe().expect("a Linux with /proc");
+    path.to_str().expect("a plain path").to_owned()
+}

@@ -29,7 +29,7 @@ const LEAD: Duration = Duration::from_millis(1);
 
 /// The client's command line up to the command. `way` is one of the above, `cacert` a file or [`PLAIN`].
 pub(crate) fn line(way: &str, endpoint: &str, cacert: &str, name: &str) -> Vec<String> {
-    let mut line = crate::myself(WORD);
+    let mut line = vec![crate::tool::myself(), WORD.to_owned()];
     line.extend([way, endpoint, cacert, name].map(str::to_owned));
     line
 }

@@ -10,8 +10,8 @@ use rustix::fs::{CWD, FileType, Mode, mknodat};
 
 use crate::stamp::{self, Stamp};
 use crate::support::{Etcd, Process, Scratch, boot_clock, eventually, let_pass};
-use crate::tool::Tool;
-use crate::{baseline, myself, server};
+use crate::tool::{Tool, myself};
+use crate::{baseline, server};
 
 /// Time limit for anything that takes an instant on an idle machine.
 const PATIENCE: Duration = Duration::from_mins(4);
@@ -73,7 +73,7 @@ impl Contenders {
     pub(crate) fn join(&mut self, name: &str, stays: bool) {
         let file = self.dir.file(&format!("lock-{name}"));
         let mut line = self.kind.line(&self.at, &file, name, self.ttl);
-        line.extend(myself(stamp::WORD));
+        line.extend([myself(), stamp::WORD.to_owned()]);
         line.push(self.stamps.clone());
         line.extend(stays.then(|| self.fifo.clone()));
         let errors = OpenOptions::new()

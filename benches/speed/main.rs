@@ -10,10 +10,10 @@ mod footprint;
 mod handover;
 mod machine;
 mod report;
+#[path = "../shared/results.rs"]
+mod results;
 mod round_trips;
 mod sample;
-#[path = "../shared/section.rs"]
-mod section;
 mod server;
 mod stamp;
 #[path = "../shared/tool.rs"]
@@ -27,27 +27,19 @@ mod integration {
     pub(crate) mod support;
 }
 
-use std::io::Write;
-use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
 
 use integration::support;
 use report::Table;
+use results::Results;
 
 /// Measures dlock, `etcdctl lock`, flock, `consul lock` where there is one, and a bare client
 #[derive(Parser)]
 struct Arguments {
-    /// Also write the figures as JSON
-    #[arg(long, value_name = "FILE")]
-    json: Option<PathBuf>,
-    /// Also put the tables between the marker lines of this file
-    #[arg(long, value_name = "FILE")]
-    readme: Option<PathBuf>,
-    /// Take only the measurements whose name contains this
-    #[arg(long, value_name = "WORDS", default_value = "")]
-    only: String,
+    #[command(flatten)]
+    results: Results,
     /// How often each tool runs where one run is short
     #[arg(long, value_name = "COUNT", default_value_t = 200)]
     runs: usize,
@@ -62,9 +54,6 @@ struct Arguments {
         default_value = "10,100,1000"
     )]
     crowds: Vec<usize>,
-    /// Passed by cargo
-    #[arg(long, hide = true)]
-    bench: bool,
 }
 
 fn main() -> ExitCode {
@@ -76,7 +65,7 @@ fn main() -> ExitCode {
         return stamp::run(role);
     }
     let arguments = Arguments::parse();
-    let wanted = |name: &str| name.contains(&arguments.only);
+    let wanted = |name: &str| arguments.results.wants(name);
     let (mut peers, mut floor) = (Table::beside_peers(), Table::beside_floor());
     let mut capacity = Table::capacity();
     if wanted("uncontended") {
@@ -96,26 +85,8 @@ fn main() -> ExitCode {
     }
     let tables = [peers, floor, capacity];
     let text = report::markdown(&tables);
-    print_line(&format!("\n{text}"));
-    if let Some(path) = &arguments.json {
-        std::fs::write(path, report::json(&tables)).expect("the file for the JSON can be written");
-    }
-    if let Some(path) = &arguments.readme {
-        section::insert(path, "speed", &text);
-    }
+    arguments
+        .results
+        .write("speed", &text, &report::json(&tables));
     ExitCode::SUCCESS
-}
-
-/// Writes to standard output; a closed output is no failure.
-fn print_line(text: &str) {
-    let mut stdout = std::io::stdout();
-    let _ = stdout.write_all(text.as_bytes());
-    let _ = stdout.flush();
-}
-
-/// A command line that runs this program in the given role.
-fn myself(role: &str) -> Vec<String> {
-    let path = std::env::current_exe().expect("a Linux with /proc");
-    let path = path.to_str().expect("a plain path").to_owned();
-    vec![path, role.to_owned()]
 }

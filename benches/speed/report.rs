@@ -72,7 +72,7 @@ impl Table {
             cells: cells.collect(),
             goal,
         };
-        crate::print_line(&format!("{}\n", row.markdown(self.related)));
+        crate::results::print_line(&format!("{}\n", row.markdown(self.related)));
         self.rows.push(row);
     }
 
