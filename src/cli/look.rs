@@ -13,6 +13,7 @@ use crate::config::layers::SettingValue;
 use crate::core::fence;
 use crate::core::name::LockName;
 use crate::core::proof::FencingToken;
+use crate::lock::reader::Selection;
 use crate::output::exit::{Failure, OrFail as _};
 
 /// Default time that `break` waits for the owner to release.
@@ -112,10 +113,10 @@ pub(crate) struct BreakArgs {
 
 /// The request of `ls` or `status`.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum ListRequest {
-    List(String, ListFormat),
-    Status(LockName, ListFormat),
-    Held(LockName),
+pub(crate) struct ListRequest {
+    pub(crate) which: Selection,
+    /// `None` for the exit status alone.
+    pub(crate) format: Option<ListFormat>,
 }
 
 /// The holding that `check` verifies.
@@ -146,18 +147,20 @@ impl ListArgs {
                 text.display()
             )
         })?;
-        Ok(Work::List(backend, ListRequest::List(prefix, self.format)))
+        let request = ListRequest {
+            which: Selection::BeginningWith(prefix),
+            format: Some(self.format),
+        };
+        Ok(Work::List(backend, request))
     }
 }
 
 impl StatusArgs {
     pub(super) fn resolve(self, resolver: &mut Resolver) -> Result<Work, Failure> {
         let backend = local::resolve(resolver)?;
-        let name = lock::name(&self.name)?;
-        let request = if self.held {
-            ListRequest::Held(name)
-        } else {
-            ListRequest::Status(name, self.format)
+        let request = ListRequest {
+            which: Selection::One(lock::name(&self.name)?),
+            format: (!self.held).then_some(self.format),
         };
         Ok(Work::List(backend, request))
     }

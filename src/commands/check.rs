@@ -5,17 +5,15 @@ use std::fmt::Display;
 
 use anyhow::anyhow;
 
+use super::select_backend::reader;
 use super::{block_on, failed};
 use crate::cli::look::Check;
 use crate::config::backend::BackendConfig;
-use crate::core::keys::LockKeys;
 use crate::core::name::{LockName, Scope};
 use crate::core::proof::FencingToken;
 use crate::core::text::printable;
-use crate::etcd::backend::command_variables;
-use crate::etcd::{self, Cluster};
 use crate::host::identity;
-use crate::local;
+use crate::lock::reader::Held;
 use crate::output::exit::{Exit, Failure, OrFail as _};
 
 /// Prints nothing if the token holds the lock; else the error says so.
@@ -64,19 +62,10 @@ pub(super) fn held(
     name: &LockName,
     token: FencingToken,
     attempt: impl Display,
-) -> Result<Option<Vec<(&'static str, String)>>, Failure> {
-    match backend {
-        BackendConfig::Etcd(settings) => block_on(async {
-            let queue = LockKeys::new(&settings.prefix, name);
-            let cluster = Cluster::new(settings);
-            let holder = etcd::queue::holder(&cluster, &queue, token, settings.connect_timeout);
-            let holder = holder.await.map_err(|error| failed(attempt, error))?;
-            Ok(holder.map(|entry| command_variables(&queue, entry)))
-        }),
-        BackendConfig::Local(directory) => {
-            let holds = local::holds(directory, name, token);
-            let holds = holds.map_err(|failure| failed(attempt, failure.into()))?;
-            Ok(holds.then(Vec::new))
-        }
-    }
+) -> Result<Held, Failure> {
+    block_on(async {
+        let reader = reader(backend);
+        let held = reader.held(name, token).await;
+        held.map_err(|error| failed(attempt, error))
+    })
 }

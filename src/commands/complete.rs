@@ -6,11 +6,16 @@ use std::fmt::Write as _;
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use clap::ValueHint;
 use clap_complete::engine::{ArgValueCompleter, CompletionCandidate, complete};
 
-use crate::{cli, commands};
+use super::block_on;
+use crate::cli;
+use crate::core::name::LockName;
+use crate::etcd::listing::EtcdReader;
+use crate::lock::reader::Selection;
 
 /// The scripts in `completions/` set it to the position of the word to complete, and pass all words as arguments.
 pub(crate) const VARIABLE: &str = "DLOCK_COMPLETE";
@@ -27,6 +32,11 @@ const UNITS: [(&str, &str); 5] = [
 const SIGNALS: [&str; 9] = [
     "TERM", "INT", "HUP", "QUIT", "USR1", "USR2", "KILL", "ALRM", "ABRT",
 ];
+
+/// The user waits at TAB: a later answer is dropped.
+const READ_TIMEOUT: Duration = Duration::from_millis(300);
+/// A longer list does not help.
+const MAX_NAMES: i64 = 500;
 
 /// One candidate per line, with its description behind a tab. A line that begins with a tab is an order to the shell:
 /// `command` and the position of the command's first word, to complete as if dlock were absent, or `files`. Errors are
@@ -199,8 +209,18 @@ fn names(begun: &OsStr, words: &[OsString]) -> Vec<CompletionCandidate> {
     let Ok(settings) = cli::partial::connection_of(words) else {
         return Vec::new();
     };
-    let names = commands::names(&settings, begun);
-    names.into_iter().map(CompletionCandidate::new).collect()
+    let found = block_on(async {
+        let reader = EtcdReader::new(&settings);
+        let which = Selection::BeginningWith(begun.to_owned());
+        let reading = reader.names(&which, MAX_NAMES, READ_TIMEOUT);
+        let found = tokio::time::timeout(READ_TIMEOUT, reading).await;
+        Ok(found.ok().and_then(Result::ok).unwrap_or_default())
+    });
+    let names = found.unwrap_or_default();
+    let names = names.iter().filter_map(|name| LockName::decode(name));
+    names
+        .map(|name| CompletionCandidate::new(name.to_string()))
+        .collect()
 }
 
 #[cfg(test)]

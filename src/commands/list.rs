@@ -7,13 +7,14 @@ use std::time::Duration;
 use anyhow::Context as _;
 use tracing::warn;
 
-use super::view::{Snapshot, View};
+use super::select_backend::reader;
 use super::{block_on, failed};
 use crate::cli::look::{ListFormat, ListRequest};
 use crate::config::backend::BackendConfig;
 use crate::core::listing::{ListedEntry, ListedLock};
 use crate::core::text::table;
 use crate::lock::error::LockError;
+use crate::lock::reader::{LockReader, Selection, Snapshot};
 use crate::output::exit::{Exit, Failure};
 use crate::output::{events, stdout};
 
@@ -22,42 +23,41 @@ const RETRY_PAUSE: Duration = Duration::from_secs(1);
 
 /// Prints the requested locks.
 pub(super) fn execute(backend: &BackendConfig, request: &ListRequest) -> Result<Exit, Failure> {
+    let viewer = Viewer {
+        which: &request.which,
+        reader: reader(backend),
+    };
+    let tried = match &request.which {
+        Selection::BeginningWith(_) => "cannot list the locks".to_owned(),
+        Selection::One(name) => format!("cannot see the lock '{name}'"),
+    };
     block_on(async {
-        let viewer = Viewer {
-            request,
-            view: View::new(backend, request),
-        };
-        viewer.run().await
+        match request.format {
+            Some(format) => viewer.run(format, &tried).await,
+            None => match viewer.is_held().await {
+                Ok(held) => Ok(if held { Exit::Done } else { Exit::Free }),
+                Err(error) => Err(failed(tried, error)),
+            },
+        }
     })
 }
 
 struct Viewer<'a> {
-    request: &'a ListRequest,
-    view: View<'a>,
+    which: &'a Selection,
+    reader: Box<dyn LockReader + 'a>,
 }
 
 impl Viewer<'_> {
-    async fn run(&self) -> Result<Exit, Failure> {
-        let tried = match self.request {
-            ListRequest::List(..) => "cannot list the locks".to_owned(),
-            ListRequest::Status(name, _) | ListRequest::Held(name) => {
-                format!("cannot see the lock '{name}'")
-            }
-        };
-        let (ListRequest::List(_, format) | ListRequest::Status(_, format)) = self.request else {
-            let held = self.held().await;
-            let held = held.map_err(|error| failed(tried, error))?;
-            return Ok(if held { Exit::Done } else { Exit::Free });
-        };
+    async fn run(&self, format: ListFormat, tried: &str) -> Result<Exit, Failure> {
         loop {
-            let broken = match self.show(*format).await {
+            let broken = match self.show(format).await {
                 Ok((text, snapshot)) => {
                     let read =
                         stdout::print(&text).context("cannot write to the standard output")?;
                     if !read || !format.watch {
                         return Ok(Exit::Done);
                     }
-                    let changed = self.view.change(snapshot).await;
+                    let changed = self.reader.change(self.which, snapshot).await;
                     changed.inspect_err(|error| tracing::debug!("the watch broke: {error}"))
                 }
                 Err(error) if !format.watch => return Err(failed(tried, error)),
@@ -72,9 +72,9 @@ impl Viewer<'_> {
         }
     }
 
-    async fn held(&self) -> Result<bool, LockError> {
+    async fn is_held(&self) -> Result<bool, LockError> {
         let mut held = false;
-        self.view.read(|_| held = true).await?;
+        self.reader.read(self.which, &mut |_| held = true).await?;
         Ok(held)
     }
 
@@ -82,20 +82,16 @@ impl Viewer<'_> {
     async fn show(&self, format: ListFormat) -> Result<(String, Snapshot), LockError> {
         // A list keeps only its rows, a status keeps the whole lock.
         let (mut lines, mut rows, mut only) = (String::new(), heads(), None);
-        let take = |lock: ListedLock| {
-            if !matches!(self.request, ListRequest::List(..)) {
-                only = Some(lock);
-            } else if format.json {
-                lines += &(lock.summary() + "\n");
-            } else {
-                rows.extend(holder_rows(&lock));
-            }
+        let mut take = |lock: ListedLock| match self.which {
+            Selection::One(_) => only = Some(lock),
+            Selection::BeginningWith(_) if format.json => lines += &(lock.summary() + "\n"),
+            Selection::BeginningWith(_) => rows.extend(holder_rows(&lock)),
         };
-        let snapshot = self.view.read(take).await?;
-        let text = match self.request {
-            ListRequest::List(..) if format.json => lines,
-            ListRequest::List(..) => table(&rows),
-            ListRequest::Status(name, _) | ListRequest::Held(name) => {
+        let snapshot = self.reader.read(self.which, &mut take).await?;
+        let text = match self.which {
+            Selection::BeginningWith(_) if format.json => lines,
+            Selection::BeginningWith(_) => table(&rows),
+            Selection::One(name) => {
                 let free = || ListedLock::new(&name.encoded(), Vec::new());
                 let lock = only.unwrap_or_else(free);
                 if format.json {

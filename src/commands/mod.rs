@@ -9,7 +9,6 @@ mod fence;
 mod guard_io;
 pub(crate) mod hold;
 mod list;
-mod names;
 mod not_acquired;
 mod program;
 mod progress;
@@ -19,14 +18,12 @@ mod run_locked;
 mod select_backend;
 mod signals;
 mod supervise;
-mod view;
 
 use std::fmt::Display;
 
 use anyhow::{Context as _, anyhow};
 
 use crate::cli::Work;
-use crate::config::Settings;
 use crate::lock::error::LockError;
 use crate::output::exit::{Exit, Failure};
 
@@ -50,11 +47,6 @@ fn failed(tried: impl Display, error: LockError) -> Failure {
         hint: error.hint,
         ..anyhow!("{tried}: {}", error.cause).into()
     }
-}
-
-/// The names of the locks that begin with `beginning`, if etcd answers at once.
-pub(crate) fn names(settings: &Settings, beginning: &str) -> Vec<String> {
-    names::beginning_with(settings, beginning)
 }
 
 /// Executes the work of the sub-command.

@@ -1,4 +1,4 @@
-//! The backend for a run, and a guard that keeps the descriptors of that backend open.
+//! The backend for a run, with a guard that keeps the descriptors of that backend open; and the reader of its locks.
 //! It must not know what runs under the lock, nor how any backend works.
 
 use std::rc::Rc;
@@ -12,9 +12,11 @@ use crate::core::run_stats::RunStats;
 use crate::core::time::LeaseTimings;
 use crate::etcd::Cluster;
 use crate::etcd::backend::EtcdBackend;
+use crate::etcd::listing::EtcdReader;
 use crate::guard::{self, Guard, LaunchOptions, Policy};
 use crate::host::identity;
-use crate::local;
+use crate::local::{LocalBackend, LocalReader};
+use crate::lock::reader::LockReader;
 use crate::output::exit::{Exit, Failure};
 use crate::sys::daemonize::Background;
 
@@ -26,6 +28,14 @@ pub(super) const KIND_SPECIFIC_VARIABLES: [&str; 5] = [
     "ETCD_LOCK_KEY",
     "ETCD_LOCK_REV",
 ];
+
+/// The reader of the locks.
+pub(super) fn reader(config: &BackendConfig) -> Box<dyn LockReader + '_> {
+    match config {
+        BackendConfig::Etcd(settings) => Box::new(EtcdReader::new(settings)),
+        BackendConfig::Local(directory) => Box::new(LocalReader(directory)),
+    }
+}
 
 /// Runs `command` under the lock and returns its end. The caller must have started no thread: see guard/mod.rs.
 pub(super) fn execute(
@@ -71,7 +81,7 @@ pub(super) fn execute(
             run_locked::execute(run, backend, guard, stats)
         }
         BackendConfig::Local(directory) => {
-            let backend = local::LocalBackend::new(directory, name, record, lock.request)?;
+            let backend = LocalBackend::new(directory, name, record, lock.request)?;
             launch_options.kept.push(backend.used());
             launch_options.shared = Some(backend.held());
             let guard = launch(&launch_options)?;

@@ -1,106 +1,189 @@
-//! Looking at all locks, without a place in any queue: read in pages, and watched for changes.
-//! It must not know what is shown of them.
+//! The listing of all locks, without an entry in any queue: read in pages, and watched for changes.
+//! It must not know what is shown.
 
 use std::time::Duration;
 
 use etcd_client::{Error, GetOptions, GetResponse, WatchOptions};
+use futures_util::FutureExt as _;
 use futures_util::stream::{self, StreamExt as _};
 
 use super::Cluster;
+use super::backend::command_variables;
 use super::connection::Connection;
 use super::error::LockError;
-use super::queue::queue_entry;
+use super::queue::{holder, queue_entry};
+use crate::config::Settings;
 use crate::core::blockers::QueueEntry;
 use crate::core::keys::{LockKeys, lock_name_of, locks_prefix};
 use crate::core::listing::ListedLock;
-use crate::core::proof::LeaseId;
+use crate::core::name::LockName;
+use crate::core::proof::{FencingToken, LeaseId};
+use crate::lock::reader::{Held, LockReader, Reading, Selection, Snapshot, Take};
 
-/// Keys that are read at once.
+/// Keys per read.
 const PAGE_SIZE: i64 = 1000;
-/// Leases that are asked for at once.
+/// Leases that are queried at once.
 const MAX_PARALLEL_READS: usize = 64;
-/// What tonic says when an answer is longer than it reads: keys of a page may be long that nobody of us has written.
+/// tonic's message for an answer above its size limit: other clients may have written long keys.
 const TOO_LONG: &str = "message length too large";
-/// Changes that come together are shown together.
+/// Changes within this time are shown together.
 const CHANGE_SETTLE_TIME: Duration = Duration::from_millis(50);
 
-/// The locks whose names begin with some text, or one lock.
-pub(crate) struct Range {
-    namespace: String,
+/// The locks in etcd.
+pub(crate) struct EtcdReader<'a> {
+    cluster: Cluster,
+    settings: &'a Settings,
+}
+
+/// A range of keys.
+struct Range {
     from: Vec<u8>,
     to: Vec<u8>,
 }
 
-impl Range {
-    /// Of the locks whose names begin with `prefix`, under dlock's own prefix `namespace`.
-    pub(crate) fn beginning_with(namespace: &str, prefix: &str) -> Self {
-        let from = locks_prefix(namespace, prefix).into_bytes();
-        let mut to = from.clone();
-        // Keys of dlock are ASCII, so there is a next byte.
-        if let Some(last) = to.last_mut() {
-            *last += 1;
-        }
-        Self {
-            namespace: namespace.to_owned(),
-            from,
-            to,
-        }
+impl<'a> EtcdReader<'a> {
+    pub(crate) fn new(settings: &'a Settings) -> Self {
+        let cluster = Cluster::new(settings);
+        Self { cluster, settings }
     }
 
-    /// Of one lock.
-    pub(crate) fn of(queue: &LockKeys) -> Self {
-        Self {
-            namespace: queue.namespace().to_owned(),
-            from: queue.prefix().into(),
-            to: queue.ended().into(),
-        }
-    }
-}
-
-/// Reads the locks in the order of their names in etcd, each handed to `take` when all of it is known; answers the
-/// revision that was read.
-pub(crate) async fn read(
-    cluster: &Cluster,
-    range: &Range,
-    limit: Duration,
-    mut take: impl FnMut(ListedLock),
-) -> Result<i64, LockError> {
-    let first = cluster.call(limit, async |etcd: Connection| {
-        let first = page(&etcd, range, range.from.clone(), 0).await?;
-        let revision = cluster.check_header(first.header())?.revision;
-        Ok((etcd, first, revision))
-    });
-    let (etcd, mut read, revision) = first.await?;
-    let mut open: Option<(String, Vec<QueueEntry>)> = None;
-    loop {
-        let mut locks = Vec::new();
-        for key in read.kvs() {
-            let Some(name) = lock_name_of(&range.namespace, key.key()) else {
-                continue;
-            };
-            match &mut open {
-                Some((known, entries)) if known == name => entries.push(queue_entry(key)),
-                _ => locks.extend(open.replace((name.to_owned(), vec![queue_entry(key)]))),
+    fn range(&self, which: &Selection) -> Range {
+        match which {
+            Selection::BeginningWith(prefix) => {
+                let from = locks_prefix(&self.settings.prefix, prefix).into_bytes();
+                let mut to = from.clone();
+                // Keys of dlock are ASCII, so there is a next byte.
+                if let Some(last) = to.last_mut() {
+                    *last += 1;
+                }
+                Range { from, to }
+            }
+            Selection::One(name) => {
+                let keys = LockKeys::new(&self.settings.prefix, name);
+                let (from, to) = (keys.prefix().into(), keys.ended().into());
+                Range { from, to }
             }
         }
-        let last = read.kvs().last().filter(|_| read.more());
-        let next = last.map(|last| [last.key(), &[0]].concat());
-        if next.is_none() {
-            locks.extend(open.take());
+    }
+
+    /// The names in the first `most` entries, each once, encoded as in keys.
+    pub(crate) async fn names(
+        &self,
+        which: &Selection,
+        most: i64,
+        limit: Duration,
+    ) -> Result<Vec<String>, LockError> {
+        let range = self.range(which);
+        let read = self.cluster.call(limit, async |etcd: Connection| {
+            let options = GetOptions::new()
+                .with_range(range.to.clone())
+                .with_limit(most)
+                .with_keys_only();
+            let read = etcd.kv().get(range.from.clone(), Some(options)).await?;
+            self.cluster.check_header(read.header())?;
+            Ok(read)
+        });
+        let read = read.await?;
+        let names = read.kvs().iter();
+        let names = names.filter_map(|key| lock_name_of(&self.settings.prefix, key.key()));
+        let mut names: Vec<String> = names.map(str::to_owned).collect();
+        names.dedup();
+        Ok(names)
+    }
+
+    /// Passes each lock to `take` when it is complete; returns the revision of the read.
+    async fn read(
+        &self,
+        which: &Selection,
+        take: &mut dyn FnMut(ListedLock),
+    ) -> Result<Snapshot, LockError> {
+        let range = &self.range(which);
+        let limit = self.settings.connect_timeout;
+        let first = self.cluster.call(limit, async |etcd: Connection| {
+            let first = page(&etcd, range, range.from.clone(), 0).await?;
+            let revision = self.cluster.check_header(first.header())?.revision;
+            Ok((etcd, first, revision))
+        });
+        let (etcd, mut read, revision) = first.await?;
+        let mut open: Option<(String, Vec<QueueEntry>)> = None;
+        loop {
+            let mut locks = Vec::new();
+            for key in read.kvs() {
+                let Some(name) = lock_name_of(&self.settings.prefix, key.key()) else {
+                    continue;
+                };
+                match &mut open {
+                    Some((known, entries)) if known == name => entries.push(queue_entry(key)),
+                    _ => locks.extend(open.replace((name.to_owned(), vec![queue_entry(key)]))),
+                }
+            }
+            let last = read.kvs().last().filter(|_| read.more());
+            let next = last.map(|last| [last.key(), &[0]].concat());
+            if next.is_none() {
+                locks.extend(open.take());
+            }
+            let locks = locks
+                .into_iter()
+                .map(|(name, entries)| ListedLock::new(&name, entries));
+            let locks = time_left(&etcd, locks.collect()).await;
+            locks.into_iter().for_each(&mut *take);
+            match next {
+                Some(next) => read = page(&etcd, range, next, revision).await?,
+                None => return Ok(Snapshot(revision)),
+            }
         }
-        let locks = locks
-            .into_iter()
-            .map(|(name, entries)| ListedLock::new(&name, entries));
-        let locks = time_left(&etcd, locks.collect()).await;
-        locks.into_iter().for_each(&mut take);
-        match next {
-            Some(next) => read = page(&etcd, range, next, revision).await?,
-            None => return Ok(revision),
+    }
+
+    /// Waits for a change after `revision`.
+    async fn change(&self, which: &Selection, revision: i64) -> Result<(), LockError> {
+        let (cluster, range) = (&self.cluster, self.range(which));
+        let mut stream = cluster
+            .call(self.settings.connect_timeout, async |etcd: Connection| {
+                let options = WatchOptions::new()
+                    .with_range(range.to.clone())
+                    .with_start_revision(revision + 1);
+                Ok(etcd
+                    .watches()
+                    .watch(range.from.clone(), Some(options))
+                    .await?)
+            })
+            .await?;
+        while let Some(answer) = stream.message().await? {
+            cluster.check_header(answer.header())?;
+            if answer.canceled() {
+                // Compacted meanwhile, so something has changed.
+                return Ok(());
+            }
+            if !answer.events().is_empty() {
+                tokio::time::sleep(CHANGE_SETTLE_TIME).await;
+                return Ok(());
+            }
         }
+        Err(LockError::retryable("the watch was closed"))
     }
 }
 
-/// Reads as many keys as an answer may be long.
+impl LockReader for EtcdReader<'_> {
+    fn read<'a>(&'a self, which: &'a Selection, take: Take<'a>) -> Reading<'a, Snapshot> {
+        self.read(which, take).boxed_local()
+    }
+
+    fn change<'a>(&'a self, which: &'a Selection, before: Snapshot) -> Reading<'a, ()> {
+        self.change(which, before.0).boxed_local()
+    }
+
+    fn held<'a>(&'a self, name: &'a LockName, token: FencingToken) -> Reading<'a, Held> {
+        let keys = LockKeys::new(&self.settings.prefix, name);
+        async move {
+            let holder = holder(&self.cluster, &keys, token, self.settings.connect_timeout);
+            let entry = holder.await?;
+            Ok(entry.map(|entry| command_variables(&keys, entry)))
+        }
+        .boxed_local()
+    }
+}
+
+/// Reads as many keys as fit into an answer.
 async fn page(
     etcd: &Connection,
     range: &Range,
@@ -123,77 +206,21 @@ async fn page(
     }
 }
 
-/// The names of the first `most` places, each once, as keys have them.
-pub(crate) async fn names(
-    cluster: &Cluster,
-    range: &Range,
-    most: i64,
-    limit: Duration,
-) -> Result<Vec<String>, LockError> {
-    let read = cluster.call(limit, async |etcd: Connection| {
-        let options = GetOptions::new()
-            .with_range(range.to.clone())
-            .with_limit(most)
-            .with_keys_only();
-        let read = etcd.kv().get(range.from.clone(), Some(options)).await?;
-        cluster.check_header(read.header())?;
-        Ok::<_, LockError>(read)
-    });
-    let read = read.await?;
-    let names = read.kvs().iter();
-    let names = names.filter_map(|key| lock_name_of(&range.namespace, key.key()));
-    let mut names: Vec<String> = names.map(str::to_owned).collect();
-    names.dedup();
-    Ok(names)
-}
-
-/// Asks for the rest of the holders' leases.
+/// Adds the remaining time of the holders' leases.
 async fn time_left(etcd: &Connection, mut locks: Vec<ListedLock>) -> Vec<ListedLock> {
     let entries = locks
         .iter_mut()
         .flat_map(|lock| &mut lock.entries)
         .filter(|entry| entry.holds);
-    let asking = entries.map(|entry| async move {
+    let reading = entries.map(|entry| async move {
         let LeaseId(lease) = entry.entry.lease;
-        // Not everybody may ask (etcd 3.5.28 on), and a lease may have ended: then nothing is said.
+        // Some users may not ask (since etcd 3.5.28), and a lease may have ended: then the time stays unknown.
         if let Ok(answer) = etcd.leases().time_to_live(lease, None).await {
             entry.left = u64::try_from(answer.ttl()).ok().map(Duration::from_secs);
         }
     });
-    stream::iter(asking)
-        .for_each_concurrent(MAX_PARALLEL_READS, |asked| asked)
+    stream::iter(reading)
+        .for_each_concurrent(MAX_PARALLEL_READS, |read| read)
         .await;
     locks
-}
-
-/// Waits for a change after `revision`.
-pub(crate) async fn change(
-    cluster: &Cluster,
-    range: &Range,
-    revision: i64,
-    limit: Duration,
-) -> Result<(), LockError> {
-    let mut stream = cluster
-        .call(limit, async |etcd: Connection| {
-            let options = WatchOptions::new()
-                .with_range(range.to.clone())
-                .with_start_revision(revision + 1);
-            Ok(etcd
-                .watches()
-                .watch(range.from.clone(), Some(options))
-                .await?)
-        })
-        .await?;
-    while let Some(answer) = stream.message().await? {
-        cluster.check_header(answer.header())?;
-        if answer.canceled() {
-            // Compacted meanwhile: something has changed, surely.
-            return Ok(());
-        }
-        if !answer.events().is_empty() {
-            tokio::time::sleep(CHANGE_SETTLE_TIME).await;
-            return Ok(());
-        }
-    }
-    Err(LockError::retryable("the watch was closed"))
 }

@@ -20,4 +20,4 @@ mod state_dir;
 pub(crate) mod token_file;
 
 pub(crate) use backend::LocalBackend;
-pub(crate) use listing::{Which, holds, read};
+pub(crate) use listing::LocalReader;
