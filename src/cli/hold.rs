@@ -2,6 +2,7 @@
 //! It must not know how a lock is taken, nor how processes are watched.
 
 use std::ffi::{OsStr, OsString};
+use std::path::PathBuf;
 
 use anyhow::anyhow;
 use clap::{Args, ValueHint};
@@ -9,6 +10,7 @@ use clap::{Args, ValueHint};
 use super::{Resolver, Work, local, lock};
 use crate::config::backend::BackendKind;
 use crate::config::layers::{Layers, parse_digits};
+use crate::config::setting::Setting;
 use crate::core::name::LockName;
 use crate::output::exit::{Failure, OrFail as _};
 
@@ -34,6 +36,10 @@ pub(crate) struct HoldArgs {
     /// dlock's status.
     #[arg(long, conflicts_with_all = ["until_eof", "json"])]
     background: bool,
+
+    /// Append the messages of a hold in the background to this file instead of sending them to syslog
+    #[arg(long, value_name = "FILE", requires = "background", value_hint = ValueHint::FilePath)]
+    log_file: Option<OsString>,
 
     /// Print a JSON object instead of shell variables
     #[arg(long)]
@@ -61,6 +67,8 @@ pub(crate) struct Options {
     pub(crate) pid: Option<i32>,
     pub(crate) until_eof: bool,
     pub(crate) background: bool,
+    /// File for the messages of a hold in the background; `None` means syslog.
+    pub(crate) log_file: Option<PathBuf>,
     pub(crate) json: bool,
 }
 
@@ -80,6 +88,7 @@ impl HoldArgs {
             pid,
             until_eof: self.until_eof,
             background: self.background,
+            log_file: layers.find(Setting::LogFile).map(|found| found.path()),
             json: self.json,
         })
     }

@@ -743,8 +743,10 @@ fn every_setting_is_looked_up_as_variable() {
         asked.borrow_mut().insert(name.to_owned());
         None
     };
-    let argv = ["dlock", "run", "x", "y"].map(OsString::from).to_vec();
-    assert!(parse(argv, &variables).is_ok());
+    for argv in [&["dlock", "run", "x", "y"][..], &["dlock", "hold", "x"]] {
+        let argv = argv.iter().map(OsString::from).collect();
+        assert!(parse(argv, &variables).is_ok());
+    }
     let asked = asked.into_inner();
     for (long, variable, fall_back) in settings() {
         assert!(asked.contains(&variable), "--{long}: {variable}");

@@ -3,7 +3,8 @@
 
 use std::ffi::{OsStr, OsString};
 use std::io::{self, Write as _};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, anyhow};
@@ -22,7 +23,7 @@ use crate::core::time::Instant;
 use crate::guard::{self, LaunchOptions};
 use crate::output::exit::{Exit, Failure, OrFail as _};
 use crate::sys::clock;
-use crate::sys::daemonize::{Background, Side};
+use crate::sys::daemonize::{Background, Link, Side};
 use crate::sys::outcome::{OtherOutcome, OutcomeFile};
 use crate::sys::pidfd::ProcessHandle;
 use crate::sys::process::ExitStatus;
@@ -37,6 +38,8 @@ const RELEASE_TIMEOUT: Duration = Duration::from_secs(10);
 pub(super) fn hold(backend: &BackendConfig, options: &Options) -> Result<Exit, Failure> {
     refuse_self_deadlock(&options.name, backend, "")?;
     let owner = options.pid.map(owner).transpose()?;
+    let log_file = options.background.then_some(options.log_file.as_deref());
+    let log_file = log_file.flatten().map(open_log).transpose()?;
     let report_files = ReportFiles::open(&options.name, &options.lock)?;
     let hold_lock = |background| {
         let outcome =
@@ -58,7 +61,7 @@ pub(super) fn hold(backend: &BackendConfig, options: &Options) -> Result<Exit, F
     if !options.background {
         return hold_lock(None);
     }
-    match crate::sys::daemonize::daemonize().context("cannot go to the background")? {
+    match crate::sys::daemonize::daemonize(log_file).context("cannot go to the background")? {
         Side::Background(background) => hold_lock(Some(&background)),
         Side::Foreground(None) => Ok(Exit::Done),
         Side::Foreground(Some(status)) => Ok(match status {
@@ -79,6 +82,11 @@ fn hold_end(ended: &Result<Exit, Failure>, stats: &RunStats) -> HoldEnd {
         held_until: stats.over_at().map(Instant::since_boot),
         reason: failed.or_else(|| stats.reason().map(str::to_owned)),
     }
+}
+
+fn open_log(path: &Path) -> Result<OwnedFd, Failure> {
+    let opened = crate::sys::daemonize::open_log(path);
+    Ok(opened.with_context(|| format!("cannot write the log file '{}'", path.display()))?)
 }
 
 fn owner(pid: i32) -> Result<ProcessHandle, Failure> {
@@ -124,19 +132,26 @@ fn hold_lock(
         unwanted: (owner.is_some() || input.is_some() || background.is_some()).then_some(&unwanted),
         background,
     };
-    match select_backend::execute(&run, backend, hold_command(options, owner), ties, stats)? {
-        // The child only waits; its exit status does not matter.
-        Exit::Command(_) | Exit::Signalled(_) if stats.was_held() => Ok(Exit::Done),
+    let command = hold_command(options, owner, background);
+    match select_backend::execute(&run, backend, command, ties, stats)? {
+        Exit::Command(0) | Exit::Signalled(_) if stats.was_held() => Ok(Exit::Done),
+        // The child has written the cause to stderr.
+        Exit::Command(_) if stats.was_held() => Ok(Exit::Failed),
         exit => Ok(exit),
     }
 }
 
 /// dlock itself, as a command that only waits.
-fn hold_command(options: &Options, owner: Option<&ProcessHandle>) -> guard::Command {
+fn hold_command(
+    options: &Options,
+    owner: Option<&ProcessHandle>,
+    background: Option<&Background>,
+) -> guard::Command {
     let format = if options.json { "json" } else { "shell" };
     let until = if options.until_eof { "eof" } else { "" };
-    let owner = owner.map(|owner| owner.id().to_string());
-    let argv = [HOLD_CHILD, format, until, &owner.unwrap_or_default()];
+    let owner = owner.map_or_else(String::new, |owner| owner.id().to_string());
+    let link = background.map_or_else(String::new, |it| it.number().to_string());
+    let argv = [HOLD_CHILD, format, until, &owner, &link];
     guard::Command {
         path: "/proc/self/exe".into(),
         argv: argv.map(OsString::from).into(),
@@ -144,7 +159,8 @@ fn hold_command(options: &Options, owner: Option<&ProcessHandle>) -> guard::Comm
 }
 
 /// The child of `dlock hold`, with the caller's stdin and stdout: prints the variables of the lock, and ends when the lock is
-/// not wanted any more. Signals end it like any command.
+/// not wanted any more. In the background it then closes the caller's descriptors and ends the wait of the foreground.
+/// Signals end it like any command.
 pub(crate) fn hold_child(args: &[OsString]) -> Result<Exit, Failure> {
     let arg = |position: usize| args.get(position).and_then(|arg| arg.to_str());
     let variables = VARIABLES.into_iter().filter_map(|name| {
@@ -156,8 +172,7 @@ pub(crate) fn hold_child(args: &[OsString]) -> Result<Exit, Failure> {
     } else {
         shell(variables)
     };
-    // The output may be closed.
-    let _ = writeln!(io::stdout(), "{line}");
+    let written = writeln!(io::stdout(), "{line}");
     let owner = arg(2)
         .and_then(|name| name.parse().ok())
         .map(ProcessHandle::open);
@@ -165,6 +180,15 @@ pub(crate) fn hold_child(args: &[OsString]) -> Result<Exit, Failure> {
     let Ok(owner) = owner.transpose() else {
         return Ok(Exit::Done);
     };
+    // In the foreground, nobody has to read the output.
+    if let Some(number) = arg(3).and_then(|number| number.parse().ok()) {
+        written.context("cannot write the variables of the lock")?;
+        let kept = owner.as_ref().map(|owner| owner.descriptor().as_raw_fd());
+        let wanted = Link::inherited(number).and_then(|link| link.ready(kept.as_slice()));
+        if !wanted.context("cannot go to the background")? {
+            return Ok(Exit::Done);
+        }
+    }
     crate::sys::pidfd::wait_until_unwanted(arg(1) == Some("eof"), owner.as_ref())
         .context("cannot wait")?;
     Ok(Exit::Done)
@@ -184,9 +208,21 @@ const VARIABLES: [&str; 9] = [
 ];
 
 fn shell(variables: impl Iterator<Item = (&'static str, String)>) -> String {
-    let quoted =
-        variables.map(|(name, value)| format!("{name}='{}'", value.replace('\'', r"'\''")));
+    let quoted = variables.map(|(name, value)| format!("{name}={}", quoted(&value)));
     format!("export {}", quoted.collect::<Vec<_>>().join(" "))
+}
+
+/// The value as one word that bash, dash, zsh and fish read in the same way. Within single quotes fish alone gives a
+/// backslash a meaning, so both kinds of character are outside of them.
+fn quoted(value: &str) -> String {
+    let mut word = "'".to_owned();
+    for character in value.chars() {
+        match character {
+            '\\' | '\'' => word.extend(['\'', '\\', character, '\'']),
+            _ => word.push(character),
+        }
+    }
+    word + "'"
 }
 
 fn json(variables: impl Iterator<Item = (&'static str, String)>) -> String {
@@ -212,7 +248,7 @@ pub(super) fn release(hold: &str) -> Result<Exit, Failure> {
     let other = ProcessHandle::open(name)
         .map_err(|_| not_held("the dlock that held it has ended before"))
         .or_exit(Exit::Lost)
-        .or_hint("that dlock has said on its stderr how it ended")?;
+        .or_hint("that dlock has said how it ended: on its stderr, or in the background in syslog or --log-file")?;
     let outcome = other.outcome();
     let ended = other
         .terminate(RELEASE_TIMEOUT)
@@ -244,20 +280,75 @@ fn not_held(why: &str) -> anyhow::Error {
 
 #[cfg(test)]
 mod tests {
+    use std::process::Command;
+
     use super::*;
 
-    fn variables() -> impl Iterator<Item = (&'static str, String)> {
-        [("DLOCK_FENCING_TOKEN", "12"), ("DLOCK_NAME", "it's 1")]
+    fn variables(name: &str) -> impl Iterator<Item = (&'static str, String)> {
+        [("DLOCK_FENCING_TOKEN", "12"), ("DLOCK_NAME", name)]
             .into_iter()
             .map(|(name, value)| (name, value.to_owned()))
     }
 
     #[test]
-    fn a_shell_reads_what_it_is_told() {
+    fn the_line_has_a_word_for_each_variable() {
         assert_eq!(
-            shell(variables()),
-            r"export DLOCK_FENCING_TOKEN='12' DLOCK_NAME='it'\''s 1'"
+            shell(variables(r"it's a\b")),
+            r"export DLOCK_FENCING_TOKEN='12' DLOCK_NAME='it'\''s a'\\'b'"
         );
-        assert_eq!(json(variables()), r#"{"fencing_token":12,"name":"it's 1"}"#);
+        assert_eq!(
+            json(variables("it's 1")),
+            r#"{"fencing_token":12,"name":"it's 1"}"#
+        );
+    }
+
+    /// "bash, dash, zsh and fish read the line in the same way, whatever the name of the lock is."
+    #[test]
+    fn every_shell_reads_every_printable_byte() {
+        let shells = [
+            ("bash", r#"eval "$1"; printf %s "$DLOCK_NAME""#),
+            ("dash", r#"eval "$1"; printf %s "$DLOCK_NAME""#),
+            ("zsh", r#"eval "$1"; printf %s "$DLOCK_NAME""#),
+            (
+                "zsh",
+                r#"setopt rc_quotes; eval "$1"; printf %s "$DLOCK_NAME""#,
+            ),
+            ("fish", r#"eval $argv[1]; printf %s "$DLOCK_NAME""#),
+        ];
+        let ascii: String = (b' '..=b'~').map(char::from).collect();
+        let backwards = ascii.chars().rev().collect();
+        let pairs = ascii.chars().flat_map(|one| ['\\', one, '\'', one, one]);
+        // The second bytes of these are special inside of some shells.
+        let others = "ÁÂÃÄÅÆÇÈ 鍵\u{10ffff}";
+        let names = [
+            &ascii,
+            &backwards,
+            &pairs.collect(),
+            others,
+            r"\'; touch x; '\",
+            "''",
+            r"\\",
+            " ",
+            "",
+            "-n",
+            "~",
+            "=ls",
+        ];
+        for (program, script) in shells {
+            for name in names {
+                let mut shell_command = Command::new(program);
+                if program == "fish" {
+                    shell_command.args(["--no-config", "-c", script]);
+                } else {
+                    shell_command.args(["-c", script, program]);
+                }
+                let line = shell(variables(name));
+                let output = shell_command.arg(&line).output();
+                let output = output.expect("the shell is installed: make tools-test");
+                let read = String::from_utf8_lossy(&output.stdout);
+                assert_eq!(read, name, "{program}: {line}\n{output:?}");
+                assert!(output.stderr.is_empty(), "{program}: {line}\n{output:?}");
+            }
+        }
     }
 }

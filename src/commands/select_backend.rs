@@ -18,7 +18,6 @@ use crate::host::identity;
 use crate::local::{LocalBackend, LocalReader};
 use crate::lock::reader::LockReader;
 use crate::output::exit::{Exit, Failure};
-use crate::sys::daemonize::Background;
 
 /// Variables that not every lock sets; a value from an outer lock would be wrong.
 pub(super) const KIND_SPECIFIC_VARIABLES: [&str; 5] = [
@@ -62,7 +61,7 @@ pub(super) fn execute(
     launch_options.cleared = &KIND_SPECIFIC_VARIABLES;
     launch_options
         .kept
-        .extend(run.background.map(Background::descriptor));
+        .extend(run.background.iter().flat_map(|it| it.descriptors()));
     let launch = |launch_options: &LaunchOptions| -> Result<Guard, Failure> {
         let guard = guard::launch(command, policy, launch_options);
         Ok(guard.context("cannot start the guard process")?)

@@ -16,8 +16,8 @@ use crate::core::text::{format_duration, printable, seconds};
 use crate::core::watchdog::{Action, Event, LockState, StopReason, Watchdog};
 use crate::guard::{Cause, GuardReport, Signal, Survivor};
 use crate::lock::backend::{LockSession, SessionEvent};
-use crate::output::events;
 use crate::output::systemd;
+use crate::output::{events, log};
 use crate::sys::clock;
 use crate::sys::daemonize::Background;
 use crate::sys::process::ExitStatus;
@@ -223,17 +223,13 @@ impl<S: LockSession> Supervision<'_, S> {
 
     fn on_report(&mut self, report: GuardReport) -> Option<SupervisionEnd> {
         match report {
-            GuardReport::Started => match self.background.take() {
-                Some(background) if background.ready() => None,
-                Some(_) => {
-                    self.stats.set_reason("nobody wanted the lock any more");
-                    self.step(&Event::ReleaseRequested)
+            GuardReport::Started => {
+                if let Some(background) = self.background.take() {
+                    return self.detach(background);
                 }
-                None => {
-                    systemd::ready(&format!("holding the lock '{}'", self.name));
-                    None
-                }
-            },
+                systemd::ready(&format!("holding the lock '{}'", self.name));
+                None
+            }
             GuardReport::Stopped(signal) => {
                 crate::sys::signals::stop_by(signal);
                 if let Err(error) = self.guard_io.guard.resumed() {
@@ -281,6 +277,18 @@ impl<S: LockSession> Supervision<'_, S> {
             GuardReport::Survivors(survivors) => Some(SupervisionEnd::Survivors(survivors)),
             GuardReport::GuardDead => self.step(&Event::GuardDead),
         }
+    }
+
+    /// Leaves the caller's stderr, and reports to the foreground that the lock is held.
+    fn detach(&mut self, background: &Background) -> Option<SupervisionEnd> {
+        if !background.has_log() {
+            log::use_syslog();
+        }
+        if background.ready() {
+            return None;
+        }
+        self.stats.set_reason("nobody wanted the lock any more");
+        self.step(&Event::ReleaseRequested)
     }
 
     /// The time left for a proof.

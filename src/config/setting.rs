@@ -37,7 +37,7 @@ settings! {
     Connection: Endpoints "endpoints", Cacert "cacert", Cert "cert", Key "key", User "user", PasswordFile "password-file",
         Prefix "prefix", ClusterId "cluster-id", ConnectTimeout "connect-timeout", RequireConfig "require-config";
     File: Config "config";
-    Output: Verbose "verbose", Quiet "quiet", LogFormat "log-format";
+    Output: Verbose "verbose", Quiet "quiet", LogFormat "log-format", LogFile "log-file";
     Lock: Local "local", NoWait "no-wait", Wait "wait", ConflictExitCode "conflict-exit-code", Ttl "ttl",
         KillAfter "kill-after", Signal "signal", Shared "shared", Slots "slots", MinHold "min-hold", MaxHold "max-hold",
         OncePer "once-per", Supersede "supersede", Note "note", Report "report", Metrics "metrics",

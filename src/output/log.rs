@@ -1,4 +1,4 @@
-//! What dlock says on stderr: one line, or a line and its hint, in one write that never blocks.
+//! What dlock says on stderr or in syslog: one line, or a line and its hint, in one write that never blocks.
 //! It must not know who says it, nor why.
 
 use std::fmt::{self, Write as _};
@@ -24,6 +24,7 @@ use crate::core::text::{escaped, truncate};
 use crate::output::events;
 use crate::output::exit::Failure;
 use crate::sys::clock;
+use crate::sys::syslog::{self, Severity};
 
 /// `PIPE_BUF` of Linux, `pipe(7)`: a longer write may be torn, or block halfway.
 const MAX_LINE_BYTES: usize = 4096;
@@ -44,6 +45,9 @@ pub(crate) struct LogFormat {
 
 /// Set by [`init`]; a failure before that is written as text.
 static JSON: AtomicBool = AtomicBool::new(false);
+
+/// Set once the messages are written to syslog.
+static SYSLOG: AtomicBool = AtomicBool::new(false);
 
 /// A line stands on the terminal that the next one must not follow on: see [`draw`].
 static LIVE_LINE_DRAWN: AtomicBool = AtomicBool::new(false);
@@ -120,16 +124,38 @@ pub(crate) fn speaks_json() -> bool {
     JSON.load(Relaxed)
 }
 
+/// From now on the messages are written to syslog instead of stderr.
+pub(crate) fn use_syslog() {
+    SYSLOG.store(true, Relaxed);
+}
+
 fn write_record(said: &LogRecord) {
     let mut line = if speaks_json() {
         said.json()
     } else {
         said.text()
     };
+    if SYSLOG.load(Relaxed) {
+        for line in line.lines() {
+            // syslog shows the name of the program itself.
+            let text = line.strip_prefix("dlock: ").unwrap_or(line);
+            syslog::send(severity(said.level), text);
+        }
+        return;
+    }
     if LIVE_LINE_DRAWN.swap(false, Relaxed) {
         line.insert_str(0, ERASE);
     }
     write_line(io::stderr().as_fd(), line.as_bytes());
+}
+
+fn severity(level: Level) -> Severity {
+    match level {
+        Level::ERROR => Severity::Error,
+        Level::WARN => Severity::Warning,
+        Level::INFO => Severity::Info,
+        _ => Severity::Debug,
+    }
 }
 
 /// Writes a piece of a line that stays open, so that the next one erases it; an empty one has been erased. Like

@@ -13,3 +13,4 @@ pub(crate) mod proc;
 pub(crate) mod process;
 pub(crate) mod random;
 pub(crate) mod signals;
+pub(crate) mod syslog;

@@ -1,6 +1,7 @@
 //! The end-to-end tests: the built program, real processes and a real etcd.
 //! They must not know the program's inner workings; they see only the command line and the keys in etcd.
 
+mod background;
 mod chaos;
 mod cli;
 mod cluster;
