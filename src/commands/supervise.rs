@@ -1,6 +1,7 @@
 //! The time while the lock is held: passes events to the watchdog and performs its actions.
 //! It must not know how the lock is acquired or released.
 
+use std::io;
 use std::time::Duration;
 
 use tracing::{Level, debug, enabled, info, warn};
@@ -9,11 +10,11 @@ use super::guard_io::GuardIo;
 use super::signals::Signals;
 use crate::core::holder::StopKind;
 use crate::core::name::LockName;
-use crate::core::proof::{Inconclusive, LossReason, Renewal};
+use crate::core::proof::{Inconclusive, LossReason};
 use crate::core::request::Leftovers;
 use crate::core::run_stats::RunStats;
 use crate::core::text::{format_duration, printable, seconds};
-use crate::core::watchdog::{Action, Event, LockState, StopReason, Watchdog};
+use crate::core::watchdog::{Action, Event, StopReason, Watchdog};
 use crate::guard::{Cause, GuardReport, Signal, Survivor};
 use crate::lock::backend::{LockSession, SessionEvent};
 use crate::output::systemd;
@@ -97,27 +98,16 @@ impl<S: LockSession> Supervision<'_, S> {
     }
 
     fn step(&mut self, event: &Event) -> Option<SupervisionEnd> {
-        let (state, stop_reason) = (self.watchdog.state(), self.watchdog.stop_reason());
         let actions = self.watchdog.step(clock::now(), event);
         debug!("{event:?} -> {actions:?}");
-        if state == LockState::Held {
-            self.log_loss();
-        }
-        if stop_reason.is_none() && self.watchdog.stop_reason() == Some(StopReason::MaxHold) {
-            self.stats.set_reason("stopped at --max-hold");
-            warn!(
-                event = events::MAX_HOLD,
-                lock = %self.name,
-                "the command under '{}' has run for as long as --max-hold allows: it is stopped",
-                self.name
-            );
-        }
-        let stops = state != self.watchdog.state() || stop_reason != self.watchdog.stop_reason();
+        let stops = actions
+            .iter()
+            .any(|action| matches!(action, Action::Stop | Action::Lost(_) | Action::Unguarded));
         // The processes may be dead a moment later, so they are listed now and logged after the signal.
         let living = (stops && enabled!(Level::INFO)).then(|| self.guard_io.guard.living());
         let mut end = None;
         for action in actions {
-            end = end.or(self.perform(&action));
+            end = end.or(self.perform(action));
         }
         if let Some(living) = living {
             self.log_stop(&living);
@@ -125,21 +115,28 @@ impl<S: LockSession> Supervision<'_, S> {
         end
     }
 
-    fn perform(&mut self, action: &Action) -> Option<SupervisionEnd> {
+    fn perform(&mut self, action: Action) -> Option<SupervisionEnd> {
         let guard = &mut self.guard_io.guard;
-        // A guard that cannot be reached is dead or stopped; its silence leads to `KillTree`.
-        let sent = match *action {
-            Action::Renew => {
-                self.session.renew();
-                Ok(())
-            }
-            Action::Extend { beat, deadlines } => guard.extend(beat, deadlines),
-            Action::Stop => guard.stop(),
-            Action::Kill => guard.kill(),
+        match action {
+            Action::Renew => self.session.renew(),
+            Action::Extend { beat, deadlines } => check_sent(guard.extend(beat, deadlines)),
+            Action::Stop => check_sent(guard.stop()),
+            Action::Kill => check_sent(guard.kill()),
             Action::KillTree => return Some(self.kill_tree()),
-        };
-        if let Err(error) = sent {
-            debug!("the guard cannot be told: {error}");
+            Action::Lost(loss) => self.log_loss(loss),
+            // Reported at the end, as an error.
+            Action::Unguarded => {}
+            Action::MaxHold => {
+                self.stats.set_reason("stopped at --max-hold");
+                warn!(
+                    event = events::MAX_HOLD,
+                    lock = %self.name,
+                    "the command under '{}' has run for as long as --max-hold allows: it is stopped",
+                    self.name
+                );
+            }
+            Action::Proven { slack } => self.stats.proven(slack),
+            Action::Inconclusive(doubt) => self.log_inconclusive(doubt),
         }
         None
     }
@@ -149,8 +146,6 @@ impl<S: LockSession> Supervision<'_, S> {
         if !survivors.is_empty() {
             return SupervisionEnd::Survivors(survivors);
         }
-        self.watchdog
-            .step(clock::now(), &Event::TreeDead { in_time: true });
         SupervisionEnd::Dead {
             status: None,
             stop_reason: None,
@@ -159,16 +154,7 @@ impl<S: LockSession> Supervision<'_, S> {
 
     fn on_session_event(&mut self, event: SessionEvent) -> Option<SupervisionEnd> {
         match event {
-            SessionEvent::Renewed(renewal) => {
-                self.log_inconclusive(&renewal);
-                let before = self.watchdog.deadlines();
-                let slack = before.stop_at.since(clock::now());
-                let end = self.step(&Event::Renewed(renewal));
-                if self.watchdog.deadlines() != before {
-                    self.stats.proven(slack);
-                }
-                end
-            }
+            SessionEvent::Renewed(renewal) => self.step(&Event::Renewed(renewal)),
             SessionEvent::Failed { endpoint, cause } => {
                 info!(
                     event = events::RENEWAL_FAILED,
@@ -206,18 +192,12 @@ impl<S: LockSession> Supervision<'_, S> {
     fn on_signal(&mut self, signal: Signal) {
         debug!("received {signal:?}");
         let guard = &mut self.guard_io.guard;
-        let sent = match self.leftovers {
-            None => guard.forward(signal),
+        match self.leftovers {
+            None => check_sent(guard.forward(signal)),
             // The command has ended and cannot react; the processes that it left have to end.
-            Some(_) if signal.ends() => guard.stop(),
-            Some(_) if signal.stops() => {
-                crate::sys::signals::stop_by(signal.number);
-                Ok(())
-            }
-            Some(_) => Ok(()),
-        };
-        if let Err(error) = sent {
-            debug!("the guard cannot be told: {error}");
+            Some(_) if signal.ends() => check_sent(guard.stop()),
+            Some(_) if signal.stops() => crate::sys::signals::stop_by(signal.number),
+            Some(_) => {}
         }
     }
 
@@ -232,9 +212,7 @@ impl<S: LockSession> Supervision<'_, S> {
             }
             GuardReport::Stopped(signal) => {
                 crate::sys::signals::stop_by(signal);
-                if let Err(error) = self.guard_io.guard.resumed() {
-                    debug!("the guard cannot be told: {error}");
-                }
+                check_sent(self.guard_io.guard.resumed());
                 None
             }
             GuardReport::Ack(beat) => self.step(&Event::Ack(beat)),
@@ -257,7 +235,7 @@ impl<S: LockSession> Supervision<'_, S> {
             }
             GuardReport::Ended { status, cause } => {
                 let in_time = cause != Cause::Deadline;
-                let end = self.step(&Event::TreeDead { in_time });
+                self.step(&Event::TreeDead { in_time });
                 let stop_reason = self
                     .watchdog
                     .stop_reason()
@@ -265,14 +243,14 @@ impl<S: LockSession> Supervision<'_, S> {
                 if cause != Cause::Command {
                     self.log_killed(status);
                 }
-                end.or(Some(SupervisionEnd::Dead {
+                Some(SupervisionEnd::Dead {
                     status,
                     stop_reason,
-                }))
+                })
             }
             GuardReport::CannotStart { errno } => {
-                let end = self.step(&Event::TreeDead { in_time: true });
-                end.or(Some(SupervisionEnd::NotStarted { errno }))
+                self.step(&Event::TreeDead { in_time: true });
+                Some(SupervisionEnd::NotStarted { errno })
             }
             GuardReport::Survivors(survivors) => Some(SupervisionEnd::Survivors(survivors)),
             GuardReport::GuardDead => self.step(&Event::GuardDead),
@@ -296,21 +274,18 @@ impl<S: LockSession> Supervision<'_, S> {
         self.watchdog.deadlines().stop_at.since(clock::now())
     }
 
-    fn log_loss(&mut self) {
-        // A dead guard is reported at the end, as an error.
-        if let LockState::Lost(loss) = self.watchdog.state() {
-            let (name, cause) = (self.name, explain(loss));
-            if loss == LossReason::Unproven {
-                self.stats.unproven();
-            }
-            self.stats.set_reason(cause);
-            warn!(
-                event = events::LOST,
-                lock = %name,
-                cause,
-                "the lock '{name}' is lost, the command is killed: {cause}"
-            );
+    fn log_loss(&mut self, loss: LossReason) {
+        let (name, cause) = (self.name, explain(loss));
+        if loss == LossReason::Unproven {
+            self.stats.unproven();
         }
+        self.stats.set_reason(cause);
+        warn!(
+            event = events::LOST,
+            lock = %name,
+            cause,
+            "the lock '{name}' is lost, the command is killed: {cause}"
+        );
     }
 
     /// Logs the processes that have to end now.
@@ -342,24 +317,29 @@ impl<S: LockSession> Supervision<'_, S> {
         );
     }
 
-    fn log_inconclusive(&self, renewal: &Renewal) {
-        if let Some(doubt) = self.watchdog.inconclusive(renewal) {
-            let cause = match doubt {
-                Inconclusive::OtherCluster => "the answer came from another cluster",
-                Inconclusive::OtherMember => "two members answered",
-                Inconclusive::OtherTerm => "a leader was being elected",
-                Inconclusive::OlderRevision => "the server went back in time",
-                Inconclusive::NoTimeLeft => "the server does not know the lease's time",
-            };
-            info!(
-                event = events::RENEWAL_DOUBTFUL,
-                lock = %self.name,
-                cause,
-                left_seconds = seconds(self.left()),
-                "a renewal proved nothing, {} left: {cause}",
-                format_duration(self.left())
-            );
-        }
+    fn log_inconclusive(&self, doubt: Inconclusive) {
+        let cause = match doubt {
+            Inconclusive::OtherCluster => "the answer came from another cluster",
+            Inconclusive::OtherMember => "two members answered",
+            Inconclusive::OtherTerm => "a leader was being elected",
+            Inconclusive::OlderRevision => "the server went back in time",
+            Inconclusive::NoTimeLeft => "the server does not know the lease's time",
+        };
+        info!(
+            event = events::RENEWAL_DOUBTFUL,
+            lock = %self.name,
+            cause,
+            left_seconds = seconds(self.left()),
+            "a renewal proved nothing, {} left: {cause}",
+            format_duration(self.left())
+        );
+    }
+}
+
+/// Logs that a message could not be sent: the guard is dead or stopped, and its silence leads to `KillTree`.
+fn check_sent(sent: io::Result<()>) {
+    if let Err(error) = sent {
+        debug!("the guard cannot be told: {error}");
     }
 }
 

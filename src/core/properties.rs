@@ -180,6 +180,8 @@ struct Model {
     mail: Vec<Letter>,
     stops: usize,
     kills: usize,
+    /// Announced losses.
+    announced: usize,
     /// Whether the kill was ordered at all.
     killed: bool,
     was_lost: bool,
@@ -203,6 +205,7 @@ impl Model {
             mail: Vec::new(),
             stops: 0,
             kills: 0,
+            announced: 0,
             killed: false,
             was_lost: false,
         }
@@ -317,6 +320,9 @@ impl Model {
         }
         self.check_loss(&letter, before.stop_at)?;
         let stopped = self.stops > 0 || before.stop_at <= now;
+        let slack = before.stop_at.since(now);
+        let proven = actions.contains(&Action::Proven { slack });
+        prop_assert_eq!(proven, before != after, "a moved deadline is announced");
         for action in actions {
             match action {
                 Action::Renew => {
@@ -338,9 +344,17 @@ impl Model {
                     self.kills += 1;
                     self.killed = true;
                 }
+                Action::Lost(_) | Action::Unguarded => self.announced += 1,
+                Action::Proven { .. } | Action::Inconclusive(_) => {}
+                Action::MaxHold => return Err(TestCaseError::fail("there is no limit")),
             }
         }
         prop_assert!(self.kills <= 1, "a guard is replaced once");
+        prop_assert_eq!(
+            self.announced,
+            usize::from(self.was_lost),
+            "a loss is announced once"
+        );
         if *event == Event::Tick {
             let due_at = self.watchdog.due_at();
             prop_assert!(due_at.is_none_or(|due_at| now < due_at), "a tick moves on");

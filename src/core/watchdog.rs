@@ -1,6 +1,7 @@
 //! The holder's decisions: an [`Event`] in, [`Action`]s out.
 //! It must not know a clock, etcd, a process id or a signal's meaning.
 
+use std::mem;
 use std::time::Duration;
 
 use super::heartbeat::{Heartbeat, Watch};
@@ -35,8 +36,8 @@ pub enum Event {
     TreeDead { in_time: bool },
 }
 
-/// An order of the watchdog.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// An order of the watchdog, or the announcement of a decision.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
     /// Send a renewal; its result comes back as `Renewed` or `RenewalFailed`.
     Renew,
@@ -48,6 +49,16 @@ pub enum Action {
     Kill,
     /// The guard does not do its work: kill it and the whole tree.
     KillTree,
+    /// The state is [`LockState::Lost`] from now on.
+    Lost(LossReason),
+    /// The state is [`LockState::Unguarded`] from now on.
+    Unguarded,
+    /// The command has run for its maximum time, and is stopped.
+    MaxHold,
+    /// A renewal moved the deadlines when this was left until the old `stop_at`.
+    Proven { slack: Duration },
+    /// A renewal was answered but does not count.
+    Inconclusive(Inconclusive),
 }
 
 /// The state of the lock.
@@ -85,10 +96,12 @@ pub struct Watchdog {
     /// The time of the check on the guard, while an order to kill is pending.
     check_guard_at: Option<Instant>,
     tree_dead: bool,
-    /// The end of the command's maximum time.
+    /// The end of the command's maximum time, until the command is stopped.
     max_hold_at: Option<Instant>,
     /// Why the command was stopped although the lock is held.
     stop_reason: Option<StopReason>,
+    /// The result of the step so far.
+    actions: Vec<Action>,
 }
 
 /// Why a command is stopped while its lock is held.
@@ -133,6 +146,7 @@ impl Watchdog {
             tree_dead: false,
             max_hold_at: None,
             stop_reason: None,
+            actions: Vec::new(),
         }
     }
 
@@ -166,10 +180,9 @@ impl Watchdog {
             return None;
         }
         if let LockState::Held = self.state {
-            let limit_at = self.max_hold_at.filter(|_| self.stop_reason.is_none());
             let all = [
                 self.heartbeat.due_at(),
-                limit_at,
+                self.max_hold_at,
                 Some(self.deadlines.stop_at),
             ];
             return all.into_iter().flatten().min();
@@ -177,68 +190,49 @@ impl Watchdog {
         self.check_guard_at
     }
 
-    /// Why a renewal did not count, for the log; call it before [`Watchdog::step`] with the same renewal.
-    pub fn inconclusive(&self, renewal: &Renewal) -> Option<Inconclusive> {
-        let mut ownership = self.ownership?;
-        match ownership.verify(renewal) {
-            Verdict::Inconclusive(doubt) => Some(doubt),
-            Verdict::Proven(_) | Verdict::Lost(_) => None,
-        }
-    }
-
-    /// Decides the actions that follow from `event`.
+    /// Decides the actions that follow from `event`, in this order; an announcement precedes its orders.
     pub fn step(&mut self, now: Instant, event: &Event) -> Vec<Action> {
-        if self.tree_dead {
-            return Vec::new();
+        if !self.tree_dead {
+            // A renewal that arrives at or after the stop deadline is too late.
+            if self.state == LockState::Held && self.deadlines.stop_at <= now {
+                self.lose(LossReason::Unproven, now);
+            }
+            self.decide(now, event);
         }
-        // A renewal that arrives at or after the stop deadline is too late.
-        if self.state == LockState::Held && self.deadlines.stop_at <= now {
-            let mut actions = self.lose(LossReason::Unproven, now);
-            actions.extend(self.decide(now, event));
-            return actions;
-        }
-        self.decide(now, event)
+        mem::take(&mut self.actions)
     }
 
-    fn decide(&mut self, now: Instant, event: &Event) -> Vec<Action> {
+    fn decide(&mut self, now: Instant, event: &Event) {
         match (event, self.state) {
-            (Event::TreeDead { in_time }, standing) => {
+            (Event::TreeDead { in_time }, state) => {
                 self.tree_dead = true;
-                if !in_time && standing == LockState::Held {
-                    self.state = LockState::Lost(LossReason::Unproven);
+                if !in_time && state == LockState::Held {
+                    self.set_lost(LossReason::Unproven);
                 }
-                Vec::new()
             }
             (Event::Ack(beat), _) => {
                 self.acked = self.acked.max(*beat);
                 if self.acked == self.sent {
                     self.silent_since = None;
                 }
-                Vec::new()
             }
             (Event::GuardDead, LockState::Held) => self.lose_guard(),
             (Event::GuardDead, _) => self.kill_tree(),
             (Event::Renewed(renewal), LockState::Held) => self.on_renewal(now, renewal),
-            (Event::RenewalFailed, LockState::Held) => {
-                self.heartbeat.failed(now);
-                Vec::new()
-            }
-            (Event::StillHeld, LockState::Held) => {
-                self.heartbeat.proven(now);
-                Vec::new()
-            }
+            (Event::RenewalFailed, LockState::Held) => self.heartbeat.failed(now),
+            (Event::StillHeld, LockState::Held) => self.heartbeat.proven(now),
             (Event::Lost(loss), LockState::Held) => self.lose(*loss, now),
-            (Event::Watch(watch), LockState::Held) => {
-                self.heartbeat.watch(now, *watch);
-                Vec::new()
+            (Event::Watch(watch), LockState::Held) => self.heartbeat.watch(now, *watch),
+            (Event::Tick, LockState::Held) => {
+                if self.max_hold_at.is_some_and(|at| at <= now) {
+                    self.actions.push(Action::MaxHold);
+                    self.stop_early(StopReason::MaxHold);
+                }
+                self.renew(now);
             }
-            (Event::Tick, LockState::Held) if self.max_hold_at.is_some_and(|at| at <= now) => {
-                let mut actions = self.stop_early(StopReason::MaxHold);
-                actions.extend(self.renew(now));
-                actions
+            (Event::ReleaseRequested, LockState::Held) if self.stop_reason.is_none() => {
+                self.stop_early(StopReason::Requested);
             }
-            (Event::Tick, LockState::Held) => self.renew(now),
-            (Event::ReleaseRequested, LockState::Held) => self.stop_early(StopReason::Requested),
             (Event::Tick, LockState::Lost(_)) => self.check_guard(now),
             (
                 Event::Tick
@@ -248,47 +242,46 @@ impl Watchdog {
                 | Event::Lost(_)
                 | Event::Watch(_)
                 | Event::ReleaseRequested,
-                LockState::Lost(_) | LockState::Unguarded,
-            ) => Vec::new(),
+                _,
+            ) => {}
         }
     }
 
-    fn on_renewal(&mut self, now: Instant, renewal: &Renewal) -> Vec<Action> {
+    fn on_renewal(&mut self, now: Instant, renewal: &Renewal) {
         let Some(ownership) = &mut self.ownership else {
-            return Vec::new();
+            return;
         };
         match ownership.verify(renewal) {
             Verdict::Proven(ttl) => {
                 self.heartbeat.proven(renewal.sent_at);
                 let proven = self.timings.granted(ttl).deadlines(renewal.sent_at);
-                if proven.kill_at <= self.deadlines.kill_at {
-                    return Vec::new();
+                if proven.kill_at > self.deadlines.kill_at {
+                    let slack = self.deadlines.stop_at.since(now);
+                    self.actions.push(Action::Proven { slack });
+                    self.deadlines = proven;
+                    self.extend();
                 }
-                self.deadlines = proven;
-                vec![self.extend()]
             }
-            Verdict::Inconclusive(_) => {
+            Verdict::Inconclusive(doubt) => {
                 self.heartbeat.failed(now);
-                Vec::new()
+                self.actions.push(Action::Inconclusive(doubt));
             }
             Verdict::Lost(loss) => self.lose(loss, now),
         }
     }
 
     /// Stops the command; renewals continue until it is dead.
-    fn stop_early(&mut self, cut: StopReason) -> Vec<Action> {
-        if self.stop_reason.is_some() {
-            return Vec::new();
-        }
-        self.stop_reason = Some(cut);
-        vec![Action::Stop]
+    fn stop_early(&mut self, reason: StopReason) {
+        self.stop_reason = Some(reason);
+        self.max_hold_at = None;
+        self.actions.push(Action::Stop);
     }
 
     /// Without a guard there are no renewals: a guard without an answer for two intervals does not run. The wait is that
     /// long because a busy disk may delay the guard, and dlock replaces it in time.
-    fn renew(&mut self, now: Instant) -> Vec<Action> {
+    fn renew(&mut self, now: Instant) {
         if !self.heartbeat.start_renewal(now) {
-            return Vec::new();
+            return;
         }
         let limit = self.timings.renew_interval() * 2;
         if self
@@ -298,51 +291,59 @@ impl Watchdog {
             return self.lose_guard();
         }
         self.silent_since.get_or_insert(now);
-        vec![self.extend(), Action::Renew]
+        self.extend();
+        self.actions.push(Action::Renew);
     }
 
-    fn extend(&mut self) -> Action {
+    fn extend(&mut self) {
         self.sent += 1;
-        Action::Extend {
+        self.actions.push(Action::Extend {
             beat: self.sent,
             deadlines: self.deadlines,
-        }
+        });
     }
 
-    fn lose(&mut self, loss: LossReason, now: Instant) -> Vec<Action> {
+    fn set_lost(&mut self, loss: LossReason) {
         self.state = LockState::Lost(loss);
-        let kill_at = self.deadlines.kill_at;
-        if loss == LossReason::Unproven {
-            // The guard stops the command by itself and has until `kill_at` for it.
-            self.check_guard_at = Some(kill_at.max(now));
-            return vec![self.extend()];
+        self.actions.push(Action::Lost(loss));
+    }
+
+    fn lose(&mut self, loss: LossReason, now: Instant) {
+        self.set_lost(loss);
+        self.extend();
+        let mut kill_at = self.deadlines.kill_at;
+        // An unproven lock's command is stopped by the guard itself, which has until `kill_at` for it.
+        if loss != LossReason::Unproven {
+            // Another client took the lock. The next waiter allows for the grace (`core::lock_delay::lock_delay`).
+            kill_at = kill_at.min(now + self.timings.grace());
+            self.actions.push(Action::Stop);
         }
-        // Another client took the lock. The next waiter allows for the grace (`core::lock_delay::lock_delay`).
-        self.check_guard_at = Some((now + self.timings.grace()).min(kill_at).max(now));
-        vec![self.extend(), Action::Stop]
+        self.check_guard_at = Some(kill_at.max(now));
     }
 
     /// The guard's time to kill is over; an answer shows whether it still runs.
-    fn check_guard(&mut self, now: Instant) -> Vec<Action> {
+    fn check_guard(&mut self, now: Instant) {
         let Some(overdue_at) = self.check_guard_at.filter(|at| *at <= now) else {
-            return Vec::new();
+            return;
         };
         if self.acked < self.sent {
             return self.kill_tree();
         }
         // It ran a moment ago. Ask again for as long as it takes: it reports survivors.
         self.check_guard_at = Some(overdue_at.max(now) + GUARD_ACK_TIMEOUT);
-        vec![self.extend(), Action::Kill]
+        self.extend();
+        self.actions.push(Action::Kill);
     }
 
-    fn lose_guard(&mut self) -> Vec<Action> {
+    fn lose_guard(&mut self) {
         self.state = LockState::Unguarded;
-        self.kill_tree()
+        self.actions.push(Action::Unguarded);
+        self.kill_tree();
     }
 
-    fn kill_tree(&mut self) -> Vec<Action> {
+    fn kill_tree(&mut self) {
         self.check_guard_at = None;
-        vec![Action::KillTree]
+        self.actions.push(Action::KillTree);
     }
 }
 
@@ -388,9 +389,9 @@ mod tests {
         let deadlines = watchdog.deadlines();
         assert_eq!(deadlines.kill_at, sent_at + Duration::from_millis(8500));
         assert_eq!(deadlines.stop_at, sent_at + Duration::from_millis(6500));
-        assert!(
-            matches!(actions[..], [Action::Extend { deadlines: told, .. }] if told == deadlines)
-        );
+        let slack = at(3.5).since(sent_at);
+        let extend = Action::Extend { beat: 2, deadlines };
+        assert_eq!(actions, [Action::Proven { slack }, extend]);
     }
 
     #[test]
@@ -414,7 +415,14 @@ mod tests {
         answer(&mut watchdog, after, &actions);
         assert_eq!(watchdog.state(), LockState::Held);
         let actions = watchdog.step(after, &Event::Lost(LossReason::FileGone));
-        assert!(matches!(actions[..], [Action::Extend { .. }, Action::Stop]));
+        assert!(matches!(
+            actions[..],
+            [
+                Action::Lost(LossReason::FileGone),
+                Action::Extend { .. },
+                Action::Stop
+            ]
+        ));
         assert_eq!(watchdog.due_at(), Some(after + Duration::from_secs(2)));
         let actions = watchdog.step(after + Duration::from_secs(2), &Event::Tick);
         assert_eq!(actions, [Action::KillTree], "the guard has not answered");
@@ -453,13 +461,8 @@ mod tests {
         let mut doubtful = renewal(sent_at);
         doubtful.read.0 = Header { term: 4, ..HEADER };
         assert_eq!(
-            watchdog.inconclusive(&doubtful),
-            Some(Inconclusive::OtherTerm)
-        );
-        assert!(
-            watchdog
-                .step(sent_at + Duration::from_secs(1), &Event::Renewed(doubtful))
-                .is_empty()
+            watchdog.step(sent_at + Duration::from_secs(1), &Event::Renewed(doubtful)),
+            [Action::Inconclusive(Inconclusive::OtherTerm)]
         );
         assert_eq!(watchdog.deadlines(), before);
         assert!(watchdog.due_at().unwrap() <= sent_at + Duration::from_secs(1));
@@ -470,7 +473,10 @@ mod tests {
         let mut watchdog = watchdog();
         let sent_at = renew_once(&mut watchdog);
         let actions = watchdog.step(at(6.5), &Event::Renewed(renewal(sent_at)));
-        assert!(matches!(actions[..], [Action::Extend { .. }]));
+        assert!(matches!(
+            actions[..],
+            [Action::Lost(LossReason::Unproven), Action::Extend { .. }]
+        ));
         assert_eq!(watchdog.state(), LockState::Lost(LossReason::Unproven));
         assert_eq!(watchdog.deadlines().kill_at, at(8.5));
     }
@@ -513,7 +519,10 @@ mod tests {
     fn a_command_at_its_limit_is_stopped_once_and_the_lock_is_kept() {
         let mut watchdog = watchdog().with_max_hold(Some(at(1.0)));
         assert_eq!(watchdog.due_at(), Some(at(1.0)));
-        assert_eq!(watchdog.step(at(1.0), &Event::Tick), [Action::Stop]);
+        assert_eq!(
+            watchdog.step(at(1.0), &Event::Tick),
+            [Action::MaxHold, Action::Stop]
+        );
         assert_eq!(watchdog.stop_reason(), Some(StopReason::MaxHold));
         assert!(watchdog.step(at(1.1), &Event::ReleaseRequested).is_empty());
         assert_eq!(watchdog.stop_reason(), Some(StopReason::MaxHold));
@@ -582,7 +591,7 @@ mod tests {
             let due_at = watchdog.due_at().unwrap();
             let actions = watchdog.step(due_at, &Event::Tick);
             let since = *silent_since.get_or_insert(due_at);
-            if actions == [Action::KillTree] {
+            if actions == [Action::Unguarded, Action::KillTree] {
                 assert!(due_at.since(since) >= Duration::from_secs(4));
                 assert!(due_at.since(since) <= Duration::from_secs(7));
                 break;
@@ -598,7 +607,7 @@ mod tests {
         let mut watchdog = watchdog();
         assert_eq!(
             watchdog.step(at(1.0), &Event::GuardDead),
-            [Action::KillTree]
+            [Action::Unguarded, Action::KillTree]
         );
         assert_eq!(watchdog.due_at(), None);
         assert!(watchdog.step(at(3.0), &Event::Tick).is_empty());
@@ -607,7 +616,10 @@ mod tests {
     #[test]
     fn a_guard_that_stopped_the_command_at_a_deadline_means_a_loss() {
         let mut watchdog = watchdog();
-        watchdog.step(at(1.0), &Event::TreeDead { in_time: false });
+        assert_eq!(
+            watchdog.step(at(1.0), &Event::TreeDead { in_time: false }),
+            [Action::Lost(LossReason::Unproven)]
+        );
         assert_eq!(watchdog.state(), LockState::Lost(LossReason::Unproven));
         let mut watchdog = self::watchdog();
         watchdog.step(at(1.0), &Event::TreeDead { in_time: true });
