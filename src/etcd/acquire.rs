@@ -75,7 +75,7 @@ impl LockBackend for EtcdBackend {
                 }
                 return Ok(outcome);
             }
-            // Its lease may have a slot still.
+            // Its lease may still have a slot.
             self.attempts
                 .abandon(self.entry.take().map(|entry| entry.lease));
             self.preparation.revoke_unused(LEAVE_TIMEOUT).await;
@@ -100,11 +100,11 @@ impl LockBackend for EtcdBackend {
         self.requests.queue.cluster.unreachable(limit)
     }
 
-    /// Removes our place and whatever unfinished attempts may have left, all of it within one limit.
+    /// Removes our entry and everything that unfinished attempts may have left, within one limit.
     async fn leave_queue(&self) {
         let until = clock::now() + LEAVE_TIMEOUT;
         let rest = || until.since(clock::now());
-        // The mark goes before the place: the next one is not to take it for that of a run.
+        // The mark goes before the entry: the next holder must not take it for the mark of a run.
         let mark = self.preparation.mark.get().map(|mark| mark.grant.lease);
         if mark.is_some() {
             self.preparation.revoke_unused(LEAVE_TIMEOUT / 2).await;
@@ -113,10 +113,10 @@ impl LockBackend for EtcdBackend {
         if left.is_zero() || self.entry.get().is_none() {
             let _ = self.delete_entry(rest(), None).await;
         } else {
-            // Nobody else may come in while the command of one that vanished may run. Without that lease, our own keeps
-            // the place, and those behind us wait for a grace once more.
+            // No other request may acquire the lock while the command of a vanished holder may run. If that lease
+            // cannot be granted, our own keeps the entry, and those behind us wait for one more grace.
             if let Ok(Grant { lease, .. }) = self.attempts.grant(left, rest()).await {
-                // Not zero, which would say that nobody is protected.
+                // Zero would mean that no command may run.
                 let least = Duration::from_millis(1);
                 let kept = Cooldown {
                     lease,
@@ -133,8 +133,8 @@ impl LockBackend for EtcdBackend {
         }
     }
 
-    /// Deletes our key if it is still the one that we won with, or leaves it to cool down. The success of that comparison
-    /// proves, without any clock, that nobody else held the lock in between.
+    /// Deletes our key if it is still the one that we acquired with, or leaves it to cool down. The success of that
+    /// comparison proves, without any clock, that no other client held the lock in between.
     async fn release(&self, limit: Duration, parting: ReleaseReason<'_>) -> Release {
         if let (Some(mark), ReleaseReason::Done(result) | ReleaseReason::AtOnce(result)) =
             (self.preparation.mark.get(), parting)
@@ -157,7 +157,7 @@ impl LockBackend for EtcdBackend {
         let lease = self.entry.get().map(|entry| entry.lease);
         let release = self.delete_entry(limit, cooldown).await;
         if matches!(release, Release::NotOurs) {
-            // Nothing of the command runs any more: its slot is free, too.
+            // No process of the command runs any more: its slot is free, too.
             self.attempts.abandon(lease);
         }
         self.preparation.revoke_unused(LEAVE_TIMEOUT).await;

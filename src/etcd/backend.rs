@@ -28,7 +28,8 @@ use crate::sys::clock;
 /// The pause before a request to etcd that has failed, or a slot that is not free yet, is tried again.
 pub(super) const RETRY_PAUSE: Duration = Duration::from_millis(250);
 
-/// The variables that only the command of a lock in etcd gets: the key, the lease, the key and the token; `etcdctl lock` sets the last two.
+/// The variables that only the command of a lock in etcd gets: the key, the lease, the key and the token; `etcdctl
+/// lock` sets the last two.
 pub(crate) fn command_variables(queue: &LockKeys, entry: EntryId) -> Vec<(&'static str, String)> {
     let (key, lease) = (queue.entry(entry.lease), entry.lease.to_string());
     vec![
@@ -88,7 +89,7 @@ impl EtcdBackend {
         }
     }
 
-    /// Goes on asking while we wait, until all that stand before us have been asked; then there is nothing more to say.
+    /// Repeats the stop requests while we wait, until all entries before ours have one; then it never ends.
     pub(super) async fn supersede_the_rest(
         &self,
         mut all_asked: bool,
@@ -108,7 +109,8 @@ impl EtcdBackend {
         std::future::pending().await
     }
 
-    /// Asks those before us to go, as far as that is wished and not done; answers whether all of them have been asked.
+    /// Asks the entries before ours to stop if our request supersedes them; returns whether all of them have a stop
+    /// request.
     pub(super) async fn supersede(
         &self,
         entry: EntryId,
@@ -129,7 +131,7 @@ impl EtcdBackend {
                         by: by.clone(),
                         why: Some("superseded by a newer request".to_owned()),
                     };
-                    // A record that has changed meanwhile is looked at again.
+                    // A record that has changed meanwhile is read again.
                     all_asked &=
                         eviction::write_stop_request(cluster, &connection, entry, &ask).await?;
                 }
@@ -138,7 +140,7 @@ impl EtcdBackend {
             .await
     }
 
-    /// Takes a place at the end of the queue.
+    /// Creates an entry at the end of the queue.
     pub(super) async fn enqueue(&self, limit: Duration) -> Result<Enqueued, LockError> {
         self.requests.shown.replace(Shown::new(self.announced()));
         let entering = self.requests.call(limit, async |connection: Connection| {
@@ -181,7 +183,7 @@ impl EtcdBackend {
         Ok(enqueued)
     }
 
-    /// Whether the lock is used in the way in which we ask for it.
+    /// Checks that the lock is used in the mode that we request.
     pub(super) fn check_mode(&self, view: &QueueView) -> Result<(), LockError> {
         let Some(theirs) = view.mode_conflict else {
             return Ok(());
@@ -198,7 +200,7 @@ impl EtcdBackend {
         ))
     }
 
-    /// The read that decides, tried for as long as we wait at all.
+    /// Reads the queue, and retries for as long as we wait.
     pub(super) async fn read_queue(
         &self,
         entry: EntryId,
@@ -220,19 +222,19 @@ impl EtcdBackend {
         }
     }
 
-    /// Takes note of whom a look has shown before us, and answers for how long the commands may run of those whose
-    /// hand-over is news. To be called before anything is awaited, for we may have to leave.
+    /// Updates the predecessors from a view of the queue; returns the lock delay of those that have newly vanished.
+    /// Must be called before any await, as we may have to leave the queue.
     pub(super) fn update_predecessors(&self, view: &QueueView) -> Duration {
         let mut predecessors = self.predecessors.borrow_mut();
         predecessors.update(clock::now(), view.sight.clone())
     }
 
-    /// When the commands of those who have vanished before us have had their time.
+    /// The end of the lock delay: the commands of vanished predecessors have ended by then.
     pub(super) fn lock_delay_ends_at(&self) -> Option<Instant> {
         self.predecessors.borrow().free_at()
     }
 
-    /// Our record with the grace that those behind us have to know of.
+    /// Our record with the grace that those behind us have to know.
     fn announced(&self) -> Holder {
         let record = self.requests.record.clone();
         // A waiter for a slot takes each change of the entry before it for the taking of a slot.
@@ -243,13 +245,13 @@ impl EtcdBackend {
         record.with_grace(self.predecessors.borrow().grace(clock::now(), own))
     }
 
-    /// For how long that still is.
+    /// The rest of the lock delay.
     pub(super) fn hand_over_left(&self) -> Duration {
         self.predecessors.borrow().remaining(clock::now())
     }
 
-    /// Lets others know for how long commands may run if we vanish, unless they do. What cannot be announced is announced
-    /// at the next occasion.
+    /// Writes into our record how long commands may run if we vanish, unless it is there. A failure is repaired at the
+    /// next call.
     pub(super) async fn announce(&self, entry: EntryId, timings: LeaseTimings) {
         let grace = self.announced().grace();
         if grace == self.requests.shown.borrow().record.grace() {

@@ -1,5 +1,5 @@
-//! Which endpoint is asked: one connection each, failover, hedging, one cluster only.
-//! It must not know what is asked.
+//! The choice of the endpoint: one connection each, failover, hedging, one cluster only.
+//! It must not know what is requested.
 
 use std::cell::{Cell, OnceCell, RefCell};
 use std::time::Duration;
@@ -21,7 +21,7 @@ use crate::core::proof::Header;
 use crate::core::text::format_duration;
 use crate::output::events;
 
-/// An endpoint that has not answered within this gets a rival.
+/// If an endpoint has not answered within this time, the next one is tried as well.
 const HEDGE_DELAY: Duration = Duration::from_millis(500);
 /// The pause after every endpoint has failed.
 const RETRY_PAUSE: Duration = Duration::from_millis(200);
@@ -34,21 +34,21 @@ pub(crate) struct Cluster {
     endpoints: Vec<Endpoint>,
     tls: Tls,
     credentials: Option<Credentials>,
-    /// How long one endpoint may take to be connected.
+    /// Limit on connecting to one endpoint.
     connect_limit: Duration,
     connections: Vec<Mutex<Option<Connection>>>,
     current: Cell<usize>,
-    /// Told whenever requests take another way than before: another endpoint, or another connection to it.
+    /// Notified whenever requests take another endpoint than before, or another connection to it.
     turns: watch::Sender<()>,
-    /// The cluster of the settings, else the one that answered first; members of others are refused.
+    /// The cluster in the settings, else the first that answered; members of others are refused.
     id: OnceCell<ClusterId>,
-    /// Whether the id stands in the settings.
+    /// Whether the id is in the settings.
     id_is_given: bool,
     /// Whether a member of that cluster has ever answered.
     answered: Cell<bool>,
-    /// Whether it was said that a member of another cluster has answered.
+    /// Whether the warning of a member of another cluster was given.
     warned: Cell<bool>,
-    /// What each endpoint failed with last, for the final message.
+    /// The latest error of each endpoint, for the final message.
     errors: RefCell<Vec<Option<LockError>>>,
 }
 
@@ -85,19 +85,19 @@ impl Cluster {
         self.current.get()
     }
 
-    /// How the endpoint is written.
+    /// The endpoint as text.
     pub(crate) fn name(&self, index: usize) -> String {
         self.endpoints[index].to_string()
     }
 
-    /// Who asks, for messages.
+    /// The user, for messages.
     pub(crate) fn user(&self) -> Option<&str> {
         self.credentials
             .as_ref()
             .map(|credentials| credentials.user.as_str())
     }
 
-    /// Asks another endpoint from now on, unless that has been decided already.
+    /// Uses the next endpoint from now on, unless another one is in use already.
     pub(crate) fn advance(&self, from: usize) {
         if self.current.get() == from {
             self.switch_to((from + 1) % self.endpoints.len());
@@ -116,23 +116,23 @@ impl Cluster {
         }
     }
 
-    /// Hears whenever requests take another way than before.
+    /// A receiver that is notified whenever requests take another way than before.
     pub(crate) fn turns(&self) -> watch::Receiver<()> {
         self.turns.subscribe()
     }
 
-    /// Whether requests go over this connection at present.
+    /// Whether requests use this connection at present.
     pub(crate) fn uses(&self, connection: &Connection) -> bool {
         self.holds(self.current(), connection)
     }
 
-    /// Whether the endpoint's connection is this one. While another one is being made, it is not.
+    /// Whether the endpoint's connection is this one; it is not while another one is being opened.
     fn holds(&self, index: usize, connection: &Connection) -> bool {
         let slot = self.connections[index].try_lock();
         slot.is_ok_and(|slot| slot.as_ref().is_some_and(|kept| kept.is(connection)))
     }
 
-    /// The endpoint's connection, made when there is none, within `limit`.
+    /// The endpoint's connection, opened within `limit` if there is none.
     pub(crate) async fn connection(
         &self,
         index: usize,
@@ -143,7 +143,7 @@ impl Cluster {
         if let Some(connection) = &*slot {
             return Ok(connection.clone());
         }
-        // Boxed, as what it awaits is large and rarely needed: every request would carry the room for it.
+        // Boxed, as the future is large and rarely needed: every request would carry it.
         let connecting = connect(
             &self.endpoints[index],
             &self.tls,
@@ -158,7 +158,7 @@ impl Cluster {
         Ok(connection)
     }
 
-    /// Drops a connection that has failed, unless a newer one has taken its place. Says whose it was.
+    /// Drops a connection that has failed, unless a newer one has replaced it. Returns its endpoint.
     fn forget(&self, connection: &Connection) -> Option<usize> {
         let mut indices = 0..self.endpoints.len();
         let index = indices.find(|index| self.holds(*index, connection))?;
@@ -167,8 +167,8 @@ impl Cluster {
         Some(index)
     }
 
-    /// Gives up a connection that has failed, and its endpoint with it, unless a newer one has taken its place. A token
-    /// that ran out is no reason to leave the endpoint.
+    /// Gives up a connection that has failed, and its endpoint with it, unless a newer one has replaced it. An expired
+    /// token is no reason to leave the endpoint.
     pub(crate) fn disconnect(&self, connection: &Connection, error: &LockError) {
         if let Some(index) = self.forget(connection)
             && error.kind != ErrorKind::AuthExpired
@@ -181,8 +181,8 @@ impl Cluster {
         self.errors.borrow_mut()[index] = Some(error.clone());
     }
 
-    /// Reads an answer's header, and refuses a member of another cluster than that of the settings, or, where they name
-    /// none, than the first that answered.
+    /// Reads an answer's header, and refuses a member of another cluster than the one in the settings, or, without one
+    /// there, than the first that answered.
     pub(crate) fn check_header(
         &self,
         header: Option<&ResponseHeader>,
@@ -213,7 +213,7 @@ impl Cluster {
         .with_hint(Some(hint))
     }
 
-    /// Without the setting it is a matter of chance which of the clusters a lock is taken in.
+    /// Without the setting, chance decides in which of the clusters a lock is taken.
     fn warn_of(&self, theirs: ClusterId, id: ClusterId) {
         if self.warned.replace(true) {
             return;
@@ -231,14 +231,14 @@ impl Cluster {
         );
     }
 
-    /// Asks until an endpoint answers, for `limit` at most: the current one first, the next one
-    /// when it fails or is slow, and all of them again after a pause. `ask` may run twice at a time.
+    /// Runs `ask` until an endpoint answers, for `limit` at most: on the current one first, on the next one when it
+    /// fails or is slow, and on all of them again after a pause. `ask` may run twice at a time.
     pub(crate) async fn call<T>(
         &self,
         limit: Duration,
         ask: impl AsyncFn(Connection) -> Result<T, LockError>,
     ) -> Result<T, LockError> {
-        // Boxed, as are the attempts: who asks would else need the stack of everything that it might ask.
+        // Boxed, as are the attempts: a caller would else need the stack of every request.
         let answer = timeout(limit, self.call_any(limit, &ask).boxed_local()).await;
         answer.unwrap_or_else(|_| Err(self.unreachable(limit)))
     }
@@ -322,7 +322,7 @@ impl Cluster {
         }
     }
 
-    /// What each endpoint says, as long as none has ever answered.
+    /// The error of each endpoint, while none has ever answered.
     pub(super) fn unanswered(&self) -> Option<String> {
         (!self.answered.get()).then(|| self.causes())
     }
@@ -338,7 +338,7 @@ impl Cluster {
         causes.collect::<Vec<_>>().join("; ")
     }
 
-    /// What to say when no endpoint has answered in time: each with its own failure.
+    /// The error when no endpoint has answered in time: each with its own failure.
     pub(super) fn unreachable(&self, limit: Duration) -> LockError {
         let errors = self.errors.borrow();
         let hint = errors.iter().flatten().find_map(|error| error.hint.clone());

@@ -1,5 +1,5 @@
-//! One connection to one endpoint: name look-up, TCP, TLS, the user's token.
-//! It must not know the other endpoints, nor what is asked over it.
+//! One connection to one endpoint: name lookup, TCP, TLS, the user's token.
+//! It must not know the other endpoints, nor what is requested over it.
 
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -22,17 +22,16 @@ use crate::config::credentials::Credentials;
 use crate::config::endpoint::Endpoint;
 use crate::core::text::format_duration;
 
-/// A connection that is never made anew behind our back: when it breaks, everything on it fails, so
-/// all that it answered came from one server.
+/// A connection that is never reopened: when it breaks, everything on it fails, so all its answers are from one server.
 ///
-/// The whole client is some KiB large. Who asks takes a copy of the part that it needs.
+/// The whole client is some KiB large. A caller copies the part that it needs.
 #[derive(Clone)]
 pub(crate) struct Connection {
     client: Rc<Client>,
 }
 
 impl Connection {
-    /// For keys and transactions.
+    /// The client for keys and transactions.
     pub(crate) fn kv(&self) -> KvClient {
         self.client.kv_client()
     }
@@ -50,7 +49,7 @@ impl Connection {
         Rc::ptr_eq(&self.client, &other.client)
     }
 
-    /// For what only a doctor asks.
+    /// The whole client, for the requests of the doctor alone.
     pub(crate) fn client(&self) -> &Client {
         &self.client
     }
@@ -78,7 +77,7 @@ pub(crate) async fn connect(
     Ok(Connection { client })
 }
 
-/// Bounds a request: after `limit` it is given up.
+/// Bounds a request: after `limit` it fails.
 pub(super) async fn within<T, E>(
     limit: Duration,
     answer: impl Future<Output = Result<T, E>>,
@@ -181,7 +180,7 @@ pub(super) async fn dial(host: &str, port: u16, limit: Duration) -> std::io::Res
     Err(failure)
 }
 
-/// The files are read anew for every connection, so that rotated certificates are picked up.
+/// Reads the files for every connection, so that rotated certificates are found.
 fn tls_options(endpoint: &Endpoint, tls: &Tls) -> Result<TlsOptions, LockError> {
     let read = |path: &std::path::Path| {
         std::fs::read(path).map_err(|error| {

@@ -1,4 +1,4 @@
-//! One endpoint under examination: who answers, in which state, and whether a lock could live there.
+//! The examination of one endpoint: whether it answers, its state, and whether a lock could live there.
 //! It must not know which of the answers are bad, nor the other endpoints.
 
 pub(crate) mod certificates;
@@ -21,17 +21,17 @@ use crate::core::doctor::facts::{Answer, Complaint, Member, MemberStatus, Probe}
 use crate::core::time::LeaseTimings;
 use crate::sys::clock;
 
-/// How long one request may take, unless it is a proof: those have the limit of a renewal.
+/// Limit on one request, unless it is a proof: those have the limit of a renewal.
 const STEP_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// What one endpoint has shown.
+/// The results for one endpoint.
 pub(crate) struct Examined {
     pub(crate) asked: Probe,
-    /// The server's certificate, where there is one that is trusted.
+    /// The server's certificate, if there is one that is trusted.
     pub(crate) certificate: Option<Certificate>,
 }
 
-/// Asks one endpoint everything. Until the first answer it may take as long as `--connect-timeout`.
+/// Examines one endpoint. The first answer may take as long as `--connect-timeout`.
 pub(crate) async fn examine(
     endpoint: &Endpoint,
     settings: &Settings,
@@ -93,7 +93,7 @@ async fn probe(
     })
 }
 
-/// The status, or nothing where it is not for this user: since 3.4.42, 3.5.28 and 3.6.9 it is for root.
+/// The status, or `None` if this user may not read it: since 3.4.42, 3.5.28 and 3.6.9 only root may.
 fn status_answer(
     status: Result<StatusResponse, Error>,
 ) -> Result<Option<StatusResponse>, LockError> {
@@ -110,17 +110,17 @@ fn state(status: &StatusResponse) -> MemberStatus {
         learner: status.is_learner(),
         size: status.db_size(),
         quota: status.db_size_quota(),
-        // Not by an alarm request: the client library trusts the server to know no other alarms.
+        // No alarm request: the client library casts its answer without a check for unknown alarms.
         errors: status.errors().to_vec(),
     }
 }
 
-/// Whether etcd knows users, which only somebody who has credentials can ask.
+/// Whether authentication is enabled; `None` without credentials, as only a login shows it.
 async fn users(etcd: &Connection, credentials: Option<&Credentials>) -> Option<bool> {
     let Credentials { user, password, .. } = credentials?;
     let mut auth = etcd.client().auth_client();
     let login = auth.authenticate(user.clone(), password.clone());
-    // Who could not log in has no connection, so that only one refusal is left.
+    // A user that could not log in has no connection, so only one refusal is left.
     match within(STEP_TIMEOUT, login).await {
         Ok(_) => Some(true),
         Err(error) if error.kind == ErrorKind::Refused => Some(false),
@@ -129,7 +129,7 @@ async fn users(etcd: &Connection, credentials: Option<&Credentials>) -> Option<b
 }
 
 async fn members(etcd: &Connection) -> Vec<Member> {
-    // Who may not ask does without.
+    // Without the permission, the list stays empty.
     let Ok(list) = within(STEP_TIMEOUT, etcd.client().cluster_client().member_list()).await else {
         return Vec::new();
     };

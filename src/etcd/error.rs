@@ -1,4 +1,4 @@
-//! What etcd, the network or the client library say when something fails, and what helps.
+//! Errors of etcd, the network or the client library, and hints.
 //! It must not know which request failed.
 
 use std::error::Error as _;
@@ -27,7 +27,7 @@ impl From<&Status> for LockError {
     fn from(status: &Status) -> Self {
         let message = status.message();
         let kind = match status.code() {
-            // What the client library made of a broken connection, whatever code it chose for it.
+            // The client library has chosen this code for a broken connection.
             _ if status.source().is_some() => ErrorKind::Retryable,
             Code::Unauthenticated => ErrorKind::AuthExpired,
             Code::InvalidArgument if message.contains("revision of auth store is old") => {
@@ -53,7 +53,7 @@ impl From<&Status> for LockError {
     }
 }
 
-/// The state of an attempt, as the answer to its grant tells it.
+/// The state of an attempt after the answer to its grant.
 pub(super) fn attempt_after<T>(granted: &Result<T, LockError>) -> Attempt {
     match granted {
         Err(error) if error.kind == ErrorKind::Retryable => {
@@ -67,10 +67,10 @@ pub(super) fn attempt_after<T>(granted: &Result<T, LockError>) -> Attempt {
     }
 }
 
-/// The words of a member that refuses a grant before it is proposed to the cluster: see `core::abandoned`.
+/// The messages of a member that refuses a grant before it is proposed to the cluster: see `core::abandoned`.
 const UNPROPOSED: [&str; 3] = ["no leader", "raft proposal dropped", "too many requests"];
 
-/// etcd's own words, or the innermost cause when the client library made up the status.
+/// etcd's own message, or the innermost cause when the client library made up the status.
 fn describe(status: &Status) -> String {
     let message = status
         .message()
@@ -83,7 +83,7 @@ fn describe(status: &Status) -> String {
     }
 }
 
-/// The causes of an error from the outermost in, each once: the truth is often only in the last.
+/// The causes of an error from the outermost in, each once: often only the last one is of use.
 fn held(error: &dyn std::error::Error) -> String {
     let mut causes: Vec<String> = Vec::new();
     let mut next = Some(error);
@@ -99,7 +99,7 @@ fn held(error: &dyn std::error::Error) -> String {
         causes.retain(|cause| cause != "transport error");
     }
     let said = causes.join(": ");
-    // What the libraries below make of a server that closes the connection before it has said anything.
+    // The libraries report a server that closes the connection before its first answer in these ways.
     let silent = [
         "stream closed because of a broken pipe",
         "Connection reset by peer (os error 104)",
@@ -126,7 +126,7 @@ fn hint(code: Code, message: &str) -> Option<&'static str> {
     }
 }
 
-/// What a connection broke with, in the words of the libraries below: which of them is a matter of luck.
+/// The messages of the libraries for a broken connection: chance decides between them.
 const BROKEN_CONNECTION_TEXTS: [&str; 7] = [
     "hung up",
     "broken pipe",
@@ -137,8 +137,8 @@ const BROKEN_CONNECTION_TEXTS: [&str; 7] = [
     "unexpected end of file",
 ];
 
-/// What a connection that is not even made suggests. A server that wants a certificate says so by TLS; one that only
-/// hangs up does not speak it.
+/// The hint for a connection that cannot be opened. A server that requires a certificate reports that by TLS; one that
+/// only hangs up does not speak it.
 pub(crate) fn handshake_hint(https: bool, cause: &str) -> Option<&'static str> {
     let cause = cause.to_ascii_lowercase();
     let says = |words: &[&str]| words.iter().any(|word| cause.contains(word));
@@ -151,7 +151,7 @@ pub(crate) fn handshake_hint(https: bool, cause: &str) -> Option<&'static str> {
     connect_hint(https, &cause)
 }
 
-/// What a failed first contact suggests.
+/// The hint for a first contact that failed.
 pub(crate) fn connect_hint(https: bool, cause: &str) -> Option<&'static str> {
     let cause = cause.to_ascii_lowercase();
     let says = |words: &[&str]| words.iter().any(|word| cause.contains(word));
@@ -234,7 +234,7 @@ mod tests {
         for (code, message) in refused {
             assert_eq!(after(code, message), Attempt::Refused, "{message}");
         }
-        // Each of these may be carried out yet.
+        // etcd may still execute each of these.
         for message in [
             "etcdserver: request timed out",
             "etcdserver: request timed out, possibly due to previous leader failure",

@@ -1,5 +1,5 @@
-//! Asking the owners of places to leave, by their own keys: they read it from there; or taking the places from them.
-//! It must not know why somebody is to leave, nor what they do about it.
+//! Stop requests to the owners of entries, written into their keys, and the removal of entries.
+//! It must not know why an owner has to stop, nor how it reacts.
 
 use std::time::Duration;
 
@@ -13,8 +13,8 @@ use crate::core::blockers::QueueEntry;
 use crate::core::holder::{Holder, StopRequest};
 use crate::core::keys::LockKeys;
 
-/// Writes `ask` into the record of a place, as long as that has not changed; answers whether it has not.
-/// Clients that are not dlock cannot be asked.
+/// Writes a stop request into the record of an entry, if that has not changed; returns whether it did. Clients that are
+/// not dlock cannot be asked.
 pub(super) async fn write_stop_request(
     cluster: &Cluster,
     connection: &Connection,
@@ -41,7 +41,7 @@ pub(super) async fn write_stop_request(
     Ok(answer.succeeded())
 }
 
-/// All places of a queue from the oldest on.
+/// Reads all entries of a queue from the oldest on.
 pub(crate) async fn all_entries(
     cluster: &Cluster,
     queue: &LockKeys,
@@ -51,7 +51,7 @@ pub(crate) async fn all_entries(
     cluster.call(limit, read).await
 }
 
-/// Asks the owner of a place; answers whether it was there as we know it.
+/// Asks the owner of an entry to stop; returns whether the entry was there unchanged.
 pub(crate) async fn request_stop(
     cluster: &Cluster,
     entry: &QueueEntry,
@@ -63,7 +63,7 @@ pub(crate) async fn request_stop(
     cluster.call(limit, asking).await
 }
 
-/// Takes a place from its owner: revokes its lease, or deletes a key that has none.
+/// Removes an entry: revokes its lease, or deletes a key that has none.
 pub(crate) async fn remove_entry(
     cluster: &Cluster,
     entry: &QueueEntry,
@@ -78,8 +78,8 @@ pub(crate) async fn remove_entry(
                 .map_err(LockError::from)
             {
                 Err(error) if error.kind == ErrorKind::LeaseNotFound => {
-                    // It has ended by itself, unless a member of another cluster says so; only an answer tells which
-                    // cluster it comes from.
+                    // The lease has ended by itself, unless a member of another cluster says so; only an answer with a
+                    // header shows the cluster.
                     let count = Some(GetOptions::new().with_count_only());
                     let answer = etcd.kv().get(entry.key.as_str(), count).await?;
                     cluster.check_header(answer.header())?;

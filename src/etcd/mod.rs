@@ -1,4 +1,4 @@
-//! Everything that is said to etcd and understood of its answers; the only room that names its client.
+//! All requests to etcd and the parsing of its answers; the only room that names its client.
 //! It must not know the command that runs under the lock, nor exit codes.
 
 mod acquire;

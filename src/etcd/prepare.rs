@@ -58,7 +58,7 @@ impl Preparation {
         }
     }
 
-    /// Whether etcd has all that a command needs which starts now. `tries` is how often all of it was done.
+    /// Whether etcd has all that a command needs which starts now. `tries` is the number of earlier preparations.
     pub(super) fn is_complete(&self, now: Instant, timings: LeaseTimings, tries: u32) -> bool {
         let young = |grant: Grant| grant.is_young(now, timings, tries);
         let valid = |mark: Mark| mark.is_still_young(now, timings, tries);

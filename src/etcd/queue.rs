@@ -1,5 +1,5 @@
-//! One look at a queue: who stands before us, who has left and how, which slots are taken.
-//! It must not know when to look, nor what is done about it.
+//! The reads of a queue: which entries block ours, which owners have left and how, which slots are taken.
+//! It must not know when to read, nor what follows from it.
 
 use std::rc::Rc;
 use std::time::Duration;
@@ -19,31 +19,31 @@ use crate::core::proof::{EntryId, FencingToken, Header, LeaseId};
 use crate::core::request::Mode;
 use crate::lock::backend::QueuePosition;
 
-/// Places that are read at once when more than the one before us matter. etcd allows 128 operations in
-/// a request; so many pieces of evidence are asked for at once, too.
+/// Entries per read when more than the one before ours matter. etcd allows 128 operations in a request, so release
+/// records are read in batches of this size, too.
 const PAGE_SIZE: usize = 100;
 /// Entries per request when a whole queue is read.
 const ENTRY_PAGE_SIZE: i64 = 500;
-/// So many before us are counted.
+/// The most entries before ours that are counted.
 const MAX_COUNTED: usize = 1000;
 
-/// What one look at the queue has shown.
+/// The result of one read of the queue.
 pub(super) struct QueueView {
-    /// Our own place is there.
+    /// Our own entry is there.
     pub(super) own: bool,
     pub(super) revision: i64,
     pub(super) blockers: Blockers,
-    /// The same as it concerns a hand-over.
+    /// The same, for the lock delay.
     pub(super) sight: Sight,
     pub(super) position: QueuePosition,
-    /// How the first in the queue has the lock, if that does not go together with what we ask for.
+    /// The mode of the first entry, if it conflicts with ours.
     pub(super) mode_conflict: Option<Mode>,
-    /// How many keys stand before ours, as far as they are counted.
+    /// The number of keys before ours, as far as they are counted.
     pub(super) count: usize,
 }
 
 impl QueueView {
-    /// Nobody is there but us.
+    /// The view of a queue that has only our entry.
     pub(super) fn empty(revision: i64) -> Self {
         Self {
             own: true,
@@ -60,7 +60,7 @@ impl QueueView {
     }
 }
 
-/// The read of the keys before a revision, as many as are counted. etcd's own count goes without regard for revisions.
+/// The read of the keys before a revision, as many as are counted. etcd's own count ignores revisions.
 pub(super) fn count_before(queue: &LockKeys, token: i64) -> TxnOp {
     let options = GetOptions::new()
         .with_range(queue.ended())
@@ -70,13 +70,13 @@ pub(super) fn count_before(queue: &LockKeys, token: i64) -> TxnOp {
     TxnOp::get(queue.prefix(), Some(options))
 }
 
-/// The place that `key` is, if it is one of this queue: other keys stand in nobody's way.
+/// The entry of a key, if it belongs to this queue; other keys block nobody.
 pub(super) fn entry_in(queue: &LockKeys, key: &KeyValue) -> Option<QueueEntry> {
     queue.parse_entry(key.key())?;
     Some(queue_entry(key))
 }
 
-/// The place that `key` is.
+/// The entry of a key.
 pub(super) fn queue_entry(key: &KeyValue) -> QueueEntry {
     QueueEntry {
         key: String::from_utf8_lossy(key.key()).into_owned(),
@@ -96,7 +96,7 @@ pub(super) fn reads_of(answer: &TxnResponse) -> Vec<Vec<KeyValue>> {
     reads.collect()
 }
 
-/// The entry that a key stands for by its creation and its lease.
+/// The creation and the lease of a key.
 pub(super) fn entry_id(key: &KeyValue) -> EntryId {
     EntryId {
         token: FencingToken(key.create_revision()),
@@ -109,7 +109,7 @@ pub(super) fn is_own(read: &[KeyValue], entry: EntryId) -> bool {
     read.first().map(entry_id) == Some(entry)
 }
 
-/// The evidence that was `read`, if there is any.
+/// The release record in `read`, if there is one.
 fn release_record(read: &[KeyValue]) -> Option<ReleaseRecord> {
     ReleaseRecord::parse(read.first()?.value())
 }
@@ -141,7 +141,7 @@ pub(super) async fn read_entries(
     }
 }
 
-/// The place that has `token`, if it has the lock now and its command has not ended, by a linearizable read.
+/// The entry that has `token`, if it holds the lock now and its command has not ended, by a linearizable read.
 pub(crate) async fn holder(
     cluster: &Cluster,
     queue: &LockKeys,
@@ -169,12 +169,12 @@ pub(crate) async fn holder(
 pub(super) struct QueueReader {
     pub(super) cluster: Rc<Cluster>,
     pub(super) keys: LockKeys,
-    /// How we ask for the lock: it decides which entries block ours.
+    /// The mode that we request: it decides which entries block ours.
     pub(super) mode: Mode,
 }
 
 impl QueueReader {
-    /// Places before a revision, from the nearest on or from the oldest.
+    /// The read of entries before a revision, from the nearest on or from the oldest.
     fn before(&self, token: i64, order: SortOrder, limit: usize) -> TxnOp {
         let options = GetOptions::new()
             .with_range(self.keys.ended())
@@ -184,11 +184,12 @@ impl QueueReader {
         TxnOp::get(self.keys.prefix(), Some(options))
     }
 
-    /// A linearizable read of our key and of what matters of those before it. `before` is whom we have
-    /// waited for until now; without it we have just come, and the one before us at that moment may have vanished since.
+    /// Reads our key and the entries before it that matter, linearizably. `known` is the entries that we have waited
+    /// for until now; `None` means that ours is new, and the entry before it may have vanished since.
     ///
-    /// A filter by revision makes etcd go through the whole queue. So an exclusive request first asks what [`Self::inherit`]
-    /// needs, which is enough after most releases; and what is told of those before us is read only if there may be any.
+    /// A filter by revision makes etcd scan the whole queue. So an exclusive request first tries [`Self::fast_path`],
+    /// which is enough after most releases; and the details of the entries before ours are read only if there may be
+    /// any.
     pub(super) async fn read_queue(
         &self,
         etcd: &Connection,
@@ -205,7 +206,7 @@ impl QueueReader {
         {
             return Ok(view);
         }
-        // The one that we have waited for is probably gone, or the nearest of them.
+        // The entry that we have waited for is probably gone, or the nearest of them.
         let nearest = &before[..before.len().min(1)];
         let decisive = || {
             let mut reads = vec![
@@ -229,7 +230,7 @@ impl QueueReader {
             let mut reads = everything();
             reads.push(self.at_entry(token));
             match self.read(etcd, reads).await {
-                // etcd has forgotten that moment already.
+                // etcd has compacted that revision.
                 Err(error) if error.cause.contains("compacted") => {
                     self.read(etcd, everything()).await?
                 }
@@ -243,7 +244,7 @@ impl QueueReader {
             if alone {
                 (header, reads)
             } else {
-                // All of it again, so that it belongs together: somebody may have left in between.
+                // All reads again at one revision: an owner may have left in between.
                 self.read(etcd, everything()).await?
             }
         };
@@ -286,10 +287,10 @@ impl QueueReader {
         })
     }
 
-    /// The look of one that follows on a holder which had the lock alone and gave it back itself. Nobody was before that
-    /// one, so nobody is before us, who had nobody in between: a place never comes to stand before an older one. That takes
-    /// three keys, however long the queue is; otherwise there is no such look. What is told of an end is nothing as long as
-    /// the key is there: anybody may have written that.
+    /// The view of a waiter behind a holder that held the lock alone and released it. No entry was before that holder,
+    /// so none is before ours, which was next: a new entry never comes before an older one. This takes three keys,
+    /// however long the queue is; in all other cases the result is `None`. A release record counts for nothing while
+    /// the key is there: any client may have written it.
     async fn fast_path(
         &self,
         etcd: &Connection,
@@ -335,7 +336,7 @@ impl QueueReader {
         }
     }
 
-    /// Who is before `place` now, for people: nothing is decided by it.
+    /// The position of `entry` now, for people: nothing is decided by it.
     pub(super) async fn position(
         &self,
         etcd: &Connection,
@@ -354,7 +355,7 @@ impl QueueReader {
         Ok(self.position_of(&counted, oldest))
     }
 
-    /// Reads on from the nearest place for as long as it matters.
+    /// Reads on from the nearest entry, while further entries matter.
     async fn scan(&self, etcd: &Connection, nearest: Vec<KeyValue>) -> Result<Blockers, LockError> {
         let mut scan = BlockerScan::new(self.mode);
         let (mut page, mut full) = (nearest, 1);
@@ -374,7 +375,7 @@ impl QueueReader {
         }
     }
 
-    /// The read of the one right before us as it was when we came.
+    /// The read of the entry right before ours, as it was when ours was created.
     fn at_entry(&self, token: i64) -> TxnOp {
         let options = GetOptions::new()
             .with_range(self.keys.ended())
@@ -385,7 +386,7 @@ impl QueueReader {
         TxnOp::get(self.keys.prefix(), Some(options))
     }
 
-    /// The places among those that we wait for which are kept for a command, and were not kept `before`.
+    /// The entries that we wait for, kept for a command, that were not kept in `before`.
     async fn kept_entries(
         &self,
         etcd: &Connection,
@@ -402,7 +403,7 @@ impl QueueReader {
                 continue;
             };
             let grace = predecessor.grace();
-            // Without an answer: as long as it can be.
+            // Without an answer, the longest possible time counts.
             let left = self.lease_time_left(etcd.clone(), one.lease).await;
             kept.push(Kept {
                 token: one.token,
@@ -424,8 +425,8 @@ impl QueueReader {
         Ok(Duration::from_secs(answer.ttl().try_into().unwrap_or(0)))
     }
 
-    /// The longest grace of those who were there `before` and are gone without having given their places back themselves, or
-    /// who vanished before one that did. `evidence` is what one of them has left: it was asked for together with the look.
+    /// The longest grace of entries in `before` that are gone without a release by their owner, or that vanished before
+    /// one that was released. `record` is the release record of one of them, which was read together with the queue.
     async fn vanished(
         &self,
         etcd: &Connection,
@@ -468,7 +469,7 @@ impl QueueReader {
         }
     }
 
-    /// The read that shows whether the owner of a place gave it back itself.
+    /// The read that shows whether the owner of an entry released it.
     fn read_release_record(&self, lease: LeaseId) -> TxnOp {
         TxnOp::get(self.keys.released(lease), None)
     }

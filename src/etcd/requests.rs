@@ -1,5 +1,5 @@
-//! The places of one queue as requests to one member: take one, look around, give it up.
-//! It must not know when which of them is due, nor how a failed one is repeated.
+//! The writes of one lock request, each as requests to one member: create an entry, announce, release.
+//! It must not know when one of them is due, nor how a failed one is repeated.
 
 use std::cell::{Cell, RefCell};
 use std::num::NonZeroU64;
@@ -25,90 +25,91 @@ use crate::core::time::{Instant, LeaseTimings};
 use crate::sys::clock;
 
 /// The lead of the grant over the txn that needs it, up to twice as long, as tokio counts in whole milliseconds. A near
-/// server has mostly answered by then, and to wait for that is as quick (measured); of a far one it saves a round trip. With
-/// 0.3 ms, what left on a new connection arrived together, and etcd carried out the txn first (measured, at 50 ms).
+/// server has mostly answered by then, and to wait for that is as quick (measured); with a far one it saves a round
+/// trip. With 0.3 ms, both requests on a new connection arrived together, and etcd executed the txn first (measured, at
+/// 50 ms).
 const GRANT_LEAD: Duration = Duration::from_millis(1);
-/// What a near server needs to take a request on that nobody waits for: without it, one in seven was
-/// lost to the closing of the connection (measured on loopback).
+/// The time that a near server needs to accept a request without an awaited answer: without it, one in seven was lost
+/// when the connection closed (measured on loopback).
 const SEND_PAUSE: Duration = Duration::from_micros(150);
 /// Limit on leaving the queue, with all that has to be revoked: a user who interrupts dlock does not want to wait.
 pub(super) const LEAVE_TIMEOUT: Duration = Duration::from_secs(2);
-/// How often the tasks that lie between a request and the socket get their turn, which is ample.
+/// The number of times that the tasks between a request and the socket run, which is ample.
 const FLUSH_YIELDS: usize = 16;
 
-/// A place in the queue, just taken.
+/// A new entry in the queue.
 pub(super) struct Enqueued {
     pub(super) ownership: Ownership,
     pub(super) timings: LeaseTimings,
-    /// The moment before the grant left: it is a proof as well.
+    /// The moment before the grant was sent: it is a proof as well.
     pub(super) sent_at: Instant,
     pub(super) view: QueueView,
 }
 
-/// How a place is given up, and what the answers have shown so far.
+/// The way in which an entry is given up, and what the answers have shown so far.
 pub(super) struct ReleaseRequest {
-    /// For whoever comes after us.
+    /// The release record for those behind us.
     pub(super) record: ReleaseRecord,
     pub(super) slot: Option<u16>,
-    /// The place is to stay taken for as long as this lease lives.
+    /// The entry stays for as long as the lease of the cooldown.
     pub(super) cooldown: Option<Cooldown>,
-    /// The answers to all attempts, of which two may be under way at a time.
+    /// The answers to all attempts, of which two may be in flight at a time.
     pub(super) findings: Cell<ReleaseAnswers>,
 }
 
 impl ReleaseRequest {
-    /// Takes note of an answer. To be called before anything is awaited that ends our lease, and our record with it.
+    /// Adds an answer. Must be called before any await that may end our lease, and our record with it.
     fn note_answer(&self, finding: ReleaseAnswer) {
         self.findings.set(self.findings.get().with(finding));
     }
 }
 
-/// What keeps a lock taken after its command has ended.
+/// The entry that keeps a lock taken after its command has ended.
 #[derive(Clone)]
 pub(crate) struct Cooldown {
     pub(super) lease: LeaseId,
-    /// How the command ended, for people.
+    /// The end of the command, for people.
     pub(super) result: Option<String>,
-    /// For how long a command that is told to end may run meanwhile; zero when none does.
+    /// The time that a command may still need to stop; zero when none runs.
     pub(super) grace: Duration,
 }
 
-/// Our record as it stands in etcd.
+/// Our record as it is in etcd.
 pub(super) struct Shown {
     pub(super) record: Holder,
-    /// The revision of its latest change that we know of.
+    /// The latest revision that we know of its changes.
     changed: i64,
 }
 
 impl Shown {
-    /// One that is not there yet.
+    /// A record that is not in etcd yet.
     pub(super) fn new(record: Holder) -> Self {
         Self { record, changed: 0 }
     }
 }
 
-/// Lets what was asked leave, and then the moment pass in which a near server takes it on.
+/// Lets pending requests leave, and then waits while a near server accepts them.
 async fn flush_and_pause(moment: Duration) {
     for _ in 0..FLUSH_YIELDS {
         tokio::task::yield_now().await;
     }
-    // tokio's timers count in whole milliseconds, in which a near server has answered; and the kernel's come 50 us late
-    // unless they are asked not to. The command does not inherit that: its guard was there before.
+    // tokio's timers count in whole milliseconds, in which a near server has answered; and the kernel's are 50 us late
+    // unless the slack is lower. The command does not inherit the slack: its guard exists already.
     let _ = set_current_timer_slack(NonZeroU64::new(1));
     std::thread::sleep(moment);
 }
 
-/// Whether a key was `read`, and is bound to this lease.
+/// Whether `read` has found a key under this lease.
 fn is_under(read: &[KeyValue], lease: LeaseId) -> bool {
     read.first().is_some_and(|key| key.lease() == lease.0)
 }
 
-/// The places of one queue.
+/// The requests of one lock request.
 pub(super) struct Requests {
     pub(super) queue: QueueReader,
-    /// What others are shown of us.
+    /// Our record, which others read.
     pub(super) record: Holder,
-    /// The same as it was written last.
+    /// The record as it was written last.
     pub(super) shown: RefCell<Shown>,
     pub(super) timings: LeaseTimings,
 }
@@ -122,8 +123,8 @@ impl Requests {
         }
     }
 
-    /// Grants the lease `lease` and takes a place with it. Each request is boxed: together they would be 28 KiB, moved
-    /// about on a stack that nobody else needs as deep. `hear` is told what the answer to the grant says of this attempt.
+    /// Grants the lease `lease` and creates an entry with it. Each request is boxed: together they would be 28 KiB on a
+    /// stack that nothing else needs as deep. `on_grant` gets the state of this attempt after the answer to the grant.
     pub(super) async fn enqueue(
         &self,
         etcd: &Connection,
@@ -155,7 +156,7 @@ impl Requests {
             && error.kind == ErrorKind::LeaseExists
             && let Ok(header) = self.queue.cluster.check_header(placed.header())
         {
-            // The key went to somebody else's lease. It goes; the lease is not ours to touch.
+            // The key is under the lease of another client. We delete the key and leave the lease.
             let entry = EntryId {
                 token: FencingToken(header.revision),
                 lease,
@@ -167,7 +168,7 @@ impl Requests {
         }
         let granted = granted?;
         if let Err(error) = self.queue.cluster.check_header(granted.header()) {
-            // Another cluster: nothing of ours is to stay there.
+            // A member of another cluster has answered: it must keep nothing of ours.
             self.revoke_unawaited(etcd, lease).await;
             return Err(error);
         }
@@ -189,7 +190,7 @@ impl Requests {
             .await
     }
 
-    /// Puts our key, and counts.
+    /// Puts our key, and counts the entries.
     async fn put(&self, etcd: &Connection, lease: LeaseId) -> Result<TxnResponse, LockError> {
         let key = self.queue.keys.entry(lease);
         let all = GetOptions::new()
@@ -199,7 +200,7 @@ impl Requests {
         let txn = Txn::new()
             .when([
                 Compare::create_revision(key.as_str(), CompareOp::Equal, 0),
-                // Nobody has given this attempt up: see `core::abandoned`.
+                // The attempt is not abandoned: see `core::abandoned`.
                 Compare::create_revision(self.queue.keys.released(lease), CompareOp::Equal, 0),
             ])
             .and_then([
@@ -251,9 +252,10 @@ impl Requests {
         })
     }
 
-    /// Deletes our key if it is still the one that we took, or finds out by whom it was deleted.
+    /// Deletes our key if it is still the one that we created, or finds out who deleted it.
     ///
-    /// The evidence goes under our lease, and in the same request: it shows a later attempt that it was us.
+    /// The release record is written under our lease in the same request: it shows a later attempt that the deletion
+    /// was ours.
     pub(super) async fn delete_entry(
         &self,
         etcd: &Connection,
@@ -279,18 +281,18 @@ impl Requests {
             .with_keys_only()
             .with_limit(1);
         if let ReleaseRecord::Behind(_) = leaving.record {
-            // Those before us do not need it.
+            // Entries before ours do not need the record.
             waiting = waiting.with_min_create_revision(entry.token.0 + 1);
         }
         let mut parting = self.removal_ops(entry, leaving.slot);
         parting.push(self.record_release(entry, &leaving.record));
         parting.push(TxnOp::get(self.queue.keys.prefix(), Some(waiting)));
         let answer = match self.leave_queue(etcd, entry, leaving, parting).await {
-            // Without the evidence, then, and the next one will have to wait: etcd is out of space, or
-            // our role is narrower than it should be. The first request that does not fit is refused
-            // and carried out all the same (server/etcdserver/apply/quota.go).
+            // We release without the record, then, and the next holder has to wait: etcd is out of space, or our role
+            // is narrower than it should be. etcd refuses the first request that does not fit and executes it all the
+            // same (server/etcdserver/apply/quota.go).
             Err(error) if error.kind == ErrorKind::Refused => {
-                // A delete leaves nothing by which its repetition could know it, so the key is seen first.
+                // A retry cannot recognise a delete without a record, so the key is read first.
                 return match self.read_ownership(etcd, entry, leaving).await? {
                     ReleaseAnswer::Present => self.delete(etcd, entry, leaving).await,
                     _ => Ok(()),
@@ -303,7 +305,7 @@ impl Requests {
         };
         let is_next = |read| matches!(read, TxnOpResponse::Get(read) if !read.kvs().is_empty());
         if !answer.op_responses().into_iter().any(is_next) {
-            // Nobody needs the evidence.
+            // No waiter needs the record.
             self.revoke_unawaited(etcd, entry.lease).await;
         }
         Ok(())
@@ -316,8 +318,8 @@ impl Requests {
         TxnOp::put(key, record.to_json(), Some(lease))
     }
 
-    /// Does what makes our place another's, or nobody's, if it is ours: then the answer is given. Otherwise our record is
-    /// read at the same revision.
+    /// Runs `parting`, which removes our entry or transfers it, if the entry is ours, and returns the answer. Otherwise
+    /// our record is read at the same revision.
     async fn leave_queue(
         &self,
         etcd: &Connection,
@@ -371,8 +373,8 @@ impl Requests {
         Ok(finding)
     }
 
-    /// Announces another grace in our record, as often as it takes: what others have written there meanwhile, which is that
-    /// somebody asks us to go, has to stay.
+    /// Announces another grace in our record, as often as necessary: a stop request that others have written there
+    /// meanwhile has to stay.
     pub(super) async fn announce(
         &self,
         etcd: Connection,
@@ -404,7 +406,7 @@ impl Requests {
                 return Ok(());
             }
             let read = reads_of(&answer).into_iter().next().unwrap_or_default();
-            // Without our place there is nothing to announce: the watch tells of that.
+            // Without our entry there is nothing to announce; the watch reports the loss.
             let Some(there) = read.first().filter(|_| is_own(&read, entry)) else {
                 return Ok(());
             };
@@ -413,13 +415,13 @@ impl Requests {
             let is_announced = record.grace() == grace;
             self.shown.replace(Shown { record, changed });
             if is_announced {
-                // By an attempt whose answer was lost.
+                // An attempt whose answer was lost has announced it.
                 return Ok(());
             }
         }
     }
 
-    /// Leaves our place, and our slot, to another lease, which nobody renews.
+    /// Transfers our entry, and our slot, to a lease that is never renewed.
     async fn transfer_to_cooldown(
         &self,
         etcd: &Connection,
@@ -481,7 +483,7 @@ impl Requests {
         Ok(())
     }
 
-    /// What makes room for the next one.
+    /// The deletion of our entry and our slot.
     fn removal_ops(&self, entry: EntryId, slot: Option<u16>) -> Vec<TxnOp> {
         let keys = [
             Some(self.queue.keys.entry(entry.lease)),
@@ -499,9 +501,9 @@ impl Requests {
         ]
     }
 
-    /// Revokes a lease whose places are gone. Nobody waits for the answer: the lock is free, and a
-    /// lease without keys ends by itself. But a near server, whose acknowledgements then meet a closed
-    /// socket, would forget the request without the time to take it on.
+    /// Revokes a lease whose entries are gone, without waiting for the answer: the lock is free, and a lease without
+    /// keys ends by itself. But a near server, whose acknowledgements then meet a closed socket, would drop the request
+    /// if it had no time to accept it.
     async fn revoke_unawaited(&self, etcd: &Connection, lease: LeaseId) {
         let mut leases = etcd.leases();
         tokio::select! {

@@ -1,5 +1,5 @@
-//! Keeping a place in the queue: proven renewals of its lease, and a watch on the keys that matter.
-//! It must not know whose turn it is, nor when a renewal is due.
+//! The session of an entry: proven renewals of its lease, and a watch on the keys that matter.
+//! It must not know which entry is next, nor when a renewal is due.
 
 use std::collections::BTreeSet;
 use std::rc::Rc;
@@ -30,27 +30,27 @@ use crate::sys::clock;
 /// The pause before a watch that broke at once is opened again; one that has lived for longer is opened at once.
 const RETRY_PAUSE: Duration = Duration::from_millis(250);
 
-/// A holder's watch begins after this: a command that ends at once needs none.
+/// A holder's watch begins after this delay: a command that ends at once needs none.
 const WATCH_DELAY: Duration = Duration::from_millis(100);
 
-/// For whom a waiter waits.
+/// The keys that a waiter waits for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) enum WatchTarget {
     #[default]
     Nobody,
-    /// That this place ends or is changed, as it was at this revision.
+    /// The end or a change of this entry, since this revision.
     One { key: String, changed: i64 },
-    /// That any of these ends or is changed.
+    /// The end or a change of any of these entries.
     Any {
         queue: LockKeys,
         keys: BTreeSet<String>,
-        /// How many stood before us, whoever they were, as far as they are counted.
+        /// The number of all keys before ours, as far as they are counted.
         count: usize,
     },
 }
 
 impl WatchTarget {
-    /// Whether an event at `key` is about one of those who are awaited.
+    /// Whether an event at `key` concerns the target.
     fn contains(&self, key: &[u8]) -> bool {
         match self {
             Self::Nobody => false,
@@ -98,7 +98,7 @@ impl EtcdSession {
         }
     }
 
-    /// Waits for others from now on.
+    /// Watches another target from now on.
     pub(super) fn watch_for(&self, awaited: WatchTarget) {
         self.target.send_replace(awaited);
     }
@@ -106,7 +106,7 @@ impl EtcdSession {
 
 impl LockSession for EtcdSession {
     fn renew(&self) {
-        // The task ends with the session, so there is always somebody to hear it.
+        // The task ends with the session, so the channel is open.
         let _ = self.requests.send(());
     }
 
@@ -118,7 +118,7 @@ impl LockSession for EtcdSession {
     }
 }
 
-/// What both tasks work for.
+/// The state that both tasks share.
 struct SessionState {
     cluster: Rc<Cluster>,
     key: String,
@@ -132,7 +132,7 @@ impl SessionState {
         let _ = self.events.send(event);
     }
 
-    /// One linearizable read of our key and, while waiting, of those who are awaited.
+    /// Reads our key and, while waiting, the target, linearizably.
     async fn read(
         &self,
         etcd: &Connection,
@@ -169,7 +169,7 @@ impl SessionState {
         Ok((header, own.as_ref().map(entry_id)))
     }
 
-    /// The read that shows whether those who are awaited have moved.
+    /// The read that shows whether the target has changed.
     fn read_target(&self, awaited: &WatchTarget) -> Option<TxnOp> {
         match awaited {
             WatchTarget::Nobody => None,
@@ -181,7 +181,7 @@ impl SessionState {
         }
     }
 
-    /// Tells what a watch has seen.
+    /// Emits the events of a watch answer.
     fn on_watch_response(
         &self,
         answer: &WatchResponse,
@@ -192,8 +192,8 @@ impl SessionState {
         }
         for event in answer.events() {
             let Some(key) = event.kv() else { continue };
-            // Not `event_type()`, which panics at a type that it does not know. Deletion is the only
-            // event that leaves no version (mvccpb/kv.proto).
+            // `event_type()` panics at a type that it does not know. Deletion is the only event that leaves no version
+            // (mvccpb/kv.proto).
             let deleted = key.version() == 0;
             if key.key() != self.key.as_bytes() {
                 if awaited.contains(key.key()) {
@@ -210,7 +210,7 @@ impl SessionState {
         Ok(())
     }
 
-    /// Reads what our own key has to say to us.
+    /// Emits a stop request that is in our own record.
     fn check_stop_request(&self, own: &KeyValue) {
         let record = Holder::parse(own.value());
         if let Some(ask) = record.and_then(|record| record.asked) {
@@ -228,12 +228,12 @@ async fn renew(
     while ordered.recv().await.is_some() {
         let index = subject.cluster.current();
         let awaited = awaited.borrow().clone();
-        // Boxed, so that its room is free between renewals, which is nearly always.
+        // Boxed, so that its memory is free between renewals, which is nearly always.
         let attempt = renew_once(&subject, &mut keeping, index, &awaited).boxed_local();
         match attempt.await {
             Ok(renewal) => subject.emit(SessionEvent::Renewed(renewal)),
             Err(error) => {
-                // Whatever the old stream still says is dropped with it.
+                // Later answers of the old stream are dropped with it.
                 keeping = None;
                 subject.emit(SessionEvent::Failed {
                     endpoint: subject.cluster.name(index),
@@ -292,7 +292,7 @@ async fn prove(
     within(limit, kept.renew(check, read)).await
 }
 
-/// Watches our key and those who are awaited, and opens the watch again whenever anything is unclear.
+/// Watches our key and the target, and opens the watch again whenever anything is unclear.
 async fn watch_loop(subject: Rc<SessionState>, mut awaited: watch::Receiver<WatchTarget>) {
     if *awaited.borrow() == WatchTarget::Nobody {
         sleep(WATCH_DELAY).await;
@@ -316,17 +316,17 @@ async fn watch_loop(subject: Rc<SessionState>, mut awaited: watch::Receiver<Watc
     }
 }
 
-/// Until others are awaited than before. When it is nobody any more, the watch goes on as it is: it has our key, and in
-/// a queue that moves on, one more read and one more watch for each turn are what etcd has most to do with.
+/// Waits for another target. Without a target, the watch continues as it is: it has our key, and in a moving queue, one
+/// more read and one more watch for each turn are etcd's main load.
 async fn target_changed(awaited: &mut watch::Receiver<WatchTarget>) {
     while awaited.changed().await.is_ok() && *awaited.borrow() == WatchTarget::Nobody {}
 }
 
-/// Until requests go another way, where the watch is to follow, or the watch breaks.
+/// Watches until requests take another connection, which the watch has to follow, or until the watch breaks.
 async fn watch_once(subject: &SessionState, awaited: &WatchTarget) -> Result<(), LockError> {
     let cluster = &subject.cluster;
     let mut turns = cluster.turns();
-    // Like any request: at another endpoint as well when the one in use is slow.
+    // Like any request, the watch tries another endpoint when the current one is slow.
     let opening = cluster.call(
         subject.timings.renew_timeout() * 2,
         async |etcd: Connection| {
@@ -336,8 +336,8 @@ async fn watch_once(subject: &SessionState, awaited: &WatchTarget) -> Result<(),
     );
     let (etcd, mut stream) = opening.await?;
     subject.emit(SessionEvent::Watch(Watch::Open));
-    // Unbounded on purpose: silence is what a watch says while nothing happens. The renewals
-    // find out when the endpoint is dead, and read the same keys.
+    // Unbounded on purpose: a watch is silent while nothing happens. The renewals find out when the endpoint is dead,
+    // and read the same keys.
     while cluster.uses(&etcd) {
         turns.borrow_and_update();
         let answer = tokio::select! {
@@ -358,8 +358,8 @@ async fn watch_once(subject: &SessionState, awaited: &WatchTarget) -> Result<(),
     Ok(())
 }
 
-/// Every watch begins with a linearizable read, as one from a revision that a restored server
-/// has not reached says nothing for ever (etcd issue 20221). It is open when etcd has said so.
+/// Opens a watch. It begins with a linearizable read, as a watch from a revision that a restored server has not reached
+/// is silent for ever (etcd issue 20221). It is open when etcd has confirmed that.
 async fn open_watch(
     subject: &SessionState,
     etcd: &Connection,

@@ -1,5 +1,5 @@
-//! What outlives the holding of a lock, by leases that nobody renews: that a run has started
-//! (`--once-per`), and that a lock cools down (`--min-hold`). It must not know when that is asked for.
+//! The keys beside the queue: the mark of a run (`--once-per`), and slots (`--slots`).
+//! It must not know when they are written.
 
 use etcd_client::{Compare, CompareOp, GetOptions, KeyValue, PutOptions, Txn, TxnOp};
 
@@ -11,10 +11,10 @@ use crate::core::holder::{Holder, StopRequest};
 use crate::core::proof::{EntryId, LeaseId};
 use crate::sys::clock;
 
-/// A mark could not be made, for there is one.
+/// The record of an earlier run, whose mark is there.
 pub(super) type EarlierRun = Option<Holder>;
 
-/// Who has run last, as long as that keeps others from running.
+/// The latest run, while its mark keeps others from running.
 pub(super) async fn read_mark(
     requests: &Requests,
     etcd: Connection,
@@ -25,8 +25,8 @@ pub(super) async fn read_mark(
     Ok(key.map(|key| Holder::parse(key.value())))
 }
 
-/// Says that our run starts now, until `lease` ends; answers whose run stands against it. A mark under one of `ours`
-/// goes over to that lease: an earlier attempt has made it, or time has passed since.
+/// Marks that our run starts now, until `lease` ends, or returns the run whose mark is there. A mark under one of
+/// `ours` moves to that lease: an earlier attempt has made it, or time has passed since.
 pub(super) async fn mark_run(
     requests: &Requests,
     etcd: Connection,
@@ -65,20 +65,20 @@ pub(super) async fn mark_run(
         let mut next = || reads.next().unwrap_or_default();
         let (there, own) = (next().pop(), next());
         replaceable = match there {
-            // An earlier attempt of ours, whose answer was lost.
+            // An earlier attempt of ours has made it; its answer was lost.
             Some(there) if there.lease() == lease.0 => return Ok(Marked::Ours),
             _ if !is_own(&own, entry) => return Ok(Marked::EntryLost),
             Some(there) if ours.contains(&LeaseId(there.lease())) => {
                 Compare::lease(key.as_str(), CompareOp::Equal, there.lease())
             }
             Some(there) => return Ok(Marked::AlreadyRan(Holder::parse(there.value()))),
-            // It has ended since.
+            // The mark has ended since.
             None => free(),
         };
     }
 }
 
-/// Adds to our mark how the run ended, if it is still there.
+/// Adds the result of the run to our mark, if it is still there.
 pub(super) async fn mark_result(
     requests: &Requests,
     etcd: Connection,
@@ -120,7 +120,7 @@ pub(super) async fn claim_slot(
         if let Some((slot, _)) = taken.iter().find(|(_, lease)| *lease == entry.lease) {
             return Ok(Claimed::Slot(*slot));
         }
-        // Others write into our record too: what stands there, stays there.
+        // Others write into our record too: their part stays.
         let record = Holder::parse(own.value()).unwrap_or_else(|| requests.record.clone());
         if let Some(ask) = record.asked {
             return Ok(Claimed::Asked(ask));
@@ -140,7 +140,7 @@ pub(super) async fn claim_slot(
             Compare::create_revision(key.as_str(), CompareOp::Equal, 0),
             Compare::mod_revision(own_key.as_str(), CompareOp::Equal, own.mod_revision()),
         ]);
-        // Our own record says so too: that wakes the next in the queue.
+        // The slot is in our own record, too: that change wakes the next waiter.
         let txn = Txn::new().when(conditions.collect::<Vec<_>>()).and_then([
             TxnOp::put(key, entry.token.to_string(), under()),
             TxnOp::put(own_key.as_str(), record.to_json(), under()),
@@ -153,7 +153,7 @@ pub(super) async fn claim_slot(
     }
 }
 
-/// The slots that are taken, and by which leases; and our own key as it stands.
+/// The slots that are taken, each with its lease, and our own key.
 async fn taken_slots(
     requests: &Requests,
     etcd: &Connection,
@@ -177,22 +177,22 @@ async fn taken_slots(
     Ok((slots.collect(), own))
 }
 
-/// What became of the mark of a run.
+/// The result of marking a run.
 pub(super) enum Marked {
     Ours,
-    /// That of this run stands there.
+    /// The mark of this run is there.
     AlreadyRan(EarlierRun),
     EntryLost,
-    /// The lease that it was to stand under has ended.
+    /// The lease for the mark has ended.
     LeaseGone,
 }
 
-/// What became of the claim of a slot.
+/// The result of claiming a slot.
 pub(super) enum Claimed {
     Slot(u16),
-    /// Somebody's slot outlives its place.
+    /// A slot outlives its entry.
     NoneFree,
     EntryLost,
-    /// Somebody wants us to go.
+    /// Another request asks us to stop.
     Asked(StopRequest),
 }

@@ -1,5 +1,5 @@
-//! One who stands in the queue: waits for its turn, prepares what the command needs, and proves itself.
-//! It must not know how a place is taken, nor how it is given up.
+//! A waiter: waits for the lock, prepares what the command needs, and proves that its entry is there.
+//! It must not know how an entry is created, nor how it is removed.
 
 use super::backend::{EtcdBackend, RETRY_PAUSE, command_variables};
 use super::error::{ErrorKind, LockError};
@@ -17,23 +17,23 @@ use crate::sys::clock;
 /// The outcome of one request for the lock.
 pub(super) type Outcome = AcquireOutcome<EtcdSession>;
 
-/// A place in the queue from its taking until the lock is won, or the place lost.
+/// An entry in the queue from its creation until the lock is acquired or the entry lost.
 pub(super) struct Waiter<'a> {
     backend: &'a EtcdBackend,
     ownership: Ownership,
     timings: LeaseTimings,
-    /// The moment from which the freshest proof counts.
+    /// The moment from which the latest proof counts.
     proven_at: Instant,
     view: QueueView,
-    /// From when on the lock may be used, once nobody is before us.
+    /// The time from which the lock may be used, once no entry blocks us.
     free_at: Option<Instant>,
     session: EtcdSession,
     heartbeat: Heartbeat,
-    /// How often all was done that the command needs.
+    /// The number of complete preparations.
     prepared: u32,
 }
 
-/// How the preparations, or a piece of news, leave us.
+/// The result of a preparation, or of an event.
 enum Step {
     Continue,
     EntryLost,
@@ -72,7 +72,7 @@ impl<'a> Waiter<'a> {
         }
     }
 
-    /// Until it is our turn and that is proven; `None` when our own place is lost.
+    /// Waits until the lock is ours, by a recent proof; `None` when our entry is lost.
     pub(super) async fn until_acquired(
         mut self,
         tell: &mut impl FnMut(WaitEvent),
@@ -87,8 +87,7 @@ impl<'a> Waiter<'a> {
         loop {
             let now = clock::now();
             let free = self.free_at.is_some_and(|free_at| free_at <= now);
-            // The command starts on a young proof only: after a slow entry or a long wait we take
-            // another one.
+            // The command starts on a young proof only: after a slow entry or a long wait we need another one.
             let young = now.since(self.proven_at) < self.timings.renew_interval();
             let prepared =
                 || (self.backend.preparation).is_complete(now, self.timings, self.prepared);
@@ -132,7 +131,7 @@ impl<'a> Waiter<'a> {
         }))
     }
 
-    /// Draws the conclusion from a look of this moment.
+    /// Sets the time from which the lock is free, if the current view has no blockers.
     fn update_free_at(&mut self, now: Instant) {
         if self.view.blockers.entries.is_empty() {
             self.free_at = self.backend.lock_delay_ends_at().max(Some(now));
@@ -155,7 +154,7 @@ impl<'a> Waiter<'a> {
                 Verdict::Proven(_) => {
                     self.proven_at = renewal.sent_at;
                     self.heartbeat.proven(renewal.sent_at);
-                    // As a rule, that is done.
+                    // Mostly, the record is up to date.
                     self.backend
                         .announce(self.ownership.entry, self.timings)
                         .await;
@@ -177,15 +176,15 @@ impl<'a> Waiter<'a> {
                 self.heartbeat.watch(clock::now(), watch);
                 Ok(Step::Continue)
             }
-            // Of locks that no time ends.
+            // Only locks without a lease have this event.
             SessionEvent::StillHeld => Ok(Step::Continue),
-            // One that is told again after it was seen to.
+            // The event was handled before.
             SessionEvent::QueueChanged if self.free_at.is_some() => Ok(Step::Continue),
             SessionEvent::QueueChanged | SessionEvent::Lost(_) => self.refresh(tell).await,
         }
     }
 
-    /// Somebody's key has changed, maybe ours.
+    /// Reads the queue again: a key has changed, maybe ours.
     async fn refresh(&mut self, tell: &mut impl FnMut(WaitEvent)) -> Result<Step, LockError> {
         let (backend, entry) = (self.backend, self.ownership.entry);
         let blockers = &self.view.blockers.entries;
@@ -217,8 +216,7 @@ impl<'a> Waiter<'a> {
         Ok(Step::Continue)
     }
 
-    /// Does what has to be done in etcd before the command may start, and again later what cannot be
-    /// done yet.
+    /// Prepares in etcd what the command needs; a part that is not available yet is tried again later.
     async fn prepare(&mut self, tell: &mut impl FnMut(WaitEvent)) -> Result<Step, LockError> {
         let again_at = |now: Instant| Some(now + RETRY_PAUSE);
         let (entry, tries) = (self.ownership.entry, self.prepared);
@@ -229,7 +227,7 @@ impl<'a> Waiter<'a> {
             .await
         {
             Ok(Prepared::Ready) => {
-                // Nothing runs any more of those before us: the next ones are not to wait for it.
+                // No command before ours runs any more: later requests must not wait for one.
                 self.backend.announce(entry, self.timings).await;
                 self.prepared = tries.saturating_add(1);
             }
@@ -251,7 +249,7 @@ impl<'a> Waiter<'a> {
     }
 }
 
-/// What the session has to look out for.
+/// The keys that the session has to watch.
 fn watch_target(backend: &EtcdBackend, view: &QueueView) -> WatchTarget {
     let queue = &backend.requests.queue.keys;
     match &view.blockers.entries[..] {

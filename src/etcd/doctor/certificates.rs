@@ -1,4 +1,4 @@
-//! What stands in certificates: those of a server, and those in PEM files.
+//! The contents of certificates: those of a server, and those in PEM files.
 //! It must not know when one is too old.
 
 use std::path::Path;
@@ -9,7 +9,7 @@ use x509_cert::der::Decode as _;
 
 use crate::core::doctor::certificate::Certificate;
 
-/// Reads one certificate, unless it is none.
+/// Parses one certificate; `None` if it is none.
 pub(super) fn parse(der: &[u8]) -> Option<Certificate> {
     let certificate = x509_cert::Certificate::from_der(der).ok()?;
     let inner = certificate.tbs_certificate();

@@ -1,5 +1,5 @@
-//! A visit by plain HTTP, on a connection of its own: the certificate, and the version that etcd tells to
-//! everybody. It must not know what either is good for.
+//! A probe by plain HTTP, on a connection of its own: the certificate, and the version, which every user may read.
+//! It must not know what they are used for.
 
 use std::io;
 use std::path::Path;
@@ -21,17 +21,17 @@ use crate::config::endpoint::Endpoint;
 use crate::core::doctor::certificate::Certificate;
 use crate::etcd::connection::dial;
 
-/// In bytes: etcd's answer has some hundred.
+/// In bytes; etcd's answer has some hundred.
 const MAX_ANSWER_BYTES: u64 = 16 * 1024;
 
-/// What a visit has shown; where it fails, the other connection says why.
+/// The results of a probe; if it fails, the other connection shows the reason.
 #[derive(Default)]
 pub(super) struct HttpProbe {
     pub(super) version: Option<String>,
     pub(super) certificate: Option<Certificate>,
 }
 
-/// Visits the endpoint, within `limit`.
+/// Probes the endpoint, within `limit`.
 pub(super) async fn probe(endpoint: &Endpoint, tls: &Tls, limit: Duration) -> HttpProbe {
     let mut visit = HttpProbe::default();
     let ended = timeout(limit, exchange(endpoint, tls, limit, &mut visit)).await;
@@ -59,7 +59,7 @@ async fn exchange(
     Ok(())
 }
 
-/// As `connection.rs` has it: the same authorities, the same client certificate.
+/// The same authorities and client certificate as in `connection.rs`.
 fn client_config(tls: &Tls) -> io::Result<ClientConfig> {
     let mut roots = RootCertStore::empty();
     match &tls.cacert {
@@ -96,7 +96,7 @@ async fn version(
     stream.write_all(request.as_bytes()).await?;
     let mut stream = stream.take(MAX_ANSWER_BYTES);
     let mut answer = Vec::new();
-    // Not to the end of the connection, which may be long in coming.
+    // The end of the connection may take long, so the answer is parsed as it arrives.
     while stream.read_buf(&mut answer).await? > 0 {
         let text = String::from_utf8_lossy(&answer);
         let body = text.split_once("\r\n\r\n").map_or("", |(_, body)| body);

@@ -1,5 +1,5 @@
-//! A lock in small, through one endpoint: is everything allowed, and how long does a proof take?
-//! It must not know what the times are measured against, nor touch the key of any lock.
+//! A small lock through one endpoint: is everything permitted, and how long does a proof take?
+//! It must not know what the times are compared with, nor touch the key of any lock.
 
 use std::time::Duration;
 
@@ -21,14 +21,14 @@ use crate::core::time::LeaseTimings;
 use crate::etcd::error::LockError;
 use crate::sys::clock;
 
-/// What is left of a doctor that was killed goes after this.
+/// The longest lease of a trial: a doctor that is killed leaves nothing for longer.
 const MAX_TRIAL_TIME: Duration = Duration::from_mins(1);
 
-/// Enough to see one that is slow now and then; who is silent twice is not asked again.
+/// Enough to find an endpoint that is slow now and then; after two without an answer the trial ends.
 const PROOF_COUNT: usize = 5;
 const MAX_UNANSWERED: usize = 2;
 
-/// Tries everything, and takes away what it has put. Tells who granted the lease as well.
+/// Tries all steps, and removes the keys. Returns the header of the grant as well.
 pub(super) async fn run(
     etcd: &Connection,
     prefix: &str,
@@ -52,7 +52,7 @@ pub(super) async fn run(
     };
     let trial_lock = TrialLock {
         etcd,
-        // Nobody else has the lease's number, so nobody else has the key.
+        // No other client has the lease id, so no other client has the key.
         key: format!("{prefix}doctor/{:x}", granted.id()),
         lease: LeaseId(granted.id()),
         timings,
@@ -68,7 +68,7 @@ pub(super) async fn run(
     (trial, read_header(granted.header()).ok())
 }
 
-/// The key that is tried with.
+/// The key of the trial.
 struct TrialLock<'a> {
     etcd: &'a Connection,
     key: String,
@@ -77,9 +77,9 @@ struct TrialLock<'a> {
 }
 
 impl TrialLock<'_> {
-    /// Asks whether what `dlock run` does with a lock would be allowed, and does none of it: etcd checks
-    /// the permissions of a transaction's both branches, whichever it then takes
-    /// (server/etcdserver/apply, checkTxnAuth), and no key has a version below zero.
+    /// Checks the permissions of the steps of `dlock run`, without executing them: etcd checks the permissions of both
+    /// branches of a transaction, whichever it takes then (server/etcdserver/apply, checkTxnAuth), and no key has a
+    /// version below zero.
     async fn try_write(&self, prefix: &str) -> Result<(), LockError> {
         let name = format!("doctor {}", self.lease).parse::<LockName>();
         let name = name.map_err(|error| LockError::retryable(error.to_string()))?;
@@ -103,7 +103,7 @@ impl TrialLock<'_> {
         Ok(())
     }
 
-    /// Puts the key, keeps and reads it, and deletes it.
+    /// Puts the key, renews and reads it, and deletes it.
     async fn try_key(&self) -> (Result<(), LockError>, Vec<Proof>) {
         let record = PutOptions::new().with_lease(self.lease.0);
         let put = TxnOp::put(self.key.as_str(), "", Some(record));
@@ -129,7 +129,7 @@ impl TrialLock<'_> {
         (deleted.map(drop), proofs)
     }
 
-    /// Proves the key several times, as `dlock run` proves its place.
+    /// Proves the key several times, as `dlock run` proves its entry.
     async fn prove(&self, ownership: &mut Ownership) -> Vec<Proof> {
         let limit = self.timings.renew_timeout();
         let mut keeping = None;
