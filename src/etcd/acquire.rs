@@ -27,14 +27,14 @@ impl LockBackend for EtcdBackend {
         Scope::Prefix(self.requests.queue.keys.namespace().to_owned())
     }
 
-    async fn acquire(&self, mut tell: impl FnMut(WaitEvent)) -> Result<Outcome, LockError> {
+    async fn acquire(&self, mut on_event: impl FnMut(WaitEvent)) -> Result<Outcome, LockError> {
         let limit = self.limit;
         let mut at_first = !matches!(self.request.wait_policy, WaitPolicy::Timeout(_));
         loop {
             let entered = loop {
                 match enqueue_unless_ran(self).await {
                     Err(error) if !at_first && error.kind == ErrorKind::Retryable => {
-                        tell(WaitEvent::Error(error));
+                        on_event(WaitEvent::Error(error));
                         sleep(RETRY_PAUSE).await;
                     }
                     other => break other?,
@@ -48,7 +48,7 @@ impl LockBackend for EtcdBackend {
             let mut all_asked = true;
             let is_free = entry.view.blockers.entries.is_empty();
             if self.request.wait_policy == WaitPolicy::NoWait
-                && !(is_free && self.hand_over_left().is_zero())
+                && !(is_free && self.lock_delay_left().is_zero())
             {
                 self.leave_queue().await;
                 return busy(self, entry.view.position).await;
@@ -56,17 +56,17 @@ impl LockBackend for EtcdBackend {
             if !is_free {
                 match self.supersede(entry.ownership.entry, limit).await {
                     Err(error) if error.kind == ErrorKind::Retryable => {
-                        tell(WaitEvent::Error(error));
+                        on_event(WaitEvent::Error(error));
                         all_asked = false;
                     }
-                    asked => all_asked = asked?,
+                    all => all_asked = all?,
                 }
             }
             let superseding =
                 self.supersede_the_rest(all_asked, entry.ownership.entry, entry.timings);
             let outcome = tokio::select! {
                 biased;
-                outcome = Waiter::new(self, entry).until_acquired(&mut tell) => outcome?,
+                outcome = Waiter::new(self, entry).until_acquired(&mut on_event) => outcome?,
                 error = superseding.boxed_local() => return Err(error),
             };
             if let Some(outcome) = outcome {
@@ -80,14 +80,14 @@ impl LockBackend for EtcdBackend {
                 .abandon(self.entry.take().map(|entry| entry.lease));
             self.preparation.revoke_unused(LEAVE_TIMEOUT).await;
             self.preparation.slot.set(None);
-            tell(WaitEvent::EntryLost);
+            on_event(WaitEvent::EntryLost);
         }
     }
 
     async fn position(&self) -> Option<QueuePosition> {
         let entry = self.entry.get()?;
-        let asked = async |etcd: Connection| self.requests.queue.position(&etcd, entry).await;
-        let ahead = self.requests.call(LEAVE_TIMEOUT, asked).await.ok()?;
+        let reading = async |etcd: Connection| self.requests.queue.position(&etcd, entry).await;
+        let ahead = self.requests.call(LEAVE_TIMEOUT, reading).await.ok()?;
         (ahead.count > 0).then_some(ahead)
     }
 
@@ -135,9 +135,9 @@ impl LockBackend for EtcdBackend {
 
     /// Deletes our key if it is still the one that we acquired with, or leaves it to cool down. The success of that
     /// comparison proves, without any clock, that no other client held the lock in between.
-    async fn release(&self, limit: Duration, parting: ReleaseReason<'_>) -> Release {
+    async fn release(&self, limit: Duration, reason: ReleaseReason<'_>) -> Release {
         if let (Some(mark), ReleaseReason::Done(result) | ReleaseReason::AtOnce(result)) =
-            (self.preparation.mark.get(), parting)
+            (self.preparation.mark.get(), reason)
         {
             let (requests, lease) = (&self.requests, mark.grant.lease);
             let marking = async |etcd| ttl_keys::mark_result(requests, etcd, lease, result).await;
@@ -146,7 +146,7 @@ impl LockBackend for EtcdBackend {
             }
             self.preparation.mark.set(None);
         }
-        let cooldown = match parting {
+        let cooldown = match reason {
             ReleaseReason::Done(result) => self.preparation.cooldown.take().map(|grant| Cooldown {
                 lease: grant.lease,
                 result: Some(result.to_owned()),

@@ -89,7 +89,8 @@ impl EtcdBackend {
         }
     }
 
-    /// Repeats the stop requests while we wait, until all entries before ours have one; then it never ends.
+    /// Repeats the stop requests while we wait, until all entries before ours have one. Returns only an error after which
+    /// waiting ends.
     pub(super) async fn supersede_the_rest(
         &self,
         mut all_asked: bool,
@@ -126,14 +127,14 @@ impl EtcdBackend {
                 let before = read_entries(cluster, keys, &connection, Some(entry.token)).await?;
                 let mut all_asked = true;
                 for (entry, to) in superseded(&before, request) {
-                    let ask = StopRequest {
+                    let stop = StopRequest {
                         to,
                         by: by.clone(),
                         why: Some("superseded by a newer request".to_owned()),
                     };
                     // A record that has changed meanwhile is read again.
                     all_asked &=
-                        eviction::write_stop_request(cluster, &connection, entry, &ask).await?;
+                        eviction::write_stop_request(cluster, &connection, entry, &stop).await?;
                 }
                 Ok(all_asked)
             })
@@ -142,7 +143,9 @@ impl EtcdBackend {
 
     /// Creates an entry at the end of the queue.
     pub(super) async fn enqueue(&self, limit: Duration) -> Result<Enqueued, LockError> {
-        self.requests.shown.replace(Shown::new(self.announced()));
+        self.requests
+            .shown
+            .replace(Shown::new(self.record_to_announce()));
         let entering = self.requests.call(limit, async |connection: Connection| {
             let lease = self.attempts.begin()?;
             let on_grant = |attempt| self.attempts.update(lease, attempt);
@@ -206,17 +209,15 @@ impl EtcdBackend {
         entry: EntryId,
         timings: LeaseTimings,
         before: &[QueueEntry],
-        tell: &mut impl FnMut(WaitEvent),
+        on_event: &mut impl FnMut(WaitEvent),
     ) -> Result<QueueView, LockError> {
+        let (requests, limit) = (&self.requests, timings.renew_timeout() * 2);
+        let reading = async |etcd| requests.queue.read_queue(&etcd, entry, Some(before)).await;
         loop {
-            let queue = &self.requests.queue;
-            let reading = async |etcd| queue.read_queue(&etcd, entry, Some(before)).await;
-            match self
-                .requests
-                .call(timings.renew_timeout() * 2, reading)
-                .await
-            {
-                Err(error) if error.kind == ErrorKind::Retryable => tell(WaitEvent::Error(error)),
+            match requests.call(limit, reading).await {
+                Err(error) if error.kind == ErrorKind::Retryable => {
+                    on_event(WaitEvent::Error(error));
+                }
                 view => return view,
             }
         }
@@ -235,7 +236,7 @@ impl EtcdBackend {
     }
 
     /// Our record with the grace that those behind us have to know.
-    fn announced(&self) -> Holder {
+    fn record_to_announce(&self) -> Holder {
         let record = self.requests.record.clone();
         // A waiter for a slot takes each change of the entry before it for the taking of a slot.
         if matches!(self.request.mode, Mode::Slots(_)) {
@@ -246,23 +247,20 @@ impl EtcdBackend {
     }
 
     /// The rest of the lock delay.
-    pub(super) fn hand_over_left(&self) -> Duration {
+    pub(super) fn lock_delay_left(&self) -> Duration {
         self.predecessors.borrow().remaining(clock::now())
     }
 
     /// Writes into our record how long commands may run if we vanish, unless it is there. A failure is repaired at the
     /// next call.
     pub(super) async fn announce(&self, entry: EntryId, timings: LeaseTimings) {
-        let grace = self.announced().grace();
+        let grace = self.record_to_announce().grace();
         if grace == self.requests.shown.borrow().record.grace() {
             return;
         }
-        let announcing = async |etcd| self.requests.announce(etcd, entry, grace).await;
-        if let Err(error) = self
-            .requests
-            .call(timings.renew_timeout() * 2, announcing)
-            .await
-        {
+        let (requests, limit) = (&self.requests, timings.renew_timeout() * 2);
+        let announcing = async |etcd| requests.announce(etcd, entry, grace).await;
+        if let Err(error) = requests.call(limit, announcing).await {
             tracing::debug!("the grace of those before us cannot be announced: {error}");
         }
     }
@@ -276,15 +274,15 @@ impl EtcdBackend {
             return Release::Confirmed;
         };
         let record = (self.predecessors.borrow()).release_record(self.request.mode, entry.token);
-        let leaving = ReleaseRequest {
+        let release = ReleaseRequest {
             record,
             slot: self.preparation.slot.get(),
             cooldown,
-            findings: Cell::default(),
+            answers: Cell::default(),
         };
-        let deleting = async |etcd| self.requests.delete_entry(&etcd, entry, &leaving).await;
+        let deleting = async |etcd| self.requests.delete_entry(&etcd, entry, &release).await;
         let answered = self.requests.queue.cluster.call(limit, deleting).await;
-        match (leaving.findings.get().verdict(), answered) {
+        match (release.answers.get().verdict(), answered) {
             (ReleaseVerdict::Released, _) => Release::Confirmed,
             (ReleaseVerdict::Lost, _) => Release::NotOurs,
             (ReleaseVerdict::Open, Err(error)) => Release::Unconfirmed(error),

@@ -39,7 +39,7 @@ pub(crate) struct Cluster {
     connections: Vec<Mutex<Option<Connection>>>,
     current: Cell<usize>,
     /// Notified whenever requests take another endpoint than before, or another connection to it.
-    turns: watch::Sender<()>,
+    switches: watch::Sender<()>,
     /// The cluster in the settings, else the first that answered; members of others are refused.
     id: OnceCell<ClusterId>,
     /// Whether the id is in the settings.
@@ -69,7 +69,7 @@ impl Cluster {
             connect_limit: settings.connect_timeout,
             connections: (0..count).map(|_| Mutex::new(None)).collect(),
             current: Cell::new(0),
-            turns: watch::Sender::new(()),
+            switches: watch::Sender::new(()),
             id: settings
                 .cluster_id
                 .map_or_else(OnceCell::new, OnceCell::from),
@@ -112,13 +112,13 @@ impl Cluster {
                 event = events::FAILOVER,
                 from, to, "'{to}' is asked from now on, not '{from}'"
             );
-            self.turns.send_replace(());
+            self.switches.send_replace(());
         }
     }
 
     /// A receiver that is notified whenever requests take another way than before.
-    pub(crate) fn turns(&self) -> watch::Receiver<()> {
-        self.turns.subscribe()
+    pub(crate) fn switches(&self) -> watch::Receiver<()> {
+        self.switches.subscribe()
     }
 
     /// Whether requests use this connection at present.
@@ -158,12 +158,12 @@ impl Cluster {
         Ok(connection)
     }
 
-    /// Drops a connection that has failed, unless a newer one has replaced it. Returns its endpoint.
+    /// Drops a connection that has failed, unless a newer one has replaced it. Reswitches its endpoint.
     fn forget(&self, connection: &Connection) -> Option<usize> {
         let mut indices = 0..self.endpoints.len();
         let index = indices.find(|index| self.holds(*index, connection))?;
         *self.connections[index].try_lock().ok()? = None;
-        self.turns.send_replace(());
+        self.switches.send_replace(());
         Some(index)
     }
 

@@ -144,14 +144,14 @@ async fn authenticate(
             // on the server a user is not wrong, only not needed.
             Err(Error::GRpcStatus(status))
                 if status.message().contains("authentication is not enabled") => {}
-            Err(error) => return Err(credentials_trouble(user, error)),
+            Err(error) => return Err(credentials_error(user, error)),
         }
     }
     let client = Client::from_channel(Channel::Tonic(channel), Some(options));
     Ok(Rc::new(client.await?))
 }
 
-fn credentials_trouble(user: &str, error: Error) -> LockError {
+fn credentials_error(user: &str, error: Error) -> LockError {
     let error = LockError::from(error);
     if error.kind == ErrorKind::Refused {
         return LockError {

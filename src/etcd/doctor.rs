@@ -37,7 +37,7 @@ pub(crate) async fn examine(
     settings: &Settings,
     timings: LeaseTimings,
 ) -> Examined {
-    let (answer, visit) = tokio::join!(
+    let (answer, http) = tokio::join!(
         probe(endpoint, settings, timings),
         http_probe::probe(
             endpoint,
@@ -46,7 +46,7 @@ pub(crate) async fn examine(
         )
     );
     let answer = answer.map(|answer| Answer {
-        version: answer.version.or(visit.version),
+        version: answer.version.or(http.version),
         ..answer
     });
     Examined {
@@ -57,7 +57,7 @@ pub(crate) async fn examine(
                 complaint(error.with_hint(hint))
             }),
         },
-        certificate: visit.certificate,
+        certificate: http.certificate,
     }
 }
 

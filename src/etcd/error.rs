@@ -13,7 +13,7 @@ impl From<Error> for LockError {
     fn from(error: Error) -> Self {
         match error {
             Error::GRpcStatus(status) => Self::from(&status),
-            Error::TransportError(error) => Self::retryable(held(&error)),
+            Error::TransportError(error) => Self::retryable(causes_of(&error)),
             Error::LeaseKeepAliveError(cause) => Self {
                 kind: ErrorKind::LeaseNotFound,
                 ..Self::retryable(cause)
@@ -77,14 +77,14 @@ fn describe(status: &Status) -> String {
         .trim_start_matches("etcdserver: ")
         .to_owned();
     match status.source() {
-        Some(source) => held(source),
+        Some(source) => causes_of(source),
         None if message.is_empty() => status.code().description().to_owned(),
         None => message,
     }
 }
 
 /// The causes of an error from the outermost in, each once: often only the last one is of use.
-fn held(error: &dyn std::error::Error) -> String {
+fn causes_of(error: &dyn std::error::Error) -> String {
     let mut causes: Vec<String> = Vec::new();
     let mut next = Some(error);
     while let Some(error) = next {

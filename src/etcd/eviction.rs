@@ -19,13 +19,13 @@ pub(super) async fn write_stop_request(
     cluster: &Cluster,
     connection: &Connection,
     entry: &QueueEntry,
-    ask: &StopRequest,
+    request: &StopRequest,
 ) -> Result<bool, LockError> {
     let Some(record) = &entry.record else {
         return Ok(false);
     };
     let record = Holder {
-        asked: Some(ask.clone()),
+        asked: Some(request.clone()),
         ..record.clone()
     };
     let key = entry.key.as_str();
@@ -55,11 +55,12 @@ pub(crate) async fn all_entries(
 pub(crate) async fn request_stop(
     cluster: &Cluster,
     entry: &QueueEntry,
-    words: &StopRequest,
+    request: &StopRequest,
     limit: Duration,
 ) -> Result<bool, LockError> {
-    let asking =
-        async |connection: Connection| write_stop_request(cluster, &connection, entry, words).await;
+    let asking = async |connection: Connection| {
+        write_stop_request(cluster, &connection, entry, request).await
+    };
     cluster.call(limit, asking).await
 }
 
@@ -69,7 +70,7 @@ pub(crate) async fn remove_entry(
     entry: &QueueEntry,
     limit: Duration,
 ) -> Result<(), LockError> {
-    let evicting = async |etcd: Connection| {
+    let removing = async |etcd: Connection| {
         if entry.lease.0 != 0 {
             match etcd
                 .leases()
@@ -97,5 +98,5 @@ pub(crate) async fn remove_entry(
         cluster.check_header(answer.header())?;
         Ok(())
     };
-    cluster.call(limit, evicting).await
+    cluster.call(limit, removing).await
 }

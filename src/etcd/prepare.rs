@@ -82,7 +82,9 @@ impl Preparation {
                 Claimed::Slot(slot) => self.slot.set(Some(slot)),
                 Claimed::NoneFree => return Ok(Prepared::NotYet),
                 Claimed::EntryLost => return Ok(Prepared::EntryLost),
-                Claimed::Asked(ask) => return Ok(Prepared::StopRequested(ask)),
+                Claimed::StopRequested(request) => {
+                    return Ok(Prepared::StopRequested(request));
+                }
             }
         }
         if let Some(ttl) = self.request.min_hold

@@ -197,11 +197,11 @@ impl QueueReader {
         known: Option<&[QueueEntry]>,
     ) -> Result<QueueView, LockError> {
         let (token, before) = (entry.token.0, known.unwrap_or_default());
-        let heir = match before {
+        let single = match before {
             [one] if self.mode == Mode::Exclusive => Some(one),
             _ => None,
         };
-        if let Some(one) = heir
+        if let Some(one) = single
             && let Some(view) = self.fast_path(etcd, entry, one).await?
         {
             return Ok(view);
@@ -236,7 +236,7 @@ impl QueueReader {
                 }
                 read => read?,
             }
-        } else if before.is_empty() || heir.is_some() {
+        } else if before.is_empty() || single.is_some() {
             self.read(etcd, everything()).await?
         } else {
             let (header, reads) = self.read(etcd, decisive()).await?;
@@ -255,21 +255,21 @@ impl QueueReader {
             .first()
             .map(|one| (one.token, release_record(&next())));
         let (counted, oldest, at_entry) = (next(), next(), next());
-        let turn = self.scan(etcd, newest).await?;
+        let blockers = self.scan(etcd, newest).await?;
         let at_entry = at_entry.first().and_then(|key| entry_in(&self.keys, key));
         let before = at_entry.as_ref().map_or(before, std::slice::from_ref);
-        let vanished = self.vanished(etcd, before, &turn, record).await?;
+        let vanished = self.vanished(etcd, before, &blockers, record).await?;
         let oldest = oldest.first().and_then(|key| entry_in(&self.keys, key));
         let sight = Sight {
-            awaited: turn.predecessors(),
-            none: turn.entries.is_empty(),
+            awaited: blockers.predecessors(),
+            none: blockers.entries.is_empty(),
             first: oldest
                 .as_ref()
                 .and_then(QueueEntry::predecessor)
                 .map_or(Duration::ZERO, |first| first.grace()),
             vanished,
             kept: self
-                .kept_entries(etcd, known.unwrap_or_default(), &turn)
+                .kept_entries(etcd, known.unwrap_or_default(), &blockers)
                 .await,
         };
         let mode = oldest
@@ -279,7 +279,7 @@ impl QueueReader {
         Ok(QueueView {
             own: is_own(&own, entry),
             revision: header.revision,
-            blockers: turn,
+            blockers,
             sight,
             mode_conflict: mode.filter(|mode| !mode.is_compatible_with(self.mode)),
             count: counted.len(),
@@ -391,14 +391,14 @@ impl QueueReader {
         &self,
         etcd: &Connection,
         before: &[QueueEntry],
-        turn: &Blockers,
+        blockers: &Blockers,
     ) -> Vec<Kept> {
         let is_new = |one: &&QueueEntry| {
             let was_kept = |it: &QueueEntry| it.token == one.token && it.is_kept();
             one.is_kept() && !before.iter().any(was_kept)
         };
         let mut kept = Vec::new();
-        for one in turn.entries.iter().filter(is_new) {
+        for one in blockers.entries.iter().filter(is_new) {
             let Some(predecessor) = one.predecessor() else {
                 continue;
             };
@@ -431,7 +431,7 @@ impl QueueReader {
         &self,
         etcd: &Connection,
         before: &[QueueEntry],
-        turn: &Blockers,
+        blockers: &Blockers,
         record: Option<(FencingToken, Option<ReleaseRecord>)>,
     ) -> Result<Option<Duration>, LockError> {
         let is_first = |one: &Predecessor| {
@@ -439,21 +439,21 @@ impl QueueReader {
                 .as_ref()
                 .is_some_and(|(token, _)| *token == one.token)
         };
-        let is_there = |token| turn.contains(token);
+        let is_there = |token| blockers.contains(token);
         let may_have_held = |token| {
             let one = before.iter().find(|one| one.token == token);
-            one.is_none_or(|one| turn.may_have_held(one))
+            one.is_none_or(|one| blockers.may_have_held(one))
         };
-        let mut inquiry = DelaySearch::new(turn.gone(before));
+        let mut search = DelaySearch::new(blockers.gone(before));
         loop {
-            let some = inquiry.next_batch(PAGE_SIZE);
+            let some = search.next_batch(PAGE_SIZE);
             if some.is_empty() {
-                return Ok(inquiry.vanished(may_have_held));
+                return Ok(search.vanished(may_have_held));
             }
             let (first, others): (Vec<_>, Vec<_>) = some.into_iter().partition(is_first);
             for one in first {
                 let left = record.as_ref().and_then(|(_, left)| left.clone());
-                inquiry.add(one, left, is_there);
+                search.add(one, left, is_there);
             }
             if others.is_empty() {
                 continue;
@@ -464,7 +464,7 @@ impl QueueReader {
                 .collect();
             let (_, left) = self.read(etcd, reads).await?;
             for (one, left) in others.into_iter().zip(left) {
-                inquiry.add(one, release_record(&left), is_there);
+                search.add(one, release_record(&left), is_there);
             }
         }
     }

@@ -54,13 +54,13 @@ pub(super) struct ReleaseRequest {
     /// The entry stays for as long as the lease of the cooldown.
     pub(super) cooldown: Option<Cooldown>,
     /// The answers to all attempts, of which two may be in flight at a time.
-    pub(super) findings: Cell<ReleaseAnswers>,
+    pub(super) answers: Cell<ReleaseAnswers>,
 }
 
 impl ReleaseRequest {
     /// Adds an answer. Must be called before any await that may end our lease, and our record with it.
-    fn note_answer(&self, finding: ReleaseAnswer) {
-        self.findings.set(self.findings.get().with(finding));
+    fn note_answer(&self, answer: ReleaseAnswer) {
+        self.answers.set(self.answers.get().with(answer));
     }
 }
 
@@ -129,7 +129,7 @@ impl Requests {
         &self,
         etcd: &Connection,
         lease: LeaseId,
-        hear: impl Fn(Attempt),
+        on_grant: impl Fn(Attempt),
     ) -> Result<Enqueued, LockError> {
         let mut leases = etcd.leases();
         let seconds = i64::try_from(self.timings.ttl().as_secs()).unwrap_or(i64::MAX);
@@ -139,22 +139,22 @@ impl Requests {
             .grant(seconds, options)
             .map(|granted| {
                 let granted = granted.map_err(LockError::from);
-                hear(attempt_after(&granted));
+                on_grant(attempt_after(&granted));
                 granted
             })
             .boxed_local();
         // Over a slow link the txn does not wait for the grant's answer, but follows close behind.
-        let (granted, placed) = tokio::select! {
+        let (granted, put) = tokio::select! {
             biased;
             granted = &mut grant => (granted, None),
             () = sleep(GRANT_LEAD) => {
-                let (granted, placed) = tokio::join!(grant, self.put(etcd, lease).boxed_local());
-                (granted, Some(placed))
+                let (granted, put) = tokio::join!(grant, self.put(etcd, lease).boxed_local());
+                (granted, Some(put))
             }
         };
-        if let (Err(error), Some(Ok(placed))) = (&granted, &placed)
+        if let (Err(error), Some(Ok(put))) = (&granted, &put)
             && error.kind == ErrorKind::LeaseExists
-            && let Ok(header) = self.queue.cluster.check_header(placed.header())
+            && let Ok(header) = self.queue.cluster.check_header(put.header())
         {
             // The key is under the lease of another client. We delete the key and leave the lease.
             let entry = EntryId {
@@ -173,20 +173,20 @@ impl Requests {
             return Err(error);
         }
         let ttl = Duration::from_secs(granted.ttl().try_into().unwrap_or(0));
-        let placed = match placed {
+        let put = match put {
             // The txn overtook the grant after all, and has done nothing.
             Some(Err(error)) if error.kind == ErrorKind::LeaseNotFound => {
                 tracing::debug!("the txn overtook the grant");
                 None
             }
-            Some(placed) => Some(placed?),
+            Some(put) => Some(put?),
             None => None,
         };
-        let placed = match placed {
-            Some(placed) => placed,
+        let put = match put {
+            Some(put) => put,
             None => self.put(etcd, lease).boxed_local().await?,
         };
-        self.entry(&placed, lease, self.timings.granted(ttl), sent_at, etcd)
+        self.entry(&put, lease, self.timings.granted(ttl), sent_at, etcd)
             .await
     }
 
@@ -212,14 +212,14 @@ impl Requests {
 
     async fn entry(
         &self,
-        placed: &TxnResponse,
+        put: &TxnResponse,
         lease: LeaseId,
         timings: LeaseTimings,
         sent_at: Instant,
         etcd: &Connection,
     ) -> Result<Enqueued, LockError> {
-        let header = self.queue.cluster.check_header(placed.header())?;
-        if !placed.succeeded() {
+        let header = self.queue.cluster.check_header(put.header())?;
+        if !put.succeeded() {
             return Err(LockError::retryable("the place was taken"));
         }
         self.shown.borrow_mut().changed = header.revision;
@@ -228,7 +228,7 @@ impl Requests {
             token: FencingToken(header.revision),
             lease,
         };
-        let alone = placed
+        let alone = put
             .op_responses()
             .iter()
             .all(|read| !matches!(read, TxnOpResponse::Get(read) if read.count() > 1));
@@ -260,15 +260,15 @@ impl Requests {
         &self,
         etcd: &Connection,
         entry: EntryId,
-        leaving: &ReleaseRequest,
+        release: &ReleaseRequest,
     ) -> Result<(), LockError> {
-        if leaving.cooldown.is_some() {
-            match self.transfer_to_cooldown(etcd, entry, leaving).await {
+        if release.cooldown.is_some() {
+            match self.transfer_to_cooldown(etcd, entry, release).await {
                 // It has lasted long enough, by etcd's count.
                 Err(error) if error.kind == ErrorKind::LeaseNotFound => {}
                 // The lock stays taken until our lease ends.
                 Err(error) if error.kind == ErrorKind::Refused => {
-                    return match self.read_ownership(etcd, entry, leaving).await? {
+                    return match self.read_ownership(etcd, entry, release).await? {
                         ReleaseAnswer::Present => Err(error),
                         _ => Ok(()),
                     };
@@ -280,21 +280,21 @@ impl Requests {
             .with_range(self.queue.keys.ended())
             .with_keys_only()
             .with_limit(1);
-        if let ReleaseRecord::Behind(_) = leaving.record {
+        if let ReleaseRecord::Behind(_) = release.record {
             // Entries before ours do not need the record.
             waiting = waiting.with_min_create_revision(entry.token.0 + 1);
         }
-        let mut parting = self.removal_ops(entry, leaving.slot);
-        parting.push(self.record_release(entry, &leaving.record));
-        parting.push(TxnOp::get(self.queue.keys.prefix(), Some(waiting)));
-        let answer = match self.leave_queue(etcd, entry, leaving, parting).await {
+        let mut removal = self.removal_ops(entry, release.slot);
+        removal.push(self.record_release(entry, &release.record));
+        removal.push(TxnOp::get(self.queue.keys.prefix(), Some(waiting)));
+        let answer = match self.leave_queue(etcd, entry, release, removal).await {
             // We release without the record, then, and the next holder has to wait: etcd is out of space, or our role
             // is narrower than it should be. etcd refuses the first request that does not fit and executes it all the
             // same (server/etcdserver/apply/quota.go).
             Err(error) if error.kind == ErrorKind::Refused => {
                 // A retry cannot recognise a delete without a record, so the key is read first.
-                return match self.read_ownership(etcd, entry, leaving).await? {
-                    ReleaseAnswer::Present => self.delete(etcd, entry, leaving).await,
+                return match self.read_ownership(etcd, entry, release).await? {
+                    ReleaseAnswer::Present => self.delete(etcd, entry, release).await,
                     _ => Ok(()),
                 };
             }
@@ -318,30 +318,30 @@ impl Requests {
         TxnOp::put(key, record.to_json(), Some(lease))
     }
 
-    /// Runs `parting`, which removes our entry or transfers it, if the entry is ours, and returns the answer. Otherwise
+    /// Runs `removal`, which removes our entry or transfers it, if the entry is ours, and returns the answer. Otherwise
     /// our record is read at the same revision.
     async fn leave_queue(
         &self,
         etcd: &Connection,
         entry: EntryId,
-        leaving: &ReleaseRequest,
-        parting: Vec<TxnOp>,
+        release: &ReleaseRequest,
+        removal: Vec<TxnOp>,
     ) -> Result<Option<TxnResponse>, LockError> {
         let record = TxnOp::get(self.queue.keys.released(entry.lease), None);
         let txn = Txn::new()
             .when(self.ownership_compares(entry))
-            .and_then(parting)
+            .and_then(removal)
             .or_else([record]);
         let answer = etcd.kv().txn(txn).await?;
         self.queue.cluster.check_header(answer.header())?;
         if answer.succeeded() {
-            leaving.note_answer(ReleaseAnswer::Deleted);
+            release.note_answer(ReleaseAnswer::Deleted);
             return Ok(Some(answer));
         }
         let is_there =
             |read| matches!(read, TxnOpResponse::Get(read) if is_under(read.kvs(), entry.lease));
         let record = answer.op_responses().into_iter().any(is_there);
-        leaving.note_answer(ReleaseAnswer::Absent { record });
+        release.note_answer(ReleaseAnswer::Absent { record });
         Ok(None)
     }
 
@@ -350,7 +350,7 @@ impl Requests {
         &self,
         etcd: &Connection,
         entry: EntryId,
-        leaving: &ReleaseRequest,
+        release: &ReleaseRequest,
     ) -> Result<ReleaseAnswer, LockError> {
         let key = || TxnOp::get(self.queue.keys.entry(entry.lease), None);
         let record = TxnOp::get(self.queue.keys.released(entry.lease), None);
@@ -362,15 +362,15 @@ impl Requests {
             read => read?,
         };
         let read = |index: usize| reads.get(index).map(Vec::as_slice).unwrap_or_default();
-        let finding = if is_own(read(0), entry) {
+        let answer = if is_own(read(0), entry) {
             ReleaseAnswer::Present
         } else {
             ReleaseAnswer::Absent {
                 record: is_under(read(1), entry.lease),
             }
         };
-        leaving.note_answer(finding);
-        Ok(finding)
+        release.note_answer(answer);
+        Ok(answer)
     }
 
     /// Announces another grace in our record, as often as necessary: a stop request that others have written there
@@ -426,12 +426,12 @@ impl Requests {
         &self,
         etcd: &Connection,
         entry: EntryId,
-        leaving: &ReleaseRequest,
+        release: &ReleaseRequest,
     ) -> Result<(), LockError> {
-        let Some(cooldown) = &leaving.cooldown else {
+        let Some(cooldown) = &release.cooldown else {
             return Ok(());
         };
-        let slot = leaving.slot;
+        let slot = release.slot;
         let under = || Some(PutOptions::new().with_lease(cooldown.lease.0));
         let record = Holder {
             slot,
@@ -444,7 +444,7 @@ impl Requests {
             TxnOp::put(key, record.to_json(), under()),
             self.record_release(
                 entry,
-                &leaving.record.clone().with_place_kept(cooldown.grace),
+                &release.record.clone().with_place_kept(cooldown.grace),
             ),
         ];
         puts.extend(
@@ -453,7 +453,7 @@ impl Requests {
             }),
         );
         if self
-            .leave_queue(etcd, entry, leaving, puts)
+            .leave_queue(etcd, entry, release, puts)
             .await?
             .is_some()
         {
@@ -467,14 +467,14 @@ impl Requests {
         &self,
         etcd: &Connection,
         entry: EntryId,
-        leaving: &ReleaseRequest,
+        release: &ReleaseRequest,
     ) -> Result<(), LockError> {
         let txn = Txn::new()
             .when(self.ownership_compares(entry))
-            .and_then(self.removal_ops(entry, leaving.slot));
+            .and_then(self.removal_ops(entry, release.slot));
         let answer = etcd.kv().txn(txn).await?;
         self.queue.cluster.check_header(answer.header())?;
-        leaving.note_answer(if answer.succeeded() {
+        release.note_answer(if answer.succeeded() {
             ReleaseAnswer::Deleted
         } else {
             ReleaseAnswer::Absent { record: false }

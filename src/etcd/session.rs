@@ -6,8 +6,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use etcd_client::{
-    GetOptions, KeyValue, ResponseHeader, Txn, TxnOp, TxnOpResponse, WatchOptions, WatchResponse,
-    WatchStream,
+    GetOptions, KeyValue, ResponseHeader, Txn, TxnOp, WatchOptions, WatchResponse, WatchStream,
 };
 use futures_util::FutureExt as _;
 use tokio::sync::{mpsc, watch};
@@ -17,7 +16,7 @@ use tokio::time::sleep;
 use super::Cluster;
 use super::connection::{Connection, within};
 use super::error::{ErrorKind, LockError};
-use super::queue::{count_before, entry_id};
+use super::queue::{count_before, entry_id, reads_of};
 use super::renewal::KeepAlive;
 use crate::core::heartbeat::Watch;
 use crate::core::holder::Holder;
@@ -54,7 +53,7 @@ impl WatchTarget {
     fn contains(&self, key: &[u8]) -> bool {
         match self {
             Self::Nobody => false,
-            Self::One { key: awaited, .. } => awaited.as_bytes() == key,
+            Self::One { key: target, .. } => target.as_bytes() == key,
             Self::Any { keys, .. } => std::str::from_utf8(key).is_ok_and(|key| keys.contains(key)),
         }
     }
@@ -75,32 +74,32 @@ impl EtcdSession {
         key: &str,
         entry: EntryId,
         timings: LeaseTimings,
-        awaited: WatchTarget,
+        target: WatchTarget,
     ) -> Self {
-        let (orders, ordered) = mpsc::unbounded_channel();
-        let (tell, event) = mpsc::unbounded_channel();
-        let (follow, awaited) = watch::channel(awaited);
-        let subject = Rc::new(SessionState {
+        let (requests, requested) = mpsc::unbounded_channel();
+        let (emitted, events) = mpsc::unbounded_channel();
+        let (target, watched) = watch::channel(target);
+        let state = Rc::new(SessionState {
             cluster: Rc::clone(cluster),
             key: key.to_owned(),
             entry,
             timings,
-            events: tell,
+            events: emitted,
         });
         let mut tasks = JoinSet::new();
-        tasks.spawn_local(renew(Rc::clone(&subject), ordered, awaited.clone()));
-        tasks.spawn_local(watch_loop(subject, awaited));
+        tasks.spawn_local(renew(Rc::clone(&state), requested, watched.clone()));
+        tasks.spawn_local(watch_loop(state, watched));
         Self {
-            requests: orders,
-            events: event,
-            target: follow,
+            requests,
+            events,
+            target,
             _tasks: tasks,
         }
     }
 
     /// Watches another target from now on.
-    pub(super) fn watch_for(&self, awaited: WatchTarget) {
-        self.target.send_replace(awaited);
+    pub(super) fn watch_for(&self, target: WatchTarget) {
+        self.target.send_replace(target);
     }
 }
 
@@ -136,32 +135,25 @@ impl SessionState {
     async fn read(
         &self,
         etcd: &Connection,
-        awaited: &WatchTarget,
+        target: &WatchTarget,
     ) -> Result<(Header, Option<EntryId>), LockError> {
         let mut reads = vec![TxnOp::get(self.key.as_str(), None)];
-        reads.extend(self.read_target(awaited));
+        reads.extend(self.read_target(target));
         // A transaction that only reads is linearizable (server/etcdserver/v3_server.go Txn).
         let answer = etcd.kv().txn(Txn::new().and_then(reads)).await?;
         let header = self.cluster.check_header(answer.header())?;
-        let mut reads = answer.op_responses().into_iter().map(|read| match read {
-            TxnOpResponse::Get(read) => Some(read),
-            _ => None,
-        });
-        let own = reads
-            .next()
-            .flatten()
-            .and_then(|mut read| read.take_kvs().pop());
+        let mut reads = reads_of(&answer).into_iter();
+        let own = reads.next().and_then(|mut keys| keys.pop());
         if let Some(own) = &own {
             self.check_stop_request(own);
         }
-        let others = reads.next().flatten();
-        let moved = others.is_some_and(|others| match awaited {
+        let moved = reads.next().is_some_and(|others| match target {
             WatchTarget::Nobody => false,
             WatchTarget::One { changed, .. } => {
-                let latest = others.kvs().first().map(KeyValue::mod_revision);
+                let latest = others.first().map(KeyValue::mod_revision);
                 latest != Some(*changed)
             }
-            WatchTarget::Any { count, .. } => others.kvs().len() != *count,
+            WatchTarget::Any { count, .. } => others.len() != *count,
         });
         if moved {
             self.emit(SessionEvent::QueueChanged);
@@ -170,8 +162,8 @@ impl SessionState {
     }
 
     /// The read that shows whether the target has changed.
-    fn read_target(&self, awaited: &WatchTarget) -> Option<TxnOp> {
-        match awaited {
+    fn read_target(&self, target: &WatchTarget) -> Option<TxnOp> {
+        match target {
             WatchTarget::Nobody => None,
             WatchTarget::One { key, .. } => Some(TxnOp::get(
                 key.as_str(),
@@ -185,7 +177,7 @@ impl SessionState {
     fn on_watch_response(
         &self,
         answer: &WatchResponse,
-        awaited: &WatchTarget,
+        target: &WatchTarget,
     ) -> Result<(), LockError> {
         if answer.canceled() {
             return Err(LockError::retryable(answer.cancel_reason()));
@@ -196,7 +188,7 @@ impl SessionState {
             // (mvccpb/kv.proto).
             let deleted = key.version() == 0;
             if key.key() != self.key.as_bytes() {
-                if awaited.contains(key.key()) {
+                if target.contains(key.key()) {
                     self.emit(SessionEvent::QueueChanged);
                 }
             } else if deleted {
@@ -213,30 +205,30 @@ impl SessionState {
     /// Emits a stop request that is in our own record.
     fn check_stop_request(&self, own: &KeyValue) {
         let record = Holder::parse(own.value());
-        if let Some(ask) = record.and_then(|record| record.asked) {
-            self.emit(SessionEvent::StopRequested(ask));
+        if let Some(request) = record.and_then(|record| record.asked) {
+            self.emit(SessionEvent::StopRequested(request));
         }
     }
 }
 
 async fn renew(
-    subject: Rc<SessionState>,
-    mut ordered: mpsc::UnboundedReceiver<()>,
-    awaited: watch::Receiver<WatchTarget>,
+    state: Rc<SessionState>,
+    mut requests: mpsc::UnboundedReceiver<()>,
+    target: watch::Receiver<WatchTarget>,
 ) {
-    let mut keeping = None;
-    while ordered.recv().await.is_some() {
-        let index = subject.cluster.current();
-        let awaited = awaited.borrow().clone();
+    let mut keepalive = None;
+    while requests.recv().await.is_some() {
+        let index = state.cluster.current();
+        let target = target.borrow().clone();
         // Boxed, so that its memory is free between renewals, which is nearly always.
-        let attempt = renew_once(&subject, &mut keeping, index, &awaited).boxed_local();
+        let attempt = renew_once(&state, &mut keepalive, index, &target).boxed_local();
         match attempt.await {
-            Ok(renewal) => subject.emit(SessionEvent::Renewed(renewal)),
+            Ok(renewal) => state.emit(SessionEvent::Renewed(renewal)),
             Err(error) => {
                 // Later answers of the old stream are dropped with it.
-                keeping = None;
-                subject.emit(SessionEvent::Failed {
-                    endpoint: subject.cluster.name(index),
+                keepalive = None;
+                state.emit(SessionEvent::Failed {
+                    endpoint: state.cluster.name(index),
                     cause: error.cause,
                 });
             }
@@ -245,38 +237,38 @@ async fn renew(
 }
 
 async fn renew_once(
-    subject: &SessionState,
-    keeping: &mut Option<KeepAlive>,
+    state: &SessionState,
+    keepalive: &mut Option<KeepAlive>,
     index: usize,
-    awaited: &WatchTarget,
+    target: &WatchTarget,
 ) -> Result<Renewal, LockError> {
-    let (cluster, limit) = (&subject.cluster, subject.timings.renew_timeout());
+    let (cluster, limit) = (&state.cluster, state.timings.renew_timeout());
     let connecting = cluster.connection(index, limit).await;
     let etcd = connecting.inspect_err(|error| {
         if error.kind != ErrorKind::AuthExpired {
             cluster.advance(index);
         }
     })?;
-    if keeping.as_ref().is_some_and(|kept| !kept.is_on(&etcd)) {
-        *keeping = None;
+    if keepalive.as_ref().is_some_and(|kept| !kept.is_on(&etcd)) {
+        *keepalive = None;
     }
-    let proof = prove(subject, keeping, &etcd, awaited).await;
+    let proof = prove(state, keepalive, &etcd, target).await;
     proof.inspect_err(|error| cluster.disconnect(&etcd, error))
 }
 
 /// Makes one renewal over this connection.
 async fn prove(
-    subject: &SessionState,
-    keeping: &mut Option<KeepAlive>,
+    state: &SessionState,
+    keepalive: &mut Option<KeepAlive>,
     etcd: &Connection,
-    awaited: &WatchTarget,
+    target: &WatchTarget,
 ) -> Result<Renewal, LockError> {
-    let limit = subject.timings.renew_timeout();
-    let read = subject.read(etcd, awaited);
-    let kept = match keeping {
+    let limit = state.timings.renew_timeout();
+    let read = state.read(etcd, target);
+    let kept = match keepalive {
         Some(kept) => kept,
-        None => match within(limit, KeepAlive::open(etcd, subject.entry.lease)).await {
-            Ok(opened) => keeping.insert(opened),
+        None => match within(limit, KeepAlive::open(etcd, state.entry.lease)).await {
+            Ok(opened) => keepalive.insert(opened),
             Err(error) if error.kind == ErrorKind::LeaseNotFound => {
                 // Suspicion, not loss: a lagging or deposed leader says so too. The read decides.
                 return Ok(Renewal {
@@ -288,28 +280,28 @@ async fn prove(
             Err(error) => return Err(error),
         },
     };
-    let check = |header: Option<&ResponseHeader>| subject.cluster.check_header(header);
+    let check = |header: Option<&ResponseHeader>| state.cluster.check_header(header);
     within(limit, kept.renew(check, read)).await
 }
 
 /// Watches our key and the target, and opens the watch again whenever anything is unclear.
-async fn watch_loop(subject: Rc<SessionState>, mut awaited: watch::Receiver<WatchTarget>) {
-    if *awaited.borrow() == WatchTarget::Nobody {
+async fn watch_loop(state: Rc<SessionState>, mut target: watch::Receiver<WatchTarget>) {
+    if *target.borrow() == WatchTarget::Nobody {
         sleep(WATCH_DELAY).await;
     }
     loop {
-        let others = awaited.borrow_and_update().clone();
+        let others = target.borrow_and_update().clone();
         let opening_at = clock::now();
         let left = tokio::select! {
-            left = watch_once(&subject, &others) => left,
-            () = target_changed(&mut awaited) => Ok(()),
+            left = watch_once(&state, &others) => left,
+            () = target_changed(&mut target) => Ok(()),
         };
         let Err(error) = left else {
-            subject.emit(SessionEvent::Watch(Watch::Reopening));
+            state.emit(SessionEvent::Watch(Watch::Reopening));
             continue;
         };
         tracing::debug!("the watch broke: {error}");
-        subject.emit(SessionEvent::Watch(Watch::Broken));
+        state.emit(SessionEvent::Watch(Watch::Broken));
         if clock::now().since(opening_at) < RETRY_PAUSE {
             sleep(RETRY_PAUSE).await;
         }
@@ -318,34 +310,34 @@ async fn watch_loop(subject: Rc<SessionState>, mut awaited: watch::Receiver<Watc
 
 /// Waits for another target. Without a target, the watch continues as it is: it has our key, and in a moving queue, one
 /// more read and one more watch for each turn are etcd's main load.
-async fn target_changed(awaited: &mut watch::Receiver<WatchTarget>) {
-    while awaited.changed().await.is_ok() && *awaited.borrow() == WatchTarget::Nobody {}
+async fn target_changed(target: &mut watch::Receiver<WatchTarget>) {
+    while target.changed().await.is_ok() && *target.borrow() == WatchTarget::Nobody {}
 }
 
 /// Watches until requests take another connection, which the watch has to follow, or until the watch breaks.
-async fn watch_once(subject: &SessionState, awaited: &WatchTarget) -> Result<(), LockError> {
-    let cluster = &subject.cluster;
-    let mut turns = cluster.turns();
+async fn watch_once(state: &SessionState, target: &WatchTarget) -> Result<(), LockError> {
+    let cluster = &state.cluster;
+    let mut switches = cluster.switches();
     // Like any request, the watch tries another endpoint when the current one is slow.
     let opening = cluster.call(
-        subject.timings.renew_timeout() * 2,
+        state.timings.renew_timeout() * 2,
         async |etcd: Connection| {
-            let stream = open_watch(subject, &etcd, awaited).await?;
+            let stream = open_watch(state, &etcd, target).await?;
             Ok((etcd, stream))
         },
     );
     let (etcd, mut stream) = opening.await?;
-    subject.emit(SessionEvent::Watch(Watch::Open));
+    state.emit(SessionEvent::Watch(Watch::Open));
     // Unbounded on purpose: a watch is silent while nothing happens. The renewals find out when the endpoint is dead,
     // and read the same keys.
     while cluster.uses(&etcd) {
-        turns.borrow_and_update();
+        switches.borrow_and_update();
         let answer = tokio::select! {
             answer = stream.message() => answer,
-            _ = turns.changed() => continue,
+            _ = switches.changed() => continue,
         };
         match answer.map_err(LockError::from).transpose() {
-            Some(Ok(answer)) => subject.on_watch_response(&answer, awaited)?,
+            Some(Ok(answer)) => state.on_watch_response(&answer, target)?,
             broken => {
                 let closed = || LockError::retryable("the watch was closed");
                 let error = broken.and_then(Result::err).unwrap_or_else(closed);
@@ -361,24 +353,24 @@ async fn watch_once(subject: &SessionState, awaited: &WatchTarget) -> Result<(),
 /// Opens a watch. It begins with a linearizable read, as a watch from a revision that a restored server has not reached
 /// is silent for ever (etcd issue 20221). It is open when etcd has confirmed that.
 async fn open_watch(
-    subject: &SessionState,
+    state: &SessionState,
     etcd: &Connection,
-    awaited: &WatchTarget,
+    target: &WatchTarget,
 ) -> Result<WatchStream, LockError> {
-    let (header, own) = subject.read(etcd, awaited).await?;
-    if header.revision >= subject.entry.token.0 {
+    let (header, own) = state.read(etcd, target).await?;
+    if header.revision >= state.entry.token.0 {
         match own {
-            None => subject.emit(SessionEvent::Lost(LossReason::KeyGone)),
-            Some(entry) if entry != subject.entry => {
-                subject.emit(SessionEvent::Lost(LossReason::KeyTaken));
+            None => state.emit(SessionEvent::Lost(LossReason::KeyGone)),
+            Some(entry) if entry != state.entry => {
+                state.emit(SessionEvent::Lost(LossReason::KeyTaken));
             }
             Some(_) => {}
         }
     }
     let from = || Some(WatchOptions::new().with_start_revision(header.revision + 1));
-    let mut stream = etcd.watches().watch(subject.key.as_str(), from()).await?;
+    let mut stream = etcd.watches().watch(state.key.as_str(), from()).await?;
     let mut unopened = 1_u8;
-    match awaited {
+    match target {
         WatchTarget::Nobody => {}
         WatchTarget::One { key, .. } => {
             stream.watch(key.as_str(), from()).await?;
@@ -393,7 +385,7 @@ async fn open_watch(
     while unopened > 0 {
         let answer = stream.message().await?;
         let answer = answer.ok_or_else(|| LockError::retryable("the watch was closed"))?;
-        subject.on_watch_response(&answer, awaited)?;
+        state.on_watch_response(&answer, target)?;
         unopened -= u8::from(answer.created());
     }
     Ok(stream)

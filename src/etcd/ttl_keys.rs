@@ -122,8 +122,8 @@ pub(super) async fn claim_slot(
         }
         // Others write into our record too: their part stays.
         let record = Holder::parse(own.value()).unwrap_or_else(|| requests.record.clone());
-        if let Some(ask) = record.asked {
-            return Ok(Claimed::Asked(ask));
+        if let Some(request) = record.asked {
+            return Ok(Claimed::StopRequested(request));
         }
         let free = (0..slots).find(|slot| taken.iter().all(|(one, _)| one != slot));
         let Some(slot) = free else {
@@ -194,5 +194,5 @@ pub(super) enum Claimed {
     NoneFree,
     EntryLost,
     /// Another request asks us to stop.
-    Asked(StopRequest),
+    StopRequested(StopRequest),
 }

@@ -75,14 +75,14 @@ impl<'a> Waiter<'a> {
     /// Waits until the lock is ours, by a recent proof; `None` when our entry is lost.
     pub(super) async fn until_acquired(
         mut self,
-        tell: &mut impl FnMut(WaitEvent),
+        on_event: &mut impl FnMut(WaitEvent),
     ) -> Result<Option<Outcome>, LockError> {
         self.update_free_at(self.proven_at);
-        let left = self.backend.hand_over_left();
+        let left = self.backend.lock_delay_left();
         if self.free_at.is_none() {
-            tell(WaitEvent::Behind(self.view.position.clone()));
+            on_event(WaitEvent::Behind(self.view.position.clone()));
         } else if !left.is_zero() {
-            tell(WaitEvent::LockDelay(left));
+            on_event(WaitEvent::LockDelay(left));
         }
         loop {
             let now = clock::now();
@@ -94,7 +94,7 @@ impl<'a> Waiter<'a> {
             let step = if free && young && prepared() {
                 return Ok(Some(self.acquired()));
             } else if free && young {
-                self.prepare(tell).await?
+                self.prepare(on_event).await?
             } else {
                 if free {
                     self.heartbeat.renew_now(now);
@@ -108,7 +108,7 @@ impl<'a> Waiter<'a> {
                     () = clock::until(self.free_at.filter(|free_at| now < *free_at)) => None,
                 };
                 match event {
-                    Some(event) => self.handle(event, tell).await?,
+                    Some(event) => self.handle(event, on_event).await?,
                     None => Step::Continue,
                 }
             };
@@ -141,13 +141,13 @@ impl<'a> Waiter<'a> {
     async fn handle(
         &mut self,
         event: SessionEvent,
-        tell: &mut impl FnMut(WaitEvent),
+        on_event: &mut impl FnMut(WaitEvent),
     ) -> Result<Step, LockError> {
         match event {
             SessionEvent::Failed { endpoint, cause } => {
                 self.heartbeat.failed(clock::now());
                 let cause = format!("'{endpoint}': {cause}");
-                tell(WaitEvent::Error(LockError::retryable(cause)));
+                on_event(WaitEvent::Error(LockError::retryable(cause)));
                 Ok(Step::Continue)
             }
             SessionEvent::Renewed(renewal) => match self.ownership.verify(&renewal) {
@@ -166,11 +166,11 @@ impl<'a> Waiter<'a> {
                 }
                 Verdict::Lost(_) => {
                     self.heartbeat.failed(clock::now());
-                    self.refresh(tell).await
+                    self.refresh(on_event).await
                 }
             },
-            SessionEvent::StopRequested(ask) => {
-                Ok(Step::Ended(Box::new(Outcome::StopRequested(ask))))
+            SessionEvent::StopRequested(request) => {
+                Ok(Step::Ended(Box::new(Outcome::StopRequested(request))))
             }
             SessionEvent::Watch(watch) => {
                 self.heartbeat.watch(clock::now(), watch);
@@ -180,16 +180,16 @@ impl<'a> Waiter<'a> {
             SessionEvent::StillHeld => Ok(Step::Continue),
             // The event was handled before.
             SessionEvent::QueueChanged if self.free_at.is_some() => Ok(Step::Continue),
-            SessionEvent::QueueChanged | SessionEvent::Lost(_) => self.refresh(tell).await,
+            SessionEvent::QueueChanged | SessionEvent::Lost(_) => self.refresh(on_event).await,
         }
     }
 
     /// Reads the queue again: a key has changed, maybe ours.
-    async fn refresh(&mut self, tell: &mut impl FnMut(WaitEvent)) -> Result<Step, LockError> {
+    async fn refresh(&mut self, on_event: &mut impl FnMut(WaitEvent)) -> Result<Step, LockError> {
         let (backend, entry) = (self.backend, self.ownership.entry);
         let blockers = &self.view.blockers.entries;
         let view = backend
-            .read_queue(entry, self.timings, blockers, tell)
+            .read_queue(entry, self.timings, blockers, on_event)
             .await?;
         let before = std::mem::replace(&mut self.view, view);
         let QueueView {
@@ -198,9 +198,9 @@ impl<'a> Waiter<'a> {
             position: ahead,
             ..
         } = &self.view;
-        let hand_over = backend.update_predecessors(&self.view);
-        if !hand_over.is_zero() {
-            tell(WaitEvent::LockDelay(hand_over));
+        let delay = backend.update_predecessors(&self.view);
+        if !delay.is_zero() {
+            on_event(WaitEvent::LockDelay(delay));
         }
         if !own {
             return Ok(Step::EntryLost);
@@ -209,7 +209,7 @@ impl<'a> Waiter<'a> {
         backend.check_mode(&self.view)?;
         self.ownership.highest_revision = self.ownership.highest_revision.max(*revision);
         if !self.view.blockers.entries.is_empty() && *ahead != before.position {
-            tell(WaitEvent::Behind(ahead.clone()));
+            on_event(WaitEvent::Behind(ahead.clone()));
         }
         self.session.watch_for(watch_target(backend, &self.view));
         self.update_free_at(clock::now());
@@ -217,7 +217,7 @@ impl<'a> Waiter<'a> {
     }
 
     /// Prepares in etcd what the command needs; a part that is not available yet is tried again later.
-    async fn prepare(&mut self, tell: &mut impl FnMut(WaitEvent)) -> Result<Step, LockError> {
+    async fn prepare(&mut self, on_event: &mut impl FnMut(WaitEvent)) -> Result<Step, LockError> {
         let again_at = |now: Instant| Some(now + RETRY_PAUSE);
         let (entry, tries) = (self.ownership.entry, self.prepared);
         match self
@@ -233,14 +233,14 @@ impl<'a> Waiter<'a> {
             }
             Ok(Prepared::NotYet) => self.free_at = again_at(clock::now()),
             Ok(Prepared::EntryLost) => return Ok(Step::EntryLost),
-            Ok(Prepared::StopRequested(ask)) => {
-                return Ok(Step::Ended(Box::new(Outcome::StopRequested(ask))));
+            Ok(Prepared::StopRequested(request)) => {
+                return Ok(Step::Ended(Box::new(Outcome::StopRequested(request))));
             }
             Ok(Prepared::AlreadyRan(ran)) => {
                 return Ok(Step::Ended(Box::new(Outcome::AlreadyRan(ran))));
             }
             Err(error) if error.kind == ErrorKind::Retryable => {
-                tell(WaitEvent::Error(error));
+                on_event(WaitEvent::Error(error));
                 self.free_at = again_at(clock::now());
             }
             Err(error) => return Err(error),

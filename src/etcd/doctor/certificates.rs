@@ -24,6 +24,6 @@ pub(super) fn parse(der: &[u8]) -> Option<Certificate> {
 
 /// The certificates of a PEM file in their order.
 pub(crate) fn read(path: &Path) -> Vec<Certificate> {
-    let held = CertificateDer::pem_file_iter(path).into_iter().flatten();
-    held.flatten().filter_map(|der| parse(&der)).collect()
+    let parsed = CertificateDer::pem_file_iter(path).into_iter().flatten();
+    parsed.flatten().filter_map(|der| parse(&der)).collect()
 }

@@ -33,29 +33,29 @@ pub(super) struct HttpProbe {
 
 /// Probes the endpoint, within `limit`.
 pub(super) async fn probe(endpoint: &Endpoint, tls: &Tls, limit: Duration) -> HttpProbe {
-    let mut visit = HttpProbe::default();
-    let ended = timeout(limit, exchange(endpoint, tls, limit, &mut visit)).await;
-    tracing::debug!("the visit to '{endpoint}' ended with {ended:?}");
-    visit
+    let mut found = HttpProbe::default();
+    let ended = timeout(limit, exchange(endpoint, tls, limit, &mut found)).await;
+    tracing::debug!("the probe of '{endpoint}' ended with {ended:?}");
+    found
 }
 
 async fn exchange(
     endpoint: &Endpoint,
     tls: &Tls,
     limit: Duration,
-    visit: &mut HttpProbe,
+    found: &mut HttpProbe,
 ) -> io::Result<()> {
     let stream = dial(&endpoint.host, endpoint.port, limit).await?;
     if !endpoint.https {
-        visit.version = version(stream, endpoint).await?;
+        found.version = version(stream, endpoint).await?;
         return Ok(());
     }
     let config = Arc::new(client_config(tls)?);
     let name = ServerName::try_from(endpoint.host.clone()).map_err(io::Error::other)?;
     let stream = TlsConnector::from(config).connect(name, stream).await?;
-    let held = stream.get_ref().1.peer_certificates().unwrap_or_default();
-    visit.certificate = held.first().and_then(|first| certificates::parse(first));
-    visit.version = version(stream, endpoint).await?;
+    let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
+    found.certificate = chain.first().and_then(|first| certificates::parse(first));
+    found.version = version(stream, endpoint).await?;
     Ok(())
 }
 
@@ -63,7 +63,7 @@ async fn exchange(
 fn client_config(tls: &Tls) -> io::Result<ClientConfig> {
     let mut roots = RootCertStore::empty();
     match &tls.cacert {
-        Some(cacert) => roots.add_parsable_certificates(held(cacert)?),
+        Some(cacert) => roots.add_parsable_certificates(certificates_in(cacert)?),
         None => roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs),
     };
     let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
@@ -74,13 +74,13 @@ fn client_config(tls: &Tls) -> io::Result<ClientConfig> {
         return Ok(config.with_no_client_auth());
     };
     let key = PrivateKeyDer::from_pem_file(key).map_err(io::Error::other)?;
-    let config = config.with_client_auth_cert(held(cert)?, key);
+    let config = config.with_client_auth_cert(certificates_in(cert)?, key);
     config.map_err(io::Error::other)
 }
 
-fn held(path: &Path) -> io::Result<Vec<CertificateDer<'static>>> {
-    let held = CertificateDer::pem_file_iter(path).map_err(io::Error::other)?;
-    held.collect::<Result<_, _>>().map_err(io::Error::other)
+fn certificates_in(path: &Path) -> io::Result<Vec<CertificateDer<'static>>> {
+    let parsed = CertificateDer::pem_file_iter(path).map_err(io::Error::other)?;
+    parsed.collect::<Result<_, _>>().map_err(io::Error::other)
 }
 
 /// `GET /version`, which needs no user (api/etcdhttp/version.go).
