@@ -160,6 +160,7 @@ fn the_migration_names_existing_options() {
 /// Options of other programs that the pages mention.
 const FOREIGN: &[&str] = &[
     "--interactive",
+    "--auto-tls",
     "--initial-cluster",
     "--initial-advertise-peer-urls",
     "--data-dir",

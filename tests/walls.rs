@@ -17,6 +17,7 @@ const WALLS: &[(&[&str], &[&str], &str)] = &[
             "tokio_rustls",
             "rustls_native_certs",
             "x509_cert",
+            "p521",
         ],
         &["etcd/"],
         "only etcd/ talks to etcd",

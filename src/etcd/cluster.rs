@@ -279,6 +279,15 @@ impl Cluster {
                     Some((index, Err(error))) if error.kind == ErrorKind::Refused => {
                         return Err(self.named(index, error));
                     }
+                    // A file that changes during a long job may be right again later.
+                    Some((_, Err(error)))
+                        if error.kind == ErrorKind::BadFile && !self.answered.get() =>
+                    {
+                        return Err(LockError {
+                            kind: ErrorKind::Refused,
+                            ..error
+                        });
+                    }
                     Some(_) | None => {
                         if let Some(rival) = rivals.next() {
                             racing.push(self.attempt(rival, attempt, ask));

@@ -7,16 +7,18 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use etcd_client::{
-    Certificate, Channel, Client, ConnectOptions, Error, Identity, KvClient, LeaseClient,
-    TlsOptions, WatchClient,
-};
+use etcd_client::{Channel, Client, ConnectOptions, Error, KvClient, LeaseClient, WatchClient};
 use futures_util::FutureExt as _;
 use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::rustls::ClientConfig;
+use tokio_rustls::rustls::pki_types::ServerName;
 
 use super::error::{ErrorKind, LockError, connect_hint, handshake_hint};
+use super::tls;
 use crate::config::Tls;
 use crate::config::credentials::Credentials;
 use crate::config::endpoint::Endpoint;
@@ -98,22 +100,32 @@ async fn contact(
     credentials: Option<&Credentials>,
     limit: Duration,
 ) -> Result<Rc<Client>, LockError> {
-    let mut target = tonic::transport::Endpoint::from_shared(endpoint.to_string())
-        .map_err(|error| LockError::refused(error.to_string(), None))?;
-    if endpoint.https {
-        target = target
-            .tls_config(tls_options(endpoint, tls)?)
-            .map_err(Error::TransportError)?;
-    }
+    let secured = endpoint.https.then(|| encryption(tls)).transpose()?;
+    let invalid = |error: &dyn std::error::Error| LockError::refused(error.to_string(), None);
+    // To tonic the connection is a plain one: what encrypts it is ours.
+    let plain = Endpoint {
+        https: false,
+        ..endpoint.clone()
+    };
+    let origin = endpoint.to_string().parse();
+    let target = tonic::transport::Endpoint::from_shared(plain.to_string())
+        .map_err(|error| invalid(&error))?
+        .origin(origin.map_err(|error| invalid(&error))?);
     let (host, port) = (endpoint.host.clone(), endpoint.port);
     let used = Arc::new(AtomicBool::new(false));
     let connector = tower::service_fn(move |_| {
         let (host, again) = (host.clone(), used.swap(true, Ordering::Relaxed));
+        let secured = secured.clone();
         async move {
             if again {
                 return Err(std::io::Error::other("the server hung up"));
             }
-            dial(&host, port, limit).await.map(TokioIo::new)
+            let stream = dial(&host, port, limit).await?;
+            let stream: Box<dyn Stream> = match secured {
+                Some(config) => Box::new(encrypt(config, host, stream).await?),
+                None => Box::new(stream),
+            };
+            Ok(TokioIo::new(stream))
         }
     });
     let channel = target
@@ -126,6 +138,32 @@ async fn contact(
             error.with_hint(hint)
         })?;
     authenticate(channel, credentials).boxed_local().await
+}
+
+/// A connection to one member, encrypted or not.
+trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
+
+fn encryption(tls: &Tls) -> Result<Arc<ClientConfig>, LockError> {
+    let mut config = tls::client_config(tls)?;
+    config.alpn_protocols.push(tls::H2.to_vec());
+    Ok(Arc::new(config))
+}
+
+async fn encrypt(
+    config: Arc<ClientConfig>,
+    host: String,
+    stream: TcpStream,
+) -> std::io::Result<tokio_rustls::client::TlsStream<TcpStream>> {
+    let name = ServerName::try_from(host).map_err(std::io::Error::other)?;
+    let stream = TlsConnector::from(config).connect(name, stream).await?;
+    if stream.get_ref().1.alpn_protocol() != Some(tls::H2) {
+        return Err(std::io::Error::other(
+            "the server did not choose HTTP/2 in the TLS handshake (ALPN)",
+        ));
+    }
+    Ok(stream)
 }
 
 async fn authenticate(
@@ -178,22 +216,4 @@ pub(super) async fn dial(host: &str, port: u16, limit: Duration) -> std::io::Res
         }
     }
     Err(failure)
-}
-
-/// Reads the files for every connection, so that rotated certificates are found.
-fn tls_options(endpoint: &Endpoint, tls: &Tls) -> Result<TlsOptions, LockError> {
-    let read = |path: &std::path::Path| {
-        std::fs::read(path).map_err(|error| {
-            LockError::refused(format!("cannot read '{}': {error}", path.display()), None)
-        })
-    };
-    let mut options = TlsOptions::new().domain_name(endpoint.host.clone());
-    options = match &tls.cacert {
-        Some(cacert) => options.ca_certificate(Certificate::from_pem(read(cacert)?)),
-        None => options.with_native_roots(),
-    };
-    if let (Some(cert), Some(key)) = (&tls.cert, &tls.key) {
-        options = options.identity(Identity::from_pem(read(cert)?, read(key)?));
-    }
-    Ok(options)
 }

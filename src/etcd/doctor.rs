@@ -143,7 +143,7 @@ async fn members(etcd: &Connection) -> Vec<Member> {
 
 fn complaint(error: LockError) -> Complaint {
     Complaint {
-        refused: error.kind == ErrorKind::Refused,
+        refused: matches!(error.kind, ErrorKind::Refused | ErrorKind::BadFile),
         cause: error.cause,
         hint: error.hint,
     }

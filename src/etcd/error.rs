@@ -157,6 +157,16 @@ pub(crate) fn connect_hint(https: bool, cause: &str) -> Option<&'static str> {
     let says = |words: &[&str]| words.iter().any(|word| cause.contains(word));
     if says(&["unknownissuer", "unknown issuer", "badsignature"]) {
         Some("give the certificate authority that signed the server's certificate with --cacert")
+    } else if says(&["causedasendentity"]) {
+        Some(
+            "the server uses the certificate of an authority as its own: sign one for the server, or give exactly that one with --cacert",
+        )
+    } else if says(&["unsupportedcertversion"]) {
+        Some(
+            "the server's certificate has the form of X.509 version 1: sign it with extensions (openssl x509 -req -extfile)",
+        )
+    } else if says(&["(alpn)"]) {
+        Some("is it etcd? a proxy in front of it has to offer h2, or to pass TLS through")
     } else if says(&["certificate expired", "not valid yet"]) {
         Some("renew the server's certificate, or set this machine's clock right")
     } else if says(&["notvalidforname", "not valid for name"]) {

@@ -10,11 +10,13 @@ pub(crate) mod doctor;
 mod error;
 pub(crate) mod eviction;
 pub(crate) mod listing;
+mod p521;
 mod prepare;
 pub(crate) mod queue;
 mod renewal;
 mod requests;
 pub(crate) mod session;
+mod tls;
 mod ttl_keys;
 mod wait;
 

@@ -21,6 +21,8 @@ pub(crate) enum ErrorKind {
     LeaseNotFound,
     /// etcd was reached and refused.
     Refused,
+    /// A file of the settings cannot be used as it is now.
+    BadFile,
 }
 
 /// A failed request, ready to be shown.

@@ -36,4 +36,5 @@ mod signals;
 mod superseding;
 mod support;
 mod survivors;
+mod tls;
 mod watching;

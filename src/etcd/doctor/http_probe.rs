@@ -2,7 +2,6 @@
 //! It must not know what they are used for.
 
 use std::io;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,16 +9,14 @@ use serde::Deserialize;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
-use tokio_rustls::rustls::crypto::ring;
-use tokio_rustls::rustls::pki_types::pem::PemObject as _;
-use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
-use tokio_rustls::rustls::{ClientConfig, RootCertStore};
+use tokio_rustls::rustls::pki_types::ServerName;
 
 use super::certificates;
 use crate::config::Tls;
 use crate::config::endpoint::Endpoint;
 use crate::core::doctor::certificate::Certificate;
 use crate::etcd::connection::dial;
+use crate::etcd::tls;
 
 /// In bytes; etcd's answer has some hundred.
 const MAX_ANSWER_BYTES: u64 = 16 * 1024;
@@ -32,16 +29,16 @@ pub(super) struct HttpProbe {
 }
 
 /// Probes the endpoint, within `limit`.
-pub(super) async fn probe(endpoint: &Endpoint, tls: &Tls, limit: Duration) -> HttpProbe {
+pub(super) async fn probe(endpoint: &Endpoint, files: &Tls, limit: Duration) -> HttpProbe {
     let mut found = HttpProbe::default();
-    let ended = timeout(limit, exchange(endpoint, tls, limit, &mut found)).await;
+    let ended = timeout(limit, exchange(endpoint, files, limit, &mut found)).await;
     tracing::debug!("the probe of '{endpoint}' ended with {ended:?}");
     found
 }
 
 async fn exchange(
     endpoint: &Endpoint,
-    tls: &Tls,
+    files: &Tls,
     limit: Duration,
     found: &mut HttpProbe,
 ) -> io::Result<()> {
@@ -50,37 +47,15 @@ async fn exchange(
         found.version = version(stream, endpoint).await?;
         return Ok(());
     }
-    let config = Arc::new(client_config(tls)?);
+    let config = tls::client_config(files).map_err(|error| io::Error::other(error.cause))?;
     let name = ServerName::try_from(endpoint.host.clone()).map_err(io::Error::other)?;
-    let stream = TlsConnector::from(config).connect(name, stream).await?;
+    let stream = TlsConnector::from(Arc::new(config))
+        .connect(name, stream)
+        .await?;
     let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
     found.certificate = chain.first().and_then(|first| certificates::parse(first));
     found.version = version(stream, endpoint).await?;
     Ok(())
-}
-
-/// The same authorities and client certificate as in `connection.rs`.
-fn client_config(tls: &Tls) -> io::Result<ClientConfig> {
-    let mut roots = RootCertStore::empty();
-    match &tls.cacert {
-        Some(cacert) => roots.add_parsable_certificates(certificates_in(cacert)?),
-        None => roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs),
-    };
-    let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
-        .with_safe_default_protocol_versions()
-        .map_err(io::Error::other)?
-        .with_root_certificates(roots);
-    let (Some(cert), Some(key)) = (&tls.cert, &tls.key) else {
-        return Ok(config.with_no_client_auth());
-    };
-    let key = PrivateKeyDer::from_pem_file(key).map_err(io::Error::other)?;
-    let config = config.with_client_auth_cert(certificates_in(cert)?, key);
-    config.map_err(io::Error::other)
-}
-
-fn certificates_in(path: &Path) -> io::Result<Vec<CertificateDer<'static>>> {
-    let parsed = CertificateDer::pem_file_iter(path).map_err(io::Error::other)?;
-    parsed.collect::<Result<_, _>>().map_err(io::Error::other)
 }
 
 /// `GET /version`, which needs no user (api/etcdhttp/version.go).

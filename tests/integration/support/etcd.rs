@@ -105,6 +105,18 @@ impl Etcd {
         Self::with_certificates(made, &flags, ctl_flags)
     }
 
+    /// A server for one test with a certificate that it made itself, and the path of that.
+    pub(crate) fn start_auto_tls() -> (Self, String) {
+        let ctl_flags = [
+            "--insecure-transport=false",
+            "--insecure-skip-tls-verify=true",
+        ]
+        .map(str::to_owned);
+        let etcd = Self::alone("https", &["--auto-tls"], &ctl_flags);
+        let made = etcd.dir.join("data/fixtures/client/cert.pem");
+        (etcd, made.to_str().expect("a plain path").to_owned())
+    }
+
     fn with_certificates(made: &Certificates, flags: &[&str], mut ctl_flags: Vec<String>) -> Self {
         let (cert, key) = (made.file("server.pem"), made.file("server.key"));
         let own = ["--cert-file", &*cert, "--key-file", &*key];

@@ -74,7 +74,35 @@ impl Certificates {
         self.0.file(name)
     }
 
-    fn openssl(&self, words: &[&[&str]]) {
+    /// Replaces the server's certificate by one that signs itself and calls itself an authority, also as `ca.pem`: what
+    /// `openssl req -x509` makes unless told otherwise.
+    pub(crate) fn self_signed(curve: &str) -> Self {
+        let made = Self::new();
+        made.openssl(&[
+            &[
+                "req",
+                "-x509",
+                "-subj",
+                "/CN=server",
+                "-days",
+                "2",
+                "-nodes",
+            ],
+            &[
+                "-newkey",
+                "ec",
+                "-pkeyopt",
+                &format!("ec_paramgen_curve:{curve}"),
+            ],
+            &["-addext", "subjectAltName=IP:127.0.0.1"],
+            &["-keyout", "server.key", "-out", "server.pem"],
+        ]);
+        made.openssl(&[&["x509", "-in", "server.pem", "-out", "ca.pem"]]);
+        made
+    }
+
+    /// Runs openssl(1) in the directory.
+    pub(crate) fn openssl(&self, words: &[&[&str]]) {
         let output = Command::new("openssl")
             .args(words.concat())
             .current_dir(self.0.path())
