@@ -1,10 +1,11 @@
 //! One connection to one endpoint: name lookup, TCP, TLS, the user's token.
 //! It must not know the other endpoints, nor what is requested over it.
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, ToSocketAddrs as _};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 use std::time::Duration;
 
 use etcd_client::{Channel, Client, ConnectOptions, Error, KvClient, LeaseClient, WatchClient};
@@ -12,6 +13,7 @@ use futures_util::FutureExt as _;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
+use tokio::sync::oneshot;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::ClientConfig;
@@ -200,9 +202,25 @@ fn credentials_error(user: &str, error: Error) -> LockError {
     error
 }
 
+/// The addresses of a host. The C library waits for the name server, so a thread looks a name up. Where none can be started
+/// (a limit, or a container runtime that does not know clone3), this thread waits.
+async fn addresses(host: &str, port: u16) -> std::io::Result<Vec<SocketAddr>> {
+    if let Ok(address) = host.parse() {
+        return Ok(vec![SocketAddr::new(address, port)]);
+    }
+    let look_up = move |host: &str| Ok((host, port).to_socket_addrs()?.collect());
+    let (answer, answered) = oneshot::channel();
+    let name = host.to_owned();
+    let started = thread::Builder::new().spawn(move || answer.send(look_up(&name)));
+    match started {
+        Ok(_) => answered.await.map_err(std::io::Error::other)?,
+        Err(_) => look_up(host),
+    }
+}
+
 /// Tries the addresses of a name one after the other, each with its share of the time.
 pub(super) async fn dial(host: &str, port: u16, limit: Duration) -> std::io::Result<TcpStream> {
-    let addresses: Vec<SocketAddr> = tokio::net::lookup_host((host, port)).await?.collect();
+    let addresses = addresses(host, port).await?;
     let share = limit / u32::try_from(addresses.len().max(1)).unwrap_or(u32::MAX);
     let mut failure = std::io::Error::other("the name has no address");
     for address in addresses {

@@ -12,12 +12,13 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::ptr;
 
-use rustix::fs::{Access, AtFlags, CWD, accessat};
+use rustix::fs::{Access, CWD, FileType, stat};
 use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Pid, Signal, getpid, getppid, set_parent_process_death_signal};
 
 use super::Command;
+use crate::sys::access::check_access;
 use crate::sys::inherited;
 use crate::sys::process::fork;
 
@@ -67,11 +68,12 @@ fn lookup_in(program: &OsStr, path: &OsStr) -> Result<PathBuf, Lookup> {
 }
 
 fn executable(path: &Path) -> Result<(), Errno> {
-    accessat(CWD, path, Access::EXEC_OK, AtFlags::EACCESS)?;
-    if path.is_dir() {
-        Err(Errno::ISDIR)
-    } else {
-        Ok(())
+    let kind = FileType::from_raw_mode(stat(path)?.st_mode);
+    match check_access(CWD, path, Access::EXEC_OK) {
+        Ok(()) if kind == FileType::Directory => Err(Errno::ISDIR),
+        // The kernel refuses to tell: execve(2) will.
+        Err(Errno::PERM | Errno::NOSYS) => Ok(()),
+        checked => checked,
     }
 }
 

@@ -134,8 +134,9 @@ impl StateDir {
             match finished {
                 // Another process swept it before it was locked.
                 Err(Errno::NOENT | Errno::WOULDBLOCK) => {}
-                // Some FUSE file systems do not support this; `mend` sets the mode unless this process dies.
-                Err(Errno::INVAL | Errno::NOSYS) => {
+                // Some FUSE file systems do not support this, and some filters of system calls refuse it; `mend` sets the
+                // mode unless this process dies.
+                Err(Errno::INVAL | Errno::NOSYS | Errno::PERM) => {
                     return mkdirat(&self.directory, name, self.rights.directory);
                 }
                 finished => return finished,

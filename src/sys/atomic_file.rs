@@ -10,12 +10,13 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, anyhow};
 use rustix::fs::{
-    Access, AtFlags, FileType, FlockOperation, Mode, OFlags, RenameFlags, Stat, accessat, fchmod,
-    fchown, flock, fstat, fsync, openat, renameat, renameat_with, statat, unlinkat,
+    Access, AtFlags, FileType, FlockOperation, Mode, OFlags, RenameFlags, Stat, fchmod, fchown,
+    flock, fstat, fsync, openat, renameat, renameat_with, statat, unlinkat,
 };
 use rustix::io::{Errno, retry_on_intr};
 use rustix::process::{Gid, Uid, geteuid};
 
+use crate::sys::access::check_access;
 use crate::sys::random::random;
 
 /// A file, which may not exist. All access is through its open directory, even if the path is changed meanwhile.
@@ -183,8 +184,8 @@ impl AtomicFile {
             match finished {
                 // Another process has created it, or swept ours.
                 Err(Errno::EXIST | Errno::NOENT) => {}
-                // Some FUSE file systems do not support this.
-                Err(Errno::INVAL | Errno::NOSYS) => return Ok(()),
+                // Some FUSE file systems do not support this, and some filters of system calls refuse it.
+                Err(Errno::INVAL | Errno::NOSYS | Errno::PERM) => return Ok(()),
                 finished => return finished,
             }
         }
@@ -257,12 +258,7 @@ impl AtomicFile {
     /// A rename needs no permission on the file that it replaces, but a read-only file is meant to stay.
     fn check_permission(&self, there: bool) -> Result<(), Errno> {
         if there {
-            accessat(
-                &self.directory,
-                &self.name,
-                Access::WRITE_OK,
-                AtFlags::EACCESS,
-            )?;
+            check_access(&self.directory, self.name.as_ref(), Access::WRITE_OK)?;
         }
         Ok(())
     }

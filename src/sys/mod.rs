@@ -1,6 +1,7 @@
 //! The layer around the operating system: clock, signals, descriptors, processes by pidfd, files that survive a crash.
 //! It must not know locks, etcd or exit statuses.
 
+pub(crate) mod access;
 pub(crate) mod atomic_file;
 pub(crate) mod clock;
 pub(crate) mod daemonize;

@@ -6,7 +6,7 @@ use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
 use std::process::Stdio;
 
-use crate::support::{Dlock, Etcd, LIMIT, Signal, child, eventually, hold, unique};
+use crate::support::{Dlock, Etcd, LIMIT, Scratch, Signal, child, eventually, hold, unique};
 
 /// Runs a line of shell under a lock of its own.
 fn shell(script: &str) -> Dlock {
@@ -511,4 +511,60 @@ fn without_verbose_a_successful_run_is_silent() {
         serde_json::from_str::<serde_json::Value>(line).expect(line);
     }
     assert_ne!(outcome.stderr, "");
+}
+
+/// "A container's runtime that is older than its kernel may refuse newer system calls (EPERM); dlock then uses older ones."
+#[test]
+fn a_refused_system_call_is_replaced_by_an_older_one() {
+    let state = Scratch::new();
+    let newer = "clone3,close_range,copy_file_range,faccessat2,openat2,renameat2,statx";
+    let refused = |dlock: Dlock| {
+        let inject = format!("inject={newer}:error=EPERM");
+        let trace = format!("trace={newer}");
+        dlock.under([
+            "strace",
+            "-Dfqq",
+            "-o",
+            "/dev/null",
+            "-e",
+            &trace,
+            "-e",
+            &inject,
+        ])
+    };
+    let endpoint = Etcd::shared().endpoint();
+    let named = endpoint.replace("127.0.0.1", "localhost");
+    assert_ne!(named, endpoint);
+    let report = state.write("report", "");
+    for _ in 0..2 {
+        let words = [
+            "--report",
+            &report,
+            &unique("refused"),
+            "printenv",
+            "DLOCK_NAME",
+        ];
+        let outcome = refused(Dlock::at(&named)).run(words).finish();
+        outcome.expect_code(0).expect_silent();
+    }
+    assert!(state.read("report").contains("\"completed\""));
+    refused(Dlock::at(&named))
+        .run([&unique("refused"), "no-such-program"])
+        .finish()
+        .expect_code(127);
+    refused(Dlock::at(&named))
+        .run([&unique("refused"), "/etc"])
+        .finish()
+        .expect_code(126);
+    let hold = format!(
+        "{} hold --background {}",
+        env!("CARGO_BIN_EXE_dlock"),
+        unique("refused")
+    );
+    let text = format!(
+        "eval \"$({hold})\" && {} release",
+        env!("CARGO_BIN_EXE_dlock")
+    );
+    let script = Dlock::program(["sh", "-c", &text]).env("DLOCK_ENDPOINTS", &named);
+    refused(script).finish().expect_code(0).expect_silent();
 }
