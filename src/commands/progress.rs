@@ -135,6 +135,10 @@ impl<'a> WaitReporter<'a> {
                     );
                 }
             }
+            WaitEvent::OurTurn => {
+                status.our_turn();
+                state.last_error = None;
+            }
             WaitEvent::EntryLost => {
                 status.entry_lost();
                 warn!(

@@ -130,14 +130,19 @@ impl<'a, C: LockBackend> LockedRunner<'a, C> {
             WaitPolicy::NoWait | WaitPolicy::Forever => None,
         };
         let mut ahead = None;
+        let (mut our_turn_at, mut last_error) = (None, None);
         let mut held_back = Vec::new();
         let backend = &self.backend;
         let event = {
             let reporter = WaitReporter::new(self.run.name, self.began_at, give_up_at);
             let on_event = |waiting: WaitEvent| {
                 reporter.on_event(&waiting);
-                if let WaitEvent::Behind(now) = waiting {
-                    ahead = Some(now);
+                match waiting {
+                    WaitEvent::Behind(now) => (ahead, our_turn_at) = (Some(now), None),
+                    WaitEvent::OurTurn => (ahead, our_turn_at) = (None, Some(clock::now())),
+                    WaitEvent::EntryLost => our_turn_at = None,
+                    WaitEvent::Error(error) => last_error = Some(error.cause),
+                    WaitEvent::LockDelay(_) => {}
                 }
             };
             let ending = async {
@@ -176,6 +181,11 @@ impl<'a, C: LockBackend> LockedRunner<'a, C> {
             Event::WaitPassed => {
                 if let Some(ahead) = ahead {
                     return Ok(self.interpret(AcquireOutcome::Busy(ahead)));
+                }
+                if let Some(our_turn_at) = our_turn_at {
+                    let unproven = clock::now().since(our_turn_at);
+                    let error = LockError::unproven(unproven, last_error.as_deref());
+                    return Err(self.cannot_lock(error));
                 }
                 // Nobody knows whether the lock is busy.
                 let waited = give_up_at.unwrap_or(clock::now()).since(self.began_at);

@@ -318,13 +318,7 @@ impl<S: LockSession> Supervision<'_, S> {
     }
 
     fn log_inconclusive(&self, doubt: Inconclusive) {
-        let cause = match doubt {
-            Inconclusive::OtherCluster => "the answer came from another cluster",
-            Inconclusive::OtherMember => "two members answered",
-            Inconclusive::OtherTerm => "a leader was being elected",
-            Inconclusive::OlderRevision => "the server went back in time",
-            Inconclusive::NoTimeLeft => "the server does not know the lease's time",
-        };
+        let cause = doubt.describe();
         info!(
             event = events::RENEWAL_DOUBTFUL,
             lock = %self.name,

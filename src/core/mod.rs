@@ -25,5 +25,6 @@ pub mod request;
 pub mod run_stats;
 pub mod text;
 pub mod time;
+pub mod turn;
 pub mod wait_status;
 pub mod watchdog;

@@ -88,6 +88,19 @@ pub enum Inconclusive {
     NoTimeLeft,
 }
 
+impl Inconclusive {
+    /// The cause, for people.
+    pub const fn describe(self) -> &'static str {
+        match self {
+            Self::OtherCluster => "the answer came from another cluster",
+            Self::OtherMember => "two members answered",
+            Self::OtherTerm => "a leader was being elected",
+            Self::OlderRevision => "the server went back in time",
+            Self::NoTimeLeft => "the server does not know the lease's time",
+        }
+    }
+}
+
 /// The verdict on a renewal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {

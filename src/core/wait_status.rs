@@ -23,7 +23,11 @@ pub struct WaitStatus {
     /// The time until which the command of a vanished holder may run.
     lock_delay_ends_at: Option<Instant>,
     error: Option<(Instant, String)>,
+    is_our_turn: bool,
 }
+
+/// No other client has the lock, and it is not ours before etcd says so.
+const UNCONFIRMED: &str = ", which no other client has; etcd has not confirmed our lease yet";
 
 /// The entries before our own.
 #[derive(Clone, Debug)]
@@ -44,6 +48,7 @@ impl WaitStatus {
             first: None,
             lock_delay_ends_at: None,
             error: None,
+            is_our_turn: false,
         }
     }
 
@@ -61,6 +66,7 @@ impl WaitStatus {
         });
         self.lock_delay_ends_at = None;
         self.error = None;
+        self.is_our_turn = false;
     }
 
     /// Whether the status shows that already.
@@ -74,8 +80,17 @@ impl WaitStatus {
         self.lock_delay_ends_at = Some(now + delay);
     }
 
+    /// No entry is before ours any more.
+    pub fn our_turn(&mut self) {
+        self.first = None;
+        self.lock_delay_ends_at = None;
+        self.error = None;
+        self.is_our_turn = true;
+    }
+
     /// Our entry was lost; dlock creates another one.
     pub fn entry_lost(&mut self) {
+        self.is_our_turn = false;
         self.first = None;
         self.lock_delay_ends_at = None;
     }
@@ -87,7 +102,10 @@ impl WaitStatus {
 
     /// Whether there is anything to show: a free lock needs no wait.
     pub const fn is_visible(&self) -> bool {
-        self.first.is_some() || self.error.is_some() || self.lock_delay_ends_at.is_some()
+        self.first.is_some()
+            || self.error.is_some()
+            || self.lock_delay_ends_at.is_some()
+            || self.is_our_turn
     }
 
     /// Time since the start.
@@ -127,6 +145,8 @@ impl WaitStatus {
             let who = who(front.holder.as_ref());
             // Writing to a String cannot fail.
             let _ = write!(text, ", {verb} {who}; {}", front.position());
+        } else if self.is_our_turn {
+            text.push_str(UNCONFIRMED);
         }
         if let Some(left) = self.left(now) {
             let _ = write!(text, "; {} left of --wait", whole_seconds(left));
@@ -166,6 +186,8 @@ impl WaitStatus {
                 .as_ref()
                 .map_or_else(other, Holder::describe_briefly);
             text.push_str(&who);
+        } else if self.is_our_turn {
+            text.push_str(UNCONFIRMED);
         }
         if let Some((_, cause)) = self
             .error

@@ -81,6 +81,12 @@ pub(crate) async fn connect(
     Ok(Connection { client })
 }
 
+/// Whether an etcd gRPC proxy answers: it lists itself, as a member without an id (`server/proxy/grpcproxy/cluster.go`).
+pub(super) async fn is_grpc_proxy(etcd: &Connection, limit: Duration) -> bool {
+    let list = within(limit, etcd.client().cluster_client().member_list()).await;
+    list.is_ok_and(|list| list.members().iter().any(|member| member.id() == 0))
+}
+
 /// Bounds a request: after `limit` it fails.
 pub(super) async fn within<T, E>(
     limit: Duration,

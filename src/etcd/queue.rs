@@ -314,6 +314,17 @@ impl QueueReader {
         }))
     }
 
+    /// Whether our entry is there, by a linearizable read.
+    pub(super) async fn is_there(
+        &self,
+        etcd: &Connection,
+        entry: EntryId,
+    ) -> Result<bool, LockError> {
+        let key = TxnOp::get(self.keys.entry(entry.lease), None);
+        let (_, reads) = self.read(etcd, vec![key]).await?;
+        Ok(reads.first().is_some_and(|own| is_own(own, entry)))
+    }
+
     /// Several reads at one revision.
     pub(super) async fn read(
         &self,

@@ -2,6 +2,7 @@
 //! It must not know how an entry is created, nor how it is removed.
 
 use super::backend::{EtcdBackend, RETRY_PAUSE, command_variables};
+use super::connection::is_grpc_proxy;
 use super::error::{ErrorKind, LockError};
 use super::prepare::Prepared;
 use super::queue::QueueView;
@@ -10,6 +11,7 @@ use super::session::{EtcdSession, WatchTarget};
 use crate::core::heartbeat::{Heartbeat, Watch};
 use crate::core::proof::{Ownership, Verdict};
 use crate::core::time::{Instant, LeaseTimings};
+use crate::core::turn::Turn;
 use crate::core::watchdog::Watchdog;
 use crate::lock::backend::{AcquireOutcome, Acquired, LockSession as _, SessionEvent, WaitEvent};
 use crate::sys::clock;
@@ -31,6 +33,10 @@ pub(super) struct Waiter<'a> {
     heartbeat: Heartbeat,
     /// The number of complete preparations.
     prepared: u32,
+    /// Our turn, while it is not proven.
+    turn: Option<Turn>,
+    /// The cause of the last renewal that proved nothing, for people.
+    unproven: Option<String>,
 }
 
 /// The result of a preparation, or of an event.
@@ -38,6 +44,15 @@ enum Step {
     Continue,
     EntryLost,
     Ended(Box<Outcome>),
+}
+
+/// What ends one wait.
+enum Event {
+    Session(SessionEvent),
+    /// A renewal, or the lock.
+    Due,
+    /// It has been our turn for long, and nothing is proven.
+    Unproven,
 }
 
 impl<'a> Waiter<'a> {
@@ -69,6 +84,8 @@ impl<'a> Waiter<'a> {
             session,
             heartbeat,
             prepared: 0,
+            turn: None,
+            unproven: None,
         }
     }
 
@@ -98,18 +115,25 @@ impl<'a> Waiter<'a> {
             } else {
                 if free {
                     self.heartbeat.renew_now(now);
+                    if self.turn.is_none() {
+                        self.turn = Some(Turn::new(now, self.timings.ttl()));
+                        on_event(WaitEvent::OurTurn);
+                    }
                 }
+                let check_at = self.turn.filter(|_| free).map(|turn| turn.check_at());
                 if self.heartbeat.start_renewal(now) {
                     self.session.renew();
                 }
                 let event = tokio::select! {
-                    event = self.session.next_event() => Some(event),
-                    () = clock::until(self.heartbeat.due_at()) => None,
-                    () = clock::until(self.free_at.filter(|free_at| now < *free_at)) => None,
+                    event = self.session.next_event() => Event::Session(event),
+                    () = clock::until(self.heartbeat.due_at()) => Event::Due,
+                    () = clock::until(self.free_at.filter(|free_at| now < *free_at)) => Event::Due,
+                    () = clock::until(check_at) => Event::Unproven,
                 };
                 match event {
-                    Some(event) => self.handle(event, on_event).await?,
-                    None => Step::Continue,
+                    Event::Session(event) => self.handle(event, on_event).await?,
+                    Event::Due => Step::Continue,
+                    Event::Unproven => self.check_turn(on_event).await?,
                 }
             };
             match step {
@@ -145,23 +169,25 @@ impl<'a> Waiter<'a> {
     ) -> Result<Step, LockError> {
         match event {
             SessionEvent::Failed { endpoint, cause } => {
-                self.heartbeat.failed(clock::now());
-                let cause = format!("'{endpoint}': {cause}");
-                on_event(WaitEvent::Error(LockError::retryable(cause)));
+                self.unproven(format!("'{endpoint}': {cause}"), on_event);
                 Ok(Step::Continue)
             }
             SessionEvent::Renewed(renewal) => match self.ownership.verify(&renewal) {
                 Verdict::Proven(_) => {
                     self.proven_at = renewal.sent_at;
                     self.heartbeat.proven(renewal.sent_at);
+                    if let Some(turn) = &mut self.turn {
+                        turn.proven(renewal.sent_at);
+                    }
                     // Mostly, the record is up to date.
                     self.backend
                         .announce(self.ownership.entry, self.timings)
                         .await;
                     Ok(Step::Continue)
                 }
-                Verdict::Inconclusive(_) => {
-                    self.heartbeat.failed(clock::now());
+                Verdict::Inconclusive(inconclusive) => {
+                    let cause = inconclusive.describe();
+                    self.unproven(format!("a renewal proved nothing: {cause}"), on_event);
                     Ok(Step::Continue)
                 }
                 Verdict::Lost(_) => {
@@ -182,6 +208,56 @@ impl<'a> Waiter<'a> {
             SessionEvent::QueueChanged if self.free_at.is_some() => Ok(Step::Continue),
             SessionEvent::QueueChanged | SessionEvent::Lost(_) => self.refresh(on_event).await,
         }
+    }
+
+    fn unproven(&mut self, cause: String, on_event: &mut impl FnMut(WaitEvent)) {
+        self.heartbeat.failed(clock::now());
+        on_event(WaitEvent::Error(LockError::retryable(cause.clone())));
+        self.unproven = Some(cause);
+    }
+
+    /// Reads our entry, and gives it up when it cannot be proven.
+    async fn check_turn(
+        &mut self,
+        on_event: &mut impl FnMut(WaitEvent),
+    ) -> Result<Step, LockError> {
+        let (requests, entry) = (&self.backend.requests, self.ownership.entry);
+        let reading = async |etcd| requests.queue.is_there(&etcd, entry).await;
+        let read = requests.call(self.timings.renew_timeout(), reading).await;
+        let now = clock::now();
+        let Some(turn) = &mut self.turn else {
+            return Ok(Step::Continue);
+        };
+        match read {
+            Ok(true) if turn.entry_seen(now) => {
+                let unproven = turn.unproven_for(now);
+                if let Some(proxy) = self.grpc_proxy().await {
+                    self.unproven = Some(proxy);
+                }
+                Err(LockError::unproven(unproven, self.unproven.as_deref()))
+            }
+            Ok(true) => Ok(Step::Continue),
+            Ok(false) => Ok(Step::EntryLost),
+            Err(error) if error.kind == ErrorKind::Retryable => {
+                turn.read_failed(now);
+                on_event(WaitEvent::Error(error));
+                Ok(Step::Continue)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The reason why nothing can be proven, if an etcd gRPC proxy is in between.
+    async fn grpc_proxy(&self) -> Option<String> {
+        let (cluster, limit) = (
+            &self.backend.requests.queue.cluster,
+            self.timings.renew_timeout(),
+        );
+        let asked = cluster.call(limit, async |etcd| Ok(is_grpc_proxy(&etcd, limit).await));
+        let proxy = cluster.name(cluster.current());
+        matches!(asked.await, Ok(true)).then(|| {
+            format!("'{proxy}' is an etcd gRPC proxy, which answers renewals by itself: name the members' own addresses or a TCP balancer")
+        })
     }
 
     /// Reads the queue again: a key has changed, maybe ours.

@@ -95,6 +95,8 @@ pub(crate) enum ReleaseReason<'a> {
 pub(crate) enum WaitEvent {
     /// Waiting begins, or another client holds the lock now.
     Behind(QueuePosition),
+    /// No entry is before ours any more; the lock is ours once etcd confirms our lease.
+    OurTurn,
     /// The lock is free, but the command of the vanished holder may still run for this time.
     LockDelay(Duration),
     /// Our own lease ended while waiting: the entry is lost, and a new one is created at the end of the queue.

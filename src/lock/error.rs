@@ -50,6 +50,20 @@ impl LockError {
         Self::retryable(format!("no answer within {}", format_duration(limit)))
     }
 
+    /// The lock is not held by another client, and etcd has confirmed no renewal of our lease for `unproven`.
+    pub(crate) fn unproven(unproven: Duration, cause: Option<&str>) -> Self {
+        let cause = cause.unwrap_or("no renewal was answered");
+        let for_time = format_duration(Duration::from_secs(unproven.as_secs().max(1)));
+        Self::refused(
+            format!(
+                "no other client has it, but etcd has confirmed no renewal of our lease for {for_time}: {cause}"
+            ),
+            Some(
+                "dlock doctor shows whether a proof is possible there: see PROXIES in dlock-etcd(7)",
+            ),
+        )
+    }
+
     /// An error that a retry does not change.
     pub(crate) fn refused(cause: impl Into<String>, hint: Option<&str>) -> Self {
         Self {

@@ -26,6 +26,7 @@ mod local;
 mod loss;
 mod marks;
 mod output;
+mod proxy;
 mod queue;
 mod release;
 mod report;

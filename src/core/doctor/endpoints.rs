@@ -66,6 +66,17 @@ pub fn check_endpoints(asked: &[Probe], asking: &ProbeSettings) -> Vec<Finding> 
         .iter()
         .filter(|(_, answer)| !answer.trial.proofs.is_empty());
     findings.extend(proofs.map(|(name, answer)| {
+        if answer.is_from_proxy() {
+            return Finding::new(
+                "latency",
+                name,
+                bad,
+                "no renewal counts: this is an etcd gRPC proxy, which answers renewals by itself",
+            )
+            .hinting(
+                "name the members' own addresses, or a TCP balancer: see PROXIES in dlock-etcd(7)",
+            );
+        }
         latency::check_latency(name, &answer.trial.proofs, asking.timings, bad)
     }));
     findings

@@ -61,6 +61,13 @@ pub struct Answer {
     pub trial: Trial,
 }
 
+impl Answer {
+    /// Whether an etcd gRPC proxy answers: it lists itself, as a member without an id (`server/proxy/grpcproxy/cluster.go`).
+    pub fn is_from_proxy(&self) -> bool {
+        self.members.iter().any(|member| member.id == 0)
+    }
+}
+
 /// The status that a member reports.
 #[derive(Clone, Debug, Default)]
 pub struct MemberStatus {

@@ -513,7 +513,7 @@ pub(crate) fn search_path() -> String {
     folders.chain([path]).collect::<Vec<_>>().join(":")
 }
 
-fn etcd_program() -> String {
+pub(crate) fn etcd_program() -> String {
     program("DLOCK_TEST_ETCD", "etcd")
 }
 
