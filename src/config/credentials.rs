@@ -5,7 +5,7 @@ use std::fmt;
 use std::fs;
 use std::io::{self, Read};
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow};
 
@@ -22,12 +22,43 @@ pub(crate) struct Credentials {
     pub(crate) password: String,
     /// The source of the password, for people.
     pub(crate) source: String,
+    /// The file of the password, if it can be read more than once.
+    file: Option<PathBuf>,
+}
+
+impl Credentials {
+    /// The password that the file has now; `None` if it does not come from a file, or from a pipe.
+    pub(crate) fn read_again(&self) -> Option<anyhow::Result<String>> {
+        let path = self.file.as_ref()?;
+        // The warnings were given at the start.
+        let read = read(path, &mut Vec::new());
+        Some(read.with_context(|| format!("cannot read the password file '{}'", path.display())))
+    }
+
+    #[cfg(test)]
+    pub(crate) fn of(user: &str, password: &str) -> Self {
+        Self {
+            user: user.to_owned(),
+            password: password.to_owned(),
+            source: String::new(),
+            file: None,
+        }
+    }
 }
 
 /// The source of a password.
 enum PasswordSource {
     File(SettingValue),
     Variable(SettingValue),
+}
+
+impl PasswordSource {
+    /// The file, unless it is a pipe, which is empty after it was read.
+    fn file(&self) -> Option<PathBuf> {
+        let Self::File(found) = self else { return None };
+        let path = found.path();
+        path.is_file().then_some(path)
+    }
 }
 
 impl fmt::Display for PasswordSource {
@@ -79,6 +110,7 @@ pub(crate) fn resolve(
     let source = given
         .as_ref()
         .map_or_else(|| user.source.to_string(), PasswordSource::to_string);
+    let file = given.as_ref().and_then(PasswordSource::file);
     let (name, password) = match (given, split) {
         (Some(given), _) => (name, password(given, warnings)?),
         (None, Some((name, password))) => (name, password.to_owned()),
@@ -98,6 +130,7 @@ pub(crate) fn resolve(
         user: name.to_owned(),
         password,
         source,
+        file,
     }))
 }
 

@@ -34,6 +34,9 @@ impl LockBackend for EtcdBackend {
             let entered = loop {
                 match enqueue_unless_ran(self).await {
                     Err(error) if !at_first && error.kind == ErrorKind::Retryable => {
+                        if let Some(refusal) = self.refused_for_good() {
+                            return Err(refusal);
+                        }
                         on_event(WaitEvent::Error(error));
                         sleep(RETRY_PAUSE).await;
                     }

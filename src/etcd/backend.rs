@@ -216,11 +216,28 @@ impl EtcdBackend {
         loop {
             match requests.call(limit, reading).await {
                 Err(error) if error.kind == ErrorKind::Retryable => {
+                    if let Some(refusal) = self.refused_for_good() {
+                        return Err(refusal);
+                    }
                     on_event(WaitEvent::Error(error));
                 }
                 view => return view,
             }
         }
+    }
+
+    /// The error that ends the wait when etcd has refused our credentials for so long that our entry is surely gone: every
+    /// keepalive needs a connection, and no connection was made.
+    pub(super) fn refused_for_good(&self) -> Option<LockError> {
+        let (refusal, used_at) = self.requests.queue.cluster.refusal()?;
+        let timings = self.requests.timings;
+        // A clock of etcd may be a tenth slower.
+        let gone_at = used_at + timings.renew_timeout() + timings.ttl() * 11 / 10;
+        let gone = gone_at <= clock::now();
+        gone.then(|| LockError {
+            cause: format!("the entry in the queue has expired: {}", refusal.cause),
+            ..refusal.into_refused()
+        })
     }
 
     /// Updates the predecessors from a view of the queue; returns the lock delay of those that have newly vanished.

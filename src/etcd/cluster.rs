@@ -12,14 +12,16 @@ use tokio::time::{sleep, timeout};
 use tracing::{info, warn};
 
 use super::connection::{Connection, connect, within};
-use super::error::{ErrorKind, LockError, connect_hint};
-use crate::config::credentials::Credentials;
+use super::error::{ErrorKind, LockError, connect_hint, refuses_certificate};
+use super::login::Login;
 use crate::config::endpoint::Endpoint;
 use crate::config::{Settings, Tls};
 use crate::core::cluster_id::ClusterId;
 use crate::core::proof::Header;
 use crate::core::text::format_duration;
+use crate::core::time::Instant;
 use crate::output::events;
+use crate::sys::clock;
 
 /// If an endpoint has not answered within this time, the next one is tried as well.
 const HEDGE_DELAY: Duration = Duration::from_millis(500);
@@ -33,7 +35,7 @@ const RETRY_PAUSE: Duration = Duration::from_millis(200);
 pub(crate) struct Cluster {
     endpoints: Vec<Endpoint>,
     tls: Tls,
-    credentials: Option<Credentials>,
+    login: Option<Login>,
     /// Limit on connecting to one endpoint.
     connect_limit: Duration,
     connections: Vec<Mutex<Option<Connection>>>,
@@ -50,6 +52,10 @@ pub(crate) struct Cluster {
     warned: Cell<bool>,
     /// The latest error of each endpoint, for the final message.
     errors: RefCell<Vec<Option<LockError>>>,
+    /// The last time at which a connection with accepted credentials was used.
+    used_at: Cell<Option<Instant>>,
+    /// The refusal of our credentials after which none were accepted.
+    refusal: RefCell<Option<LockError>>,
 }
 
 impl Cluster {
@@ -65,7 +71,7 @@ impl Cluster {
         Self {
             endpoints: settings.endpoints.clone(),
             tls: settings.tls.clone(),
-            credentials: settings.credentials.clone(),
+            login: settings.credentials.clone().map(Login::new),
             connect_limit: settings.connect_timeout,
             connections: (0..count).map(|_| Mutex::new(None)).collect(),
             current: Cell::new(0),
@@ -77,6 +83,8 @@ impl Cluster {
             answered: Cell::new(false),
             warned: Cell::new(false),
             errors: RefCell::new(vec![None; count]),
+            used_at: Cell::default(),
+            refusal: RefCell::default(),
         }
     }
 
@@ -92,9 +100,7 @@ impl Cluster {
 
     /// The user, for messages.
     pub(crate) fn user(&self) -> Option<&str> {
-        self.credentials
-            .as_ref()
-            .map(|credentials| credentials.user.as_str())
+        self.login.as_ref().map(Login::user)
     }
 
     /// Uses the next endpoint from now on, unless another one is in use already.
@@ -141,21 +147,42 @@ impl Cluster {
         let limit = limit.min(self.connect_limit);
         let mut slot = self.connections[index].lock().await;
         if let Some(connection) = &*slot {
+            self.used_at.set(Some(clock::now()));
             return Ok(connection.clone());
         }
         // Boxed, as the future is large and rarely needed: every request would carry it.
-        let connecting = connect(
-            &self.endpoints[index],
-            &self.tls,
-            self.credentials.as_ref(),
-            limit,
-        )
-        .boxed_local();
-        let connection = connecting
-            .await
-            .inspect_err(|error| self.record_error(index, error))?;
+        let connecting = self.connect(index, limit).boxed_local();
+        let connection = connecting.await.inspect_err(|error| {
+            self.record_error(index, error);
+            self.check_credentials(error);
+        })?;
+        // A server refuses a certificate only after the handshake.
+        if self.login.is_some() || !self.endpoints[index].https {
+            self.accept_credentials();
+        }
         *slot = Some(connection.clone());
         Ok(connection)
+    }
+
+    async fn connect(&self, index: usize, limit: Duration) -> Result<Connection, LockError> {
+        let began_at = clock::now();
+        if let Some(login) = &self.login {
+            login.wait(limit).await?;
+        }
+        let limit = limit.saturating_sub(clock::now().since(began_at));
+        connect(
+            &self.endpoints[index],
+            &self.tls,
+            self.login.as_ref(),
+            limit,
+        )
+        .await
+    }
+
+    /// The refusal of our credentials after which none were accepted, and the last time at which a connection was used.
+    pub(super) fn refusal(&self) -> Option<(LockError, Instant)> {
+        let refusal = self.refusal.borrow().clone()?;
+        Some((refusal, self.used_at.get()?))
     }
 
     /// Drops a connection that has failed, unless a newer one has replaced it. Reswitches its endpoint.
@@ -170,11 +197,29 @@ impl Cluster {
     /// Gives up a connection that has failed, and its endpoint with it, unless a newer one has replaced it. An expired
     /// token is no reason to leave the endpoint.
     pub(crate) fn disconnect(&self, connection: &Connection, error: &LockError) {
+        self.check_credentials(error);
         if let Some(index) = self.forget(connection)
             && error.kind != ErrorKind::AuthExpired
         {
             self.advance(index);
         }
+    }
+
+    /// Takes note of what an error says of our credentials.
+    fn check_credentials(&self, error: &LockError) {
+        if let (Some(login), ErrorKind::AuthExpired) = (&self.login, error.kind) {
+            login.token_refused(error);
+        }
+        let refused = matches!(error.kind, ErrorKind::LoginRefused | ErrorKind::BadFile);
+        if refused || refuses_certificate(&error.cause) {
+            self.refusal.replace(Some(error.clone()));
+        }
+    }
+
+    /// Takes note that a member has accepted our credentials.
+    pub(super) fn accept_credentials(&self) {
+        self.refusal.take();
+        self.used_at.set(Some(clock::now()));
     }
 
     fn record_error(&self, index: usize, error: &LockError) {
@@ -279,14 +324,16 @@ impl Cluster {
                     Some((index, Err(error))) if error.kind == ErrorKind::Refused => {
                         return Err(self.named(index, error));
                     }
-                    // A file that changes during a long job may be right again later.
-                    Some((_, Err(error)))
-                        if error.kind == ErrorKind::BadFile && !self.answered.get() =>
+                    // Credentials that were good once may be good again, when their file has changed.
+                    Some((index, Err(error)))
+                        if error.kind == ErrorKind::LoginRefused && !self.was_connected() =>
                     {
-                        return Err(LockError {
-                            kind: ErrorKind::Refused,
-                            ..error
-                        });
+                        return Err(self.named(index, error.into_refused()));
+                    }
+                    Some((_, Err(error)))
+                        if error.kind == ErrorKind::BadFile && !self.was_connected() =>
+                    {
+                        return Err(error.into_refused());
                     }
                     Some(_) | None => {
                         if let Some(rival) = rivals.next() {
@@ -310,13 +357,21 @@ impl Cluster {
             Err(error) => return (index, Err(error)),
         };
         let answer = within(limit, ask(connection.clone())).await;
+        if answer.is_ok() {
+            self.accept_credentials();
+        }
         if let Err(error) = &answer {
             if matches!(error.kind, ErrorKind::Retryable | ErrorKind::AuthExpired) {
+                self.check_credentials(error);
                 self.forget(&connection);
             }
             self.record_error(index, &self.with_hint(index, error));
         }
         (index, answer)
+    }
+
+    fn was_connected(&self) -> bool {
+        self.used_at.get().is_some()
     }
 
     fn with_hint(&self, index: usize, error: &LockError) -> LockError {

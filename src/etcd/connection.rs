@@ -20,9 +20,9 @@ use tokio_rustls::rustls::ClientConfig;
 use tokio_rustls::rustls::pki_types::ServerName;
 
 use super::error::{ErrorKind, LockError, connect_hint, handshake_hint};
+use super::login::Login;
 use super::tls;
 use crate::config::Tls;
-use crate::config::credentials::Credentials;
 use crate::config::endpoint::Endpoint;
 use crate::core::text::format_duration;
 
@@ -63,10 +63,10 @@ impl Connection {
 pub(crate) async fn connect(
     endpoint: &Endpoint,
     tls: &Tls,
-    credentials: Option<&Credentials>,
+    login: Option<&Login>,
     limit: Duration,
 ) -> Result<Connection, LockError> {
-    let client = timeout(limit, contact(endpoint, tls, credentials, limit))
+    let client = timeout(limit, contact(endpoint, tls, login, limit))
         .await
         .unwrap_or_else(|_| {
             Err(LockError::retryable(format!(
@@ -105,7 +105,7 @@ where
 async fn contact(
     endpoint: &Endpoint,
     tls: &Tls,
-    credentials: Option<&Credentials>,
+    login: Option<&Login>,
     limit: Duration,
 ) -> Result<Rc<Client>, LockError> {
     let secured = endpoint.https.then(|| encryption(tls)).transpose()?;
@@ -145,7 +145,7 @@ async fn contact(
             let hint = handshake_hint(endpoint.https, &error.cause);
             error.with_hint(hint)
         })?;
-    authenticate(channel, credentials).boxed_local().await
+    authenticate(channel, login).boxed_local().await
 }
 
 /// A connection to one member, encrypted or not.
@@ -176,36 +176,40 @@ async fn encrypt(
 
 async fn authenticate(
     channel: tonic::transport::Channel,
-    credentials: Option<&Credentials>,
+    login: Option<&Login>,
 ) -> Result<Rc<Client>, LockError> {
     // A member without a leader fails at once instead of after the server's 7 s.
     let options = ConnectOptions::new()
         .with_require_leader(true)
         .with_auto_token_refresh(true);
-    if let Some(Credentials { user, password, .. }) = credentials {
-        let with_user = options.clone().with_user(user, password);
+    if let Some(login) = login {
+        let with_user = options.clone().with_user(login.user(), login.begin()?);
         match Client::from_channel(Channel::Tonic(channel.clone()), Some(with_user)).await {
-            Ok(client) => return Ok(Rc::new(client)),
+            Ok(client) => {
+                login.accepted();
+                return Ok(Rc::new(client));
+            }
             // As etcd's own client does (client/v3/client.go getToken): without authentication
             // on the server a user is not wrong, only not needed.
             Err(Error::GRpcStatus(status))
-                if status.message().contains("authentication is not enabled") => {}
-            Err(error) => return Err(credentials_error(user, error)),
+                if status.message().contains("authentication is not enabled") =>
+            {
+                login.accepted();
+            }
+            Err(error) => {
+                let error = LockError::from(error);
+                return Err(match error.kind {
+                    ErrorKind::Refused => login.refused(LockError {
+                        kind: ErrorKind::LoginRefused,
+                        ..error
+                    }),
+                    _ => error,
+                });
+            }
         }
     }
     let client = Client::from_channel(Channel::Tonic(channel), Some(options));
     Ok(Rc::new(client.await?))
-}
-
-fn credentials_error(user: &str, error: Error) -> LockError {
-    let error = LockError::from(error);
-    if error.kind == ErrorKind::Refused {
-        return LockError {
-            cause: format!("cannot log in as '{user}': {}", error.cause),
-            ..error
-        };
-    }
-    error
 }
 
 /// The addresses of a host. The C library waits for the name server, so a thread looks a name up. Where none can be started

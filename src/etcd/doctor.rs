@@ -13,6 +13,7 @@ use tokio::time::timeout;
 use super::cluster::read_header;
 use super::connection::{Connection, connect, within};
 use super::error::{ErrorKind, LockError, connect_hint};
+use super::login::Login;
 use crate::config::Settings;
 use crate::config::credentials::Credentials;
 use crate::config::endpoint::Endpoint;
@@ -69,7 +70,8 @@ async fn probe(
     let limit = settings.connect_timeout;
     let credentials = settings.credentials.as_ref();
     let asked_at = clock::now();
-    let etcd = connect(endpoint, &settings.tls, credentials, limit).await?;
+    let login = credentials.cloned().map(Login::new);
+    let etcd = connect(endpoint, &settings.tls, login.as_ref(), limit).await?;
     let left = limit.saturating_sub(clock::now().since(asked_at));
     let status = match timeout(left, etcd.client().maintenance_client().status()).await {
         Ok(status) => status_answer(status)?,
@@ -143,7 +145,10 @@ async fn members(etcd: &Connection) -> Vec<Member> {
 
 fn complaint(error: LockError) -> Complaint {
     Complaint {
-        refused: matches!(error.kind, ErrorKind::Refused | ErrorKind::BadFile),
+        refused: matches!(
+            error.kind,
+            ErrorKind::Refused | ErrorKind::LoginRefused | ErrorKind::BadFile
+        ),
         cause: error.cause,
         hint: error.hint,
     }

@@ -151,6 +151,22 @@ pub(crate) fn handshake_hint(https: bool, cause: &str) -> Option<&'static str> {
     connect_hint(https, &cause)
 }
 
+/// Whether the server has refused our certificate in the handshake, by one of the alerts of RFC 8446, 6.2.
+pub(super) fn refuses_certificate(cause: &str) -> bool {
+    let alerts = [
+        "BadCertificate",
+        "UnsupportedCertificate",
+        "CertificateRevoked",
+        "CertificateExpired",
+        "CertificateUnknown",
+        "CertificateRequired",
+        "UnknownCA",
+        "AccessDenied",
+    ];
+    let alert = cause.split_once("received fatal alert: ");
+    alert.is_some_and(|(_, alert)| alerts.iter().any(|known| alert.starts_with(known)))
+}
+
 /// The hint for a first contact that failed.
 pub(crate) fn connect_hint(https: bool, cause: &str) -> Option<&'static str> {
     let cause = cause.to_ascii_lowercase();
@@ -230,6 +246,21 @@ mod tests {
         }
         let hint = handshake_hint(true, "invalid peer certificate: UnknownIssuer").unwrap();
         assert!(hint.contains("--cacert"));
+    }
+
+    #[test]
+    fn only_an_alert_about_a_certificate_refuses_our_certificate() {
+        let says = |alert| format!("received fatal alert: {alert}");
+        for alert in ["BadCertificate", "CertificateExpired", "UnknownCA"] {
+            assert!(refuses_certificate(&says(alert)), "{alert}");
+        }
+        for cause in [
+            &*says("HandshakeFailure"),
+            "invalid peer certificate: BadCertificate",
+            "the server hung up",
+        ] {
+            assert!(!refuses_certificate(cause), "{cause}");
+        }
     }
 
     #[test]

@@ -10,6 +10,7 @@ pub(crate) mod doctor;
 mod error;
 pub(crate) mod eviction;
 pub(crate) mod listing;
+mod login;
 mod p521;
 mod prepare;
 pub(crate) mod queue;

@@ -253,7 +253,11 @@ async fn renew_once(
         *keepalive = None;
     }
     let proof = prove(state, keepalive, &etcd, target).await;
-    proof.inspect_err(|error| cluster.disconnect(&etcd, error))
+    match &proof {
+        Ok(_) => cluster.accept_credentials(),
+        Err(error) => cluster.disconnect(&etcd, error),
+    }
+    proof
 }
 
 /// Makes one renewal over this connection.

@@ -102,6 +102,9 @@ impl<'a> Waiter<'a> {
             on_event(WaitEvent::LockDelay(left));
         }
         loop {
+            if let Some(refusal) = self.backend.refused_for_good() {
+                return Err(refusal);
+            }
             let now = clock::now();
             let free = self.free_at.is_some_and(|free_at| free_at <= now);
             // The command starts on a young proof only: after a slow entry or a long wait we need another one.

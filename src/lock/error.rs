@@ -21,6 +21,8 @@ pub(crate) enum ErrorKind {
     LeaseNotFound,
     /// etcd was reached and refused.
     Refused,
+    /// etcd refused the user or the password.
+    LoginRefused,
     /// A file of the settings cannot be used as it is now.
     BadFile,
 }
@@ -70,6 +72,15 @@ impl LockError {
             kind: ErrorKind::Refused,
             cause: cause.into(),
             hint: hint.map(str::to_owned),
+        }
+    }
+
+    /// The same as an error that a retry does not change.
+    #[must_use]
+    pub(crate) fn into_refused(self) -> Self {
+        Self {
+            kind: ErrorKind::Refused,
+            ..self
         }
     }
 

@@ -30,6 +30,7 @@ mod proxy;
 mod queue;
 mod release;
 mod report;
+mod rotation;
 mod security;
 mod service;
 mod sharing;

@@ -442,6 +442,18 @@ impl Etcd {
         self.add_ctl_flag("--user=root:root");
     }
 
+    /// Changes the password of a user.
+    pub(crate) fn set_password(&self, user: &str, password: &str) {
+        let output = Command::new("sh")
+            .args(["-c", r#"printf '%s\n' "$0" | "$@""#, password])
+            .args(self.ctl_command())
+            .args(["user", "passwd", user, "--interactive=false"])
+            .env("ETCDCTL_API", "3")
+            .output()
+            .expect("sh starts");
+        assert!(output.status.success(), "{output:?}");
+    }
+
     /// Adds a user whose only role is readwrite on the keys from `from` up to `to`.
     pub(crate) fn add_user(&self, name: &str, password: &str, from: &str, to: &str) {
         self.ctl(&["role", "add", name]);
