@@ -255,6 +255,7 @@ impl<'a, C: LockBackend> LockedRunner<'a, C> {
             signals: &mut self.signals,
             policy: run.leftovers,
             leftovers: None,
+            last_failure: None,
             background: run.background,
         };
         let end = supervision.run().await;

@@ -54,6 +54,8 @@ pub(crate) struct Supervision<'a, S> {
     pub(crate) policy: Leftovers,
     /// Exit status of the command, if it has ended and left others behind.
     pub(crate) leftovers: Option<ExitStatus>,
+    /// Why the last renewal proved nothing; `None` after a proof.
+    pub(crate) last_failure: Option<String>,
     /// The link to the parent that waits until the command runs.
     pub(crate) background: Option<&'a Background>,
 }
@@ -135,7 +137,10 @@ impl<S: LockSession> Supervision<'_, S> {
                     self.name
                 );
             }
-            Action::Proven { slack } => self.stats.proven(slack),
+            Action::Proven { slack } => {
+                self.last_failure = None;
+                self.stats.proven(slack);
+            }
             Action::Inconclusive(doubt) => self.log_inconclusive(doubt),
         }
         None
@@ -165,6 +170,7 @@ impl<S: LockSession> Supervision<'_, S> {
                     "cannot renew at '{endpoint}', {} left: {cause}",
                     format_duration(self.left())
                 );
+                self.last_failure = Some(format!("'{endpoint}': {cause}"));
                 self.step(&Event::RenewalFailed)
             }
             SessionEvent::StillHeld => self.step(&Event::StillHeld),
@@ -276,15 +282,29 @@ impl<S: LockSession> Supervision<'_, S> {
 
     fn log_loss(&mut self, loss: LossReason) {
         let (name, cause) = (self.name, explain(loss));
-        if loss == LossReason::Unproven {
-            self.stats.unproven();
+        if loss != LossReason::Unproven {
+            self.stats.set_reason(cause);
+            warn!(
+                event = events::LOST,
+                lock = %name,
+                cause,
+                "the lock '{name}' is lost, the command is killed: {cause}"
+            );
+            return;
         }
-        self.stats.set_reason(cause);
+        self.stats.unproven();
+        let unproven = clock::now().since(self.watchdog.proven_at());
+        let failure = self.last_failure.as_deref().unwrap_or("no answer since");
+        let since = format_duration(unproven);
+        let reason = format!("{cause} (last proof {since} ago; {failure})");
+        self.stats.set_reason(&reason);
         warn!(
             event = events::LOST,
             lock = %name,
             cause,
-            "the lock '{name}' is lost, the command is killed: {cause}"
+            failure,
+            unproven_seconds = seconds(unproven),
+            "the lock '{name}' is lost, the command is killed: {reason}"
         );
     }
 
@@ -317,7 +337,7 @@ impl<S: LockSession> Supervision<'_, S> {
         );
     }
 
-    fn log_inconclusive(&self, doubt: Inconclusive) {
+    fn log_inconclusive(&mut self, doubt: Inconclusive) {
         let cause = doubt.describe();
         info!(
             event = events::RENEWAL_DOUBTFUL,
@@ -327,6 +347,7 @@ impl<S: LockSession> Supervision<'_, S> {
             "a renewal proved nothing, {} left: {cause}",
             format_duration(self.left())
         );
+        self.last_failure = Some(cause.to_owned());
     }
 }
 

@@ -86,6 +86,8 @@ pub struct Watchdog {
     /// The entry and cluster that a renewal must match, if there is a lease.
     ownership: Option<Ownership>,
     deadlines: Deadlines,
+    /// The send time of the last proof.
+    proven_at: Instant,
     heartbeat: Heartbeat,
     state: LockState,
     /// The last number sent to the guard, and the last that it answered.
@@ -137,6 +139,7 @@ impl Watchdog {
             timings,
             ownership: None,
             deadlines: Deadlines::NEVER,
+            proven_at: won_at,
             heartbeat: Heartbeat::new(timings, won_at, seed),
             state: LockState::Held,
             sent: 0,
@@ -162,6 +165,11 @@ impl Watchdog {
     /// Why the command was stopped although the lock is held.
     pub const fn stop_reason(&self) -> Option<StopReason> {
         self.stop_reason
+    }
+
+    /// The send time of the last proof.
+    pub const fn proven_at(&self) -> Instant {
+        self.proven_at
     }
 
     /// The deadlines in force.
@@ -259,6 +267,7 @@ impl Watchdog {
                     let slack = self.deadlines.stop_at.since(now);
                     self.actions.push(Action::Proven { slack });
                     self.deadlines = proven;
+                    self.proven_at = renewal.sent_at;
                     self.extend();
                 }
             }
@@ -387,6 +396,7 @@ mod tests {
             &Event::Renewed(renewal(sent_at)),
         );
         let deadlines = watchdog.deadlines();
+        assert_eq!(watchdog.proven_at(), sent_at);
         assert_eq!(deadlines.kill_at, sent_at + Duration::from_millis(8500));
         assert_eq!(deadlines.stop_at, sent_at + Duration::from_millis(6500));
         let slack = at(3.5).since(sent_at);

@@ -350,7 +350,8 @@ fn failed_renewals_and_failovers_are_reported() {
     let lost = holder.wait().expect_code(121);
     let lost = lost.expect_stderr(&[
         " left: ",
-        "etcd did not prove in time that it is still ours",
+        "etcd did not prove in time that it is still ours (last proof ",
+        "s ago; 'http://127.0.0.1:",
     ]);
     let failed = lost
         .stderr
