@@ -15,6 +15,7 @@ use crate::core::name::LockName;
 use crate::output::exit::{Failure, OrFail as _};
 
 #[derive(Args, Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "each is an option")]
 pub(crate) struct HoldArgs {
     /// Name of the lock, 1 to 255 bytes
     #[arg(value_hint = ValueHint::Other)]
@@ -26,14 +27,20 @@ pub(crate) struct HoldArgs {
     #[arg(long, value_name = "PID", value_hint = ValueHint::Other, allow_negative_numbers = true)]
     pid: Option<OsString>,
 
+    /// Accept a --pid that leads the session of a terminal
+    ///
+    /// As a login shell does: when the lock is lost, all that runs in that terminal is killed.
+    #[arg(long, requires = "pid")]
+    session_leader: bool,
+
     /// Hold the lock until standard input is at its end
     #[arg(long)]
     until_eof: bool,
 
     /// Come back when the lock is held, and hold it in the background
     ///
-    /// Prints what a shell is to evaluate: the variables of the lock, or, if there is none to be had, `exit` with
-    /// dlock's status.
+    /// Prints what a shell evaluates: the variables of the lock, or `exit` with dlock's status if the lock was not acquired.
+    /// Check the status first: h=$(dlock hold --background --pid $$ NAME) || exit; eval "$h"
     #[arg(long, conflicts_with_all = ["until_eof", "json"])]
     background: bool,
 
@@ -61,10 +68,12 @@ pub(crate) struct ReleaseArgs {
 
 /// The resolved options.
 #[derive(Debug, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "each is an option")]
 pub(crate) struct Options {
     pub(crate) name: LockName,
     pub(crate) lock: lock::Options,
     pub(crate) pid: Option<i32>,
+    pub(crate) session_leader: bool,
     pub(crate) until_eof: bool,
     pub(crate) background: bool,
     /// File for the messages of a hold in the background; `None` means syslog.
@@ -86,6 +95,7 @@ impl HoldArgs {
             name: lock::name(&self.name)?,
             lock: lock::resolve(layers, kind)?,
             pid,
+            session_leader: self.session_leader,
             until_eof: self.until_eof,
             background: self.background,
             log_file: layers.find(Setting::LogFile).map(|found| found.path()),
@@ -105,7 +115,9 @@ impl ReleaseArgs {
     pub(crate) fn resolve(self, layers: &Layers) -> Result<String, Failure> {
         let hold = self.hold.or_else(|| layers.variable("DLOCK_HOLD"));
         let hold = hold.ok_or_else(|| anyhow!("cannot release a lock: DLOCK_HOLD is not set"));
-        let hold = hold.or_hint("dlock release ends what eval \"$(dlock hold --background ...)\" began; dlock run releases by itself")?;
+        let hold = hold.or_hint(
+            "dlock release ends what dlock hold --background began; dlock run releases by itself",
+        )?;
         Ok(hold.to_string_lossy().into_owned())
     }
 }

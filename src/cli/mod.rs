@@ -258,7 +258,7 @@ impl Resolver<'_> {
     }
 }
 
-/// Whether a shell evaluates the output: `eval "$(dlock hold --background ...)"`, even if the other arguments are wrong.
+/// Whether a shell evaluates the output: `dlock hold --background ...`, even if the other arguments are wrong.
 pub(crate) fn is_evaluated(argv: impl Iterator<Item = OsString>) -> bool {
     let dlock_args: Vec<OsString> = argv.skip(1).take_while(|word| word != "--").collect();
     let first = |one: &str| dlock_args.iter().position(|word| word == one);

@@ -37,7 +37,8 @@ const RELEASE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Holds the lock, in the foreground or in the background.
 pub(super) fn hold(backend: &BackendConfig, options: &Options) -> Result<Exit, Failure> {
     refuse_self_deadlock(&options.name, backend, "")?;
-    let owner = options.pid.map(owner).transpose()?;
+    let owner = options.pid.map(|pid| owner(pid, options.session_leader));
+    let owner = owner.transpose()?;
     let log_file = options.background.then_some(options.log_file.as_deref());
     let log_file = log_file.flatten().map(open_log).transpose()?;
     let report_files = ReportFiles::open(&options.name, &options.lock)?;
@@ -89,9 +90,15 @@ fn open_log(path: &Path) -> Result<OwnedFd, Failure> {
     Ok(opened.with_context(|| format!("cannot write the log file '{}'", path.display()))?)
 }
 
-fn owner(pid: i32) -> Result<ProcessHandle, Failure> {
-    let other = ProcessHandle::find(pid);
-    Ok(other.with_context(|| format!("cannot hold a lock for process '{pid}'"))?)
+fn owner(pid: i32, session_leader: bool) -> Result<ProcessHandle, Failure> {
+    let attempt = || format!("cannot hold a lock for process '{pid}'");
+    let other = ProcessHandle::find(pid).with_context(attempt)?;
+    if !session_leader && other.leads_terminal_session().with_context(attempt)? {
+        return Err(anyhow!("{}: it leads the session of a terminal", attempt())).or_hint(
+            "when the lock is lost, that shell and all that runs in the terminal are killed: start a script or another shell for the lock, or give --session-leader",
+        );
+    }
+    Ok(other)
 }
 
 fn hold_lock(

@@ -10,7 +10,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use rustix::stdio::dup2_stdout;
 
 use crate::sys::descriptors;
-use crate::sys::proc::ProcessId;
+use crate::sys::proc::{self, ProcessId};
 
 /// The process, by pidfd.
 #[derive(Debug)]
@@ -48,6 +48,12 @@ impl ProcessHandle {
 
     pub(crate) fn id(&self) -> ProcessId {
         self.id
+    }
+
+    /// Whether it leads a session with a terminal, as a login shell does.
+    pub(crate) fn leads_terminal_session(&self) -> io::Result<bool> {
+        let (_, stat) = proc::directory_of(&proc::open()?, self.id.pid)?;
+        Ok(stat.session == self.id.pid && stat.has_terminal)
     }
 
     /// The descriptor that must stay open for it.

@@ -74,6 +74,10 @@ pub(crate) struct Stat {
     pub(crate) program: String,
     pub(crate) state: char,
     pub(crate) parent: i32,
+    /// The pid of the leader of its session.
+    pub(crate) session: i32,
+    /// Whether its session has a terminal.
+    pub(crate) has_terminal: bool,
     pub(crate) threads: u32,
     pub(crate) start: u64,
 }
@@ -87,13 +91,17 @@ impl Stat {
         let mut fields = line.get(closes + 2..)?.split(|&byte| byte == b' ');
         let state = char::from(*fields.next()?.first()?);
         let parent = parse(fields.next()?)?;
-        // Fields 20 and 22, counted from 1; the parent is field 4.
-        let threads = parse(fields.nth(15)?)?;
+        // Fields 6, 7, 20 and 22, counted from 1; the parent is field 4.
+        let session = parse(fields.nth(1)?)?;
+        let has_terminal = parse::<i32>(fields.next()?)? != 0;
+        let threads = parse(fields.nth(12)?)?;
         let start = parse(fields.nth(1)?)?;
         Some(Self {
             program,
             state,
             parent,
+            session,
+            has_terminal,
             threads,
             start,
         })
@@ -180,6 +188,8 @@ mod tests {
             program: "a) R 1 (b\n".to_owned(),
             state: 'S',
             parent: 7,
+            session: 42,
+            has_terminal: false,
             threads: 3,
             start: 123_456,
         };

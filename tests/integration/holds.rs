@@ -4,7 +4,7 @@
 use std::process::Stdio;
 
 use crate::support::{
-    Dlock, Etcd, LIMIT, Link, Mode, Running, Scratch, Signal, eventually, unique,
+    Dlock, Etcd, LIMIT, Link, Mode, Running, Scratch, Signal, Terminal, eventually, unique,
 };
 
 /// A hold of the lock `name` by this dlock, and the name that it gave itself.
@@ -137,6 +137,61 @@ fn a_hold_whose_release_is_unconfirmed_gets_a_warning() {
         .wait()
         .expect_code(0)
         .expect_stderr(&["cannot confirm the release"]);
+}
+
+/// "A script checks the status before it evaluates the line, as in EXAMPLES" (dlock-hold(1)): no shell goes on without the lock.
+#[test]
+fn a_script_that_checks_the_status_never_goes_on_without_the_lock() {
+    let (etcd, dlock) = (Etcd::shared(), env!("CARGO_BIN_EXE_dlock"));
+    let (name, busy) = (unique("checked"), unique("busy"));
+    let (mut holder, _) = hold(Dlock::on(etcd), &busy);
+    for shell in ["bash", "dash", "zsh", "fish"] {
+        let run = |hold: &str| {
+            let script = if shell == "fish" {
+                format!("set h ({hold} --pid $fish_pid); or exit; eval $h; echo in $DLOCK_NAME")
+            } else {
+                format!("h=$({hold} --pid $$) || exit; eval \"$h\"; echo in $DLOCK_NAME")
+            };
+            let script = format!("{script}; {dlock} release");
+            let run = Dlock::program([shell, "-c", &script]);
+            run.env("DLOCK_ENDPOINTS", etcd.endpoint()).finish()
+        };
+        let held = run(&format!("{dlock} hold --background {name}"));
+        held.expect_code(0).expect_stdout(&format!("in {name}\n"));
+        for (hold, code) in [
+            (format!("{dlock} hold --bakground {name}"), 125),
+            (format!("{dlock} hold --background -n {busy}"), 75),
+            (format!("/no/such/dlock hold --background {name}"), 127),
+            // Killed while it waits: it prints nothing.
+            (
+                format!("timeout -s KILL 0.3 {dlock} hold --background {busy}"),
+                137,
+            ),
+        ] {
+            let outcome = run(&hold);
+            assert_eq!(outcome.code(), Some(code), "{shell}: {hold}: {outcome:?}");
+            outcome.expect_stdout("");
+        }
+    }
+    holder.signal(Signal::TERM);
+    holder.wait().expect_code(0);
+}
+
+/// "A --pid that leads the session of a terminal, as a login shell does, is refused unless --session-leader is given".
+#[test]
+fn a_lock_for_the_shell_of_a_terminal_is_refused() {
+    let (etcd, name, dlock) = (Etcd::shared(), unique("login"), env!("CARGO_BIN_EXE_dlock"));
+    // The parent of the shell leads the session.
+    let mut terminal = Terminal::open(&etcd.endpoint());
+    terminal.line(&format!("{dlock} hold --background --pid $PPID {name}"));
+    terminal.await_text("it leads the session of a terminal");
+    terminal.prompts();
+    let hold = format!("{dlock} hold --background --session-leader --pid $PPID {name}");
+    terminal.line(&format!("h=$({hold}) && eval \"$h\"; echo status-$?"));
+    terminal.await_text("status-0");
+    terminal.prompts();
+    terminal.line(&format!("{dlock} release; echo released-$?"));
+    terminal.await_text("released-0");
 }
 
 /// In a script, in the background, with `--pid` and without: `dlock release` reports that the lock was lost; without

@@ -163,3 +163,32 @@ fn a_stall_before_the_start_shortens_neither_time() {
         assert!(left + since >= 997, "{key}: {left} s left after {since} s");
     }
 }
+
+/// "So one line in the crontab of several hosts, whose clocks differ by less than that, runs once" (dlock-run(1)): the line of the
+/// README, on hosts that are 1 s and 20 s late.
+#[test]
+fn the_crontab_line_runs_once_on_hosts_whose_clocks_differ() {
+    let (etcd, name) = (Etcd::shared(), unique("nightly"));
+    let started_at = boot_clock();
+    let run = || {
+        let line = [
+            "-n",
+            "-E",
+            "0",
+            "--min-hold",
+            "50s",
+            &name,
+            "--",
+            "echo",
+            "ran",
+        ];
+        Dlock::on(etcd).run(line).finish()
+    };
+    run().expect_code(0).expect_stdout("ran\n");
+    for late in [1, 20] {
+        eventually(LIMIT, "the clock of the other host", || {
+            since(started_at) >= Duration::from_secs(late)
+        });
+        run().expect_code(0).expect_silent();
+    }
+}

@@ -19,7 +19,7 @@ pub(super) const RUNNERS: &[Runner] = &[
     ),
     (
         "README.md",
-        "eval \"$(dlock hold",
+        "h=$(dlock hold",
         Prints(&["step-one", "step-two"]),
     ),
     ("README.md", "$ dlock doctor", By(doctor)),
@@ -80,7 +80,8 @@ pub(super) const RUNNERS: &[Runner] = &[
         "dlock run report -c 'ssh storage",
         Prints(&["write-report"]),
     ),
-    ("dlock-hold.1", "eval \"$(dlock hold", By(held_by_eval)),
+    ("dlock-hold.1", "h=$(dlock hold", By(held_by_eval)),
+    ("dlock-hold.1", "set h (dlock hold", By(held_in_fish)),
     ("dlock-hold.1", "coproc dlock hold", By(held_by_coprocess)),
     ("dlock-ls.1", "dlock ls\n", Prints(&["NAME"])),
     ("dlock-ls.1", "dlock ls --json", By(names_only)),
@@ -127,7 +128,7 @@ pub(super) const RUNNERS: &[Runner] = &[
     ),
     (
         "dlock-examples.7",
-        "#!/bin/bash\neval",
+        "#!/bin/bash\nh=$(dlock hold",
         Prints(&["step one\nstep two\n"]),
     ),
     (
@@ -442,6 +443,17 @@ fn held_by_eval(block: &Block) {
         .expect_stdout("has database\n");
 }
 
+fn held_in_fish(block: &Block) {
+    let text = format!(
+        "fish <<'END'\n{}echo \"has $DLOCK_NAME\"\ndlock status --held database\nEND\n",
+        block.text
+    );
+    script(&Etcd::start(), &text)
+        .finish()
+        .expect_code(0)
+        .expect_stdout("has database\n");
+}
+
 fn held_by_coprocess(block: &Block) {
     let text = format!(
         "{}read -r line <&\"${{COPROC[0]}}\"\necho \"$line\"\ndlock status --held database\n\
@@ -465,7 +477,7 @@ fn names_only(block: &Block) {
 fn released(block: &Block) {
     let etcd = Etcd::start();
     let text = format!(
-        "eval \"$(dlock hold --background --pid $$ job)\"\n{}",
+        "h=$(dlock hold --background --pid $$ job) || exit\neval \"$h\"\n{}",
         block.text
     );
     script(&etcd, &text).finish().expect_code(0).expect_silent();
