@@ -48,6 +48,7 @@ use output::{events, log};
 
 /// The whole program.
 pub fn main() -> ! {
+    sys::signals::ignore_file_size_limit();
     // A panic in any task ends the process at once: renewals stop, and the guard sees the end. The exit status must not be
     // one that the command may return.
     log::on_panic(|| end(Exit::Failed));

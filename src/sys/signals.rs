@@ -77,6 +77,11 @@ pub(crate) fn set_ignored(signal: i32, ignored: bool) {
     }
 }
 
+/// A write beyond the limit of a file's size (`RLIMIT_FSIZE`) fails from now on, and does not end this process.
+pub(crate) fn ignore_file_size_limit() {
+    set_ignored(libc::SIGXFSZ, true);
+}
+
 /// Blocks `signals`; from now on the returned descriptor delivers them.
 pub(crate) fn receive(signals: impl Iterator<Item = i32>) -> io::Result<OwnedFd> {
     let set = signals.map(set_of).fold(0, |all, one| all | one);

@@ -323,3 +323,40 @@ fn metrics_of_many_runs_add_up() {
         0o444
     );
 }
+
+/// "The same holds for a file that grows beyond the limit of `ulimit -f`, which ends only the command by SIGXFSZ."
+#[test]
+fn a_limit_of_a_files_size_ends_only_the_command() {
+    let home = Scratch::new();
+    fs::create_dir_all(home.file("dir")).expect("our own directory");
+    // The output goes through a pipe, as a file would be limited as well.
+    let script =
+        r#"limit=$1; shift; { (ulimit -f "$limit"; exec "$@"); echo "status $?"; } 2>&1 | cat"#;
+    let run = |blocks: &str, option: &str, command: &[&str]| {
+        let local = format!("--local={}", home.file("state"));
+        let file = format!("--{option}={}", home.file("dir/file"));
+        let outcome = Dlock::program(["sh", "-c", script, "sh", blocks])
+            .args([env!("CARGO_BIN_EXE_dlock"), "run", &local, &file, "job"])
+            .args(command)
+            .finish();
+        let left = fs::read_dir(home.file("dir")).expect("it is there");
+        (outcome.stdout, left.count())
+    };
+    let (refused, left) = run("0", "report", &["true"]);
+    assert!(refused.contains("/dir/file': File too large"), "{refused}");
+    assert!(refused.ends_with("status 125\n"), "{refused}");
+    assert_eq!(left, 0);
+    // A block has 512 bytes, which is enough for the report and not for the metrics.
+    let (warned, left) = run("1", "metrics", &["true"]);
+    assert!(warned.contains("/dir/file': File too large"), "{warned}");
+    assert!(warned.ends_with("status 0\n"), "{warned}");
+    assert_eq!(left, 1, "file.lock");
+    let big = format!("of={}", home.file("big"));
+    let (killed, left) = run(
+        "1",
+        "report",
+        &["dd", "if=/dev/zero", &big, "bs=9999", "count=2"],
+    );
+    assert!(killed.ends_with("status 153\n"), "{killed}");
+    assert_eq!(left, 2);
+}
