@@ -1,14 +1,14 @@
-//! The rooms of the house keep to themselves: who may name what, and how long a file may be.
-//! It reads the sources as text and knows nothing of what they do.
+//! The limits of the rooms and files: which names each may use, what it may import, and how long it may be.
+//! It reads the sources as text.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// In lines, without the tests; about 400 are the aim.
-const LONGEST: usize = 600;
+/// The most lines of a file, without its tests.
+const MAX_LINES: usize = 600;
 
-/// Names that only some rooms may use: the names, who may, and why nobody else.
+/// Names that only some rooms may use: the names, the rooms, and the reason.
 const WALLS: &[(&[&str], &[&str], &str)] = &[
     (
         &[
@@ -49,7 +49,7 @@ const WALLS: &[(&[&str], &[&str], &str)] = &[
     ),
 ];
 
-/// Names that a room must not use: the room, the names, and why.
+/// Names that a room must not use: the room, the names, and the reason.
 const ROOMS: &[(&str, &[&str], &str)] = &[
     (
         "core/",
@@ -78,17 +78,17 @@ const ROOMS: &[(&str, &[&str], &str)] = &[
     (
         "cli/",
         &["tokio", "etcd_client", "tonic"],
-        "cli/ knows words only",
+        "cli/ reads settings, and sends nothing",
     ),
     (
         "config/",
         &["tokio", "etcd_client", "tonic"],
-        "config/ knows words only",
+        "config/ reads settings, and sends nothing",
     ),
     (
         "config.rs",
         &["tokio", "etcd_client", "tonic"],
-        "config.rs knows words only",
+        "config.rs reads settings, and sends nothing",
     ),
     (
         "guard/",
@@ -114,7 +114,7 @@ const ROOMS: &[(&str, &[&str], &str)] = &[
     (
         "lock/",
         &["crate::etcd", "crate::local", "tokio", "rustix", "Exit"],
-        "what every kind of lock has in common is none of them, and knows no exit status",
+        "lock/ is common to all kinds of locks: it knows none of them, and no exit status",
     ),
     (
         "sys/",
@@ -129,7 +129,7 @@ const ROOMS: &[(&str, &[&str], &str)] = &[
     ),
 ];
 
-/// The rooms from the ground up: a file imports from its own room and from lower floors only.
+/// The floors from the lowest up: a file imports from its own room and from lower floors only.
 const FLOORS: &[&[&str]] = &[
     &["core"],
     &["sys"],
@@ -153,8 +153,8 @@ fn sources() -> Vec<Source> {
 }
 
 fn sources_in(root: &Path) -> Vec<Source> {
-    fn collect(folder: &Path, found: &mut Vec<PathBuf>) {
-        for entry in fs::read_dir(folder).unwrap() {
+    fn collect(directory: &Path, found: &mut Vec<PathBuf>) {
+        for entry in fs::read_dir(directory).unwrap() {
             let path = entry.unwrap().path();
             if path.is_dir() {
                 collect(&path, found);
@@ -178,7 +178,7 @@ fn sources_in(root: &Path) -> Vec<Source> {
     paths.into_iter().map(source).collect()
 }
 
-/// The code with comments and the insides of texts blanked out; lines stay lines.
+/// The code without comments and without the contents of strings; lines stay lines.
 fn code(text: &str) -> String {
     let mut code = String::with_capacity(text.len());
     let mut rest = text.chars().peekable();
@@ -188,7 +188,7 @@ fn code(text: &str) -> String {
             '/' if rest.peek() == Some(&'/') => {
                 while rest.next_if(|next| *next != '\n').is_some() {}
             }
-            // A raw text of the form r#"..."#; the sources have none with more hashes.
+            // A raw string of the form r#"..."#; the sources have none with more hashes.
             '#' if last == 'r' && rest.peek() == Some(&'"') => {
                 rest.next();
                 let mut before = ' ';
@@ -215,7 +215,7 @@ fn code(text: &str) -> String {
                     code.extend((skipped == Some('\n')).then_some('\n'));
                 }
             }
-            // '"' and '\'' would else begin a text.
+            // '"' and '\'' would else begin a string.
             '\'' if rest.peek() == Some(&'"') => {
                 rest.next();
             }
@@ -251,8 +251,8 @@ struct Module {
     imports: Vec<String>,
 }
 
-/// The modules below `root`, a folder with the sources of one crate, and what each imports. A room's `mod.rs` only hands
-/// names on, so what is imported through it counts for nothing here, nor does what a file's own tests import.
+/// The modules below `root`, the directory of a crate's sources, each with its imports. A room's `mod.rs` only re-exports, so
+/// imports from it do not count, nor do those of a file's own tests. A file imports the child modules that it uses.
 fn modules(root: &Path) -> Vec<Module> {
     let sources = sources_in(root);
     let name_of = |path: &str| {
@@ -269,6 +269,7 @@ fn modules(root: &Path) -> Vec<Module> {
         let code = code.split("#[cfg(test)]\nmod tests {").next().unwrap();
         let mut imports: Vec<String> = paths_in(code)
             .into_iter()
+            .chain(children_in(code))
             .filter_map(|path| absolute(&path, &own))
             .filter_map(|path| nearest(&path, &names))
             .filter(|path| *path != source.path && !path.ends_with("mod.rs"))
@@ -283,9 +284,23 @@ fn modules(root: &Path) -> Vec<Module> {
     sources.iter().map(module).collect()
 }
 
-/// Every path in `code` that begins with `crate`, `super` or `self`; groups in braces are written out.
+/// The paths of the child modules that `code` declares and uses by their bare names.
+fn children_in(code: &str) -> Vec<String> {
+    let child = |line: &str| {
+        let name = line.rsplit_once("mod ")?.1.strip_suffix(';')?;
+        let bare =
+            |at: usize| !code[..at].ends_with(|c: char| c.is_alphanumeric() || "_:".contains(c));
+        let start = format!("{name}::");
+        let mut uses = code.match_indices(&start);
+        uses.any(|(at, _)| bare(at))
+            .then(|| format!("self::{name}"))
+    };
+    code.lines().filter_map(child).collect()
+}
+
+/// Every path in `code` that begins with `crate`, `super` or `self`; groups in braces are expanded.
 fn paths_in(code: &str) -> Vec<String> {
-    fn written_out(prefix: &str, rest: &str, found: &mut Vec<String>) -> usize {
+    fn expand(prefix: &str, rest: &str, found: &mut Vec<String>) -> usize {
         let end = rest
             .find(|c: char| !(c.is_alphanumeric() || c == '_' || c == ':'))
             .unwrap_or(rest.len());
@@ -300,7 +315,7 @@ fn paths_in(code: &str) -> Vec<String> {
             match next {
                 '}' => return at + 1,
                 _ if next.is_alphabetic() || next == '_' => {
-                    at += written_out(&path, &rest[at..], found);
+                    at += expand(&path, &rest[at..], found);
                 }
                 _ => at += next.len_utf8(),
             }
@@ -312,14 +327,14 @@ fn paths_in(code: &str) -> Vec<String> {
         for (at, _) in code.match_indices(start) {
             let before = code[..at].chars().next_back();
             if before.is_none_or(|c| !(c.is_alphanumeric() || c == '_' || c == ':')) {
-                written_out("", &code[at..], &mut found);
+                expand("", &code[at..], &mut found);
             }
         }
     }
     found
 }
 
-/// `path`, as the module `own` says it, from the crate's root on.
+/// The full path of `path` in the module `own`, from the crate's root on.
 fn absolute(path: &str, own: &str) -> Option<String> {
     let mut base: Vec<&str> = own.split("::").collect();
     let mut steps = path.split("::").peekable();
@@ -337,7 +352,7 @@ fn absolute(path: &str, own: &str) -> Option<String> {
     Some(base.join("::"))
 }
 
-/// The file of the module that `path` leads into.
+/// The file of the module in which `path` ends.
 fn nearest(path: &str, names: &BTreeMap<String, String>) -> Option<String> {
     let mut path = path;
     loop {
@@ -349,7 +364,7 @@ fn nearest(path: &str, names: &BTreeMap<String, String>) -> Option<String> {
 }
 
 #[test]
-fn every_room_keeps_to_itself() {
+fn every_room_uses_only_the_names_that_it_may_use() {
     let mut broken = Vec::new();
     for Source { path, text } in sources() {
         let code = code(&text);
@@ -372,14 +387,14 @@ fn every_room_keeps_to_itself() {
 }
 
 #[test]
-fn every_file_says_what_it_is_for() {
+fn every_file_begins_with_its_purpose() {
     for Source { path, text } in sources() {
         assert!(text.starts_with("//! "), "src/{path} must open with //!");
     }
 }
 
 #[test]
-fn no_file_is_long() {
+fn no_file_is_too_long() {
     for Source { path, text } in sources() {
         if path.ends_with("tests.rs") {
             continue;
@@ -391,8 +406,8 @@ fn no_file_is_long() {
             .lines()
             .count();
         assert!(
-            lines <= LONGEST,
-            "src/{path} has {lines} lines: it wants to be two files"
+            lines <= MAX_LINES,
+            "src/{path} has {lines} lines, more than {MAX_LINES}: split it"
         );
     }
 }
@@ -407,7 +422,7 @@ fn no_import_runs_upwards() {
     };
     let mut broken = Vec::new();
     for module in modules(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src")) {
-        // `lib.rs` and `main.rs` stand above all rooms.
+        // `lib.rs` and `main.rs` are above all floors.
         let Some(own) = floor(&module.path) else {
             continue;
         };
@@ -457,7 +472,7 @@ fn no_files_import_each_other_in_a_circle() {
 }
 
 #[test]
-fn imports_are_found_however_they_are_written() {
+fn imports_are_found_in_every_notation() {
     let code = "use crate::core::{lease::{self, Terms}, name::LockName};\nfn f() { super::super::clock::now(); }\n";
     let mut paths = paths_in(code);
     paths.sort();
@@ -471,13 +486,17 @@ fn imports_are_found_however_they_are_written() {
         ]
     );
     assert_eq!(
+        children_in("mod used;\npub(crate) mod unused;\nfn f() { used::g(); a::unused::g(); }\n"),
+        ["self::used"]
+    );
+    assert_eq!(
         absolute("super::super::clock::now", "a::b::c").unwrap(),
         "a::clock::now"
     );
 }
 
 #[test]
-fn the_walls_see_through_comments_and_texts() {
+fn comments_and_strings_do_not_count_as_uses() {
     let code = code(
         "// tokio\n/// \"unsafe\n let a = \"tonic \\\" tokio\"; let b = r#\"unsafe \" x\"#; let c = '\"'; libc::kill();\n",
     );

@@ -20,7 +20,7 @@ use crate::sys::clock;
 /// Bars per request: etcd allows 128 operations.
 const MAX_BARS: usize = 100;
 
-/// The leases to revoke, each with the state of its attempt. Each may hold an entry that nobody uses.
+/// The leases to revoke, each with the state of its attempt. Each may have an unused entry.
 pub(super) struct Attempts {
     requests: Rc<Requests>,
     leases: RefCell<Vec<(LeaseId, Attempt)>>,

@@ -5,11 +5,10 @@ pub(crate) mod certificates;
 mod http_probe;
 mod trial_lock;
 
-use std::time::Duration;
-
 use etcd_client::{Error, StatusResponse};
 use tokio::time::timeout;
 
+use self::trial_lock::{STEP_TIMEOUT, complaint};
 use super::cluster::read_header;
 use super::connection::{Connection, connect, within};
 use super::error::{ErrorKind, LockError, connect_hint};
@@ -18,12 +17,9 @@ use crate::config::Settings;
 use crate::config::credentials::Credentials;
 use crate::config::endpoint::Endpoint;
 use crate::core::doctor::certificate::Certificate;
-use crate::core::doctor::facts::{Answer, Complaint, Member, MemberStatus, Probe};
+use crate::core::doctor::facts::{Answer, Member, MemberStatus, Probe};
 use crate::core::time::LeaseTimings;
 use crate::sys::clock;
-
-/// Limit on one request, unless it is a proof: those have the limit of a renewal.
-const STEP_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The results for one endpoint.
 pub(crate) struct Examined {
@@ -141,15 +137,4 @@ async fn members(etcd: &Connection) -> Vec<Member> {
         learner: member.is_learner(),
     };
     list.members().iter().map(member).collect()
-}
-
-fn complaint(error: LockError) -> Complaint {
-    Complaint {
-        refused: matches!(
-            error.kind,
-            ErrorKind::Refused | ErrorKind::LoginRefused | ErrorKind::BadFile
-        ),
-        cause: error.cause,
-        hint: error.hint,
-    }
 }

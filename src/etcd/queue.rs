@@ -70,7 +70,7 @@ pub(super) fn count_before(queue: &LockKeys, token: i64) -> TxnOp {
     TxnOp::get(queue.prefix(), Some(options))
 }
 
-/// The entry of a key, if it belongs to this queue; other keys block nobody.
+/// The entry of a key, if it belongs to this queue; other keys block no request.
 pub(super) fn entry_in(queue: &LockKeys, key: &KeyValue) -> Option<QueueEntry> {
     queue.parse_entry(key.key())?;
     Some(queue_entry(key))

@@ -9,8 +9,7 @@ use super::super::cluster::read_header;
 use super::super::connection::{Connection, within};
 use super::super::queue::{entry_id, reads_of};
 use super::super::renewal::KeepAlive;
-use super::{STEP_TIMEOUT, complaint};
-use crate::core::doctor::facts::Trial;
+use crate::core::doctor::facts::{Complaint, Trial};
 use crate::core::doctor::latency::Proof;
 use crate::core::keys::LockKeys;
 use crate::core::name::LockName;
@@ -18,8 +17,11 @@ use crate::core::proof::{
     EntryId, FencingToken, Header, Inconclusive, LeaseId, Ownership, Verdict,
 };
 use crate::core::time::LeaseTimings;
-use crate::etcd::error::LockError;
+use crate::etcd::error::{ErrorKind, LockError};
 use crate::sys::clock;
+
+/// Limit on one request, unless it is a proof: those have the limit of a renewal.
+pub(super) const STEP_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The longest lease of a trial: a doctor that is killed leaves nothing for longer.
 const MAX_TRIAL_TIME: Duration = Duration::from_mins(1);
@@ -179,5 +181,16 @@ fn explain(doubt: Inconclusive) -> &'static str {
         Inconclusive::OtherTerm => "a leader was being elected",
         Inconclusive::OlderRevision => "the server went back in time",
         Inconclusive::NoTimeLeft => "the server does not know the lease's time",
+    }
+}
+
+pub(super) fn complaint(error: LockError) -> Complaint {
+    Complaint {
+        refused: matches!(
+            error.kind,
+            ErrorKind::Refused | ErrorKind::LoginRefused | ErrorKind::BadFile
+        ),
+        cause: error.cause,
+        hint: error.hint,
     }
 }
