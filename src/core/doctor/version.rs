@@ -5,23 +5,15 @@ use std::fmt;
 
 use super::{Finding, Level};
 
-/// The version of a server without the part after the third number.
+/// The version of a server: its first three numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Version {
-    major: u32,
-    minor: u32,
-    patch: u32,
+pub struct Version([u32; 3]);
+
+const fn version(major: u32, minor: u32, patch: u32) -> Version {
+    Version([major, minor, patch])
 }
 
 impl Version {
-    const fn new(major: u32, minor: u32, patch: u32) -> Self {
-        Self {
-            major,
-            minor,
-            patch,
-        }
-    }
-
     /// Parses `3.5.30`, `3.6.0-rc.1` and the like.
     pub fn parse(text: &str) -> Option<Self> {
         let mut numbers = text.trim().splitn(3, '.').map(|word| {
@@ -29,7 +21,7 @@ impl Version {
             word[..end.unwrap_or(word.len())].parse().ok()
         });
         let mut next = || numbers.next().flatten();
-        Some(Self::new(next()?, next()?, next()?))
+        Some(Self([next()?, next()?, next()?]))
     }
 }
 
@@ -46,104 +38,76 @@ struct Fault {
     reference: &'static str,
 }
 
-const FIRST: Version = Version::new(0, 0, 0);
+const FIRST: Version = version(0, 0, 0);
 
 /// All known faults, the worst first.
 const FAULTS: &[Fault] = &[
     Fault {
         since: FIRST,
-        fixed: &[Version::new(3, 4, 0)],
+        fixed: &[version(3, 4, 0)],
         breaks: "dlock was never tried with it, and locks are known to be unsafe on it",
         with_users: false,
         reference: "etcd issue 11456",
     },
     Fault {
-        since: Version::new(3, 5, 0),
-        fixed: &[Version::new(3, 5, 3)],
+        since: version(3, 5, 0),
+        fixed: &[version(3, 5, 3)],
         breaks: "a crash under load may leave members with different data, so that two clients hold one lock",
         with_users: false,
         reference: "etcd issue 13766",
     },
     Fault {
         since: FIRST,
-        fixed: &[
-            Version::new(3, 4, 21),
-            Version::new(3, 5, 5),
-            Version::new(3, 6, 0),
-        ],
+        fixed: &[version(3, 4, 21), version(3, 5, 5), version(3, 6, 0)],
         breaks: "a cluster of one member may forget what it has confirmed when it crashes, and with it a lock that is held",
         with_users: false,
         reference: "etcd issue 14370",
     },
     Fault {
         since: FIRST,
-        fixed: &[
-            Version::new(3, 4, 31),
-            Version::new(3, 5, 13),
-            Version::new(3, 6, 0),
-        ],
+        fixed: &[version(3, 4, 31), version(3, 5, 13), version(3, 6, 0)],
         breaks: "a leader whose disk hung may delete the key of a lock that is held: the command is then stopped while the next one may start",
         with_users: false,
         reference: "etcd issues 12528 and 15247",
     },
     Fault {
-        since: Version::new(3, 4, 20),
-        fixed: &[
-            Version::new(3, 4, 42),
-            Version::new(3, 5, 28),
-            Version::new(3, 6, 9),
-        ],
+        since: version(3, 4, 20),
+        fixed: &[version(3, 4, 42), version(3, 5, 28), version(3, 6, 9)],
         breaks: "a member that was paused may answer a read with old data, and reads are what proves a lock",
         with_users: false,
         reference: "etcd issue 20418",
     },
     Fault {
         since: FIRST,
-        fixed: &[
-            Version::new(3, 4, 36),
-            Version::new(3, 5, 18),
-            Version::new(3, 6, 0),
-        ],
+        fixed: &[version(3, 4, 36), version(3, 5, 18), version(3, 6, 0)],
         breaks: "a watch may miss the end of a key: a loss or a release is noticed late",
         with_users: false,
         reference: "etcd issue 17529 and the changelogs of 3.4.36 and 3.5.18",
     },
     Fault {
         since: FIRST,
-        fixed: &[Version::new(3, 5, 0)],
+        fixed: &[version(3, 5, 0)],
         breaks: "when the server's wall clock goes back, the lock of a dead holder stays taken for as long",
         with_users: false,
         reference: "etcd issue 12291",
     },
     Fault {
         since: FIRST,
-        fixed: &[
-            Version::new(3, 4, 42),
-            Version::new(3, 5, 28),
-            Version::new(3, 6, 9),
-        ],
+        fixed: &[version(3, 4, 42), version(3, 5, 28), version(3, 6, 9)],
         breaks: "who has no user at all may still renew leases, and so keep a dead holder's lock taken",
         with_users: true,
         reference: "CVE-2026-33413",
     },
     Fault {
         since: FIRST,
-        fixed: &[
-            Version::new(3, 4, 44),
-            Version::new(3, 5, 30),
-            Version::new(3, 6, 11),
-        ],
+        fixed: &[version(3, 4, 44), version(3, 5, 30), version(3, 6, 11)],
         breaks: "a user may put keys under a lease of somebody else by a nested transaction",
         with_users: true,
         reference: "etcd changelog",
     },
     Fault {
         since: FIRST,
-        fixed: &[
-            Version::new(3, 4, 26),
-            Version::new(3, 5, 9),
-            Version::new(3, 6, 0),
-        ],
+        fixed: &[version(3, 4, 26), version(3, 5, 9), version(3, 6, 0)],
         breaks: "every user can read the names of all keys that have a lease",
         with_users: true,
         reference: "CVE-2023-32082",
@@ -177,14 +141,19 @@ pub fn known() -> Vec<Known> {
 
 impl fmt::Display for Version {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}.{}.{}", self.major, self.minor, self.patch)
+        let [major, minor, patch] = self.0;
+        write!(f, "{major}.{minor}.{patch}")
     }
 }
 
 impl Fault {
+    /// The fixed version of the same minor release.
+    fn fixed_in_line_of(&self, version: Version) -> Option<&Version> {
+        self.fixed.iter().find(|one| one.0[..2] == version.0[..2])
+    }
+
     fn concerns(&self, version: Version) -> bool {
-        let line = |other: &&Version| (other.major, other.minor) == (version.major, version.minor);
-        let fixed = match self.fixed.iter().find(line) {
+        let fixed = match self.fixed_in_line_of(version) {
             Some(fixed) => version >= *fixed,
             None => self.fixed.last().is_some_and(|last| version > *last),
         };
@@ -192,8 +161,7 @@ impl Fault {
     }
 
     fn hint(&self, version: Version) -> String {
-        let line = |other: &&Version| (other.major, other.minor) == (version.major, version.minor);
-        let first = self.fixed.iter().find(line).or(self.fixed.first());
+        let first = self.fixed_in_line_of(version).or(self.fixed.first());
         let version = first.copied().unwrap_or(FIRST);
         format!("upgrade etcd to {version} or later ({})", self.reference)
     }
@@ -240,10 +208,10 @@ mod tests {
     #[test]
     fn versions_of_servers_are_parsed() {
         for (text, version) in [
-            ("3.5.30", Some(Version::new(3, 5, 30))),
-            ("3.6.0-rc.1", Some(Version::new(3, 6, 0))),
-            ("3.5.1+git", Some(Version::new(3, 5, 1))),
-            ("4.0.0", Some(Version::new(4, 0, 0))),
+            ("3.5.30", Some(version(3, 5, 30))),
+            ("3.6.0-rc.1", Some(version(3, 6, 0))),
+            ("3.5.1+git", Some(version(3, 5, 1))),
+            ("4.0.0", Some(version(4, 0, 0))),
             ("3.5", None),
             ("", None),
             ("3.x.1", None),
