@@ -38,47 +38,37 @@ const SLACK: usize = 6;
 const SUCCESS: usize = 7;
 
 const FAMILIES: [Family; 8] = [
-    Family {
-        name: "dlock_runs",
-        help: "Times that the lock was taken",
-        counts: true,
-    },
-    Family {
-        name: "dlock_conflicts",
-        help: "Times that others had the lock, or there was to be no run now",
-        counts: true,
-    },
-    Family {
-        name: "dlock_losses",
-        help: "Times that the lock was lost",
-        counts: true,
-    },
-    Family {
-        name: "dlock_failures",
-        help: "Times that dlock failed, the command could not be started, or could not be killed",
-        counts: true,
-    },
-    Family {
-        name: "dlock_wait_seconds",
-        help: "Time spent on getting the lock",
-        counts: true,
-    },
-    Family {
-        name: "dlock_hold_seconds",
-        help: "Time for which the lock was held",
-        counts: true,
-    },
-    Family {
-        name: "dlock_smallest_slack_seconds",
-        help: "Smallest time left until the command would have been told to stop, of the last run that renewed the lock or failed to",
-        counts: false,
-    },
-    Family {
-        name: "dlock_last_success_timestamp_seconds",
-        help: "When a run last ended with status 0",
-        counts: false,
-    },
+    counter("dlock_runs", "Times that the lock was taken"),
+    counter(
+        "dlock_conflicts",
+        "Times that others had the lock, or there was to be no run now",
+    ),
+    counter("dlock_losses", "Times that the lock was lost"),
+    counter(
+        "dlock_failures",
+        "Times that dlock failed, the command could not be started, or could not be killed",
+    ),
+    counter("dlock_wait_seconds", "Time spent on getting the lock"),
+    counter("dlock_hold_seconds", "Time for which the lock was held"),
+    gauge(
+        "dlock_smallest_slack_seconds",
+        "Smallest time left until the command would have been told to stop, of the last run that renewed the lock or failed to",
+    ),
+    gauge(
+        "dlock_last_success_timestamp_seconds",
+        "When a run last ended with status 0",
+    ),
 ];
+
+const fn counter(name: &'static str, help: &'static str) -> Family {
+    let counts = true;
+    Family { name, help, counts }
+}
+
+const fn gauge(name: &'static str, help: &'static str) -> Family {
+    let counts = false;
+    Family { name, help, counts }
+}
 
 impl Family {
     /// The name of the sample at the beginning of a line.
