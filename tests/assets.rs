@@ -139,8 +139,8 @@ fn the_page_has_every_recipe_once() {
 
 fn exit_status() -> String {
     let mut section = ".SH EXIT STATUS\n".to_owned();
-    for row in exit::TABLE {
-        writeln!(section, ".TP\n.B {}\n{}", row.code, roff(row.meaning)).unwrap();
+    for (code, meaning) in exit::TABLE {
+        writeln!(section, ".TP\n.B {code}\n{}", roff(meaning)).unwrap();
     }
     section
 }
@@ -305,8 +305,8 @@ fn exit_table_in_the_readme() {
     let (before, after) =
         parts.expect("README.md needs the lines <!-- exit-status --> and <!-- /exit-status -->");
     let mut table = "| code | meaning |\n|---|---|\n".to_owned();
-    for row in exit::TABLE {
-        writeln!(table, "| {} | {} |", row.code, row.meaning).unwrap();
+    for (code, meaning) in exit::TABLE {
+        writeln!(table, "| {code} | {meaning} |").unwrap();
     }
     check("README.md", &format!("{before}{BEGIN}{table}{END}{after}"));
 }

@@ -35,46 +35,31 @@ pub(crate) enum Exit {
 /// `EX_TEMPFAIL` of `sysexits.h(3)`, as in `lockf(1)` and `lckdo(1)`.
 pub(crate) const BUSY: u8 = 75;
 
-/// One line of the exit table, for people.
-pub struct Row {
-    pub code: &'static str,
-    pub meaning: &'static str,
-}
-
-/// The table in the manual page and the README.
-pub const TABLE: &[Row] = &[
-    Row {
-        code: "the command's",
-        meaning: "the command ran under the lock to its end; if a signal ended it, dlock ends by the same signal (128+n in a shell)",
-    },
-    Row {
-        code: "75",
-        meaning: "the command did not run: the lock is busy (at once with --no-wait, or when --wait has passed), it ran already (--once-per), or a newer request superseded this one; --conflict-exit-code chooses another status",
-    },
-    Row {
-        code: "121",
-        meaning: "the lock was lost: the command was killed, or the release found that the lock was no longer ours; or somebody asked for it (dlock break, --supersede=holder) and the command was stopped; of dlock fence: the token is lower than the highest that FILE has seen",
-    },
-    Row {
-        code: "122",
-        meaning: "a process of the command could not be killed",
-    },
-    Row {
-        code: "124",
-        meaning: "the command was stopped because --max-hold had passed",
-    },
-    Row {
-        code: "125",
-        meaning: "dlock itself failed: usage, configuration, an etcd that cannot be reached or refuses, or a state folder that cannot be used (--local)",
-    },
-    Row {
-        code: "126",
-        meaning: "the command was found but cannot be executed",
-    },
-    Row {
-        code: "127",
-        meaning: "the command was not found",
-    },
+/// The table in the manual page and the README: status and meaning.
+pub const TABLE: &[(&str, &str)] = &[
+    (
+        "the command's",
+        "the command ran under the lock to its end; if a signal ended it, dlock ends by the same signal (128+n in a shell)",
+    ),
+    (
+        "75",
+        "the command did not run: the lock is busy (at once with --no-wait, or when --wait has passed), it ran already (--once-per), or a newer request superseded this one; --conflict-exit-code chooses another status",
+    ),
+    (
+        "121",
+        "the lock was lost: the command was killed, or the release found that the lock was no longer ours; or somebody asked for it (dlock break, --supersede=holder) and the command was stopped; of dlock fence: the token is lower than the highest that FILE has seen",
+    ),
+    ("122", "a process of the command could not be killed"),
+    (
+        "124",
+        "the command was stopped because --max-hold had passed",
+    ),
+    (
+        "125",
+        "dlock itself failed: usage, configuration, an etcd that cannot be reached or refuses, or a state folder that cannot be used (--local)",
+    ),
+    ("126", "the command was found but cannot be executed"),
+    ("127", "the command was not found"),
 ];
 
 impl Exit {
@@ -171,7 +156,7 @@ mod tests {
             Exit::NotFound,
         ];
         let numbers: Vec<String> = own.iter().map(|exit| exit.code().to_string()).collect();
-        let table: Vec<&str> = TABLE[1..].iter().map(|row| row.code).collect();
+        let table: Vec<&str> = TABLE[1..].iter().map(|(code, _)| *code).collect();
         assert_eq!(numbers, table);
     }
 
