@@ -33,7 +33,7 @@ use rustix::process::{
     waitid,
 };
 use rustix::stdio::{dup2_stdin, dup2_stdout};
-use rustix::time::{TimerfdClockId, TimerfdFlags, Timespec, timerfd_create};
+use rustix::time::{TimerfdClockId, TimerfdFlags, timerfd_create};
 
 use self::backchannel::Backchannel;
 use self::kill_loop::{Children, KillLoop, reap};
@@ -52,10 +52,7 @@ use crate::sys::{clock, descriptors, process, signals};
 const POLL_INTERVAL: Duration = Duration::from_millis(1);
 
 /// Time for a guard that has nothing left to do to exit, on a busy machine.
-const REAP_TIMEOUT: Timespec = Timespec {
-    tv_sec: 1,
-    tv_nsec: 0,
-};
+const REAP_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Errors of a socket whose other end is gone.
 const CLOSED_KINDS: [io::ErrorKind; 2] =
@@ -336,10 +333,11 @@ impl Drop for Guard {
         if !self.busy {
             // The guard ends at once. Where init reaps nothing, each run would leave a zombie.
             let mut end = [PollFd::new(&self.process, PollFlags::IN)];
-            if poll(&mut end, Some(&REAP_TIMEOUT)) == Ok(0) {
+            let limit = clock::timespec(REAP_TIMEOUT);
+            if poll(&mut end, Some(&limit)) == Ok(0) {
                 // A stopped guard would stay for ever, with its descriptors. It guards nothing any more.
                 let _ = signals::send(self.process.as_fd(), libc::SIGKILL);
-                let _ = poll(&mut end, Some(&REAP_TIMEOUT));
+                let _ = poll(&mut end, Some(&limit));
             }
         }
         let ended = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;

@@ -2,6 +2,7 @@
 //! It must not know the lock, the network, or why dlock gives an order.
 
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{Pid, getpid, kill_process, kill_process_group, set_child_subreaper, setsid};
@@ -24,24 +25,12 @@ use crate::sys::descriptors;
 use crate::sys::groups::group_of;
 use crate::sys::process::ExitStatus;
 
-/// Does not wait.
-const NO_WAIT: Timespec = Timespec {
-    tv_sec: 0,
-    tv_nsec: 0,
-};
-
 /// Pause before the guard exits: dlock wakes on this processor and has the lock to release. The exit of a process takes
 /// 80 us (perf sched), during which dlock would wait.
-const EXIT_PAUSE: Timespec = Timespec {
-    tv_sec: 0,
-    tv_nsec: 200_000,
-};
+const EXIT_PAUSE: Duration = Duration::from_micros(200);
 
 /// Interval between checks of processes that are not children of the guard, or that must be continued.
-const POLL_INTERVAL: Timespec = Timespec {
-    tv_sec: 0,
-    tv_nsec: 10_000_000,
-};
+const POLL_INTERVAL: Duration = Duration::from_millis(10);
 
 /// The guard's resources. They are made before the fork, so that dlock can report a missing one.
 pub(super) struct Resources {
@@ -176,7 +165,7 @@ impl Supervisor {
         if let Some(channel) = &self.backchannel {
             let _ = poll(
                 &mut [PollFd::new(channel, PollFlags::IN)],
-                Some(&EXIT_PAUSE),
+                Some(&clock::timespec(EXIT_PAUSE)),
             );
         }
     }
@@ -184,7 +173,7 @@ impl Supervisor {
 
 /// Waits until one of `sources` or the backchannel is ready, or `timeout` is over. An error counts as an event: the caller
 /// checks every source anyway.
-fn wait(channel: &mut Option<Backchannel>, sources: &[&OwnedFd], timeout: Option<&Timespec>) {
+fn wait(channel: &mut Option<Backchannel>, sources: &[&OwnedFd], timeout: Option<Duration>) {
     let mut polled: Vec<_> = sources
         .iter()
         .map(|source| PollFd::new(*source, PollFlags::IN))
@@ -197,7 +186,7 @@ fn wait(channel: &mut Option<Backchannel>, sources: &[&OwnedFd], timeout: Option
         };
         polled.push(PollFd::new(channel, PollFlags::IN | sending));
     }
-    let _ = poll(&mut polled, timeout);
+    let _ = poll(&mut polled, timeout.map(clock::timespec).as_ref());
     if let Some(channel) = channel {
         // The next read reports this error.
         let _ = channel.flush();
@@ -482,13 +471,9 @@ impl<'a> Supervision<'a> {
         } = &mut *self.supervisor;
         let now = clock::now();
         let due = self.termination.due_at().since_boot();
-        let value = Timespec {
-            tv_sec: i64::try_from(due.as_secs()).unwrap_or(i64::MAX),
-            tv_nsec: due.subsec_nanos().into(),
-        };
         let once = Itimerspec {
-            it_interval: NO_WAIT,
-            it_value: value,
+            it_interval: Timespec::default(),
+            it_value: clock::timespec(due),
         };
         // A time in the past makes the timer readable at once. Setting it also clears an earlier expiry.
         let armed = timerfd_settime(&resources.timer, TimerfdTimerFlags::ABSTIME, &once).is_ok();
@@ -497,12 +482,12 @@ impl<'a> Supervision<'a> {
             .as_ref()
             .is_some_and(|kill_loop| kill_loop.is_overdue(now));
         let timeout = match children {
-            Children::More => Some(&NO_WAIT),
-            _ if !armed => Some(&NO_WAIT),
-            _ if waking => Some(&POLL_INTERVAL),
+            Children::More => Some(Duration::ZERO),
+            _ if !armed => Some(Duration::ZERO),
+            _ if waking => Some(POLL_INTERVAL),
             // No event reports the end of an adopted process, so it is polled. Survivors wait for the next round.
             _ if self.termination.is_ending() && resources.tree.has_adopted() && !overdue => {
-                Some(&POLL_INTERVAL)
+                Some(POLL_INTERVAL)
             }
             Children::None | Children::Alive => None,
         };

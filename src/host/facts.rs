@@ -8,7 +8,7 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use rustix::process::{Resource, getrlimit, getuid};
-use rustix::time::{ClockId, clock_gettime};
+use rustix::time::ClockId;
 
 use crate::core::doctor::machine::HostFacts;
 use crate::guard;
@@ -51,11 +51,7 @@ fn lateness() -> Duration {
 
 /// Time that the machine has slept since boot: only one of the clocks counts it.
 fn suspended() -> Duration {
-    let awake = clock_gettime(ClockId::Monotonic);
-    let awake = Duration::new(
-        awake.tv_sec.try_into().unwrap_or(0),
-        awake.tv_nsec.try_into().unwrap_or(0),
-    );
+    let awake = clock::time_of(ClockId::Monotonic);
     let slept = clock::now().since_boot().saturating_sub(awake);
     // The time between the two readings is shorter.
     if slept < Duration::from_secs(1) {

@@ -3,18 +3,31 @@
 
 use std::time::{Duration, SystemTime};
 
-use rustix::time::{ClockId, clock_gettime};
+use rustix::time::{ClockId, Timespec, clock_gettime};
 
 use crate::core::time::Instant;
 
 /// The current time.
 pub(crate) fn now() -> Instant {
-    let now = clock_gettime(ClockId::Boottime);
-    // The clock starts at zero on boot, so neither field is ever negative.
-    Instant::from_boot(Duration::new(
+    Instant::from_boot(time_of(ClockId::Boottime))
+}
+
+/// The time of a clock that starts at zero on boot.
+pub(crate) fn time_of(clock: ClockId) -> Duration {
+    let now = clock_gettime(clock);
+    // Neither field is ever negative.
+    Duration::new(
         now.tv_sec.try_into().unwrap_or(0),
         now.tv_nsec.try_into().unwrap_or(0),
-    ))
+    )
+}
+
+/// A duration as system calls take it.
+pub(crate) fn timespec(duration: Duration) -> Timespec {
+    Timespec {
+        tv_sec: duration.as_secs().try_into().unwrap_or(i64::MAX),
+        tv_nsec: duration.subsec_nanos().into(),
+    }
 }
 
 /// Waits until `at`, or for ever if it is `None`.

@@ -9,6 +9,7 @@ use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use rustix::stdio::dup2_stdout;
 
+use crate::sys::clock::timespec;
 use crate::sys::descriptors;
 use crate::sys::proc::{self, ProcessId};
 
@@ -71,12 +72,8 @@ impl ProcessHandle {
             Err(Errno::SRCH) => return Ok(true),
             sent => sent?,
         }
-        let limit = Timespec {
-            tv_sec: i64::try_from(limit.as_secs()).unwrap_or(i64::MAX),
-            tv_nsec: limit.subsec_nanos().into(),
-        };
         let mut end = [PollFd::new(&self.process, PollFlags::IN)];
-        Ok(poll(&mut end, Some(&limit))? > 0)
+        Ok(poll(&mut end, Some(&timespec(limit)))? > 0)
     }
 }
 
@@ -91,16 +88,12 @@ pub(crate) fn is_unread(output: &impl AsFd) -> bool {
 }
 
 fn is_now(descriptor: &impl AsFd, event: PollFlags) -> bool {
-    let at_once = Timespec {
-        tv_sec: 0,
-        tv_nsec: 0,
-    };
     // poll(2) reports a hang-up without a request for it.
     let mut polled = [PollFd::new(
         descriptor,
         event - PollFlags::HUP - PollFlags::ERR,
     )];
-    poll(&mut polled, Some(&at_once)).is_ok() && polled[0].revents().intersects(event)
+    poll(&mut polled, Some(&Timespec::default())).is_ok() && polled[0].revents().intersects(event)
 }
 
 /// Closes stdout, and waits until stdin is at its end, with `until_eof`, or `other` has ended; without either, for ever.

@@ -319,7 +319,10 @@ fn the_guard_stays_until_all_are_dead_though_dlock_is_gone() {
         let far = clock::now() + Duration::from_millis(2500);
         eventually(|| clock::now() >= far);
         let mut over = [PollFd::new(&guard.process, PollFlags::IN)];
-        assert_eq!(poll(&mut over, Some(&Timespec::default())), Ok(0));
+        assert_eq!(
+            poll(&mut over, Some(&clock::timespec(Duration::ZERO))),
+            Ok(0)
+        );
         undead.let_go();
         assert_eq!(poll(&mut over, None), Ok(1));
         assert_eq!(guard.kill_tree(LIMIT), []);
