@@ -18,7 +18,7 @@ pub(super) struct CallerJob {
     group: Option<i32>,
     /// Whether there is a terminal, and above dlock a process that can continue what has stopped.
     is_controlled: bool,
-    state: core::job::JobState,
+    pub(super) state: core::job::JobState,
 }
 
 impl CallerJob {
@@ -60,21 +60,6 @@ impl CallerJob {
             }
         }
         stop
-    }
-
-    /// The command has ended, and so is not stopped any more.
-    pub(super) fn ended(&mut self) {
-        self.state.continued();
-    }
-
-    /// dlock runs again. Returns the signal by which it must stop once more.
-    pub(super) fn resumed(&mut self) -> Option<i32> {
-        self.state.resumed()
-    }
-
-    /// Whether dlock must be continued.
-    pub(super) fn owes_continue(&self) -> bool {
-        self.state.owes_continue()
     }
 
     /// Continues dlock. It may not have stopped yet, so this is repeated until dlock says that it runs.

@@ -51,7 +51,7 @@ impl KillLoop {
         let (mut others, mut dlocks) = (Vec::new(), Vec::new());
         let mut event = false;
         tree.walk(|process| {
-            let identity = process.identity();
+            let identity = process.identity;
             let new = !self.met.contains(&identity);
             event |= new;
             met.insert(identity);

@@ -281,7 +281,7 @@ impl<'a> Supervision<'a> {
                 Ok(Some(Order::Resumed)) => {
                     // The process that continued dlock has most likely continued the command as well.
                     self.follow_job();
-                    let again = self.job.resumed();
+                    let again = self.job.state.resumed();
                     self.stop_dlock(again);
                 }
                 Ok(Some(Order::Stop)) => self.stop(Cause::Ordered, clock::now()),
@@ -354,7 +354,7 @@ impl<'a> Supervision<'a> {
     /// Stops and continues dlock with the command. The guard itself never stops.
     fn follow_job(&mut self) {
         if self.status.is_some() {
-            self.job.ended();
+            self.job.state.continued();
         } else {
             let stop = self.job.read_stop(self.command);
             self.stop_dlock(stop);
@@ -375,7 +375,7 @@ impl<'a> Supervision<'a> {
     fn wakes_dlock(&self) -> bool {
         self.supervisor.backchannel.is_some()
             && !self.termination.is_ending()
-            && self.job.owes_continue()
+            && self.job.state.owes_continue()
     }
 
     fn stop(&mut self, cause: Cause, now: Instant) {

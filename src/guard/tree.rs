@@ -29,7 +29,7 @@ const MAX_SURVIVORS: usize = 64;
 /// A process as it was found. Once it is reaped, its directory is stale and never shows another process.
 pub(super) struct Process {
     directory: OwnedFd,
-    identity: ProcessId,
+    pub(super) identity: ProcessId,
     stat: Stat,
 }
 
@@ -325,10 +325,6 @@ impl Tree {
 }
 
 impl Process {
-    pub(super) fn identity(&self) -> ProcessId {
-        self.identity
-    }
-
     pub(super) fn signal(&self, signal: i32) -> io::Result<()> {
         signals::send(self.directory.as_fd(), signal)
     }

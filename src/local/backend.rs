@@ -1,7 +1,7 @@
 //! The backend of local locks: waits in a thread of its own, holds the lock, releases it.
 //! It must not know the order of the queue, nor the command that runs under the lock.
 
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd as _, BorrowedFd};
 use std::path::Path;
 use std::sync::Arc;
 use std::thread;
@@ -65,12 +65,12 @@ impl LocalBackend {
 
     /// The descriptor that must stay open for as long as the lock is held.
     pub(crate) fn held(&self) -> BorrowedFd<'_> {
-        self.entry.held()
+        self.entry.file.as_fd()
     }
 
     /// The descriptor that must stay open in this process.
     pub(crate) fn used(&self) -> BorrowedFd<'_> {
-        self.entry.lock_dir().directory()
+        self.entry.lock_dir.directory()
     }
 }
 
@@ -119,7 +119,7 @@ impl LockBackend for LocalBackend {
     fn unreachable(&self, limit: Duration) -> LockError {
         let cause = format!(
             "{}: another process has changed its queue for more than {}",
-            self.entry.lock_dir().cannot_use(),
+            self.entry.lock_dir.cannot_use(),
             format_duration(limit)
         );
         LockError::refused(cause, Some("is one of them stopped?"))
@@ -155,7 +155,7 @@ impl LocalBackend {
             QueueOutcome::Busy(ahead) => Outcome::Busy(ahead),
             QueueOutcome::Cooling(ahead, left) => Outcome::Cooling(ahead, left),
             QueueOutcome::Acquired(EntryName { token, slot }) => {
-                let timings = LeaseTimings::new(RENEWAL_TTL, self.entry.record().grace());
+                let timings = LeaseTimings::new(RENEWAL_TTL, self.entry.record.grace());
                 Outcome::Acquired(Box::new(Acquired {
                     token,
                     watchdog: Watchdog::without_lease(

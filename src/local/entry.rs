@@ -1,7 +1,7 @@
 //! Our entry in the queue of a lock: it gets a token, waits in the kernel for its turn, and is removed.
 //! It must not know how files show the other entries, nor who waits meanwhile.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
@@ -24,10 +24,10 @@ const COOLDOWN_POLL_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Our entry, shared with the waiting thread.
 pub(super) struct Entry {
-    lock_dir: LockDir,
+    pub(super) lock_dir: LockDir,
     /// The entry's file, whose flock is the entry; the guard has the same open file.
-    file: OwnedFd,
-    record: Holder,
+    pub(super) file: OwnedFd,
+    pub(super) record: Holder,
     request: LockRequest,
     own: Mutex<Own>,
 }
@@ -67,19 +67,6 @@ impl Entry {
             request,
             own: Mutex::new(own),
         })
-    }
-
-    /// The descriptor that must stay open for as long as the lock is held.
-    pub(super) fn held(&self) -> BorrowedFd<'_> {
-        self.file.as_fd()
-    }
-
-    pub(super) fn lock_dir(&self) -> &LockDir {
-        &self.lock_dir
-    }
-
-    pub(super) fn record(&self) -> &Holder {
-        &self.record
     }
 
     /// The mode in the queue: a lock with one slot is an exclusive one.

@@ -33,7 +33,7 @@ fn a_stopped_tree_gets_the_stop_signal_before_it_is_killed() {
     alone(|scratch| {
         let script = r#"trap 'exit 3' TERM; echo $$ > "$DIR/pid"; kill -STOP $$; while :; do sleep 0.1; done"#;
         let mut guard = scratch.start(script, PATIENT);
-        let command = guard.tree.find(scratch.pid("pid")).unwrap().identity().pid;
+        let command = guard.tree.find(scratch.pid("pid")).unwrap().identity.pid;
         eventually(|| {
             fs::read_to_string(format!("/proc/{command}/status"))
                 .unwrap()
