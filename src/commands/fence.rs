@@ -7,7 +7,7 @@ use std::path::Path;
 use anyhow::{Context as _, anyhow};
 use tracing::{info, warn};
 
-use super::program::{find, not_started};
+use super::program::{find, lock_variables, not_started};
 use super::progress::report_fence_wait;
 use crate::cli::fence::{Options, Task};
 use crate::core::fence::{HighestTokens, StaleToken};
@@ -67,11 +67,7 @@ fn enter(
     let Some(command) = found else {
         return Ok(Exit::Done);
     };
-    let variables = [
-        ("DLOCK_FENCING_TOKEN", token.to_string()),
-        ("DLOCK_NAME", name.to_string()),
-    ]
-    .map(|(variable, value)| (variable.to_owned(), value));
+    let variables = lock_variables(name, token, []);
     let program = command.argv[0].clone();
     // The same process runs the command: there is no signal to forward, and no other process whose death would free the lock.
     let error = guard::become_command(command, &variables, &[]);

@@ -1,4 +1,4 @@
-//! The command that a user names: its look-up, and the error if it does not start.
+//! The command that a user names: its look-up, its variables, and the error if it does not start.
 //! It must not know under which lock it runs.
 
 use std::ffi::{OsStr, OsString};
@@ -6,6 +6,8 @@ use std::io;
 
 use anyhow::anyhow;
 
+use crate::core::name::LockName;
+use crate::core::proof::FencingToken;
 use crate::guard::{self, Lookup};
 use crate::output::exit::{Exit, Failure, OrFail as _};
 
@@ -43,4 +45,18 @@ pub(super) fn not_started(program: &OsStr, error: &io::Error) -> Failure {
             "the variables that dlock sets need some hundred bytes of the same room: give the command fewer arguments".to_owned()
         }),
     }
+}
+
+/// The variables of a command under the lock `name`, with `more` of them.
+pub(super) fn lock_variables(
+    name: &LockName,
+    token: FencingToken,
+    more: impl IntoIterator<Item = (&'static str, String)>,
+) -> Vec<(String, String)> {
+    let always = [
+        ("DLOCK_FENCING_TOKEN", token.to_string()),
+        ("DLOCK_NAME", name.to_string()),
+    ];
+    let all = always.into_iter().chain(more);
+    all.map(|(name, value)| (name.to_owned(), value)).collect()
 }

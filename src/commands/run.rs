@@ -4,7 +4,7 @@
 use anyhow::anyhow;
 
 use super::check::held;
-use super::program::{find, not_started};
+use super::program::{find, lock_variables, not_started};
 use super::report::ReportFiles;
 use super::run_locked::LockedRun;
 use super::select_backend::{self, KIND_SPECIFIC_VARIABLES};
@@ -16,6 +16,7 @@ use crate::core::request::Mode;
 use crate::core::run_stats::RunStats;
 use crate::guard::{self, LaunchOptions};
 use crate::host::identity;
+use crate::lock::reader::Held;
 use crate::output::exit::{Exit, Failure, OrFail as _};
 
 /// Runs the command under the lock and returns its end.
@@ -67,15 +68,7 @@ fn run_reentrant(
         anyhow!("the lock '{name}' is not held any more by the command around us (token {token})")
     });
     // The environment may have the variables of another lock, nested between that one and us.
-    let variables: Vec<(String, String)> = variables
-        .or_exit(Exit::Lost)?
-        .into_iter()
-        .chain([
-            ("DLOCK_FENCING_TOKEN", token.to_string()),
-            ("DLOCK_NAME", name.to_string()),
-        ])
-        .map(|(name, value)| (name.to_owned(), value))
-        .collect();
+    let variables = lock_variables(name, FencingToken(token), variables.or_exit(Exit::Lost)?);
     // The guard around us guards this command too.
     let error = guard::become_command(command, &variables, &KIND_SPECIFIC_VARIABLES);
     Err(not_started(options.program(), &error))
@@ -108,7 +101,7 @@ fn variables_if_held(
     backend: &BackendConfig,
     name: &LockName,
     token: i64,
-) -> Result<Option<Vec<(&'static str, String)>>, Failure> {
+) -> Result<Held, Failure> {
     let tried = format_args!("cannot see whether '{name}' is still held");
     held(backend, name, FencingToken(token), tried)
 }
