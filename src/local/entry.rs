@@ -171,11 +171,8 @@ impl Entry {
     fn enter(&self) -> Result<Entered, Failure> {
         let locked = self.lock_dir.lock()?;
         let present = locked.swept()?;
-        let others: Vec<Mode> = present.iter().map(|one| one.queue_entry().mode()).collect();
-        if let Some(theirs) = others
-            .iter()
-            .find(|theirs| !theirs.is_compatible_with(self.request.mode))
-        {
+        let mut others = present.iter().map(|one| one.queue_entry().mode());
+        if let Some(theirs) = others.find(|theirs| !theirs.is_compatible_with(self.request.mode)) {
             return Err(anyhow!(
                 "it is used as '{theirs}' by {}, not as '{}'",
                 ahead(&present)

@@ -156,32 +156,20 @@ fn mebibytes(bytes: i64) -> i64 {
 
 fn user(answers: &[Named], asking: &ProbeSettings) -> Option<Finding> {
     const CHECK: &str = "user";
-    let users = answers.iter().find_map(|(_, answer)| answer.users);
-    match (asking.user, users) {
-        (Some(user), Some(true)) if !asking.exposed.is_empty() => Some(
-            Finding::warning(
-                CHECK,
-                user,
-                &format!(
-                    "logged in, and the password travels in the clear to {}",
-                    asking.exposed.join(" and ")
-                ),
-            )
-            .hinting("let etcd speak TLS, and use https://"),
-        ),
-        (Some(user), Some(true)) => Some(Finding::ok(CHECK, user, "logged in")),
-        (Some(user), Some(false)) => Some(Finding::ok(
-            CHECK,
-            user,
-            "not needed: authentication is not enabled, so that everybody may do everything",
-        )),
-        (Some(_), None) => None,
-        (None, _) => Some(Finding::ok(
-            CHECK,
-            "none",
-            "no user is given: etcd sees nobody, or who the client certificate is for",
-        )),
+    let Some(user) = asking.user else {
+        let says = "no user is given: etcd sees nobody, or who the client certificate is for";
+        return Some(Finding::ok(CHECK, "none", says));
+    };
+    if !answers.iter().find_map(|(_, answer)| answer.users)? {
+        let says = "not needed: authentication is not enabled, so that everybody may do everything";
+        return Some(Finding::ok(CHECK, user, says));
     }
+    if asking.exposed.is_empty() {
+        return Some(Finding::ok(CHECK, user, "logged in"));
+    }
+    let readers = asking.exposed.join(" and ");
+    let says = format!("logged in, and the password travels in the clear to {readers}");
+    Some(Finding::warning(CHECK, user, &says).hinting("let etcd speak TLS, and use https://"))
 }
 
 fn permission(answers: &[Named], asking: &ProbeSettings) -> Option<Finding> {
