@@ -13,7 +13,7 @@ use tracing::{error, info, warn};
 use super::failed;
 use super::guard_io::GuardIo;
 use super::not_acquired::NotAcquired;
-use super::program::not_started;
+use super::program::{lock_variables, not_started};
 use super::progress::WaitReporter;
 use super::signals::Signals;
 use super::supervise::{Supervision, SupervisionEnd};
@@ -68,11 +68,15 @@ pub(super) fn execute(
     stats: &mut RunStats,
 ) -> Result<Exit, Failure> {
     super::block_on(async {
-        let guard_io = GuardIo::open(guard).context("cannot listen to the guard process")?;
-        let signals = Signals::listen().context("cannot listen to signals")?;
-        LockedRunner::new(run, backend, stats, guard_io, signals)
-            .run()
-            .await
+        let mut runner = LockedRunner {
+            run,
+            backend,
+            guard_io: GuardIo::open(guard).context("cannot listen to the guard process")?,
+            signals: Signals::listen().context("cannot listen to signals")?,
+            began_at: clock::now(),
+            stats,
+        };
+        runner.run().await
     })
 }
 
@@ -91,24 +95,7 @@ struct LockedRunner<'a, C> {
     stats: &'a mut RunStats,
 }
 
-impl<'a, C: LockBackend> LockedRunner<'a, C> {
-    fn new(
-        run: &'a LockedRun,
-        backend: C,
-        stats: &'a mut RunStats,
-        guard_io: GuardIo,
-        signals: Signals,
-    ) -> Self {
-        Self {
-            run,
-            backend,
-            guard_io,
-            signals,
-            began_at: clock::now(),
-            stats,
-        }
-    }
-
+impl<C: LockBackend> LockedRunner<'_, C> {
     async fn run(&mut self) -> Result<Exit, Failure> {
         // Boxed: the memory of one future is free while the other runs.
         match self.acquire().boxed_local().await? {
@@ -288,19 +275,11 @@ impl<'a, C: LockBackend> LockedRunner<'a, C> {
             mode: self.run.lock.request.mode,
             scope: self.backend.scope(),
         });
-        let always = [
-            ("DLOCK_FENCING_TOKEN", acquired.token.to_string()),
-            ("DLOCK_NAME", self.run.name.to_string()),
-            ("DLOCK_HELD", held.to_string()),
-        ];
         let slot = acquired.slot.map(|slot| ("DLOCK_SLOT", slot.to_string()));
-        let lock = always
-            .into_iter()
-            .chain(slot)
-            .chain(acquired.variables.iter().cloned());
-        lock.map(|(name, value)| (name.to_owned(), value))
-            .chain(self.run.variables.iter().cloned())
-            .collect()
+        let more = [("DLOCK_HELD", held.to_string())].into_iter().chain(slot);
+        let more = more.chain(acquired.variables.iter().cloned());
+        let variables = lock_variables(self.run.name, acquired.token, more);
+        [variables, self.run.variables.clone()].concat()
     }
 
     /// The whole tree is dead: releases the lock, and checks that it was held to the end.

@@ -13,7 +13,7 @@ use super::backchannel::Backchannel;
 use super::job::CallerJob;
 use super::kill_loop::{Children, KillLoop, reap};
 use super::protocol::{self, Order, Signal};
-use super::spawn::{self, Launched, Program};
+use super::spawn::{self, Program};
 use super::termination::{Step, Termination};
 use super::tree::Tree;
 use super::{Cause, GuardReport, Policy};
@@ -109,7 +109,18 @@ impl Supervisor {
                 // sends SIGHUP to an orphaned group with a stopped member (setpgid(2)).
                 let _ = setsid();
                 self.close_inherited(&launched.outcome);
-                Supervision::new(self, launched, deadlines, job).run()
+                let supervision = Supervision {
+                    command: launched.pid,
+                    job,
+                    termination: Termination::new(deadlines, self.resources.policy.grace),
+                    exec_result: Some(launched.outcome),
+                    failure: None,
+                    status: None,
+                    kill_loop: None,
+                    reported: None,
+                    supervisor: self,
+                };
+                supervision.run()
             }
             Err(error) => GuardReport::CannotStart {
                 errno: error.raw_os_error().unwrap_or(libc::EINVAL),
@@ -211,27 +222,7 @@ struct Supervision<'a> {
     reported: Option<Vec<i32>>,
 }
 
-impl<'a> Supervision<'a> {
-    fn new(
-        supervisor: &'a mut Supervisor,
-        launched: Launched,
-        deadlines: Deadlines,
-        job: CallerJob,
-    ) -> Self {
-        let termination = Termination::new(deadlines, supervisor.resources.policy.grace);
-        Self {
-            supervisor,
-            command: launched.pid,
-            job,
-            termination,
-            exec_result: Some(launched.outcome),
-            failure: None,
-            status: None,
-            kill_loop: None,
-            reported: None,
-        }
-    }
-
+impl Supervision<'_> {
     /// Handles orders first, as an extension that was sent in time counts; then ended children; then the clock.
     fn run(mut self) -> GuardReport {
         loop {

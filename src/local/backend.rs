@@ -70,7 +70,7 @@ impl LocalBackend {
 
     /// The descriptor that must stay open in this process.
     pub(crate) fn used(&self) -> BorrowedFd<'_> {
-        self.entry.lock_dir.directory()
+        self.entry.lock_dir.directory.as_fd()
     }
 }
 

@@ -3,7 +3,7 @@
 
 use std::fs::File;
 use std::io::Read as _;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -36,10 +36,10 @@ const MAX_FILE_BYTES: u64 = 4096;
 
 /// An open lock directory.
 pub(super) struct LockDir {
-    path: PathBuf,
-    directory: OwnedFd,
-    rights: Modes,
-    name: LockName,
+    pub(super) path: PathBuf,
+    pub(super) directory: OwnedFd,
+    pub(super) rights: Modes,
+    pub(super) name: LockName,
 }
 
 /// An entry whose owner lives, or that cools down.
@@ -70,19 +70,6 @@ impl Present {
 }
 
 impl LockDir {
-    pub(super) fn new(path: PathBuf, directory: OwnedFd, rights: Modes, name: &LockName) -> Self {
-        Self {
-            path,
-            directory,
-            rights,
-            name: name.clone(),
-        }
-    }
-
-    pub(super) fn directory(&self) -> BorrowedFd<'_> {
-        self.directory.as_fd()
-    }
-
     /// The path of a file in it, for messages.
     fn shown(&self, file: &str) -> String {
         self.path.join(file).display().to_string()

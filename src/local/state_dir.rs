@@ -80,7 +80,12 @@ impl StateDir {
         let directory = directory_name(name)?;
         let path = self.path.join(&directory);
         match openat(&self.directory, &directory, DIRECTORY_FLAGS, Mode::empty()) {
-            Ok(directory) => Ok(Some(LockDir::new(path, directory, self.rights, name))),
+            Ok(directory) => Ok(Some(LockDir {
+                path,
+                directory,
+                rights: self.rights,
+                name: name.clone(),
+            })),
             Err(Errno::NOENT) => Ok(None),
             Err(error) => Err(not_opened(&path, error)),
         }
@@ -165,8 +170,8 @@ impl StateDir {
             status.st_uid == geteuid().as_raw()
                 && Mode::from_raw_mode(status.st_mode) != self.rights.directory
         };
-        if fstat(lock_dir.directory()).is_ok_and(is_wrong) {
-            let _ = fchmod(lock_dir.directory(), self.rights.directory);
+        if fstat(&lock_dir.directory).is_ok_and(is_wrong) {
+            let _ = fchmod(&lock_dir.directory, self.rights.directory);
         }
     }
 
