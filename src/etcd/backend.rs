@@ -23,6 +23,7 @@ use crate::core::release::ReleaseVerdict;
 use crate::core::request::{LockRequest, Mode, WaitPolicy};
 use crate::core::time::{Instant, LeaseTimings};
 use crate::lock::backend::{Release, WaitEvent};
+use crate::lock::error::mode_conflict;
 use crate::sys::clock;
 
 /// The pause before a request to etcd that has failed, or a slot that is not free yet, is tried again.
@@ -188,19 +189,11 @@ impl EtcdBackend {
 
     /// Checks that the lock is used in the mode that we request.
     pub(super) fn check_mode(&self, view: &QueueView) -> Result<(), LockError> {
-        let Some(theirs) = view.mode_conflict else {
-            return Ok(());
-        };
-        let who = view.position.holder.as_ref().map(Holder::sentence);
-        let cause = format!(
-            "it is used as '{theirs}' by {}, not as '{}'",
-            who.unwrap_or_default(),
-            self.request.mode,
-        );
-        Err(LockError::refused(
-            cause,
-            Some("all who use a lock have to give the same --slots"),
-        ))
+        let by = view.position.holder.as_ref();
+        match view.mode_conflict {
+            Some(theirs) => Err(mode_conflict(theirs, by, self.request.mode).into()),
+            None => Ok(()),
+        }
     }
 
     /// Reads the queue, and retries for as long as we wait.

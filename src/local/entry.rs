@@ -15,7 +15,8 @@ use crate::core::holder::Holder;
 use crate::core::local::EntryName;
 use crate::core::request::{LockRequest, Mode, WaitPolicy};
 use crate::lock::backend::QueuePosition;
-use crate::output::exit::{Failure, OrFail as _};
+use crate::lock::error::mode_conflict;
+use crate::output::exit::Failure;
 
 /// Interval between checks for a free slot, by the first waiter.
 const SLOT_POLL_INTERVAL: Duration = Duration::from_millis(50);
@@ -173,15 +174,8 @@ impl Entry {
         let present = locked.swept()?;
         let mut others = present.iter().map(|one| one.queue_entry().mode());
         if let Some(theirs) = others.find(|theirs| !theirs.is_compatible_with(self.request.mode)) {
-            return Err(anyhow!(
-                "it is used as '{theirs}' by {}, not as '{}'",
-                ahead(&present)
-                    .holder
-                    .map(|holder| holder.sentence())
-                    .unwrap_or_default(),
-                self.request.mode
-            ))
-            .or_hint("all who use a lock have to give the same --slots");
+            let by = ahead(&present).holder;
+            return Err(mode_conflict(theirs, by.as_ref(), self.request.mode));
         }
         let free = self.turn(&present).entries.is_empty();
         if !free && self.request.wait_policy == WaitPolicy::NoWait {

@@ -4,6 +4,10 @@
 use std::fmt;
 use std::time::Duration;
 
+use anyhow::anyhow;
+
+use crate::core::holder::Holder;
+use crate::core::request::Mode;
 use crate::core::text::format_duration;
 use crate::output::exit::Failure;
 
@@ -89,6 +93,15 @@ impl LockError {
     pub(crate) fn with_hint(mut self, hint: Option<&str>) -> Self {
         self.hint = self.hint.or_else(|| hint.map(str::to_owned));
         self
+    }
+}
+
+/// The error of a lock that `by` uses in another mode than the requested one.
+pub(crate) fn mode_conflict(theirs: Mode, by: Option<&Holder>, ours: Mode) -> Failure {
+    let by = by.map(Holder::sentence).unwrap_or_default();
+    Failure {
+        hint: Some("all who use a lock have to give the same --slots".to_owned()),
+        ..anyhow!("it is used as '{theirs}' by {by}, not as '{ours}'").into()
     }
 }
 
