@@ -99,21 +99,28 @@ fn with_completers(command: clap::Command, words: &[OsString]) -> clap::Command 
         let value = arg.get_value_names().and_then(<[_]>::first);
         let value = value.map(ToString::to_string);
         match value.as_deref() {
-            Some("DURATION") => arg.add(ArgValueCompleter::new(durations)),
-            Some("SIGNAL") => arg.add(ArgValueCompleter::new(signals)),
+            Some("DURATION") => arg.add(ArgValueCompleter::new(of_text(durations))),
+            Some("SIGNAL") => arg.add(ArgValueCompleter::new(of_text(signals))),
             _ if arg.get_value_hint() == ValueHint::CommandWithArguments => {
-                arg.add(ArgValueCompleter::new(programs))
+                arg.add(ArgValueCompleter::new(of_text(programs)))
             }
             Some("NAME" | "PREFIX") if is_lock(&own, arg.get_id().as_str()) => {
                 let words = words.to_vec();
-                arg.add(ArgValueCompleter::new(move |begun: &OsStr| {
+                arg.add(ArgValueCompleter::new(of_text(move |begun| {
                     names(begun, &words)
-                }))
+                })))
             }
             _ => arg,
         }
     });
     command.mut_subcommands(|sub| with_completers(sub, words))
+}
+
+/// A completer for values that are text: others have no candidates.
+fn of_text(
+    candidates: impl Fn(&str) -> Vec<CompletionCandidate>,
+) -> impl Fn(&OsStr) -> Vec<CompletionCandidate> {
+    move |begun| begun.to_str().map(&candidates).unwrap_or_default()
 }
 
 /// Whether the argument names a lock, and not a user or a key prefix.
@@ -126,12 +133,9 @@ fn is_lock(command: &str, argument: &str) -> bool {
 }
 
 fn beginning_with<'a>(
-    begun: &OsStr,
+    begun: &str,
     all: impl IntoIterator<Item = (&'a str, &'a str)>,
 ) -> Vec<CompletionCandidate> {
-    let Some(begun) = begun.to_str() else {
-        return Vec::new();
-    };
     let fitting = all
         .into_iter()
         .filter(|(value, _)| value.starts_with(begun));
@@ -142,16 +146,13 @@ fn beginning_with<'a>(
         .collect()
 }
 
-fn signals(begun: &OsStr) -> Vec<CompletionCandidate> {
+fn signals(begun: &str) -> Vec<CompletionCandidate> {
     let begun = begun.to_ascii_uppercase();
     beginning_with(&begun, SIGNALS.map(|name| (name, "")))
 }
 
 /// The units after the number in `begun`.
-fn durations(begun: &OsStr) -> Vec<CompletionCandidate> {
-    let Some(begun) = begun.to_str() else {
-        return Vec::new();
-    };
+fn durations(begun: &str) -> Vec<CompletionCandidate> {
     let number = begun.trim_end_matches(|character: char| character.is_ascii_alphabetic());
     let numeric = |character: char| character.is_ascii_digit() || character == '.';
     if !number.ends_with(numeric) {
@@ -159,16 +160,13 @@ fn durations(begun: &OsStr) -> Vec<CompletionCandidate> {
     }
     let all = UNITS.map(|(unit, meaning)| (format!("{number}{unit}"), meaning));
     beginning_with(
-        begun.as_ref(),
+        begun,
         all.iter().map(|(text, meaning)| (text.as_str(), *meaning)),
     )
 }
 
 /// Programs of PATH, or files if there is a slash.
-fn programs(begun: &OsStr) -> Vec<CompletionCandidate> {
-    let Some(begun) = begun.to_str() else {
-        return Vec::new();
-    };
+fn programs(begun: &str) -> Vec<CompletionCandidate> {
     let (directories, stem, shown) = if let Some((directory, stem)) = begun.rsplit_once('/') {
         let directory = format!("{directory}/");
         (vec![PathBuf::from(&directory)], stem, directory)
@@ -202,10 +200,7 @@ fn executables(directory: &Path, stem: &str, directories: bool) -> Vec<String> {
 }
 
 /// The names of the existing locks, by the settings from the arguments, the variables and the file.
-fn names(begun: &OsStr, words: &[OsString]) -> Vec<CompletionCandidate> {
-    let Some(begun) = begun.to_str() else {
-        return Vec::new();
-    };
+fn names(begun: &str, words: &[OsString]) -> Vec<CompletionCandidate> {
     let Ok(settings) = cli::partial::connection_of(words) else {
         return Vec::new();
     };
