@@ -3,12 +3,12 @@
 
 use tracing::{info, warn};
 
-use super::progress::describe_holder;
 use crate::cli::lock;
 use crate::core::holder::{Holder, StopKind};
 use crate::core::name::LockName;
 use crate::core::request::WaitPolicy;
 use crate::core::text::{format_duration, printable, seconds};
+use crate::core::wait_status::who;
 use crate::lock::backend::{AcquireOutcome, Acquired};
 use crate::output::events;
 use crate::output::exit::Exit;
@@ -43,7 +43,7 @@ impl NotAcquired {
                 };
                 let line = format!(
                     "the lock '{name}' is{still} held by {}",
-                    describe_holder(&ahead)
+                    who(ahead.holder.as_ref())
                 );
                 not_acquired(events::BUSY, line)
             }
@@ -54,7 +54,7 @@ impl NotAcquired {
                     format!(
                         "the lock '{name}' is cooling down, {} left: last held by {}",
                         format_duration(left),
-                        describe_holder(&ahead)
+                        who(ahead.holder.as_ref())
                     ),
                 )
             },

@@ -12,7 +12,7 @@ use tracing::{Level, enabled, info, warn};
 use crate::core::name::LockName;
 use crate::core::text::{format_duration, seconds};
 use crate::core::time::Instant;
-use crate::core::wait_status::{self, WaitStatus};
+use crate::core::wait_status::WaitStatus;
 use crate::host::identity;
 use crate::lock::backend::{QueuePosition, WaitEvent};
 use crate::output::events;
@@ -268,11 +268,6 @@ impl State {
             "{text}"
         );
     }
-}
-
-/// The holder, for people.
-pub(super) fn describe_holder(ahead: &QueuePosition) -> String {
-    wait_status::who(ahead.holder.as_ref())
 }
 
 #[cfg(test)]
