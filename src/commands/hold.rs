@@ -11,13 +11,14 @@ use anyhow::{Context as _, anyhow};
 
 use super::report::ReportFiles;
 use super::run::refuse_self_deadlock;
+use super::run_end::RunEnd;
 use super::run_locked::LockedRun;
 use super::select_backend;
 use crate::cli::hold::Options;
 use crate::config::backend::BackendConfig;
 use crate::core::hold::{HoldEnd, HoldVerdict, hold_verdict};
 use crate::core::request::Leftovers;
-use crate::core::run_stats::RunStats;
+use crate::core::run_stats::{Outcome, RunStats};
 use crate::core::text::format_duration;
 use crate::core::time::Instant;
 use crate::guard::{self, LaunchOptions};
@@ -26,7 +27,6 @@ use crate::sys::clock;
 use crate::sys::daemonize::{Background, Link, Side};
 use crate::sys::outcome::{OtherOutcome, OutcomeFile};
 use crate::sys::pidfd::ProcessHandle;
-use crate::sys::process::ExitStatus;
 
 /// The argv[0] of the child that waits: see [`hold_child`].
 pub(crate) const HOLD_CHILD: &str = "dlock-linger";
@@ -65,23 +65,17 @@ pub(super) fn hold(backend: &BackendConfig, options: &Options) -> Result<Exit, F
     match crate::sys::daemonize::daemonize(log_file).context("cannot go to the background")? {
         Side::Background(background) => hold_lock(Some(&background)),
         Side::Foreground(None) => Ok(Exit::Done),
-        Side::Foreground(Some(status)) => Ok(match status {
-            ExitStatus::Exited(code) => Exit::Command(code),
-            ExitStatus::Signalled(signal) => Exit::Signalled(signal),
-        }),
+        Side::Foreground(Some(status)) => Ok(status.into()),
     }
 }
 
 /// The end of the hold as `dlock release` reads it.
-fn hold_end(ended: &Result<Exit, Failure>, stats: &RunStats) -> HoldEnd {
-    let (exit, failed) = match ended {
-        Ok(exit) => (*exit, None),
-        Err(failure) => (failure.exit, Some(format!("{:#}", failure.error))),
-    };
+fn hold_end(ended: &Result<RunEnd, Failure>, stats: &RunStats) -> HoldEnd {
+    let RunEnd { exit, reason, .. } = RunEnd::of(ended);
     HoldEnd {
         exit_code: exit.code(),
         held_until: stats.over_at().map(Instant::since_boot),
-        reason: failed.or_else(|| stats.reason().map(str::to_owned)),
+        reason,
     }
 }
 
@@ -108,7 +102,7 @@ fn hold_lock(
     background: Option<&Background>,
     outcome: &OutcomeFile,
     stats: &mut RunStats,
-) -> Result<Exit, Failure> {
+) -> Result<RunEnd, Failure> {
     // The guard gets dlock's own stdin. A hold in the background has none to wait for.
     let input = options
         .until_eof
@@ -140,12 +134,20 @@ fn hold_lock(
         background,
     };
     let command = hold_command(options, owner, background);
-    match select_backend::execute(&run, backend, command, ties, stats)? {
-        Exit::Command(0) | Exit::Signalled(_) if stats.was_held() => Ok(Exit::Done),
+    let end = select_backend::execute(&run, backend, command, ties, stats)?;
+    Ok(match end.exit {
+        _ if end.outcome != Outcome::Completed => end,
+        Exit::Command(0) | Exit::Signalled(_) => RunEnd {
+            exit: Exit::Done,
+            ..end
+        },
         // The child has written the cause to stderr.
-        Exit::Command(_) if stats.was_held() => Ok(Exit::Failed),
-        exit => Ok(exit),
-    }
+        _ => RunEnd {
+            exit: Exit::Failed,
+            outcome: Outcome::Failed,
+            ..end
+        },
+    })
 }
 
 /// dlock itself, as a command that only waits.

@@ -14,6 +14,7 @@ mod program;
 mod progress;
 mod report;
 mod run;
+mod run_end;
 mod run_locked;
 mod select_backend;
 mod signals;

@@ -3,10 +3,12 @@
 
 use tracing::{info, warn};
 
+use super::run_end::RunEnd;
 use crate::cli::lock;
 use crate::core::holder::{Holder, StopKind};
 use crate::core::name::LockName;
 use crate::core::request::WaitPolicy;
+use crate::core::run_stats::Outcome;
 use crate::core::text::{format_duration, printable, seconds};
 use crate::core::wait_status::who;
 use crate::lock::backend::{AcquireOutcome, Acquired};
@@ -16,7 +18,7 @@ use crate::output::exit::Exit;
 /// The event and its fields.
 pub(super) struct NotAcquired {
     event: &'static str,
-    pub(super) line: String,
+    line: String,
     left_seconds: Option<f64>,
     by: Option<String>,
 }
@@ -80,17 +82,17 @@ impl NotAcquired {
         })
     }
 
-    /// Logs the reason and returns the exit status.
-    pub(super) fn report(&self, name: &LockName, options: &lock::Options) -> Exit {
-        let (event, line) = (self.event, &self.line);
-        let (lock, left_seconds, by) = (name.to_string(), self.left_seconds, self.by.as_ref());
+    /// Logs the reason and returns the end of the run.
+    pub(super) fn report(self, name: &LockName, options: &lock::Options) -> RunEnd {
+        let (event, line) = (self.event, self.line);
+        let (lock, left_seconds, by) = (name.to_string(), self.left_seconds, self.by);
         // A user who makes it a success wants no line: cron mails every one.
         if options.conflict == 0 {
             info!(event, lock, left_seconds, by, "{line}");
         } else {
             warn!(event, lock, left_seconds, by, "{line}");
         }
-        Exit::Busy(options.conflict)
+        RunEnd::new(Outcome::Busy, Exit::Busy(options.conflict), line)
     }
 }
 

@@ -9,9 +9,11 @@ use anyhow::{Context as _, anyhow};
 use rustix::io::Errno;
 use tracing::warn;
 
+use super::run_end::RunEnd;
 use crate::cli::lock;
 use crate::core::name::LockName;
-use crate::core::run_stats::{Outcome, RunEnd, RunReport, RunStats};
+use crate::core::run_stats::{RunReport, RunStats};
+use crate::core::text::seconds;
 use crate::output::events;
 use crate::output::exit::{Exit, Failure, OrFail as _};
 use crate::output::metrics::Metrics;
@@ -59,65 +61,37 @@ impl<'a> ReportFiles<'a> {
     /// Does the work and writes the files. A file that cannot be written is only a warning: the exit status is that of the work.
     pub(super) fn record(
         &self,
-        work: impl FnOnce(&mut RunStats) -> Result<Exit, Failure>,
+        work: impl FnOnce(&mut RunStats) -> Result<RunEnd, Failure>,
     ) -> Result<Exit, Failure> {
         let began = clock::wall_clock();
         let mut stats = RunStats::new(clock::now());
         let ended = work(&mut stats);
-        if self.report.is_none() && self.metrics.is_none() {
-            return ended;
-        }
-        let end = run_end(&stats, &ended, began);
-        let report = stats.finish(self.name, clock::now(), end);
+        let end = RunEnd::of(&ended);
+        let now = clock::now();
+        let report = RunReport {
+            name: self.name.to_string(),
+            outcome: end.outcome,
+            exit_code: end.exit.code(),
+            signal: match end.exit {
+                Exit::Signalled(signal) => Some(signal),
+                _ => None,
+            },
+            reason: end.reason,
+            token: stats.token().map(|token| token.0),
+            began,
+            ended: clock::wall_clock(),
+            waited_seconds: seconds(stats.waited(now)),
+            held_seconds: seconds(stats.held(now)),
+            proofs: stats.proofs,
+            smallest_slack_seconds: stats.smallest_slack.map(seconds),
+        };
         if let Some(path) = &self.report {
             warn_not_written(path, write_report(path, &report));
         }
         if let Some(path) = &self.metrics {
             warn_not_written(path, add_metrics(path, &report));
         }
-        ended
-    }
-}
-
-fn run_end(stats: &RunStats, ended: &Result<Exit, Failure>, began: String) -> RunEnd {
-    let exit = match ended {
-        Ok(exit) => *exit,
-        Err(failure) => failure.exit,
-    };
-    let outcome = match exit {
-        Exit::Done | Exit::Free | Exit::Warned | Exit::Command(_) | Exit::Signalled(_) => {
-            if stats.was_held() {
-                Outcome::Completed
-            } else {
-                Outcome::Interrupted
-            }
-        }
-        Exit::Busy(_) => Outcome::Busy,
-        Exit::Lost if stats.was_stop_requested() => Outcome::Asked,
-        Exit::Lost => Outcome::Lost,
-        Exit::Unkillable => Outcome::Unkillable,
-        Exit::TimedOut => Outcome::MaxHold,
-        Exit::Failed => Outcome::Failed,
-        Exit::NotExecutable | Exit::NotFound => Outcome::NotStarted,
-    };
-    let signal = match exit {
-        Exit::Signalled(signal) => Some(signal),
-        _ => None,
-    };
-    let reason = match ended {
-        Err(failure) => Some(format!("{:#}", failure.error)),
-        Ok(_) if outcome == Outcome::Interrupted => {
-            signal.map(|signal| format!("ended by signal {signal} while waiting"))
-        }
-        Ok(_) => None,
-    };
-    RunEnd {
-        outcome,
-        exit_code: exit.code(),
-        signal,
-        reason,
-        began,
-        ended: clock::wall_clock(),
+        ended.map(|end| end.exit)
     }
 }
 

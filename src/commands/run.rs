@@ -6,6 +6,7 @@ use anyhow::anyhow;
 use super::check::held;
 use super::program::{find, lock_variables, not_started};
 use super::report::ReportFiles;
+use super::run_end::RunEnd;
 use super::run_locked::LockedRun;
 use super::select_backend::{self, KIND_SPECIFIC_VARIABLES};
 use crate::cli::run::Options;
@@ -29,7 +30,7 @@ fn execute(
     backend: &BackendConfig,
     options: &Options,
     stats: &mut RunStats,
-) -> Result<Exit, Failure> {
+) -> Result<RunEnd, Failure> {
     let command = find(&options.command)?;
     if options.reentrant
         && let Some(held_lock) = identity::held().find(&options.name, &backend.scope())
@@ -55,7 +56,7 @@ fn run_reentrant(
     options: &Options,
     held_lock: &HeldLock,
     command: guard::Command,
-) -> Result<Exit, Failure> {
+) -> Result<RunEnd, Failure> {
     let (name, token) = (&options.name, held_lock.token);
     if held_lock.mode != Mode::Exclusive {
         return Err(anyhow!(

@@ -15,6 +15,7 @@ use super::guard_io::GuardIo;
 use super::not_acquired::NotAcquired;
 use super::program::{lock_variables, not_started};
 use super::progress::WaitReporter;
+use super::run_end::RunEnd;
 use super::signals::Signals;
 use super::supervise::{Supervision, SupervisionEnd};
 use crate::cli::lock;
@@ -22,10 +23,10 @@ use crate::core::name::{HeldLock, LockName};
 use crate::core::proof::FencingToken;
 use crate::core::request::Leftovers;
 use crate::core::request::WaitPolicy;
-use crate::core::run_stats::RunStats;
+use crate::core::run_stats::{Outcome, RunStats};
 use crate::core::text::{format_duration, seconds};
 use crate::core::time::Instant;
-use crate::core::watchdog::{LockState, StopReason, Watchdog};
+use crate::core::watchdog::{LockState, Watchdog};
 use crate::guard::{Guard, GuardReport, Survivor};
 use crate::host::identity;
 use crate::lock::backend::{
@@ -36,7 +37,6 @@ use crate::output::events;
 use crate::output::exit::{Exit, Failure};
 use crate::sys::clock;
 use crate::sys::daemonize::Background;
-use crate::sys::process::ExitStatus;
 
 /// Timeout of the release of a lock that was held to the end.
 const RELEASE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -66,7 +66,7 @@ pub(super) fn execute(
     backend: impl LockBackend,
     guard: Guard,
     stats: &mut RunStats,
-) -> Result<Exit, Failure> {
+) -> Result<RunEnd, Failure> {
     super::block_on(async {
         let mut runner = LockedRunner {
             run,
@@ -80,11 +80,8 @@ pub(super) fn execute(
     })
 }
 
-/// The result of the acquisition.
-enum Acquisition<S> {
-    Acquired(Box<Acquired<S>>),
-    Ended(Exit),
-}
+/// The acquired lock, or the end of a run that did not acquire it.
+type Acquisition<S> = Result<Box<Acquired<S>>, RunEnd>;
 
 struct LockedRunner<'a, C> {
     run: &'a LockedRun<'a>,
@@ -96,11 +93,11 @@ struct LockedRunner<'a, C> {
 }
 
 impl<C: LockBackend> LockedRunner<'_, C> {
-    async fn run(&mut self) -> Result<Exit, Failure> {
+    async fn run(&mut self) -> Result<RunEnd, Failure> {
         // Boxed: the memory of one future is free while the other runs.
         match self.acquire().boxed_local().await? {
-            Acquisition::Acquired(acquired) => self.hold(*acquired).boxed_local().await,
-            Acquisition::Ended(exit) => Ok(exit),
+            Ok(acquired) => self.hold(*acquired).boxed_local().await,
+            Err(end) => Ok(end),
         }
     }
 
@@ -178,12 +175,17 @@ impl<C: LockBackend> LockedRunner<'_, C> {
                 let waited = give_up_at.unwrap_or(clock::now()).since(self.began_at);
                 Err(self.cannot_lock(backend.unreachable(waited)))
             }
-            Event::Signal(signal) => Ok(Acquisition::Ended(Exit::Signalled(signal))),
-            Event::GuardDead => Err(anyhow!("cannot go on: the guard process is dead").into()),
-            Event::Unwanted => {
-                self.stats.set_reason("nobody wanted the lock any more");
-                Ok(Acquisition::Ended(Exit::Done))
+            Event::Signal(signal) => {
+                let reason = format!("ended by signal {signal} while waiting");
+                let exit = Exit::Signalled(signal);
+                Ok(Err(RunEnd::new(Outcome::Interrupted, exit, reason)))
             }
+            Event::GuardDead => Err(anyhow!("cannot go on: the guard process is dead").into()),
+            Event::Unwanted => Ok(Err(RunEnd::new(
+                Outcome::Interrupted,
+                Exit::Done,
+                RunEnd::UNWANTED,
+            ))),
         }
     }
 
@@ -191,19 +193,13 @@ impl<C: LockBackend> LockedRunner<'_, C> {
         failed(format_args!("cannot lock '{}'", self.run.name), error)
     }
 
-    /// The acquired lock, or the exit status if it was not acquired.
-    fn interpret(&mut self, outcome: AcquireOutcome<C::Session>) -> Acquisition<C::Session> {
+    fn interpret(&self, outcome: AcquireOutcome<C::Session>) -> Acquisition<C::Session> {
         let LockedRun { name, lock, .. } = self.run;
-        match NotAcquired::of(name, lock.request.wait_policy, outcome) {
-            Ok(acquired) => Acquisition::Acquired(acquired),
-            Err(refused) => {
-                self.stats.set_reason(&refused.line);
-                Acquisition::Ended(refused.report(name, lock))
-            }
-        }
+        NotAcquired::of(name, lock.request.wait_policy, outcome)
+            .map_err(|refused| refused.report(name, lock))
     }
 
-    async fn hold(&mut self, acquired: Acquired<C::Session>) -> Result<Exit, Failure> {
+    async fn hold(&mut self, acquired: Acquired<C::Session>) -> Result<RunEnd, Failure> {
         let environment = self.environment(&acquired);
         let run = self.run;
         let (now, token) = (clock::now(), acquired.token);
@@ -243,6 +239,7 @@ impl<C: LockBackend> LockedRunner<'_, C> {
             policy: run.leftovers,
             leftovers: None,
             last_failure: None,
+            stopped: None,
             background: run.background,
         };
         let end = supervision.run().await;
@@ -252,10 +249,7 @@ impl<C: LockBackend> LockedRunner<'_, C> {
             SupervisionEnd::Survivors(survivors) => {
                 Ok(self.unkillable(&survivors, watchdog.state()))
             }
-            SupervisionEnd::Dead {
-                status,
-                stop_reason,
-            } => self.finish(token, &watchdog, status, stop_reason).await,
+            SupervisionEnd::Dead(end) => self.finish(token, &watchdog, end).await,
             SupervisionEnd::NotStarted { errno } => {
                 let _ = self
                     .backend
@@ -287,33 +281,24 @@ impl<C: LockBackend> LockedRunner<'_, C> {
         &mut self,
         token: FencingToken,
         watchdog: &Watchdog,
-        status: Option<ExitStatus>,
-        stop_reason: Option<StopReason>,
-    ) -> Result<Exit, Failure> {
+        end: Option<RunEnd>,
+    ) -> Result<RunEnd, Failure> {
         let name = self.run.name;
-        let (exit, result) = match (watchdog.state(), status) {
-            (LockState::Held, Some(status)) => match (stop_reason, status) {
-                (None, ExitStatus::Exited(code)) => (Exit::Command(code), format!("exit {code}")),
-                (None, ExitStatus::Signalled(signal)) => {
-                    (Exit::Signalled(signal), format!("signal {signal}"))
-                }
-                (Some(StopReason::MaxHold), _) => {
-                    (Exit::TimedOut, "stopped at --max-hold".to_owned())
-                }
-                (Some(StopReason::Requested), _) => (Exit::Lost, "asked to stop".to_owned()),
-            },
-            (LockState::Lost(_), _) => {
+        let end = match (watchdog.state(), end) {
+            (LockState::Held, Some(end)) => end,
+            (LockState::Lost(_), Some(end)) => {
                 let lost = ReleaseReason::AtOnce("lost the lock");
                 let _ = self.backend.release(CLEANUP_TIMEOUT, lost).await;
-                return Ok(Exit::Lost);
+                return Ok(end);
             }
-            (LockState::Held | LockState::Unguarded, _) => {
+            (_, None) | (LockState::Unguarded, _) => {
                 let killed = ReleaseReason::AtOnce("killed, its guard was dead");
                 let _ = self.backend.release(RELEASE_TIMEOUT, killed).await;
                 return Err(anyhow!("cannot guard the command any more, so it was killed: the guard process was killed or stopped").into());
             }
         };
-        let reason = if exit == Exit::Lost {
+        let result = end.result();
+        let reason = if end.exit == Exit::Lost {
             ReleaseReason::AtOnce(&result)
         } else {
             ReleaseReason::Done(&result)
@@ -344,20 +329,20 @@ impl<C: LockBackend> LockedRunner<'_, C> {
             ),
             Release::NotOurs => {
                 let cause = "its key is gone or another's";
-                self.stats.set_reason(cause);
                 warn!(
                     event = events::LOST,
                     lock = %name,
                     cause,
                     "the lock '{name}' was lost while the command ran: {cause}"
                 );
-                return Ok(Exit::Lost);
+                return Ok(RunEnd::lost(Some(end), cause));
             }
         }
-        Ok(exit)
+        Ok(end)
     }
 
-    fn unkillable(&mut self, survivors: &[Survivor], state: LockState) -> Exit {
+    fn unkillable(&self, survivors: &[Survivor], state: LockState) -> RunEnd {
+        let mut reason = None;
         for Survivor {
             pid,
             state,
@@ -371,7 +356,6 @@ impl<C: LockBackend> LockedRunner<'_, C> {
             if let Some(tracer) = tracer {
                 let _ = write!(line, ": process {tracer} traces it");
             }
-            self.stats.override_reason(&line);
             error!(
                 event = events::SURVIVOR,
                 pid,
@@ -380,6 +364,7 @@ impl<C: LockBackend> LockedRunner<'_, C> {
                 uid,
                 "{line}"
             );
+            reason = Some(line);
         }
         let fate = self
             .backend
@@ -390,7 +375,11 @@ impl<C: LockBackend> LockedRunner<'_, C> {
             "the lock '{}' is not released: {fate}",
             self.run.name,
         );
-        Exit::Unkillable
+        RunEnd {
+            outcome: Outcome::Unkillable,
+            exit: Exit::Unkillable,
+            reason,
+        }
     }
 }
 

@@ -5,6 +5,7 @@ use std::rc::Rc;
 
 use anyhow::Context as _;
 
+use super::run_end::RunEnd;
 use super::run_locked::{self, LockedRun};
 use crate::config::backend::BackendConfig;
 use crate::core::keys::LockKeys;
@@ -17,7 +18,7 @@ use crate::guard::{self, Guard, LaunchOptions, Policy};
 use crate::host::identity;
 use crate::local::{LocalBackend, LocalReader};
 use crate::lock::reader::LockReader;
-use crate::output::exit::{Exit, Failure};
+use crate::output::exit::Failure;
 
 /// Variables that not every lock sets; a value from an outer lock would be wrong.
 pub(super) const KIND_SPECIFIC_VARIABLES: [&str; 5] = [
@@ -43,7 +44,7 @@ pub(super) fn execute(
     command: guard::Command,
     launch_options: LaunchOptions,
     stats: &mut RunStats,
-) -> Result<Exit, Failure> {
+) -> Result<RunEnd, Failure> {
     let (name, lock) = (run.name, run.lock);
     let policy = Policy {
         signal: lock.signal,

@@ -7,16 +7,18 @@ use std::time::Duration;
 use tracing::{Level, debug, enabled, info, warn};
 
 use super::guard_io::GuardIo;
+use super::run_end::RunEnd;
 use super::signals::Signals;
 use crate::core::holder::StopKind;
 use crate::core::name::LockName;
 use crate::core::proof::{Inconclusive, LossReason};
 use crate::core::request::Leftovers;
-use crate::core::run_stats::RunStats;
+use crate::core::run_stats::{Outcome, RunStats};
 use crate::core::text::{format_duration, printable, seconds};
-use crate::core::watchdog::{Action, Event, StopReason, Watchdog};
+use crate::core::watchdog::{Action, Event, LockState, Watchdog};
 use crate::guard::{Cause, GuardReport, Signal, Survivor};
 use crate::lock::backend::{LockSession, SessionEvent};
+use crate::output::exit::Exit;
 use crate::output::systemd;
 use crate::output::{events, log};
 use crate::sys::clock;
@@ -29,13 +31,8 @@ const KILL_TIMEOUT: Duration = Duration::from_secs(2);
 /// The end of the command.
 #[derive(Debug)]
 pub(crate) enum SupervisionEnd {
-    /// The whole tree is dead.
-    Dead {
-        /// Exit status of the command itself, if it started.
-        status: Option<ExitStatus>,
-        /// Reason for a stop, other than a lost lock.
-        stop_reason: Option<StopReason>,
-    },
+    /// The whole tree is dead; `None` if that says nothing about the command.
+    Dead(Option<RunEnd>),
     /// The command could not start.
     NotStarted { errno: i32 },
     /// Processes that do not die.
@@ -56,6 +53,8 @@ pub(crate) struct Supervision<'a, S> {
     pub(crate) leftovers: Option<ExitStatus>,
     /// Why the last renewal proved nothing; `None` after a proof.
     pub(crate) last_failure: Option<String>,
+    /// The end of the run, since the command is stopped.
+    pub(crate) stopped: Option<RunEnd>,
     /// The link to the parent that waits until the command runs.
     pub(crate) background: Option<&'a Background>,
 }
@@ -129,7 +128,8 @@ impl<S: LockSession> Supervision<'_, S> {
             // Reported at the end, as an error.
             Action::Unguarded => {}
             Action::MaxHold => {
-                self.stats.set_reason("stopped at --max-hold");
+                let end = RunEnd::new(Outcome::MaxHold, Exit::TimedOut, "stopped at --max-hold");
+                self.stopped = Some(end);
                 warn!(
                     event = events::MAX_HOLD,
                     lock = %self.name,
@@ -148,12 +148,10 @@ impl<S: LockSession> Supervision<'_, S> {
 
     fn kill_tree(&mut self) -> SupervisionEnd {
         let survivors = self.guard_io.guard.kill_tree(KILL_TIMEOUT);
-        if !survivors.is_empty() {
-            return SupervisionEnd::Survivors(survivors);
-        }
-        SupervisionEnd::Dead {
-            status: None,
-            stop_reason: None,
+        if survivors.is_empty() {
+            SupervisionEnd::Dead(self.stopped.take())
+        } else {
+            SupervisionEnd::Survivors(survivors)
         }
     }
 
@@ -177,10 +175,11 @@ impl<S: LockSession> Supervision<'_, S> {
             SessionEvent::Lost(loss) => self.step(&Event::Lost(loss)),
             SessionEvent::Watch(watch) => self.step(&Event::Watch(watch)),
             SessionEvent::StopRequested(request)
-                if request.to == StopKind::Stop && self.watchdog.stop_reason().is_none() =>
+                if request.to == StopKind::Stop && self.stopped.is_none() =>
             {
                 let by = request.describe();
-                self.stats.stop_requested(&format!("asked by {by}"));
+                let reason = format!("asked by {by}");
+                self.stopped = Some(RunEnd::new(Outcome::Asked, Exit::Lost, reason));
                 warn!(
                     event = events::RELEASE_REQUESTED,
                     lock = %self.name,
@@ -242,17 +241,15 @@ impl<S: LockSession> Supervision<'_, S> {
             GuardReport::Ended { status, cause } => {
                 let in_time = cause != Cause::Deadline;
                 self.step(&Event::TreeDead { in_time });
-                let stop_reason = self
-                    .watchdog
-                    .stop_reason()
-                    .filter(|_| cause == Cause::Ordered);
                 if cause != Cause::Command {
                     self.log_killed(status);
                 }
-                Some(SupervisionEnd::Dead {
-                    status,
-                    stop_reason,
-                })
+                if cause == Cause::Command && self.watchdog.state() == LockState::Held {
+                    self.stopped = None;
+                }
+                let end = self.stopped.take();
+                let end = end.or_else(|| status.map(RunEnd::completed));
+                Some(SupervisionEnd::Dead(end))
             }
             GuardReport::CannotStart { errno } => {
                 self.step(&Event::TreeDead { in_time: true });
@@ -271,7 +268,8 @@ impl<S: LockSession> Supervision<'_, S> {
         if background.ready() {
             return None;
         }
-        self.stats.set_reason("nobody wanted the lock any more");
+        let unwanted = || RunEnd::new(Outcome::Lost, Exit::Lost, RunEnd::UNWANTED);
+        self.stopped.get_or_insert_with(unwanted);
         self.step(&Event::ReleaseRequested)
     }
 
@@ -282,28 +280,22 @@ impl<S: LockSession> Supervision<'_, S> {
 
     fn log_loss(&mut self, loss: LossReason) {
         let (name, cause) = (self.name, explain(loss));
-        if loss != LossReason::Unproven {
-            self.stats.set_reason(cause);
-            warn!(
-                event = events::LOST,
-                lock = %name,
-                cause,
-                "the lock '{name}' is lost, the command is killed: {cause}"
-            );
-            return;
+        let (mut reason, mut failure, mut unproven_seconds) = (cause.to_owned(), None, None);
+        if loss == LossReason::Unproven {
+            self.stats.unproven();
+            let unproven = clock::now().since(self.watchdog.proven_at());
+            let last = self.last_failure.as_deref().unwrap_or("no answer since");
+            let since = format_duration(unproven);
+            reason = format!("{cause} (last proof {since} ago; {last})");
+            (failure, unproven_seconds) = (Some(last), Some(seconds(unproven)));
         }
-        self.stats.unproven();
-        let unproven = clock::now().since(self.watchdog.proven_at());
-        let failure = self.last_failure.as_deref().unwrap_or("no answer since");
-        let since = format_duration(unproven);
-        let reason = format!("{cause} (last proof {since} ago; {failure})");
-        self.stats.set_reason(&reason);
+        self.stopped = Some(RunEnd::lost(self.stopped.take(), &reason));
         warn!(
             event = events::LOST,
             lock = %name,
             cause,
             failure,
-            unproven_seconds = seconds(unproven),
+            unproven_seconds,
             "the lock '{name}' is lost, the command is killed: {reason}"
         );
     }
@@ -324,11 +316,8 @@ impl<S: LockSession> Supervision<'_, S> {
     }
 
     fn log_killed(&self, status: Option<ExitStatus>) {
-        let result = match status {
-            Some(ExitStatus::Exited(code)) => format!("exit {code}"),
-            Some(ExitStatus::Signalled(signal)) => format!("signal {signal}"),
-            None => "never started".to_owned(),
-        };
+        let result = status.map(|status| RunEnd::completed(status).result());
+        let result = result.unwrap_or_else(|| "never started".to_owned());
         info!(
             event = events::KILLED,
             lock = %self.name,

@@ -5,9 +5,8 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::name::LockName;
 use super::proof::FencingToken;
-use super::text::{json, seconds};
+use super::text::json;
 use super::time::Instant;
 
 /// The statistics of a run that has not finished.
@@ -17,10 +16,9 @@ pub struct RunStats {
     acquired: Option<(Instant, FencingToken)>,
     /// The time of the command's end.
     over_at: Option<Instant>,
-    proofs: u64,
-    smallest_slack: Option<Duration>,
-    asked: bool,
-    reason: Option<String>,
+    /// As in [`RunReport`].
+    pub proofs: u64,
+    pub smallest_slack: Option<Duration>,
 }
 
 /// The result of a run.
@@ -92,20 +90,6 @@ impl From<Outcome> for &'static str {
     }
 }
 
-/// The end of dlock as its caller sees it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RunEnd {
-    pub outcome: Outcome,
-    /// The exit status as a shell sees it.
-    pub exit_code: u8,
-    pub signal: Option<i32>,
-    /// A reason that is used if the statistics have none.
-    pub reason: Option<String>,
-    /// The time by the wall clock, in RFC 3339.
-    pub began: String,
-    pub ended: String,
-}
-
 /// The report of a run, which `--report` writes.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct RunReport {
@@ -139,8 +123,6 @@ impl RunStats {
             over_at: None,
             proofs: 0,
             smallest_slack: None,
-            asked: false,
-            reason: None,
         }
     }
 
@@ -160,14 +142,14 @@ impl RunStats {
         self.over_at
     }
 
-    /// The reason of the end, if one was set.
-    pub fn reason(&self) -> Option<&str> {
-        self.reason.as_deref()
+    /// The token, if the lock was ever acquired.
+    pub fn token(&self) -> Option<FencingToken> {
+        self.acquired.map(|(_, token)| token)
     }
 
-    /// Whether the lock was ever acquired.
-    pub const fn was_held(&self) -> bool {
-        self.acquired.is_some()
+    /// Time until the acquisition.
+    pub fn waited(&self, now: Instant) -> Duration {
+        self.acquired.map_or(now, |(at, _)| at).since(self.began_at)
     }
 
     /// Time since the acquisition.
@@ -191,58 +173,6 @@ impl RunStats {
         let smallest = self.smallest_slack.get_or_insert(slack);
         *smallest = slack.min(*smallest);
     }
-
-    /// Another user requested that the lock be given up.
-    pub fn stop_requested(&mut self, by: &str) {
-        self.asked = true;
-        self.set_reason(by);
-    }
-
-    /// Sets the reason of the end, unless there is one already.
-    pub fn set_reason(&mut self, why: &str) {
-        self.reason.get_or_insert_with(|| why.to_owned());
-    }
-
-    /// Sets the reason of the end in any case, for a state that an administrator must fix.
-    pub fn override_reason(&mut self, why: &str) {
-        self.reason = Some(why.to_owned());
-    }
-
-    /// Whether the command was stopped at another user's request.
-    pub const fn was_stop_requested(&self) -> bool {
-        self.asked
-    }
-
-    /// The report of the run.
-    pub fn finish(&self, name: &LockName, now: Instant, ending: RunEnd) -> RunReport {
-        let waited_until = self.acquired.map_or(now, |(at, _)| at);
-        let RunEnd {
-            outcome,
-            exit_code,
-            signal,
-            reason,
-            began,
-            ended,
-        } = ending;
-        let known = self
-            .reason
-            .clone()
-            .filter(|_| outcome != Outcome::Completed);
-        RunReport {
-            name: name.to_string(),
-            outcome,
-            exit_code,
-            signal,
-            reason: known.or(reason),
-            token: self.acquired.map(|(_, token)| token.0),
-            began,
-            ended,
-            waited_seconds: seconds(waited_until.since(self.began_at)),
-            held_seconds: seconds(self.held(now)),
-            proofs: self.proofs,
-            smallest_slack_seconds: self.smallest_slack.map(seconds),
-        }
-    }
 }
 
 impl RunReport {
@@ -257,21 +187,6 @@ mod tests {
     use super::super::time::tests::at;
     use super::*;
 
-    fn ending(outcome: Outcome) -> RunEnd {
-        RunEnd {
-            outcome,
-            exit_code: 0,
-            signal: None,
-            reason: None,
-            began: "2026-11-23T10:00:00Z".to_owned(),
-            ended: "2026-11-23T10:00:09Z".to_owned(),
-        }
-    }
-
-    fn name() -> LockName {
-        "job".parse().unwrap()
-    }
-
     #[test]
     fn a_run_has_waited_and_held() {
         let mut stats = RunStats::new(at(10.0));
@@ -279,29 +194,20 @@ mod tests {
         stats.proven(Duration::from_secs(5));
         stats.proven(Duration::from_millis(2500));
         stats.proven(Duration::from_secs(4));
-        let account = stats.finish(&name(), at(19.0), ending(Outcome::Completed));
-        assert_eq!(
-            account.to_json(),
-            concat!(
-                r#"{"name":"job","outcome":"completed","exit_code":0,"signal":null,"reason":null,"token":7,"#,
-                r#""began":"2026-11-23T10:00:00Z","ended":"2026-11-23T10:00:09Z","#,
-                r#""waited_seconds":2.5,"held_seconds":6.5,"proofs":4,"smallest_slack_seconds":2.5}"#,
-                "\n"
-            )
-        );
+        assert_eq!(stats.token(), Some(FencingToken(7)));
+        assert_eq!(stats.waited(at(19.0)), Duration::from_millis(2500));
+        assert_eq!(stats.held(at(19.0)), Duration::from_millis(6500));
+        assert_eq!(stats.proofs, 4);
+        assert_eq!(stats.smallest_slack, Some(Duration::from_millis(2500)));
     }
 
     #[test]
     fn without_the_lock_all_of_it_was_waiting() {
-        let mut stats = RunStats::new(at(1.0));
-        stats.set_reason("busy");
-        stats.set_reason("and something else");
-        let account = stats.finish(&name(), at(3.0), ending(Outcome::Busy));
-        assert_eq!((account.token, account.proofs), (None, 0));
-        assert!((account.waited_seconds - 2.0).abs() < 1e-9);
-        assert!(account.held_seconds.abs() < 1e-9);
-        assert_eq!(account.reason.as_deref(), Some("busy"));
-        assert_eq!(account.smallest_slack_seconds, None);
+        let stats = RunStats::new(at(1.0));
+        assert_eq!((stats.token(), stats.proofs), (None, 0));
+        assert_eq!(stats.waited(at(3.0)), Duration::from_secs(2));
+        assert_eq!(stats.held(at(3.0)), Duration::ZERO);
+        assert_eq!(stats.smallest_slack, None);
     }
 
     #[test]
@@ -310,8 +216,34 @@ mod tests {
         stats.acquired(at(0.0), FencingToken(1));
         stats.proven(Duration::from_secs(3));
         stats.unproven();
-        let account = stats.finish(&name(), at(9.0), ending(Outcome::Lost));
-        assert_eq!(account.smallest_slack_seconds, Some(0.0));
-        assert_eq!(account.proofs, 2);
+        assert_eq!(stats.smallest_slack, Some(Duration::ZERO));
+        assert_eq!(stats.proofs, 2);
+    }
+
+    #[test]
+    fn a_report_is_one_line_of_json() {
+        let report = RunReport {
+            name: "job".to_owned(),
+            outcome: Outcome::Completed,
+            exit_code: 0,
+            signal: None,
+            reason: None,
+            token: Some(7),
+            began: "2026-11-23T10:00:00Z".to_owned(),
+            ended: "2026-11-23T10:00:09Z".to_owned(),
+            waited_seconds: 2.5,
+            held_seconds: 6.5,
+            proofs: 4,
+            smallest_slack_seconds: Some(2.5),
+        };
+        assert_eq!(
+            report.to_json(),
+            concat!(
+                r#"{"name":"job","outcome":"completed","exit_code":0,"signal":null,"reason":null,"token":7,"#,
+                r#""began":"2026-11-23T10:00:00Z","ended":"2026-11-23T10:00:09Z","#,
+                r#""waited_seconds":2.5,"held_seconds":6.5,"proofs":4,"smallest_slack_seconds":2.5}"#,
+                "\n"
+            )
+        );
     }
 }

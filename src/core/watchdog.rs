@@ -100,19 +100,10 @@ pub struct Watchdog {
     tree_dead: bool,
     /// The end of the command's maximum time, until the command is stopped.
     max_hold_at: Option<Instant>,
-    /// Why the command was stopped although the lock is held.
-    stop_reason: Option<StopReason>,
+    /// The command is stopped although the lock is held.
+    stopped: bool,
     /// The result of the step so far.
     actions: Vec<Action>,
-}
-
-/// Why a command is stopped while its lock is held.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum StopReason {
-    /// Its maximum time is over.
-    MaxHold,
-    /// Another user requested it.
-    Requested,
 }
 
 impl Watchdog {
@@ -148,7 +139,7 @@ impl Watchdog {
             check_guard_at: None,
             tree_dead: false,
             max_hold_at: None,
-            stop_reason: None,
+            stopped: false,
             actions: Vec::new(),
         }
     }
@@ -160,11 +151,6 @@ impl Watchdog {
             max_hold_at: limit_at,
             ..self
         }
-    }
-
-    /// Why the command was stopped although the lock is held.
-    pub const fn stop_reason(&self) -> Option<StopReason> {
-        self.stop_reason
     }
 
     /// The send time of the last proof.
@@ -234,13 +220,11 @@ impl Watchdog {
             (Event::Tick, LockState::Held) => {
                 if self.max_hold_at.is_some_and(|at| at <= now) {
                     self.actions.push(Action::MaxHold);
-                    self.stop_early(StopReason::MaxHold);
+                    self.stop_early();
                 }
                 self.renew(now);
             }
-            (Event::ReleaseRequested, LockState::Held) if self.stop_reason.is_none() => {
-                self.stop_early(StopReason::Requested);
-            }
+            (Event::ReleaseRequested, LockState::Held) if !self.stopped => self.stop_early(),
             (Event::Tick, LockState::Lost(_)) => self.check_guard(now),
             (
                 Event::Tick
@@ -280,8 +264,8 @@ impl Watchdog {
     }
 
     /// Stops the command; renewals continue until it is dead.
-    fn stop_early(&mut self, reason: StopReason) {
-        self.stop_reason = Some(reason);
+    fn stop_early(&mut self) {
+        self.stopped = true;
         self.max_hold_at = None;
         self.actions.push(Action::Stop);
     }
@@ -533,9 +517,7 @@ mod tests {
             watchdog.step(at(1.0), &Event::Tick),
             [Action::MaxHold, Action::Stop]
         );
-        assert_eq!(watchdog.stop_reason(), Some(StopReason::MaxHold));
         assert!(watchdog.step(at(1.1), &Event::ReleaseRequested).is_empty());
-        assert_eq!(watchdog.stop_reason(), Some(StopReason::MaxHold));
         let sent_at = renew_once(&mut watchdog);
         watchdog.step(sent_at, &Event::Renewed(renewal(sent_at)));
         assert!(watchdog.deadlines().kill_at > at(8.5));
@@ -549,11 +531,10 @@ mod tests {
             asked.step(at(1.0), &Event::ReleaseRequested),
             [Action::Stop]
         );
-        assert_eq!(asked.stop_reason(), Some(StopReason::Requested));
+        assert!(asked.step(at(1.1), &Event::ReleaseRequested).is_empty());
         let mut lost = watchdog();
         lost.step(at(1.0), &Event::Lost(LossReason::KeyGone));
         assert!(lost.step(at(1.0), &Event::ReleaseRequested).is_empty());
-        assert_eq!(lost.stop_reason(), None);
     }
 
     #[test]

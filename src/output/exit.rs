@@ -6,6 +6,7 @@ use std::process;
 use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
 
 use crate::sys::atomic_file::IsSymlink;
+use crate::sys::process::ExitStatus;
 
 /// The end of dlock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -93,6 +94,15 @@ impl Exit {
             crate::sys::signals::die_of(signal);
         }
         process::exit(self.code().into())
+    }
+}
+
+impl From<ExitStatus> for Exit {
+    fn from(status: ExitStatus) -> Self {
+        match status {
+            ExitStatus::Exited(code) => Self::Command(code),
+            ExitStatus::Signalled(signal) => Self::Signalled(signal),
+        }
     }
 }
 
