@@ -67,7 +67,7 @@ impl SignatureVerificationAlgorithm for Algorithm {
     }
 }
 
-/// What ring and this file can do together.
+/// The algorithms of ring and of this file.
 pub(super) fn provider() -> CryptoProvider {
     static ALGORITHMS: LazyLock<WebPkiSupportedAlgorithms> = LazyLock::new(with_p521);
     CryptoProvider {

@@ -46,12 +46,12 @@ enum Step {
     Ended(Box<Outcome>),
 }
 
-/// What ends one wait.
+/// The end of one wait for an event.
 enum Event {
     Session(SessionEvent),
-    /// A renewal, or the lock.
+    /// A renewal is due, or the lock delay is over.
     Due,
-    /// It has been our turn for long, and nothing is proven.
+    /// The lock has been free for long, without a proof.
     Unproven,
 }
 
