@@ -130,7 +130,7 @@ impl<'a> WaitReporter<'a> {
                         event = events::LOCK_DELAY,
                         lock = %name,
                         delay_seconds = seconds(*delay),
-                        "the holder of '{name}' vanished without releasing it: waiting {} for its command to end",
+                        "the holder of '{name}' is gone, and has left no record of a release: waiting {} for its command to end",
                         format_duration(*delay)
                     );
                 }

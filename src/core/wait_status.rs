@@ -168,7 +168,7 @@ impl WaitStatus {
         if let Some(delay) = self.lock_delay_ends_at.map(|at| at.since(now)) {
             let _ = write!(
                 text,
-                ": its holder vanished, whose command gets {} to end",
+                ": its holder is gone without a release record, and its command gets {} to end",
                 whole_seconds(delay)
             );
         } else if let Some(front) = &self.first {
@@ -348,7 +348,9 @@ mod tests {
         status.lock_delay(at(101.0), Duration::from_secs(8));
         let line = status.live_line(at(104.0), TEN);
         assert!(
-            line.ends_with(": its holder vanished, whose command gets 5s to end"),
+            line.ends_with(
+                ": its holder is gone without a release record, and its command gets 5s to end"
+            ),
             "{line}"
         );
     }

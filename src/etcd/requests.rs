@@ -262,15 +262,22 @@ impl Requests {
         entry: EntryId,
         release: &ReleaseRequest,
     ) -> Result<(), LockError> {
-        if release.cooldown.is_some() {
+        if let Some(cooldown) = &release.cooldown {
             match self.transfer_to_cooldown(etcd, entry, release).await {
                 // It has lasted long enough, by etcd's count.
                 Err(error) if error.kind == ErrorKind::LeaseNotFound => {}
-                // The lock stays taken until our lease ends.
+                // etcd may refuse what needs space before it looks at the lease.
                 Err(error) if error.kind == ErrorKind::Refused => {
-                    return match self.read_ownership(etcd, entry, release).await? {
-                        ReleaseAnswer::Present => Err(error),
-                        _ => Ok(()),
+                    let ReleaseAnswer::Present = self.read_ownership(etcd, entry, release).await?
+                    else {
+                        return Ok(());
+                    };
+                    let left = self.queue.lease_time_left(etcd.clone(), cooldown.lease);
+                    return if left.await?.is_zero() {
+                        self.delete(etcd, entry, release).await
+                    } else {
+                        // The lock stays taken until our lease ends.
+                        Err(error)
                     };
                 }
                 cooled => return cooled,

@@ -56,7 +56,7 @@ events! {
     LIBRARY = "library" [target]
         "a message of a library that DLOCK_LOG names; its text may change with any version";
     LOCK_DELAY = "lock-delay" [lock delay_seconds]
-        "the holder vanished without a release: its command is given this time to end";
+        "the holder is gone and has left no record of a release: its command is given this time to end";
     LOST = "lost" [lock cause failure unproven_seconds]
         "the lock is lost: the command is stopped and killed, or had ended by then; where etcd did not prove it in time, also why the last renewal failed, and the time since the last proof";
     MARK_LEFT = "mark-left" [lock within_seconds]

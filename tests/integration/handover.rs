@@ -47,7 +47,7 @@ fn is_handed_over_late(oracle: &Oracle, mut holder: Running, mut waiter: Running
     waiter
         .wait_within(LIMIT * 2)
         .expect_code(0)
-        .expect_stderr(&["vanished without releasing it"]);
+        .expect_stderr(&["is gone, and has left no record of a release"]);
     oracle.assert_no_overlap();
     assert_eq!(oracle.tokens().len(), 2);
 }
@@ -114,7 +114,7 @@ fn a_release_passes_the_lock_on_at_once_and_leaves_nothing_for_long() {
     holder.wait().expect_signal(Signal::TERM);
     for waiter in &mut waiters {
         let outcome = waiter.wait().expect_code(0);
-        assert!(!outcome.stderr.contains("vanished"), "{}", outcome.stderr);
+        assert!(!outcome.stderr.contains("no record of a release"), "{}", outcome.stderr);
     }
     oracle.assert_no_overlap();
     eventually(LIMIT, "no key and no lease is left", || {
@@ -166,7 +166,7 @@ fn a_vanished_etcdctl_causes_no_delay() {
     etcd.queue_of(&name, 2);
     etcd.revoke(&etcd.queue(&name)[0].lease_hex());
     let outcome = waiter.wait().expect_code(0);
-    assert!(!outcome.stderr.contains("vanished"), "{}", outcome.stderr);
+    assert!(!outcome.stderr.contains("no record of a release"), "{}", outcome.stderr);
 }
 
 /// A waiter that gives up during that time "leaves its place taken for the rest of it": no waiter and no newcomer gets
@@ -177,7 +177,7 @@ fn a_waiter_that_gives_up_during_a_lock_delay_does_not_shorten_it() {
     let (mut holder, mut waiter) = patient_pair(etcd, &oracle, &name, &["--ttl=600"]);
     etcd.revoke(&etcd.queue(&name)[0].lease_hex());
     eventually(LIMIT, "the waiter knows of it", || {
-        waiter.stderr().contains("vanished")
+        waiter.stderr().contains("no record of a release")
     });
     waiter.signal(Signal::INT);
     waiter.wait().expect_signal(Signal::INT);
@@ -221,7 +221,7 @@ fn a_waiter_that_gives_up_hides_no_vanished_holder() {
     holder.wait_within(LIMIT * 2).expect_code(121);
     last.wait_within(LIMIT * 2)
         .expect_code(0)
-        .expect_stderr(&["vanished without releasing it"]);
+        .expect_stderr(&["is gone, and has left no record of a release"]);
     oracle.assert_no_overlap();
 }
 
@@ -302,7 +302,7 @@ fn a_vanished_reader_is_waited_for_behind_a_waiter_that_gave_up() {
     etcd.revoke(&etcd.queue(&name)[0].lease_hex());
     last.signal(Signal::CONT);
     eventually(LIMIT, "the last one knows of it", || {
-        last.stderr().contains("vanished")
+        last.stderr().contains("no record of a release")
     });
     reader.let_go().expect_code(0);
     vanished.wait_within(LIMIT * 2).expect_code(121);
@@ -318,7 +318,7 @@ fn a_lock_delay_ends_although_many_waiters_give_up() {
     let mut last = last(etcd, &oracle, &name);
     etcd.revoke(&etcd.queue(&name)[0].lease_hex());
     eventually(LIMIT, "the waiter knows of it", || {
-        waiter.stderr().contains("vanished")
+        waiter.stderr().contains("no record of a release")
     });
     waiter.signal(Signal::INT);
     waiter.wait().expect_signal(Signal::INT);
@@ -326,7 +326,7 @@ fn a_lock_delay_ends_although_many_waiters_give_up() {
     let place = etcd.queue(&name).remove(0);
     assert!(place.value.contains(r#""cooling":true"#), "{}", place.value);
     let outcome = last.wait_within(LIMIT * 2).expect_code(0);
-    assert!(!outcome.stderr.contains("vanished"), "{}", outcome.stderr);
+    assert!(!outcome.stderr.contains("no record of a release"), "{}", outcome.stderr);
     oracle.assert_no_overlap();
 }
 
@@ -344,5 +344,5 @@ fn a_waiter_that_gives_up_causes_no_delay() {
     holder.let_go().expect_code(0);
     last.signal(Signal::CONT);
     let outcome = last.wait().expect_code(0);
-    assert!(!outcome.stderr.contains("vanished"), "{}", outcome.stderr);
+    assert!(!outcome.stderr.contains("no record of a release"), "{}", outcome.stderr);
 }

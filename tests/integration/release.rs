@@ -90,3 +90,16 @@ fn a_release_whose_answer_is_lost_without_space_is_no_loss() {
     holder.wait().expect_code(0).expect_silent();
     assert!(etcd.queue("kept").is_empty());
 }
+
+/// "NOSPACE alarm": a lock whose --min-hold is over is released without a record, which the next holder is told truthfully.
+#[test]
+fn a_lock_whose_min_hold_is_over_is_released_without_space() {
+    let etcd = Etcd::start_with(&["--quota-backend-bytes=2097152"]);
+    let mut holder = hold_open(Dlock::on(&etcd), &[LONG, "--min-hold=2s"], "over");
+    eventually(LIMIT, "the time of --min-hold is over", || {
+        etcd.leases().len() == 1
+    });
+    etcd.fill();
+    holder.let_go().expect_code(0);
+    assert!(etcd.queue("over").is_empty());
+}

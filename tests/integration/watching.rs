@@ -106,7 +106,7 @@ fn a_waiter_without_etcd_uses_little_processor_time() {
     let places = etcd.queue_of(name, 2);
     etcd.revoke(&places[0].lease_hex());
     eventually(LIMIT, "it waits for the command that vanished", || {
-        waiter.stderr().contains("vanished")
+        waiter.stderr().contains("no record of a release")
     });
     etcd.kill();
     let before = waiter.process().processor_time();

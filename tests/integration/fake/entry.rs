@@ -111,7 +111,7 @@ fn a_holder_that_vanishes_while_a_waiter_joins_is_waited_for() {
         let code = if options == ["-n"] { 75 } else { 0 };
         let outcome = newcomer.wait().expect_code(code);
         if code == 0 {
-            outcome.expect_stderr(&["vanished without releasing it"]);
+            outcome.expect_stderr(&["is gone, and has left no record of a release"]);
         }
         holder.wait().expect_code(121);
     });
