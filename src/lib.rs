@@ -41,10 +41,13 @@ mod sys;
 use std::ffi::OsString;
 use std::io::Write as _;
 
+use anyhow::anyhow;
+
 use cli::Request;
 use commands::{complete, hold};
-use output::exit::{Exit, Failure};
+use output::exit::{Exit, Failure, OrFail as _};
 use output::{events, log};
+use sys::trust::is_secure_execution;
 
 /// The whole program.
 pub fn main() -> ! {
@@ -67,6 +70,13 @@ fn end(exit: Exit) -> ! {
 }
 
 fn run() -> Result<Exit, Failure> {
+    if is_secure_execution() {
+        // The caller chooses the files that dlock reads and replaces.
+        return Err(anyhow!(
+            "dlock must not have more rights than its caller: the executable is setuid or setgid, or has capabilities"
+        ))
+        .or_hint("take them away: chmod ug-s FILE, setcap -r FILE; sudo runs dlock as another user");
+    }
     let argv: Vec<OsString> = std::env::args_os().collect();
     if let Some((name, args)) = argv.split_first()
         && name == hold::HOLD_CHILD

@@ -15,3 +15,4 @@ pub(crate) mod process;
 pub(crate) mod random;
 pub(crate) mod signals;
 pub(crate) mod syslog;
+pub(crate) mod trust;

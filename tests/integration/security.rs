@@ -2,9 +2,11 @@
 //! It must not know the form of a refusal beyond its exit code; `cli.rs` does.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{PermissionsExt, chown};
 use std::process::Stdio;
 use std::time::Duration;
+
+use rustix::fs::StatVfsMountFlags;
 
 use crate::support::{Certificates, Dlock, Etcd, Link, Running, hold_open, let_pass};
 
@@ -216,4 +218,28 @@ fn the_password_appears_nowhere() {
     link.refuse();
     let outcome = holder.wait().expect_code(121);
     assert!(!outcome.stderr.contains("pass:word"), "{}", outcome.stderr);
+}
+
+/// "An executable with a setuid or setgid bit, or with file capabilities, refuses to run": without a lock and a command.
+#[test]
+fn a_setuid_dlock_refuses_to_run() {
+    let owner = Dlock::nowhere();
+    let copy = owner.home().file("dlock");
+    let flags = rustix::fs::statvfs(owner.home().path())
+        .expect("our own directory")
+        .f_flag;
+    if !rustix::process::geteuid().is_root() || flags.contains(StatVfsMountFlags::NOSUID) {
+        return;
+    }
+    fs::copy(env!("CARGO_BIN_EXE_dlock"), &copy).expect("our own directory");
+    // Changing the owner removes the bit.
+    chown(&copy, Some(65534), None).expect("root may");
+    fs::set_permissions(&copy, fs::Permissions::from_mode(0o4755)).expect("root may");
+    let outcome = Dlock::program([&copy])
+        .run(["--local", "job", "echo", "ran"])
+        .finish();
+    outcome
+        .expect_code(125)
+        .expect_stdout("")
+        .expect_stderr(&["more rights than its caller", "hint: "]);
 }
