@@ -9,6 +9,7 @@ mod etcdctl;
 pub(crate) mod file;
 pub(crate) mod layers;
 pub(crate) mod origins;
+pub(crate) mod secret;
 pub(crate) mod setting;
 
 use std::fs;

@@ -96,8 +96,6 @@ fn shown(
         Setting::Cacert => path(&effective.tls.cacert),
         Setting::Cert => path(&effective.tls.cert),
         Setting::Key => path(&effective.tls.key),
-        // The text may contain the password.
-        Setting::User => Some(effective.credentials.as_ref()?.user.clone()),
         Setting::Prefix => Some(effective.prefix.clone()),
         Setting::ClusterId => effective.cluster_id.map(|id| id.to_string()),
         Setting::ConnectTimeout => Some(format_duration(effective.connect_timeout).to_string()),

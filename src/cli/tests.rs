@@ -765,7 +765,11 @@ fn a_password_comes_from_the_strongest_source_and_is_not_shown() {
         let args: Vec<&str> = [args, &["run", "x", "y"]].concat();
         let run = run_with(&args, set);
         let credentials = run.settings.credentials.unwrap();
-        format!("{} {}", credentials.user, credentials.password)
+        format!(
+            "{} {}",
+            credentials.name.expose(),
+            credentials.password.expose()
+        )
     };
     let own = ("DLOCK_PASSWORD", "own");
     let ctl = ("ETCDCTL_PASSWORD", "ctl");
@@ -782,6 +786,18 @@ fn a_password_comes_from_the_strongest_source_and_is_not_shown() {
         "alice:inline ctl",
         "a name may hold a colon, as with etcdctl"
     );
+    let run = run_with(&["--user", "alice:inline", "run", "x", "y"], &[ctl]);
+    assert_eq!(run.settings.credentials.unwrap().user, "alice");
+    directory.file(
+        "dlock-password",
+        "from systemd
+",
+    );
+    let systemd = ("CREDENTIALS_DIRECTORY", directory.0.to_str().unwrap());
+    assert_eq!(credentials(&["--user", "a"], &[systemd]), "a from systemd");
+    assert_eq!(credentials(&["--user", "a"], &[systemd, ctl]), "a ctl");
+    let nothing = ("CREDENTIALS_DIRECTORY", "/nowhere");
+    assert_eq!(credentials(&user, &[nothing]), "alice inline");
     assert_eq!(credentials(&[], &[("ETCDCTL_USER", "b:c:d")]), "b c:d");
 
     let file = directory.file("c.toml", "user = 'filed'\npassword-file = 'secret'\n");
@@ -843,6 +859,39 @@ fn a_password_comes_from_the_strongest_source_and_is_not_shown() {
         &[],
     );
     assert!(run.warnings[0].contains(&secret), "{:?}", run.warnings);
+}
+
+#[test]
+fn an_error_shows_the_user_without_a_password() {
+    let directory = TestDir::new("user-shown");
+    let file = directory.file(
+        "c.toml",
+        "user = 'ci:XYZ'
+local = true
+",
+    );
+    let flag: &[&str] = &["run", "--local", "--user", "ci:XYZ", "x", "y"];
+    let own: &[_] = &[("DLOCK_USER", "ci:XYZ"), ("DLOCK_LOCAL", "1")];
+    let ctl: &[_] = &[("ETCDCTL_USER", "ci:XYZ")];
+    let empty: &[_] = &[("ETCDCTL_USER", "ci:XYZ"), ("DLOCK_TTL", "x")];
+    for (args, set) in [
+        (flag, &[][..]),
+        (&["run", "--user", ":XYZ", "x", "y"], &[]),
+        (&["run", "x", "y"], own),
+        (&["break", "--local", "x"], ctl),
+        (&["run", "x", "y"], empty),
+        (&["doctor", "--config", &file], &[]),
+    ] {
+        let text = match parse_args(args, set) {
+            Err(failure) => format!("{failure:?}"),
+            Ok(Request::Task(task)) => match task.work {
+                Work::Doctor(_, options) => format!("{options:?} {:?}", task.warnings),
+                _ => format!("{:?}", task.warnings),
+            },
+            Ok(_) => String::new(),
+        };
+        assert!(!text.contains("XYZ"), "{args:?} {set:?}: {text}");
+    }
 }
 
 #[test]

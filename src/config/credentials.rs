@@ -1,6 +1,7 @@
 //! User and password for etcd, from every layer that may contain them.
 //! It must not know how etcd checks them.
 
+use std::ffi::OsString;
 use std::fmt;
 use std::fs;
 use std::io::{self, Read};
@@ -10,16 +11,24 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, anyhow};
 
 use super::layers::{Layers, SettingValue};
+use super::secret::Secret;
 use super::setting::Setting;
+use crate::core::secrets::PASSWORD_VARIABLES;
 use crate::output::exit::{Failure, OrFail};
 
 const MAX_PASSWORD_BYTES: u64 = 64 * 1024;
 
-/// A user of etcd. There is no Debug: a log must not contain the password.
+/// The file of a systemd credential with the password, in `$CREDENTIALS_DIRECTORY`.
+const SYSTEMD_CREDENTIAL: &str = "dlock-password";
+
+/// A user of etcd.
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) struct Credentials {
+    /// The name for messages: the part before a colon, since the rest may be a password.
     pub(crate) user: String,
-    pub(crate) password: String,
+    /// The name for the login.
+    pub(crate) name: Secret,
+    pub(crate) password: Secret,
     /// The source of the password, for people.
     pub(crate) source: String,
     /// The file of the password, if it can be read more than once.
@@ -28,10 +37,10 @@ pub(crate) struct Credentials {
 
 impl Credentials {
     /// The password that the file has now; `None` if it does not come from a file, or from a pipe.
-    pub(crate) fn read_again(&self) -> Option<anyhow::Result<String>> {
+    pub(crate) fn read_again(&self) -> Option<anyhow::Result<Secret>> {
         let path = self.file.as_ref()?;
         // The warnings were given at the start.
-        let read = read(path, &mut Vec::new());
+        let read = read(path, &mut Vec::new()).map(Secret::new);
         Some(read.with_context(|| format!("cannot read the password file '{}'", path.display())))
     }
 
@@ -39,7 +48,8 @@ impl Credentials {
     pub(crate) fn of(user: &str, password: &str) -> Self {
         Self {
             user: user.to_owned(),
-            password: password.to_owned(),
+            name: Secret::new(user),
+            password: Secret::new(password),
             source: String::new(),
             file: None,
         }
@@ -49,22 +59,29 @@ impl Credentials {
 /// The source of a password.
 enum PasswordSource {
     File(SettingValue),
-    Variable(SettingValue),
+    Variable(&'static str, Secret<OsString>),
+    Systemd(PathBuf),
 }
 
 impl PasswordSource {
     /// The file, unless it is a pipe, which is empty after it was read.
     fn file(&self) -> Option<PathBuf> {
-        let Self::File(found) = self else { return None };
-        let path = found.path();
+        let path = match self {
+            Self::File(found) => found.path(),
+            Self::Systemd(path) => path.clone(),
+            Self::Variable(..) => return None,
+        };
         path.is_file().then_some(path)
     }
 }
 
 impl fmt::Display for PasswordSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (Self::File(found) | Self::Variable(found)) = self;
-        found.source.fmt(f)
+        match self {
+            Self::File(found) => found.source.fmt(f),
+            Self::Variable(name, _) => f.write_str(name),
+            Self::Systemd(path) => write!(f, "the systemd credential '{}'", path.display()),
+        }
     }
 }
 
@@ -77,11 +94,16 @@ pub(crate) fn resolve(
     let user_set_for_this_run = layers.find_set(Setting::User).is_some();
     let file = layers.find_set(Setting::PasswordFile);
     let variable = || {
-        let names = ["DLOCK_PASSWORD", "ETCDCTL_PASSWORD"].into_iter();
-        let mut set = names.filter_map(|name| layers.find_variable(name.to_owned()));
-        set.next().map(PasswordSource::Variable)
+        let mut set = PASSWORD_VARIABLES.into_iter().filter_map(|name| {
+            let text = layers.variable(name)?;
+            Some(PasswordSource::Variable(name, Secret::new(text)))
+        });
+        set.next()
     };
-    let given = file.map(PasswordSource::File).or_else(variable);
+    let given = file
+        .map(PasswordSource::File)
+        .or_else(variable)
+        .or_else(|| systemd_credential(layers));
     let in_file = || {
         let found = layers.find_in_file(Setting::PasswordFile);
         found.map(PasswordSource::File)
@@ -101,9 +123,9 @@ pub(crate) fn resolve(
         .ok_or_else(|| anyhow!("cannot use {}: not UTF-8 text", user.source))?;
     // A name may contain a colon if the password is elsewhere, as with etcdctl. The file's own
     // password-file is weaker than a NAME:PASSWORD that was set for this run.
-    let split = name.split_once(':');
+    let inline = user.secret.clone();
     let given = match given {
-        None if user_set_for_this_run && split.is_some() => None,
+        None if user_set_for_this_run && inline.is_some() => None,
         None => in_file(),
         given => given,
     };
@@ -111,42 +133,67 @@ pub(crate) fn resolve(
         .as_ref()
         .map_or_else(|| user.source.to_string(), PasswordSource::to_string);
     let file = given.as_ref().and_then(PasswordSource::file);
-    let (name, password) = match (given, split) {
-        (Some(given), _) => (name, password(given, warnings)?),
-        (None, Some((name, password))) => (name, password.to_owned()),
+    let not_text = || anyhow!("cannot use {}: not UTF-8 text", user.source);
+    let exposed = |secret: &Secret<OsString>| {
+        let text = secret.expose().to_str();
+        text.map(str::to_owned).ok_or_else(not_text)
+    };
+    let inline = inline.as_ref().map(exposed).transpose()?;
+    let (full_name, password) = match (given, inline) {
+        (Some(given), None) => (name.to_owned(), password(given, warnings)?),
+        (Some(given), Some(rest)) => (format!("{name}:{rest}"), password(given, warnings)?),
+        (None, Some(password)) => (name.to_owned(), password),
         (None, None) => {
             return Err(anyhow!(
                 "cannot use the user '{name}' of {}: there is no password",
                 user.source
             ))
-            .or_hint("give it by --password-file or DLOCK_PASSWORD");
+            .or_hint(match layers.variable("DLOCK_HELD") {
+                None => "give it by --password-file or DLOCK_PASSWORD",
+                Some(_) => "give it by --password-file or DLOCK_PASSWORD_FILE: the command of a dlock does not get the variables with its password",
+            });
         }
     };
-    if name.is_empty() || password.is_empty() {
-        let what = if name.is_empty() { "user" } else { "password" };
+    if full_name.is_empty() || password.is_empty() {
+        let what = if full_name.is_empty() {
+            "user"
+        } else {
+            "password"
+        };
         return Err(anyhow!("cannot use {}: the {what} is empty", user.source).into());
     }
     Ok(Some(Credentials {
         user: name.to_owned(),
-        password,
+        name: Secret::new(full_name),
+        password: Secret::new(password),
         source,
         file,
     }))
 }
 
+/// The credential that systemd passed to this unit, `systemd.exec(5)`, if there is one.
+fn systemd_credential(layers: &Layers) -> Option<PasswordSource> {
+    let directory = PathBuf::from(layers.variable("CREDENTIALS_DIRECTORY")?);
+    let path = directory.join(SYSTEMD_CREDENTIAL);
+    // Any other error is reported when the file is read.
+    let missing = fs::metadata(&path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound);
+    (!missing).then_some(PasswordSource::Systemd(path))
+}
+
 fn password(given: PasswordSource, warnings: &mut Vec<String>) -> Result<String, Failure> {
     match given {
-        PasswordSource::Variable(SettingValue { text, source }) => {
-            let text = text.into_string();
-            Ok(text.map_err(|_| anyhow!("cannot use {source}: not UTF-8 text"))?)
+        PasswordSource::Variable(name, secret) => {
+            let text = secret.expose().to_str().map(str::to_owned);
+            Ok(text.ok_or_else(|| anyhow!("cannot use {name}: not UTF-8 text"))?)
         }
-        PasswordSource::File(found) => {
-            let path = found.path();
-            let read = read(&path, warnings);
-            Ok(read
-                .with_context(|| format!("cannot read the password file '{}'", path.display()))?)
-        }
+        PasswordSource::File(found) => read_file(&found.path(), warnings),
+        PasswordSource::Systemd(path) => read_file(&path, warnings),
     }
+}
+
+fn read_file(path: &Path, warnings: &mut Vec<String>) -> Result<String, Failure> {
+    let read = read(path, warnings);
+    Ok(read.with_context(|| format!("cannot read the password file '{}'", path.display()))?)
 }
 
 fn read(path: &Path, warnings: &mut Vec<String>) -> anyhow::Result<String> {
@@ -165,7 +212,7 @@ fn read(path: &Path, warnings: &mut Vec<String>) -> anyhow::Result<String> {
     if password.is_empty() {
         return Err(anyhow!("it is empty"));
     }
-    if metadata.is_file() && metadata.permissions().mode() & 0o044 != 0 {
+    if metadata.is_file() && metadata.permissions().mode() & 0o004 != 0 {
         warnings.push(format!(
             "others can read the password file '{}'; chmod 600 keeps it to its owner",
             path.display()

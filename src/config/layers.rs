@@ -3,14 +3,16 @@
 
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fmt;
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use anyhow::anyhow;
 
 use super::file::File;
+use super::secret::Secret;
 use super::setting::Setting;
 use crate::output::exit::{Failure, OrFail};
 
@@ -27,11 +29,14 @@ pub(crate) struct Layers<'a> {
 /// A setting's text and where it was found.
 #[derive(Debug)]
 pub(crate) struct SettingValue {
+    /// Never a password.
     pub(crate) text: OsString,
+    /// The password behind the colon of a user; every other setting has none.
+    pub(crate) secret: Option<Secret<OsString>>,
     pub(crate) source: Source,
 }
 
-/// The source of a text, for people. The text may be a secret.
+/// The source of a text, for people.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Source {
     /// The long option.
@@ -84,19 +89,28 @@ impl<'a> Layers<'a> {
     /// The strongest text for this run: from a flag or a variable.
     pub(crate) fn find_set(&self, setting: Setting) -> Option<SettingValue> {
         self.find_flag(setting)
-            .or_else(|| self.find_variable(setting.variable()))
-            .or_else(|| self.find_variable(setting.etcdctl_variable()?.to_owned()))
+            .or_else(|| self.find_setting_variable(setting, setting.variable()))
+            .or_else(|| {
+                let name = setting.etcdctl_variable()?.to_owned();
+                self.find_setting_variable(setting, name)
+            })
     }
 
     pub(crate) fn find_flag(&self, setting: Setting) -> Option<SettingValue> {
         let text = self.flags.get(&setting)?;
-        Some(SettingValue::flag(setting.name(), text.clone()))
+        let source = Source::Flag(setting.name());
+        Some(SettingValue::of(setting, text, source))
     }
 
+    /// A variable that contains no secret.
     pub(crate) fn find_variable(&self, name: String) -> Option<SettingValue> {
         let text = self.variable(&name)?;
-        let source = Source::Variable(name);
-        Some(SettingValue { text, source })
+        Some(SettingValue::plain(text, Source::Variable(name)))
+    }
+
+    fn find_setting_variable(&self, setting: Setting, name: String) -> Option<SettingValue> {
+        let text = self.variable(&name)?;
+        Some(SettingValue::of(setting, &text, Source::Variable(name)))
     }
 
     pub(crate) fn find_in_file(&self, setting: Setting) -> Option<SettingValue> {
@@ -106,8 +120,7 @@ impl<'a> Layers<'a> {
             path: self.file.path.clone(),
             line: entry.line,
         };
-        let text = entry.text.clone().into();
-        Some(SettingValue { text, source })
+        Some(SettingValue::of(setting, entry.text.as_ref(), source))
     }
 
     /// The value of a setting, if it is set.
@@ -150,8 +163,31 @@ pub(crate) fn parse_digits<T: FromStr>(text: &str) -> Option<T> {
 impl SettingValue {
     /// The text of a flag.
     pub(crate) fn flag(option: &'static str, text: OsString) -> Self {
-        let source = Source::Flag(option);
-        Self { text, source }
+        Self::plain(text, Source::Flag(option))
+    }
+
+    fn plain(text: OsString, source: Source) -> Self {
+        Self {
+            text,
+            secret: None,
+            source,
+        }
+    }
+
+    /// The text of a setting. The part behind the colon of a user is separated here, so that no message can contain it.
+    fn of(setting: Setting, text: &OsStr, source: Source) -> Self {
+        let bytes = text.as_bytes();
+        let colon = bytes.iter().position(|byte| *byte == b':');
+        let Some(colon) = colon.filter(|_| setting == Setting::User) else {
+            return Self::plain(text.to_owned(), source);
+        };
+        Self {
+            text: OsStr::from_bytes(&bytes[..colon]).to_owned(),
+            secret: Some(Secret::new(
+                OsStr::from_bytes(&bytes[colon + 1..]).to_owned(),
+            )),
+            source,
+        }
     }
 
     /// The value; the error names the source of the text.

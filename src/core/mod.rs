@@ -23,6 +23,7 @@ mod properties;
 pub mod release;
 pub mod request;
 pub mod run_stats;
+pub(crate) mod secrets;
 pub mod text;
 pub mod time;
 pub mod turn;

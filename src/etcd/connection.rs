@@ -183,7 +183,10 @@ async fn authenticate(
         .with_require_leader(true)
         .with_auto_token_refresh(true);
     if let Some(login) = login {
-        let with_user = options.clone().with_user(login.user(), login.begin()?);
+        let password = login.begin()?;
+        let with_user = options
+            .clone()
+            .with_user(login.name().expose(), password.expose());
         match Client::from_channel(Channel::Tonic(channel.clone()), Some(with_user)).await {
             Ok(client) => {
                 login.accepted();

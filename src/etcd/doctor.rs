@@ -115,9 +115,9 @@ fn state(status: &StatusResponse) -> MemberStatus {
 
 /// Whether authentication is enabled; `None` without credentials, as only a login shows it.
 async fn users(etcd: &Connection, credentials: Option<&Credentials>) -> Option<bool> {
-    let Credentials { user, password, .. } = credentials?;
+    let Credentials { name, password, .. } = credentials?;
     let mut auth = etcd.client().auth_client();
-    let login = auth.authenticate(user.clone(), password.clone());
+    let login = auth.authenticate(name.expose().clone(), password.expose().clone());
     // A user that could not log in has no connection, so only one refusal is left.
     match within(STEP_TIMEOUT, login).await {
         Ok(_) => Some(true),

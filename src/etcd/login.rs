@@ -8,6 +8,7 @@ use tokio::time::sleep;
 
 use super::error::LockError;
 use crate::config::credentials::Credentials;
+use crate::config::secret::Secret;
 use crate::core::time::Instant;
 use crate::sys::clock;
 
@@ -19,7 +20,7 @@ const PAUSE: Duration = Duration::from_secs(2);
 pub(super) struct Login {
     credentials: Credentials,
     /// The password of the last login: its file may have changed since dlock started.
-    password: RefCell<String>,
+    password: RefCell<Secret>,
     /// Why the file could not be read again.
     unreadable: RefCell<Option<String>>,
     last_at: Cell<Option<Instant>>,
@@ -38,8 +39,14 @@ impl Login {
         }
     }
 
+    /// The user, for messages.
     pub(super) fn user(&self) -> &str {
         &self.credentials.user
+    }
+
+    /// The user, for the login alone.
+    pub(super) fn name(&self) -> &Secret {
+        &self.credentials.name
     }
 
     /// The end of the pause that is in force, and its cause.
@@ -70,7 +77,7 @@ impl Login {
     ///
     /// # Errors
     /// The last refusal, during the pause after it.
-    pub(super) fn begin(&self) -> Result<String, LockError> {
+    pub(super) fn begin(&self) -> Result<Secret, LockError> {
         if let Some((_, refusal)) = self.paused() {
             return Err(refusal);
         }
@@ -129,9 +136,13 @@ mod tests {
     #[test]
     fn after_a_refusal_no_login_begins_within_two_seconds() {
         let login = Login::new(Credentials::of("team", "secret"));
-        assert_eq!(login.begin().unwrap(), "secret");
+        assert_eq!(login.begin().unwrap().expose(), "secret");
         login.accepted();
-        assert_eq!(login.begin().unwrap(), "secret", "no refusal, no pause");
+        assert_eq!(
+            login.begin().unwrap().expose(),
+            "secret",
+            "no refusal, no pause"
+        );
         let cause = refused(&login).cause;
         assert_eq!(cause, "cannot log in as 'team': authentication failed");
         assert_eq!(login.begin().unwrap_err().cause, cause);

@@ -18,6 +18,7 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Pid, Signal, getpid, getppid, set_parent_process_death_signal};
 
 use super::Command;
+use crate::core::secrets::without_password;
 use crate::sys::access::check_access;
 use crate::sys::inherited;
 use crate::sys::process::fork;
@@ -220,8 +221,8 @@ fn pointers<'a>(strings: impl Iterator<Item = &'a CStr>) -> Vec<*const c_char> {
         .collect()
 }
 
-/// The environment of this process with `variables` in place of those of the same name, and without `cleared`. Everything
-/// else stays, even entries that `std::env` would drop.
+/// The environment of this process with `variables` in place of those of the same name, and without `cleared` and the
+/// password of etcd. Everything else stays, even entries that `std::env` would drop.
 fn environment(
     variables: &[(String, String)],
     cleared: &[&str],
@@ -240,7 +241,14 @@ fn environment(
     let mut environment: Vec<Cow<CStr>> = inherited_environment()
         .into_iter()
         .filter(|entry| !is_replaced(entry))
-        .map(Cow::Borrowed)
+        .filter_map(|entry| {
+            let whole = entry.to_bytes();
+            let kept = without_password(whole)?;
+            if kept.len() == whole.len() {
+                return Some(Cow::Borrowed(entry));
+            }
+            CString::new(kept).ok().map(Cow::Owned)
+        })
         .collect();
     for variable in own {
         environment.push(Cow::Owned(variable?));

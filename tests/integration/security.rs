@@ -220,6 +220,23 @@ fn the_password_appears_nowhere() {
     assert!(!outcome.stderr.contains("pass:word"), "{}", outcome.stderr);
 }
 
+/// "The command gets neither variable, and of NAME:PASSWORD the name alone."
+#[test]
+fn the_command_gets_no_password() {
+    let dlock = Dlock::nowhere();
+    let local = format!("--local={}", dlock.home().file("locks"));
+    let dlock = dlock
+        .env("DLOCK_PASSWORD", "XYZ")
+        .env("ETCDCTL_PASSWORD", "XYZ")
+        .env("DLOCK_USER", "ci:XYZ")
+        .env("ETCDCTL_USER", "ctl:XYZ:XYZ");
+    let outcome = dlock.run([&local, "job", "env"]).finish();
+    let outcome = outcome.expect_code(0).expect_silent();
+    let has = |entry| outcome.stdout.lines().any(|line| line == entry);
+    assert!(has("DLOCK_USER=ci") && has("ETCDCTL_USER=ctl"));
+    assert!(!outcome.stdout.contains("XYZ") && !outcome.stdout.contains("PASSWORD"));
+}
+
 /// "An executable with a setuid or setgid bit, or with file capabilities, refuses to run": without a lock and a command.
 #[test]
 fn a_setuid_dlock_refuses_to_run() {
