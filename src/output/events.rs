@@ -13,7 +13,7 @@ macro_rules! events {
     ($($constant:ident = $name:literal [$($field:ident)*] $meaning:literal;)*) => {
         $(pub(crate) const $constant: &str = $name;)*
 
-        /// What the man page prints, in the order of the names.
+        /// The table that the man page prints, in the order of the names.
         pub const TABLE: &[Event] = &[$(Event {
             name: $name,
             fields: &[$(stringify!($field)),*],

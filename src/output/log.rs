@@ -1,4 +1,4 @@
-//! What dlock says on stderr or in syslog: one line, or a line and its hint, in one write that never blocks.
+//! The messages of dlock on stderr or in syslog: one line, or a line and its hint, in one write that never blocks.
 //! It must not know who says it, nor why.
 
 use std::fmt::{self, Write as _};
