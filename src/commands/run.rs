@@ -8,7 +8,7 @@ use super::program::{find, lock_variables, not_started};
 use super::report::ReportFiles;
 use super::run_end::RunEnd;
 use super::run_locked::LockedRun;
-use super::select_backend::{self, KIND_SPECIFIC_VARIABLES};
+use super::select_backend::{self, cleared_variables};
 use crate::cli::run::Options;
 use crate::config::backend::BackendConfig;
 use crate::core::name::{HeldLock, LockName};
@@ -71,7 +71,7 @@ fn run_reentrant(
     // The environment may have the variables of another lock, nested between that one and us.
     let variables = lock_variables(name, FencingToken(token), variables.or_exit(Exit::Lost)?);
     // The guard around us guards this command too.
-    let error = guard::become_command(command, &variables, &KIND_SPECIFIC_VARIABLES);
+    let error = guard::become_command(command, &variables, &cleared_variables());
     Err(not_started(options.program(), &error))
 }
 

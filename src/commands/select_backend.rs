@@ -8,6 +8,7 @@ use anyhow::Context as _;
 use super::run_end::RunEnd;
 use super::run_locked::{self, LockedRun};
 use crate::config::backend::BackendConfig;
+use crate::config::setting::Setting;
 use crate::core::keys::LockKeys;
 use crate::core::run_stats::RunStats;
 use crate::core::time::LeaseTimings;
@@ -21,7 +22,7 @@ use crate::lock::reader::LockReader;
 use crate::output::exit::Failure;
 
 /// Variables that not every lock sets; a value from an outer lock would be wrong.
-pub(super) const KIND_SPECIFIC_VARIABLES: [&str; 5] = [
+const KIND_SPECIFIC_VARIABLES: [&str; 5] = [
     "DLOCK_SLOT",
     "DLOCK_KEY",
     "DLOCK_LEASE",
@@ -35,6 +36,15 @@ pub(super) fn reader(config: &BackendConfig) -> Box<dyn LockReader + '_> {
         BackendConfig::Etcd(settings) => Box::new(EtcdReader::new(settings)),
         BackendConfig::Local(directory) => Box::new(LocalReader(directory)),
     }
+}
+
+/// The variables that a command does not get from dlock's caller.
+pub(super) fn cleared_variables() -> Vec<String> {
+    KIND_SPECIFIC_VARIABLES
+        .map(str::to_owned)
+        .into_iter()
+        .chain(Setting::variables_of_one_run())
+        .collect()
 }
 
 /// Runs `command` under the lock and returns its end. The caller must have started no thread: see guard/mod.rs.
@@ -59,7 +69,7 @@ pub(super) fn execute(
     );
     // A shorter lifetime, for the references that are added here.
     let mut launch_options: LaunchOptions = launch_options;
-    launch_options.cleared = &KIND_SPECIFIC_VARIABLES;
+    launch_options.cleared = cleared_variables();
     launch_options
         .kept
         .extend(run.background.iter().flat_map(|it| it.descriptors()));

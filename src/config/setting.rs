@@ -38,7 +38,8 @@ settings! {
         Prefix "prefix", ClusterId "cluster-id", ConnectTimeout "connect-timeout", RequireConfig "require-config";
     File: Config "config";
     Output: Verbose "verbose", Quiet "quiet", LogFormat "log-format", LogFile "log-file";
-    Lock: Local "local", NoWait "no-wait", Wait "wait", ConflictExitCode "conflict-exit-code", Ttl "ttl",
+    Backend: Local "local";
+    Run: NoWait "no-wait", Wait "wait", ConflictExitCode "conflict-exit-code", Ttl "ttl",
         KillAfter "kill-after", Signal "signal", Shared "shared", Slots "slots", MinHold "min-hold", MaxHold "max-hold",
         OncePer "once-per", Supersede "supersede", Note "note", Report "report", Metrics "metrics",
         Leftovers "leftovers", Reentrant "reentrant";
@@ -53,7 +54,10 @@ pub(crate) enum Group {
     File,
     /// The form of the messages, which does not matter to a lock.
     Output,
-    Lock,
+    /// The choice between locks in etcd and those of this machine.
+    Backend,
+    /// One run of dlock, and not those inside of its command.
+    Run,
 }
 
 impl Setting {
@@ -66,6 +70,13 @@ impl Setting {
     pub(crate) fn in_file() -> impl Iterator<Item = Self> {
         let all = Self::ALL.iter().copied();
         all.filter(|it| it.group() != Group::File)
+    }
+
+    /// The variables that the command of a run does not get.
+    pub(crate) fn variables_of_one_run() -> impl Iterator<Item = String> {
+        let all = Self::ALL.iter();
+        all.filter(|it| it.group() == Group::Run)
+            .map(|it| it.variable())
     }
 
     /// The variable. A command gets `DLOCK_KEY`, so a nested dlock must not take that for its private key: the variables of

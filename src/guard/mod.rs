@@ -88,7 +88,7 @@ pub(crate) struct LaunchOptions<'a> {
     /// not get it.
     pub(crate) shared: Option<BorrowedFd<'a>>,
     /// Variables that the command does not get, though the caller has them.
-    pub(crate) cleared: &'a [&'static str],
+    pub(crate) cleared: Vec<String>,
 }
 
 /// dlock's handle of the guard. Dropping it ends the command, too.
@@ -116,7 +116,7 @@ pub(crate) fn launch(
 /// Makes and tries everything that may be missing before the fork: after an error, nothing has been started.
 #[expect(unsafe_code, reason = "forks")]
 fn fork_guard(command: Command, policy: Policy, options: &LaunchOptions) -> io::Result<Guard> {
-    let program = Program::new(command, options.cleared)?;
+    let program = Program::new(command, &options.cleared)?;
     let (ours, theirs) = Backchannel::pair()?;
     let mut tree = Tree::open()?;
     if let Some(other) = options.adopted {

@@ -83,7 +83,7 @@ pub(super) struct Program {
     path: CString,
     argv: Vec<CString>,
     /// Variables that the command does not get.
-    cleared: Vec<&'static str>,
+    cleared: Vec<String>,
 }
 
 /// A command that has been forked.
@@ -94,7 +94,7 @@ pub(super) struct Launched {
 }
 
 impl Program {
-    pub(super) fn new(command: Command, cleared: &[&'static str]) -> io::Result<Self> {
+    pub(super) fn new(command: Command, cleared: &[String]) -> io::Result<Self> {
         let path = CString::new(command.path.into_os_string().into_vec())?;
         let argv = command
             .argv
@@ -146,7 +146,7 @@ impl Program {
 pub(crate) fn become_command(
     command: Command,
     variables: &[(String, String)],
-    cleared: &[&'static str],
+    cleared: &[String],
 ) -> io::Error {
     let prepared = Program::new(command, cleared).and_then(|program| {
         let environment = environment(variables, &program.cleared)?;
@@ -225,13 +225,13 @@ fn pointers<'a>(strings: impl Iterator<Item = &'a CStr>) -> Vec<*const c_char> {
 /// password of etcd. Everything else stays, even entries that `std::env` would drop.
 fn environment(
     variables: &[(String, String)],
-    cleared: &[&str],
+    cleared: &[String],
 ) -> io::Result<Vec<Cow<'static, CStr>>> {
     let own = variables
         .iter()
         .map(|(name, value)| CString::new(format!("{name}={value}")));
     let names = variables.iter().map(|(name, _)| name.as_str());
-    let replaced: Vec<&str> = names.chain(cleared.iter().copied()).collect();
+    let replaced: Vec<&str> = names.chain(cleared.iter().map(String::as_str)).collect();
     let is_replaced = |entry: &CStr| {
         replaced.iter().any(|name| {
             let rest = entry.to_bytes().strip_prefix(name.as_bytes());
@@ -357,7 +357,7 @@ mod tests {
         assert!(merged.ends_with(&[c"PATH=ours".into(), c"PAT=x=y".into()]));
         assert_eq!(merged.len(), inherited_environment().len() + 1);
         assert!(environment(&[own("A", "\0")], &[]).is_err());
-        let fewer = environment(&[], &["PATH", "PAT"]).unwrap();
+        let fewer = environment(&[], &["PATH", "PAT"].map(str::to_owned)).unwrap();
         assert_eq!(fewer.len(), inherited_environment().len() - 1);
     }
 }

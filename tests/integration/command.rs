@@ -568,3 +568,39 @@ fn a_refused_system_call_is_replaced_by_an_older_one() {
     let script = Dlock::program(["sh", "-c", &text]).env("DLOCK_ENDPOINTS", &named);
     refused(script).finish().expect_code(0).expect_silent();
 }
+
+/// "The variables of the options of this page are for one run: its command does not get them."
+#[test]
+fn a_commands_environment_has_no_option_of_its_run() {
+    let state = Scratch::new();
+    let dlock = env!("CARGO_BIN_EXE_dlock");
+    let own = [
+        ("DLOCK_WAIT", "5"),
+        ("DLOCK_CONFLICT_EXIT_CODE", "3"),
+        ("DLOCK_TTL", "10"),
+        ("DLOCK_KILL_AFTER", "1"),
+        ("DLOCK_SIGNAL", "INT"),
+        ("DLOCK_MIN_HOLD", "10"),
+        ("DLOCK_MAX_HOLD", "60"),
+        ("DLOCK_NOTE", "text"),
+        ("DLOCK_REPORT", &state.file("report")),
+        ("DLOCK_METRICS", &state.file("metrics")),
+        ("DLOCK_LEFTOVERS", "wait"),
+        ("DLOCK_REENTRANT", "1"),
+    ];
+    // The last one runs straight through, in place of dlock.
+    let text = format!(
+        "env; {dlock} run -n inner true && {dlock} run -n inner true && DLOCK_WAIT=7 {dlock} run --reentrant outer env"
+    );
+    let outer = Dlock::nowhere().run(["outer", "sh", "-c", &text]);
+    let outer = outer.env("DLOCK_LOCAL", state.file("state"));
+    let outer = own
+        .iter()
+        .fold(outer, |outer, (name, value)| outer.env(name, value));
+    let outcome = outer.finish().expect_code(0).expect_silent();
+    for (name, _) in own {
+        let assigned = format!("{name}=");
+        assert!(!outcome.stdout.contains(&assigned), "{name}: {outcome:?}");
+    }
+    assert_eq!(outcome.stdout.matches("DLOCK_LOCAL=/").count(), 2);
+}
