@@ -138,6 +138,79 @@ fn an_authority_on_p_521_works() {
     }
 }
 
+/// In each form in which openssl writes a key.
+#[test]
+fn a_client_certificate_on_p_521_works() {
+    let made = Certificates::new();
+    let etcd = Etcd::start_mutual_tls(&made);
+    made.openssl(&[
+        &["req", "-subj", "/CN=client", "-nodes", "-newkey", "ec"],
+        &[
+            "-pkeyopt",
+            "ec_paramgen_curve:P-521",
+            "-keyout",
+            "p521.key",
+            "-out",
+            "p521.csr",
+        ],
+    ]);
+    made.openssl(&[
+        &[
+            "x509",
+            "-req",
+            "-in",
+            "p521.csr",
+            "-extfile",
+            "client.ext",
+            "-days",
+            "2",
+        ],
+        &[
+            "-CA",
+            "ca.pem",
+            "-CAkey",
+            "ca.key",
+            "-CAcreateserial",
+            "-out",
+            "p521.pem",
+        ],
+    ]);
+    made.openssl(&[&["ec", "-in", "p521.key", "-out", "sec1.key"]]);
+    let with = |key: &str| {
+        let (ca, cert, key) = (made.file("ca.pem"), made.file("p521.pem"), made.file(key));
+        run(&etcd, &["--cacert", &ca, "--cert", &cert, "--key", &key])
+    };
+    for key in ["p521.key", "sec1.key"] {
+        with(key).expect_code(0).expect_silent();
+    }
+    made.openssl(&[
+        &[
+            "genpkey",
+            "-algorithm",
+            "EC",
+            "-pkeyopt",
+            "ec_paramgen_curve:P-521",
+        ],
+        &["-out", "other.key"],
+    ]);
+    with("other.key")
+        .expect_code(125)
+        .expect_stderr(&["belongs to another one"]);
+}
+
+/// The machine's authorities are needed when none is given.
+#[test]
+fn a_machine_without_authorities_is_explained() {
+    let etcd = Etcd::start_tls(&Certificates::new());
+    let dlock = Dlock::on(&etcd)
+        .env("SSL_CERT_FILE", "/dev/null")
+        .env("SSL_CERT_DIR", "/dev/null");
+    dlock.run(["job", "true"]).finish().expect_code(125).expect_stderr(&[
+        "there are no certificates of authorities on this machine",
+        "\nhint: install the package ca-certificates, or give the server's authority with --cacert",
+    ]);
+}
+
 /// "an error that names *our* file and the command that makes a good one", without a retry; the commands of the hints are
 /// run where they ask for nothing.
 #[test]
