@@ -21,7 +21,7 @@
 //! | what does the shell offer at TAB? | `commands/complete.rs`, `cli/partial.rs`, `completions/` |
 //! | what does systemd get? | `output/systemd.rs` |
 //! | what would go wrong tonight? | `commands/doctor.rs`, `core/doctor.rs`, `etcd/doctor.rs`, `host/facts.rs` |
-//! | which exit status? | `output/exit.rs` |
+//! | how has a run ended, with which exit status? | `commands/run_end.rs`, `output/exit.rs` |
 //! | what time is it? | `sys/clock.rs` |
 //! | what do the log and the terminal show? | `output/log.rs`, `output/events.rs`, `output/live_line.rs`, `core/text.rs` |
 //! | what is shown during the wait, what is counted? | `core/wait_status.rs`, `core/run_stats.rs`, `commands/report.rs`, `output/metrics.rs` |
