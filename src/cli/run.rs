@@ -12,6 +12,7 @@ use crate::config::layers::Layers;
 use crate::config::setting::Setting;
 use crate::core::name::LockName;
 use crate::core::request::Leftovers;
+use crate::host::shell::command_shell;
 use crate::output::exit::{Failure, OrFail};
 
 #[derive(Args, Debug)]
@@ -100,8 +101,7 @@ fn command(
                 .or_hint("dlock run NAME -c 'COMMAND ARG...' needs no further words; put the options before the command")
         }
         Some(string) => {
-            // The same rule as flock(1).
-            let shell = layers.variable("SHELL").unwrap_or_else(|| "/bin/sh".into());
+            let shell = command_shell(layers.variable("SHELL"));
             Ok(vec![shell, "-c".into(), string])
         }
         None if command.is_empty() => Err(anyhow!("no command to run"))

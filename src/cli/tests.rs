@@ -360,6 +360,8 @@ fn a_shell_string_is_run_by_the_shell_of_the_user() {
     assert_eq!(run(&["run", "x", "-c", ""]).command, ["/bin/sh", "-c", ""]);
     let bash = run_with(&["run", "x", "--command=ls"], &[("SHELL", "/bin/bash")]);
     assert_eq!(bash.options.command, ["/bin/bash", "-c", "ls"]);
+    let service = run_with(&["run", "x", "-cls"], &[("SHELL", "/usr/sbin/nologin")]);
+    assert_eq!(service.options.command, ["/bin/sh", "-c", "ls"]);
     assert!(refused(&["run", "x", "-c", "a", "b"], &[]).contains("-c together with the command"));
 }
 

@@ -3,3 +3,4 @@
 
 pub(crate) mod facts;
 pub(crate) mod identity;
+pub(crate) mod shell;
