@@ -3,16 +3,18 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
+use std::fmt;
 use std::fs;
 use std::io::{self, Read};
 use std::os::unix::fs::{FileTypeExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, anyhow};
+use anyhow::anyhow;
 use toml::de::{DeTable, DeValue};
 
 use super::setting::Setting;
 use crate::output::exit::{Failure, OrFail};
+use crate::sys::trust::foreign_writer;
 
 /// Far more than all keys need; a wrong path such as `/dev/zero` must not fill the memory.
 const MAX_FILE_BYTES: u64 = 64 * 1024;
@@ -42,8 +44,17 @@ impl File {
         let unreadable =
             |path: &Path| format!("cannot read the configuration file '{}'", path.display());
         if let Some(path) = chosen {
-            let text = read(&path).with_context(|| unreadable(&path))?;
-            return Self::parse(path, &text);
+            return match read(&path) {
+                Ok(text) => Self::parse(path, &text),
+                Err(error) => {
+                    let hint = error.is::<Untrusted>().then(|| Untrusted::HINT.to_owned());
+                    let error = error.context(unreadable(&path));
+                    Err(Failure {
+                        hint,
+                        ..error.into()
+                    })
+                }
+            };
         }
         for path in default_paths(variables) {
             match read(&path) {
@@ -51,9 +62,12 @@ impl File {
                 Err(error) if is_missing(&error) => {}
                 // Another etcd than the one that the file names would give a second holder.
                 Err(error) => {
-                    return Err(error.context(unreadable(&path))).or_hint(
-                        "the file may name the etcd to use, so dlock does not go on without it: make it readable, or name another one with --config (/dev/null is an empty one)",
-                    );
+                    let untrusted = error.is::<Untrusted>();
+                    return Err(error.context(unreadable(&path))).or_hint(if untrusted {
+                        Untrusted::HINT
+                    } else {
+                        "the file may name the etcd to use, so dlock does not go on without it: make it readable, or name another one with --config (/dev/null is an empty one)"
+                    });
                 }
             }
         }
@@ -96,6 +110,22 @@ impl File {
     }
 }
 
+/// The reason why another user can change the file.
+#[derive(Debug)]
+struct Untrusted(String);
+
+impl Untrusted {
+    const HINT: &str = "the file decides where the lock is and which files dlock replaces, so only its caller and root may change it: use chown and chmod go-w, or name another file with --config (/dev/null is an empty one)";
+}
+
+impl fmt::Display for Untrusted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Untrusted {}
+
 /// The default paths of the file, in order.
 fn default_paths(variables: &dyn Fn(&str) -> Option<OsString>) -> Vec<PathBuf> {
     // The base directory specification ignores a relative path there.
@@ -127,8 +157,13 @@ fn read(path: &Path) -> anyhow::Result<String> {
         .read(true)
         .custom_flags(libc::O_NONBLOCK)
         .open(path)?;
-    if file.metadata()?.file_type().is_fifo() {
+    let metadata = file.metadata()?;
+    if metadata.file_type().is_fifo() {
         return Err(anyhow!("it is a pipe, not a file"));
+    }
+    // A device such as /dev/null contains what its driver says.
+    if let Some(why) = foreign_writer(&metadata).filter(|_| metadata.is_file()) {
+        return Err(Untrusted(why).into());
     }
     let mut text = Vec::new();
     file.take(MAX_FILE_BYTES + 1).read_to_end(&mut text)?;
@@ -176,6 +211,8 @@ fn nearest(key: &str) -> Option<&'static str> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
     use proptest::prelude::*;
 
     use super::*;
@@ -294,6 +331,32 @@ mod tests {
             "{error}"
         );
         assert!(failure.hint.unwrap().contains("--config"));
+    }
+
+    #[test]
+    fn a_file_that_others_can_change_is_refused() {
+        let home = std::env::temp_dir().join(format!("dlock-config-{}", std::process::id()));
+        let path = home.join("dlock/config.toml");
+        fs::create_dir_all(home.join("dlock")).unwrap();
+        fs::write(&path, "ttl = 5\n").unwrap();
+        let refusals = |mode| {
+            fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+            let default = |name: &str| (name == "XDG_CONFIG_HOME").then(|| home.clone().into());
+            let loaded = [
+                File::load(Some(path.clone()), &|_| None),
+                File::load(None, &default),
+            ];
+            loaded.map(Result::err)
+        };
+        assert!(refusals(0o644).iter().all(Option::is_none));
+        for failure in refusals(0o646) {
+            let failure = failure.unwrap();
+            let error = format!("{:#}", failure.error);
+            assert!(error.contains(path.to_str().unwrap()), "{error}");
+            assert!(error.ends_with(": every user may write to it"), "{error}");
+            assert!(failure.hint.unwrap().contains("chmod"));
+        }
+        fs::remove_dir_all(home).unwrap();
     }
 
     #[test]
