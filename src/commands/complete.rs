@@ -14,6 +14,7 @@ use clap_complete::engine::{ArgValueCompleter, CompletionCandidate, complete};
 use super::block_on;
 use crate::cli;
 use crate::core::name::LockName;
+use crate::core::text::is_hostile;
 use crate::etcd::listing::EtcdReader;
 use crate::lock::reader::Selection;
 
@@ -71,12 +72,12 @@ pub(crate) fn answer(position: usize, words: &[OsString]) -> String {
     let mut lines = String::new();
     for candidate in found {
         let value = candidate.get_value().to_string_lossy();
-        // A control character would break the line.
-        if value.contains(char::is_control) {
+        // A control character would break the line, and one that changes the direction of text would show another name.
+        if value.contains(is_hostile) {
             continue;
         }
         let help = candidate.get_help().map(ToString::to_string);
-        let help = help.unwrap_or_default().replace(char::is_control, " ");
+        let help = help.unwrap_or_default().replace(is_hostile, " ");
         let _ = writeln!(lines, "{value}\t{help}");
     }
     lines
@@ -213,9 +214,16 @@ fn names(begun: &str, words: &[OsString]) -> Vec<CompletionCandidate> {
     });
     let names = found.unwrap_or_default();
     let names = names.iter().filter_map(|name| LockName::decode(name));
-    names
-        .map(|name| CompletionCandidate::new(name.to_string()))
-        .collect()
+    let names = names.map(|name| name.to_string());
+    let fitting = names.filter(|name| is_argument(name, words));
+    fitting.map(CompletionCandidate::new).collect()
+}
+
+/// Whether dlock takes the name of a lock as a name behind `words`, the last of which is completed: other users choose the
+/// names, and one such as `--command=...` is an option unless it is behind `--`.
+fn is_argument(name: &str, words: &[OsString]) -> bool {
+    let before = words.split_last().map_or(words, |(_, before)| before);
+    !name.starts_with('-') || before.iter().any(|word| word == "--")
 }
 
 #[cfg(test)]
@@ -303,6 +311,20 @@ mod tests {
             assert_eq!(answer(word), "\tfiles\n", "{word}");
         }
         assert_eq!(answer("no-such-file"), "");
+    }
+
+    #[test]
+    fn the_name_of_a_lock_is_never_offered_as_an_option() {
+        let is_offered = |name: &str, words: &[&str]| {
+            let words: Vec<OsString> = words.iter().map(OsString::from).collect();
+            is_argument(name, &words)
+        };
+        let hostile = "--command=touch x";
+        assert!(!is_offered(hostile, &["dlock", "run", "--c"]));
+        assert!(!is_offered(hostile, &["dlock", "run", ""]));
+        assert!(!is_offered("-x", &["dlock", "status", "--"]));
+        assert!(is_offered(hostile, &["dlock", "run", "--", "--c"]));
+        assert!(is_offered("job", &["dlock", "run", "j"]));
     }
 
     #[test]
