@@ -159,13 +159,50 @@ impl AtomicFile {
         if let Some(mode) = self.mode {
             self.make_lock(name, mode)?;
         }
+        // Where the umask decides who may write, nobody else may open the lock at any time.
+        let mode = self.mode.unwrap_or(Mode::from_raw_mode(0o622));
         let flags = OFlags::CREATE | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        let open = |access| self.create(name, flags | access);
+        let open = |access| openat(&self.directory, name, flags | access, mode);
         // NFS needs write access for an exclusive lock; elsewhere, read access to another user's file is enough.
-        match open(OFlags::RDWR) {
+        let lock = match open(OFlags::RDWR) {
             Err(Errno::ACCESS) => open(OFlags::RDONLY),
             opened => opened,
+        }?;
+        // Another user's file has its mode already.
+        let _ = self.protect_lock(&lock);
+        Ok(lock)
+    }
+
+    /// Lets only those open the lock file who may write the file: holding the lock keeps all others out.
+    fn protect_lock(&self, lock: &OwnedFd) -> Result<(), Errno> {
+        if let Some(mode) = self.mode {
+            return fchmod(lock, mode);
         }
+        let now = fstat(lock)?;
+        // A file with content, or with another name, is not one that dlock has made.
+        if now.st_size > 0 || now.st_nlink > 1 || now.st_uid != geteuid().as_raw() {
+            return Ok(());
+        }
+        let file = match statat(&self.directory, &self.name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(file) => file,
+            Err(Errno::NOENT) => now,
+            Err(error) => return Err(error),
+        };
+        let mut writers = file.st_mode & 0o222;
+        if file.st_gid != now.st_gid
+            && fchown(lock, None, Some(Gid::from_raw(file.st_gid))).is_err()
+        {
+            writers &= !0o020;
+        }
+        let mode = 0o600 | writers | writers << 1;
+        if now.st_mode & 0o7777 != mode {
+            fchmod(lock, Mode::from_raw_mode(mode))?;
+        }
+        if file.st_uid != now.st_uid {
+            // The owner may write the file, too; only root can give the lock file away.
+            let _ = fchown(lock, Some(Uid::from_raw(file.st_uid)), None);
+        }
+        Ok(())
     }
 
     /// Creates the lock file, if it does not exist, so that it appears only with its mode set: the umask removes
@@ -315,4 +352,54 @@ fn copy_ownership(new: &File, old: &File) -> Result<(), Errno> {
     let _ = fchown(new, None, Some(Gid::from_raw(old.st_gid)));
     let _ = fchown(new, Some(Uid::from_raw(old.st_uid)), None);
     fchmod(new.as_fd(), Mode::from_raw_mode(old.st_mode))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+
+    use super::*;
+
+    /// The mode of the lock file while FILE has this mode; `None` if FILE does not exist.
+    fn lock_mode(directory: &Path, mode: Option<u32>) -> u32 {
+        let path = directory.join("file");
+        let _ = fs::remove_file(&path);
+        if let Some(mode) = mode {
+            fs::write(&path, "x").unwrap();
+            fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+        }
+        let file = AtomicFile::open(&path).unwrap();
+        drop(file.lock(|_| Err(Errno::WOULDBLOCK)).unwrap());
+        fs::metadata(directory.join("file.lock")).unwrap().mode() & 0o7777
+    }
+
+    #[test]
+    fn only_writers_of_the_file_may_open_its_lock() {
+        let directory = std::env::temp_dir().join(format!("dlock-atomic-{}", std::process::id()));
+        fs::create_dir_all(&directory).unwrap();
+        let lock = directory.join("file.lock");
+        for (mode, expected) in [
+            (0o644, 0o600),
+            (0o664, 0o660),
+            (0o666, 0o666),
+            (0o600, 0o600),
+        ] {
+            assert_eq!(lock_mode(&directory, Some(mode)), expected, "{mode:o}: new");
+            // One that an older dlock has made.
+            fs::set_permissions(&lock, fs::Permissions::from_mode(0o644)).unwrap();
+            assert_eq!(lock_mode(&directory, Some(mode)), expected, "{mode:o}: old");
+            fs::remove_file(&lock).unwrap();
+        }
+        let mode = lock_mode(&directory, None);
+        assert!(
+            mode & 0o400 != 0 && mode & 0o444 == (mode & 0o222) << 1,
+            "{mode:o}"
+        );
+        // A file with content is no lock of dlock's.
+        fs::write(&lock, "x").unwrap();
+        fs::set_permissions(&lock, fs::Permissions::from_mode(0o644)).unwrap();
+        assert_eq!(lock_mode(&directory, Some(0o644)), 0o644);
+        fs::remove_dir_all(directory).unwrap();
+    }
 }

@@ -587,7 +587,8 @@ fn the_file_may_be_named_in_any_way() {
     }
 }
 
-/// "All three are made with the rights that the umask leaves, and a replaced FILE keeps those that it had."
+/// "They are made with the rights that the umask leaves, and a replaced FILE keeps those that it had. Only who may write FILE
+/// may open FILE.lock"
 #[test]
 fn the_permissions_of_the_file_stay() {
     let fence = Fence::new();
@@ -596,8 +597,9 @@ fn the_permissions_of_the_file_stay() {
         status.permissions().mode() & 0o7777
     };
     fence.token(1).after("umask 027").finish().expect_code(0);
-    assert_eq!((mode("fence"), mode("fence.lock")), (0o640, 0o640));
+    assert_eq!((mode("fence"), mode("fence.lock")), (0o640, 0o600));
     fs::set_permissions(&fence.file, fs::Permissions::from_mode(0o664)).expect("our own file");
     fence.token(2).after("umask 077").finish().expect_code(0);
     assert_eq!((mode("fence"), fence.highest()), (0o664, 2));
+    assert_eq!(mode("fence.lock"), 0o660);
 }

@@ -2,10 +2,11 @@
 //! It must not know how they are written.
 
 use std::collections::BTreeMap;
-use std::fs;
+use std::fs::{self, File};
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::time::Duration;
 
+use rustix::fs::FlockOperation;
 use serde_json::Value;
 
 use crate::support::{Dlock, Etcd, Scratch, Signal, hold, hold_open, let_pass, unique};
@@ -359,4 +360,25 @@ fn a_limit_of_a_files_size_ends_only_the_command() {
     );
     assert!(killed.ends_with("status 153\n"), "{killed}");
     assert_eq!(left, 2);
+}
+
+/// "A file that others keep locked for five seconds at the end of the run is not written, with a warning."
+#[test]
+fn busy_metrics_cost_no_job() {
+    let dlock = Dlock::nowhere();
+    let (file, locks) = (dlock.home().file("metrics"), dlock.home().file("locks"));
+    let lock = File::create(format!("{file}.lock")).expect("our own directory");
+    rustix::fs::flock(&lock, FlockOperation::LockExclusive).expect("nobody else has it");
+    let words = [
+        &format!("--local={locks}"),
+        &format!("--metrics={file}"),
+        "job",
+        "echo",
+        "ran",
+    ];
+    let outcome = dlock.run(words).finish();
+    outcome
+        .expect_code(0)
+        .expect_stdout("ran\n")
+        .expect_stderr(&["cannot write", &file]);
 }
