@@ -6,7 +6,7 @@ use std::fmt::Display;
 use anyhow::anyhow;
 
 use super::select_backend::reader;
-use super::{block_on, failed};
+use super::{block_on_and_end_threads, failed};
 use crate::cli::look::Check;
 use crate::config::backend::BackendConfig;
 use crate::core::name::{LockName, Scope};
@@ -63,7 +63,7 @@ pub(super) fn held(
     token: FencingToken,
     attempt: impl Display,
 ) -> Result<Held, Failure> {
-    block_on(async {
+    block_on_and_end_threads(async {
         let reader = reader(backend);
         let held = reader.held(name, token).await;
         held.map_err(|error| failed(attempt, error))

@@ -21,12 +21,17 @@ mod signals;
 mod supervise;
 
 use std::fmt::Display;
+use std::time::Duration;
 
 use anyhow::{Context as _, anyhow};
 
 use crate::cli::Work;
 use crate::lock::error::LockError;
 use crate::output::exit::{Exit, Failure};
+use crate::sys::clock;
+
+/// Limit for name look-ups that are not needed any more, before the guard is forked.
+const LOOK_UP_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Runs a future that waits for etcd, processes or signals.
 fn block_on<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
@@ -39,6 +44,34 @@ fn block_on<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Fail
     // A name look-up that hangs must not delay the end: its result is not needed. The kernel frees the rest more quickly, with
     // the process.
     std::mem::forget((tasks, runtime));
+    ended
+}
+
+/// The same for work before the guard is forked, which needs a process with one thread: a name look-up has threads of its own.
+///
+/// # Errors
+/// A look-up does not end.
+fn block_on_and_end_threads<T>(
+    work: impl Future<Output = Result<T, Failure>>,
+) -> Result<T, Failure> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the event loop")?;
+    let ended = tokio::task::LocalSet::new().block_on(&runtime, work);
+    let limit_at = clock::now() + LOOK_UP_TIMEOUT;
+    runtime.shutdown_timeout(LOOK_UP_TIMEOUT);
+    // The kernel shows a thread for a moment after it was joined.
+    while std::fs::read_dir("/proc/self/task")
+        .context("cannot count our own threads")?
+        .count()
+        > 1
+    {
+        if clock::now() >= limit_at {
+            return Err(anyhow!("a name look-up does not end").into());
+        }
+        std::thread::yield_now();
+    }
     ended
 }
 
