@@ -81,7 +81,7 @@ pub(crate) struct Output {
     #[arg(short, long, global = true, action = ArgAction::Count)]
     verbose: u8,
 
-    /// Say errors only
+    /// Say errors only, and that processes which the command left behind are stopped
     #[arg(short, long, global = true)]
     quiet: bool,
 

@@ -299,6 +299,7 @@ fn output(layers: &Layers) -> Result<log::LogFormat, Failure> {
         _ => Err("expected text or json".to_owned()),
     })?;
     let filter = match layers.variable("DLOCK_LOG") {
+        None if level == log::Level::ERROR => log::quiet_filter(),
         None => log::level_filter(level),
         Some(directives) => {
             let directives = directives.to_string_lossy();

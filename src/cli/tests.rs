@@ -700,7 +700,7 @@ fn the_stronger_of_two_contradicting_settings_counts() {
     );
     assert_eq!(
         filter(&["run", "-q", "x", "y"], &[("DLOCK_VERBOSE", "2")]),
-        log::level_filter(Level::ERROR)
+        log::quiet_filter()
     );
 }
 

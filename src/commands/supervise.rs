@@ -231,7 +231,8 @@ impl<S: LockSession> Supervision<'_, S> {
                     format!("the command has ended and left {count} process(es) behind{what}");
                 let lock = self.name.to_string();
                 if self.policy == Leftovers::Kill {
-                    warn!(event = events::LEFTOVERS, lock, count, policy, "{line}");
+                    // The command itself has seen no error: only this says that the rest of its work is missing.
+                    warn!(target: log::KEPT, event = events::LEFTOVERS, lock, count, policy, "{line}");
                 } else {
                     info!(event = events::LEFTOVERS, lock, count, policy, "{line}");
                 }

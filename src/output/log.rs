@@ -35,6 +35,9 @@ const ROOMS: [&str; 2] = ["commands", "etcd"];
 /// Libraries that log; `cargo tree -e normal -i tracing --depth 1` lists them.
 const LIBRARIES: [&str; 4] = ["h2", "hyper_util", "tonic", "tower"];
 
+/// Target of warnings that `--quiet` keeps.
+pub(crate) const KEPT: &str = "dlock::kept";
+
 /// The messages that dlock writes, and their form.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct LogFormat {
@@ -66,6 +69,11 @@ pub(crate) fn init(format: LogFormat) {
 /// The messages of dlock up to `level`, and none of the libraries.
 pub(crate) fn level_filter(level: impl Into<LevelFilter>) -> Targets {
     Targets::new().with_target("dlock", level)
+}
+
+/// The errors of dlock, and the warnings of the target [`KEPT`].
+pub(crate) fn quiet_filter() -> Targets {
+    level_filter(Level::ERROR).with_target(KEPT, Level::WARN)
 }
 
 /// The filter of `DLOCK_LOG`; `level` is for the rooms that the directives do not cover.

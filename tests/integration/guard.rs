@@ -218,16 +218,18 @@ fn the_time_between_term_and_kill_may_be_chosen() {
     );
 }
 
-/// "`--leftovers kill` (default: stop, grace, kill, *before* the release, with a warning line)"
+/// "`--leftovers kill` (default: stop, grace, kill, *before* the release, with a warning line)", which `--quiet` keeps.
 #[test]
 fn leftovers_are_killed_before_the_release() {
     let etcd = Etcd::shared();
-    for options in [&[][..], &["--leftovers", "kill"]] {
+    for options in [&[][..], &["--leftovers", "kill"], &["--quiet"]] {
         let (oracle, name) = (Oracle::new(), unique("leftovers"));
         let command = oracle.command(&["sh", "-c", &format!("{}; exit 3", child("daemonises.sh"))]);
         let line = [options, &["-k", "1", &name, "--"]].concat();
         let mut holder = Dlock::on(etcd).run(line).args(command).start();
-        holder.wait().expect_code(3).expect_stderr(&["dlock: "]);
+        let warning = "dlock: the command has ended and left ";
+        let ended = holder.wait().expect_code(3).expect_stderr(&[warning]);
+        assert_eq!(ended.stderr.lines().count(), 1, "{ended:?}");
         holder.assert_tree_dead();
         let next = Dlock::on(etcd)
             .run(["-n", &name, "--"])
