@@ -38,6 +38,8 @@ pub(crate) struct Settings {
     pub(crate) endpoints: Vec<Endpoint>,
     /// The source of the endpoints; `None` if they are the built-in default.
     pub(crate) endpoints_source: Option<String>,
+    /// The endpoints of other machines for which http was assumed, if any was given without a scheme.
+    pub(crate) assumed_http: Vec<String>,
     pub(crate) tls: Tls,
     pub(crate) credentials: Option<Credentials>,
     /// Ends in a slash.
@@ -63,14 +65,24 @@ pub(crate) fn resolve(layers: &Layers, warnings: &mut Vec<String>) -> Result<Set
     let prefix = layers.parse(Setting::Prefix, parse_prefix)?;
     let cluster_id = layers.parse(Setting::ClusterId, str::parse)?;
     let connect_timeout = layers.parse(Setting::ConnectTimeout, parse_connect_timeout)?;
-    let source = layers.find(Setting::Endpoints).map(|found| found.source);
+    let given = layers.find(Setting::Endpoints);
     let endpoints = endpoints(layers, any_tls)?;
     etcdctl::refuse_unsupported(layers, &endpoints)?;
+    let exposed = exposed(&endpoints);
+    let credentials = credentials::resolve(layers, warnings)?;
+    refuse_cleartext(layers, credentials.as_ref(), &exposed)?;
+    let assumed = |it: &SettingValue| endpoint::lacks_scheme(&it.text.to_string_lossy());
+    let assumed_http = if given.as_ref().is_some_and(assumed) {
+        exposed
+    } else {
+        Vec::new()
+    };
     Ok(Settings {
         endpoints,
-        endpoints_source: source.map(|source| source.to_string()),
+        endpoints_source: given.map(|found| found.source.to_string()),
+        assumed_http,
         tls,
-        credentials: credentials::resolve(layers, warnings)?,
+        credentials,
         prefix: prefix.unwrap_or_else(|| PREFIX.to_owned()),
         cluster_id,
         connect_timeout: connect_timeout.unwrap_or(DEFAULT_CONNECT_TIMEOUT),
@@ -97,6 +109,29 @@ fn endpoints(layers: &Layers, tls: bool) -> Result<Vec<Endpoint>, Failure> {
     // The error does not repeat the list: it may contain a password.
     let source = found.map_or(Source::Flag("endpoints"), |found| found.source);
     Ok(list.map_err(|error| anyhow!("cannot use {source}: {error}"))?)
+}
+
+/// The endpoints to which the network can listen.
+pub(crate) fn exposed(endpoints: &[Endpoint]) -> Vec<String> {
+    let exposed = endpoints.iter().filter(|it| !it.is_private());
+    exposed.map(ToString::to_string).collect()
+}
+
+/// Refuses to send a password to another machine without encryption.
+fn refuse_cleartext(
+    layers: &Layers,
+    credentials: Option<&Credentials>,
+    exposed: &[String],
+) -> Result<(), Failure> {
+    let allowed = layers.find_switch(Setting::AllowCleartext)?;
+    match (credentials, exposed.first(), allowed) {
+        (Some(credentials), Some(endpoint), None) => Err(anyhow!(
+            "the password of '{}' would go to '{endpoint}' without encryption",
+            credentials.user
+        ))
+        .or_hint("write https://, or accept that everybody on the way can read it: --allow-cleartext or DLOCK_ALLOW_CLEARTEXT=1"),
+        _ => Ok(()),
+    }
 }
 
 fn tls(layers: &Layers) -> Result<Tls, Failure> {

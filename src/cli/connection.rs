@@ -40,6 +40,13 @@ pub(crate) struct Connection {
     #[arg(long, global = true, value_name = "FILE", value_hint = ValueHint::FilePath)]
     password_file: Option<OsString>,
 
+    /// Send the password to another machine without TLS
+    ///
+    /// Without it, a user together with an http:// endpoint that is not on this machine is an error: everybody on the way
+    /// could read the password.
+    #[arg(long, global = true)]
+    allow_cleartext: bool,
+
     /// Where dlock's keys begin in etcd
     ///
     /// All users of a lock need the same prefix. A slash is added at its end when it has none. Default: dlock/. Its last

@@ -896,6 +896,43 @@ local = true
     }
 }
 
+/// "a user together with an http:// endpoint that is not on this machine is an error"
+#[test]
+fn a_password_goes_to_another_machine_only_encrypted() {
+    let user = [("ETCDCTL_USER", "ci:XYZ")];
+    let args = |endpoints| ["run", "--endpoints", endpoints, "x", "y"];
+    for endpoints in [
+        "db",
+        "http://10.0.0.1",
+        "127.0.0.1,http://db",
+        "[::ffff:10.0.0.1]",
+    ] {
+        let failure = parse_args(&args(endpoints), &user).err().unwrap();
+        let text = failure.error.to_string();
+        assert!(text.contains("of 'ci' would go to 'http://"), "{text}");
+        assert!(failure.hint.unwrap().contains("--allow-cleartext"));
+        let allowed = [user[0], ("DLOCK_ALLOW_CLEARTEXT", "1")];
+        assert!(
+            parse_args(&args(endpoints), &allowed).is_ok(),
+            "{endpoints}"
+        );
+    }
+    let text = refused(&args("db"), &[user[0], ("DLOCK_ALLOW_CLEARTEXT", "0")]);
+    assert!(text.contains("http://db:2379"), "{text}");
+    for endpoints in [
+        "https://db",
+        "localhost",
+        "127.0.0.1",
+        "[::1]",
+        "[::ffff:127.0.0.1]",
+    ] {
+        assert!(parse_args(&args(endpoints), &user).is_ok(), "{endpoints}");
+    }
+    let assumed = |endpoints| run_with(&args(endpoints), &[]).settings.assumed_http;
+    assert_eq!(assumed("a,127.0.0.1"), ["http://a:2379"]);
+    assert!(assumed("http://a").is_empty() && assumed("localhost").is_empty());
+}
+
 #[test]
 fn tls_files_are_readable_and_mean_https() {
     let directory = TestDir::new("tls");

@@ -10,9 +10,8 @@ use serde::Serialize;
 
 use super::block_on;
 use crate::cli::doctor::Options;
-use crate::config::Settings;
-use crate::config::endpoint::Endpoint;
 use crate::config::origins::Origin;
+use crate::config::{Settings, exposed};
 use crate::core::doctor::certificate::Certificate;
 use crate::core::doctor::endpoints::ProbeSettings;
 use crate::core::doctor::facts::Probe;
@@ -77,18 +76,13 @@ fn check(
         .into_iter()
         .map(|one| (one.asked, one.certificate))
         .unzip();
-    let remote = |endpoint: &&Endpoint| !endpoint.https && !endpoint.is_local();
     let settings_of_probe = ProbeSettings {
         user: settings.credentials.as_ref().map(|it| it.user.as_str()),
         prefix: &settings.prefix,
         timings: options.timings,
         cluster_id: settings.cluster_id,
-        exposed: settings
-            .endpoints
-            .iter()
-            .filter(remote)
-            .map(ToString::to_string)
-            .collect(),
+        exposed: exposed(&settings.endpoints),
+        assumed_http: settings.assumed_http.clone(),
     };
     let mut findings = endpoints::check_endpoints(&probes, &settings_of_probe);
     let now = clock::since_1970();

@@ -19,10 +19,13 @@ pub(crate) struct Endpoint {
 }
 
 impl Endpoint {
-    /// Whether the endpoint is on this machine, so that nobody can eavesdrop.
-    pub(crate) fn is_local(&self) -> bool {
-        let address = self.host.parse::<IpAddr>();
-        address.map_or(self.host == "localhost", |it| it.is_loopback())
+    /// Whether nobody can eavesdrop: the endpoint is on this machine or speaks TLS.
+    pub(crate) fn is_private(&self) -> bool {
+        let local = match self.host.parse::<IpAddr>() {
+            Ok(address) => address.to_canonical().is_loopback(),
+            Err(_) => ["localhost", "localhost."].contains(&self.host.as_str()),
+        };
+        self.https || local
     }
 }
 
@@ -36,6 +39,11 @@ impl fmt::Display for Endpoint {
         };
         write!(f, "{scheme}://{open}{}{close}:{}", self.host, self.port)
     }
+}
+
+/// Whether an endpoint of the list has no scheme.
+pub(crate) fn lacks_scheme(text: &str) -> bool {
+    text.split(',').any(|word| !word.contains("://"))
 }
 
 /// Parses a list that is separated by commas. `tls` means that TLS options are given: then a bare
@@ -202,16 +210,21 @@ mod tests {
     }
 
     #[test]
-    fn loopback_addresses_are_local() {
+    fn loopback_addresses_and_https_are_private() {
         for (text, local) in [
             ("localhost", true),
+            ("localhost.:1", true),
             ("127.0.0.9:1", true),
             ("[::1]", true),
+            ("[::ffff:127.0.0.1]", true),
+            ("https://10.0.0.1", true),
             ("10.0.0.1", false),
+            ("[::ffff:10.0.0.1]", false),
+            ("0.0.0.0", false),
             ("localhost.example", false),
         ] {
             assert_eq!(
-                parse_list(text, false).unwrap()[0].is_local(),
+                parse_list(text, false).unwrap()[0].is_private(),
                 local,
                 "{text}"
             );

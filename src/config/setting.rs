@@ -34,7 +34,7 @@ macro_rules! settings {
 }
 
 settings! {
-    Connection: Endpoints "endpoints", Cacert "cacert", Cert "cert", Key "key", User "user", PasswordFile "password-file",
+    Connection: Endpoints "endpoints", Cacert "cacert", Cert "cert", Key "key", User "user", PasswordFile "password-file", AllowCleartext "allow-cleartext",
         Prefix "prefix", ClusterId "cluster-id", ConnectTimeout "connect-timeout", RequireConfig "require-config";
     File: Config "config";
     Output: Verbose "verbose", Quiet "quiet", LogFormat "log-format", LogFile "log-file";

@@ -67,6 +67,12 @@ impl Cluster {
                 "no endpoints are set: using the built-in default '{endpoint}'"
             );
         }
+        for endpoint in &settings.assumed_http {
+            info!(
+                event = events::SETTING,
+                "an endpoint without a scheme means http, without encryption: '{endpoint}'"
+            );
+        }
         let count = settings.endpoints.len();
         Self {
             endpoints: settings.endpoints.clone(),

@@ -21,6 +21,8 @@ pub struct ProbeSettings<'a> {
     pub cluster_id: Option<ClusterId>,
     /// The endpoints of other machines whose connection has no TLS.
     pub exposed: Vec<String>,
+    /// Those of them for which http was assumed.
+    pub assumed_http: Vec<String>,
 }
 
 impl Probe {
@@ -48,6 +50,10 @@ pub fn check_endpoints(asked: &[Probe], asking: &ProbeSettings) -> Vec<Finding> 
         Level::Unusable
     };
     let mut findings: Vec<Finding> = asked.iter().map(|one| endpoint(one, bad)).collect();
+    findings.extend(asking.assumed_http.iter().map(|endpoint| {
+        let says = "an endpoint without a scheme means http: others on the way can read and change what is sent";
+        Finding::ok("settings", endpoint, says).hinting("write https:// if etcd speaks TLS, else http://")
+    }));
     let answers: Vec<Named> = asked
         .iter()
         .filter_map(|one| Some((one.endpoint.as_str(), one.answer.as_ref().ok()?)))

@@ -79,6 +79,7 @@ fn asking() -> ProbeSettings<'static> {
         timings: LeaseTimings::new(ttl, LeaseTimings::default_grace(ttl)),
         cluster_id: None,
         exposed: Vec::new(),
+        assumed_http: Vec::new(),
     }
 }
 
@@ -394,6 +395,21 @@ fn a_password_that_travels_in_the_clear_is_a_warning() {
     only(&asked, &team, "user", Level::Warning, &words);
     answer(&mut asked[0]).users = Some(false);
     assert_eq!(bad(&asked, &team), []);
+}
+
+#[test]
+fn an_assumed_http_is_named_without_a_warning() {
+    let bare = ProbeSettings {
+        assumed_http: vec!["http://db:2379".to_owned()],
+        ..asking()
+    };
+    let findings = check_endpoints(&healthy(1), &bare);
+    let finding = findings.iter().find(|it| it.check == "settings").unwrap();
+    assert_eq!(
+        (finding.level, finding.object.as_str()),
+        (Level::Ok, "http://db:2379")
+    );
+    assert!(finding.says.contains("means http"), "{}", finding.says);
 }
 
 #[test]
