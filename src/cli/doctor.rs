@@ -6,8 +6,9 @@ use std::path::Path;
 
 use clap::{Args, ValueHint};
 
-use super::{Resolver, Work, lock};
+use super::{Resolver, Work, local, lock};
 use crate::config::Settings;
+use crate::config::backend::{BackendConfig, BackendKind};
 use crate::config::layers::Layers;
 use crate::config::origins::{Origin, origin};
 use crate::config::setting::{Group, Setting};
@@ -28,6 +29,9 @@ pub(crate) struct DoctorArgs {
     /// Print one JSON object instead of a table
     #[arg(long)]
     json: bool,
+
+    #[command(flatten)]
+    local: local::LocalArgs,
 }
 
 /// The resolved options.
@@ -43,26 +47,38 @@ pub(crate) struct Options {
 impl DoctorArgs {
     /// Resolves the options with the variables, the file and the defaults.
     pub(super) fn resolve(self, resolver: &mut Resolver) -> Result<Work, Failure> {
-        let (ttl, grace) = lock::times(&resolver.layers)?;
-        let settings = resolver.settings()?;
-        let timings = LeaseTimings::new(ttl, grace);
+        let backend = local::resolve(resolver);
+        let layers = &resolver.layers;
+        let (ttl, grace) = lock::times(layers, BackendKind::of(&backend))?;
+        let (backend, timings) = (backend?, LeaseTimings::new(ttl, grace));
         let options = Options {
             timings,
             json: self.json,
-            settings: origins(&resolver.layers, &settings, timings),
+            settings: origins(layers, &backend, timings),
             warnings: std::mem::take(&mut resolver.warnings),
         };
-        Ok(Work::Doctor(settings, options))
+        Ok(Work::Doctor(backend, options))
     }
 }
 
-/// Every setting that is set, for any sub-command, and the defaults of those that `dlock doctor` uses.
-fn origins(layers: &Layers, effective: &Settings, timings: LeaseTimings) -> Vec<Origin> {
+/// Every setting that is set, for any sub-command, and the defaults of those that `dlock doctor` uses. Those of the connection
+/// to etcd do not matter to a local lock.
+fn origins(layers: &Layers, backend: &BackendConfig, timings: LeaseTimings) -> Vec<Origin> {
     let mut origins = Vec::new();
     for setting in Setting::ALL.iter().copied() {
-        if setting.group() == Group::Output {
-            continue;
-        }
+        let effective = match (setting.group(), backend) {
+            (Group::Output, _) | (Group::Connection, BackendConfig::Local(_)) => continue,
+            (_, BackendConfig::Etcd(settings)) => settings,
+            (_, BackendConfig::Local(directory)) => {
+                let shown = match setting {
+                    Setting::Local => Some(directory.display().to_string()),
+                    Setting::Config => Some(shown_file(layers.file())),
+                    _ => None,
+                };
+                origins.extend(origin(layers, setting, shown));
+                continue;
+            }
+        };
         let shown = shown(setting, layers.file(), effective, timings);
         origins.extend(origin(layers, setting, shown));
         if let (Setting::PasswordFile, Some(credentials)) = (setting, &effective.credentials) {
@@ -101,8 +117,15 @@ fn shown(
         Setting::ConnectTimeout => Some(format_duration(effective.connect_timeout).to_string()),
         Setting::Ttl => Some(format_duration(timings.ttl()).to_string()),
         Setting::KillAfter => Some(format_duration(timings.grace()).to_string()),
-        Setting::Config if file == Path::new("") => Some("none".to_owned()),
-        Setting::Config => Some(file.display().to_string()),
+        Setting::Config => Some(shown_file(file)),
         _ => None,
     }
+}
+
+/// The configuration file.
+fn shown_file(file: &Path) -> String {
+    if file == Path::new("") {
+        return "none".to_owned();
+    }
+    file.display().to_string()
 }

@@ -161,14 +161,8 @@ pub(crate) fn name(text: &OsStr) -> Result<LockName, Failure> {
 
 /// Resolves the options with the flags, the variables, the file and the defaults.
 pub(super) fn resolve(layers: &Layers, kind: BackendKind) -> Result<Options, Failure> {
-    if kind == BackendKind::Local {
-        refuse_etcd_only_options(layers)?;
-    }
+    let (ttl, grace) = times(layers, kind)?;
     let wait_policy = wait_policy(layers)?;
-    let (ttl, grace) = match kind {
-        BackendKind::Etcd => times(layers)?,
-        BackendKind::Local => (DEFAULT_TTL, grace_without_a_lease(layers)?),
-    };
     let conflict = layers.parse(Setting::ConflictExitCode, parse_status)?;
     let signal = layers.parse(Setting::Signal, signal::parse)?;
     let note = layers.parse(Setting::Note, |text| Ok(text.to_owned()))?;
@@ -268,8 +262,19 @@ fn wait_policy(layers: &Layers) -> Result<WaitPolicy, Failure> {
     }
 }
 
+/// TTL and grace.
+pub(super) fn times(layers: &Layers, kind: BackendKind) -> Result<(Duration, Duration), Failure> {
+    match kind {
+        BackendKind::Etcd => times_of_a_lease(layers),
+        BackendKind::Local => {
+            refuse_etcd_only_options(layers)?;
+            Ok((DEFAULT_TTL, grace_without_a_lease(layers)?))
+        }
+    }
+}
+
 /// TTL and grace; each limits the other.
-pub(super) fn times(layers: &Layers) -> Result<(Duration, Duration), Failure> {
+fn times_of_a_lease(layers: &Layers) -> Result<(Duration, Duration), Failure> {
     let ttl = layers
         .parse(Setting::Ttl, parse_ttl)?
         .unwrap_or(DEFAULT_TTL);

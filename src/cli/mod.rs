@@ -117,7 +117,7 @@ pub(crate) enum Work {
     Break(Settings, look::Break),
     /// The id of the process that holds the lock.
     Release(String),
-    Doctor(Settings, doctor::Options),
+    Doctor(BackendConfig, doctor::Options),
 }
 
 /// The definitions with the variables' names, for help, man pages and completions.

@@ -1152,7 +1152,7 @@ fn the_doctor_uses_the_settings_of_a_run() {
         let Ok(Request::Task(task)) = parse_args(&[&["doctor"], args].concat(), set) else {
             panic!("{args:?} is refused");
         };
-        let Work::Doctor(settings, options) = task.work else {
+        let Work::Doctor(BackendConfig::Etcd(settings), options) = task.work else {
             panic!("no doctor");
         };
         assert_eq!(task.warnings, [""; 0]);

@@ -10,16 +10,19 @@ use serde::Serialize;
 
 use super::block_on;
 use crate::cli::doctor::Options;
+use crate::config::backend::BackendConfig;
 use crate::config::origins::Origin;
 use crate::config::{Settings, exposed};
 use crate::core::doctor::certificate::Certificate;
 use crate::core::doctor::endpoints::ProbeSettings;
 use crate::core::doctor::facts::Probe;
 use crate::core::doctor::machine::HostFacts;
+use crate::core::doctor::state_dir::check_state_dir;
 use crate::core::doctor::{Finding, Level, certificate, endpoints, machine, worst};
 use crate::core::text::{printable, table};
 use crate::etcd::doctor::{Examined, certificates, examine};
 use crate::host::facts as here;
+use crate::local;
 use crate::output::exit::{Exit, Failure, OrFail as _};
 use crate::output::stdout;
 use crate::sys::clock;
@@ -37,20 +40,11 @@ struct DoctorReport<'a> {
 }
 
 /// Runs the checks, prints the report, and returns the exit status for the worst finding.
-pub(super) fn run(settings: &Settings, options: &Options) -> Result<Exit, Failure> {
-    let napping = here::nap()
-        .context("cannot start a thread, nor could a guard be started")
-        .or_hint(
-            "raise the limit on processes: ulimit -u, TasksMax in systemd, --pids-limit in docker",
-        )?;
-    let mut facts = here::host_facts();
-    let all = settings
-        .endpoints
-        .iter()
-        .map(|endpoint| examine(endpoint, settings, options.timings));
-    let examined = block_on(async { Ok(join_all(all).await) })?;
-    facts.lateness = napping.join().unwrap_or_default();
-    let findings = check(examined, &facts, settings, options);
+pub(super) fn run(backend: &BackendConfig, options: &Options) -> Result<Exit, Failure> {
+    let findings = match backend {
+        BackendConfig::Etcd(settings) => of_etcd(settings, options)?,
+        BackendConfig::Local(directory) => of_this_machine(directory),
+    };
     let level = worst(&findings);
     let report = DoctorReport {
         v: SCHEMA,
@@ -64,6 +58,30 @@ pub(super) fn run(settings: &Settings, options: &Options) -> Result<Exit, Failur
         Level::Warning => Exit::Warned,
         Level::Unusable => Exit::Failed,
     })
+}
+
+/// The findings on local locks, which need no server and no clock.
+fn of_this_machine(directory: &Path) -> Vec<Finding> {
+    let mut findings = vec![check_state_dir(&local::doctor::examine(directory))];
+    findings.extend(machine::check_processes(&here::host_facts()));
+    findings
+}
+
+/// The findings on locks in etcd.
+fn of_etcd(settings: &Settings, options: &Options) -> Result<Vec<Finding>, Failure> {
+    let napping = here::nap()
+        .context("cannot start a thread, nor could a guard be started")
+        .or_hint(
+            "raise the limit on processes: ulimit -u, TasksMax in systemd, --pids-limit in docker",
+        )?;
+    let mut facts = here::host_facts();
+    let all = settings
+        .endpoints
+        .iter()
+        .map(|endpoint| examine(endpoint, settings, options.timings));
+    let examined = block_on(async { Ok(join_all(all).await) })?;
+    facts.lateness = napping.join().unwrap_or_default();
+    Ok(check(examined, &facts, settings, options))
 }
 
 fn check(

@@ -93,7 +93,7 @@ pub(crate) fn execute(work: &Work) -> Result<Exit, Failure> {
         Work::Check(backend, check) => own_stack_frame(|| check::check(backend, check)),
         Work::Break(settings, order) => own_stack_frame(|| break_lock::break_lock(settings, order)),
         Work::Release(hold) => own_stack_frame(|| hold::release(hold)),
-        Work::Doctor(settings, options) => own_stack_frame(|| doctor::run(settings, options)),
+        Work::Doctor(backend, options) => own_stack_frame(|| doctor::run(backend, options)),
     }
 }
 

@@ -7,6 +7,7 @@ pub mod endpoints;
 pub mod facts;
 pub mod latency;
 pub mod machine;
+pub mod state_dir;
 pub mod version;
 
 use serde::Serialize;

@@ -33,6 +33,11 @@ pub fn network_filesystem(number: i64) -> Option<&'static str> {
     known.map(|(_, name)| *name)
 }
 
+/// Whether the file system with this number keeps its files in memory: tmpfs, ramfs.
+pub fn is_in_memory(number: i64) -> bool {
+    [0x0102_1994, 0x8584_58f6].contains(&(number & 0xffff_ffff))
+}
+
 /// The name of a lock's directory: the encoded name, which has no slash; a dot at its beginning is encoded too, because
 /// `.` and `..` cannot name a directory.
 pub fn directory_of(name: &LockName) -> String {
@@ -220,6 +225,7 @@ mod tests {
         for local in [0xef53, 0x5846_5342, 0x9123_683e, 0x0102_1994, 0x794c_7630] {
             assert_eq!(network_filesystem(local), None);
         }
+        assert!(is_in_memory(0x0102_1994) && !is_in_memory(0xef53));
     }
 
     #[test]

@@ -2,8 +2,8 @@
 //! or its owner's guard lives. It must not know etcd, nor the command that runs under a lock.
 //!
 //! `state_dir`: the directory of all locks; `lock_dir`: one lock's entries and tokens; `entry`: our entry and its wait;
-//! `backend`: the wait in a thread, and the held lock; `listing`: locks as others see them; `token_file`: the file of a
-//! fence.
+//! `backend`: the wait in a thread, and the held lock; `listing`: locks as others see them; `doctor`: what `dlock doctor`
+//! tries; `token_file`: the file of a fence.
 //!
 //! An entry is a file `TOKEN` with an exclusive flock, created under the lock of the file that counts the tokens: a
 //! process with a token finds every entry with a lower one. An entry counts for as long as its flock is held, which the
@@ -13,6 +13,7 @@
 
 mod backend;
 mod dir_util;
+pub(crate) mod doctor;
 mod entry;
 mod listing;
 mod lock_dir;

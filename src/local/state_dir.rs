@@ -5,23 +5,25 @@ use std::fs::DirBuilder;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context as _, anyhow};
 use rustix::fs::{
-    AtFlags, CWD, FileType, FlockOperation, Mode, RenameFlags, Stat, fchmod, flock, fstat, fstatfs,
-    fsync, mkdirat, openat, renameat_with, statat, unlinkat,
+    AtFlags, CWD, FileType, FlockOperation, Mode, OFlags, RenameFlags, Stat, fchmod, flock, fstat,
+    fstatfs, fsync, mkdirat, openat, renameat_with, statat, unlinkat,
 };
 use rustix::io::Errno;
 use rustix::process::geteuid;
 
-use super::dir_util::{DIRECTORY_FLAGS, Modes, OTHER_DIR_HINT, list};
+use super::dir_util::{DIRECTORY_FLAGS, Modes, OTHER_DIR_HINT, list, not_written};
 use super::lock_dir::LockDir;
 use crate::core::local::{
-    MAX_DIRECTORY_BYTES, directory_of, is_unfinished_folder, name_of, network_filesystem,
-    unfinished_folder,
+    MAX_DIRECTORY_BYTES, directory_of, is_in_memory, is_unfinished_folder, name_of,
+    network_filesystem, unfinished_folder,
 };
 use crate::core::name::LockName;
 use crate::output::exit::{Failure, OrFail as _};
+use crate::sys::clock;
 use crate::sys::random::random;
 
 /// The open state directory.
@@ -73,6 +75,29 @@ impl StateDir {
         }
         let root = Self::find(path)?;
         Ok(root.ok_or_else(|| anyhow!("{}: it was removed again", cannot_use(path)))?)
+    }
+
+    /// Records a text as a lock does its token, without a trace; returns the time until the disk had it.
+    pub(super) fn try_record(&self) -> Result<Duration, Failure> {
+        let attempt = || -> Result<Duration, Errno> {
+            let name = unfinished_folder(random()?);
+            let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+            let file = openat(&self.directory, &name, flags, self.rights.file)?;
+            unlinkat(&self.directory, &name, AtFlags::empty())?;
+            flock(&file, FlockOperation::NonBlockingLockExclusive)?;
+            let begun_at = clock::now();
+            rustix::io::write(&file, b"1\n")?;
+            fsync(&file)?;
+            Ok(clock::now().since(begun_at))
+        };
+        let tried = format!("cannot write in '{}'", self.path.display());
+        attempt().map_err(|error| not_written(&tried, error))
+    }
+
+    /// Whether the content ends with the machine.
+    pub(super) fn is_in_memory(&self) -> Result<bool, Failure> {
+        let file_system = fstatfs(&self.directory).with_context(|| cannot_use(&self.path))?;
+        Ok(is_in_memory(file_system.f_type))
     }
 
     /// The directory of a lock, if it exists.

@@ -34,7 +34,7 @@ impl Diagnosis {
         Self { report, text }
     }
 
-    fn findings(&self, check: &str) -> Vec<&Value> {
+    pub(crate) fn findings(&self, check: &str) -> Vec<&Value> {
         let all = self.report["findings"].as_array().expect("a list");
         let ours = all.iter().filter(|finding| finding["check"] == check);
         ours.collect()
@@ -75,7 +75,7 @@ impl Diagnosis {
     }
 
     /// Value and source of a setting.
-    fn setting(&self, option: &str) -> Option<(&str, &str)> {
+    pub(crate) fn setting(&self, option: &str) -> Option<(&str, &str)> {
         let all = self.report["settings"].as_array().expect("a list");
         let setting = all.iter().find(|setting| setting["option"] == option)?;
         Some((setting["value"].as_str()?, setting["source"].as_str()?))

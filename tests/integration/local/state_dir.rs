@@ -5,6 +5,7 @@ use std::fs::{self, Permissions};
 use std::os::unix::fs::{PermissionsExt, chown, symlink};
 
 use super::State;
+use crate::doctor::Diagnosis;
 use crate::support::{Dlock, Outcome, report};
 
 /// A user without any privileges.
@@ -285,4 +286,49 @@ fn every_user_has_a_state_directory() {
         assert_eq!(mode_of(&made), 0o700);
         assert_eq!(mode_of(&format!("{made}/job/token")), 0o600);
     }
+}
+
+/// "dlock-doctor(1) looks at the state folder": with the option or its variable, and leaves nothing behind.
+#[test]
+fn the_doctor_looks_at_the_directory() {
+    let state = State::new();
+    let of = |dlock: Dlock| Diagnosis::of(dlock, &["--kill-after=1h"]);
+    of(state.dlock()).says("state", &state.path, "ok", &["not there yet"]);
+    assert!(fs::metadata(&state.path).is_err());
+    state.run(&["job", "true"]).finish().expect_code(0);
+    let option = format!("--local={}", state.path);
+    let diagnosis = Diagnosis::of(Dlock::nowhere().env("DLOCK_TTL", "30"), &[&option]);
+    diagnosis.says(
+        "state",
+        &state.path,
+        "ok",
+        &["1 lock so far", "on the disk after"],
+    );
+    diagnosis.is_fine(&["guard"]);
+    assert_eq!(diagnosis.setting("local"), Some((&*state.path, "--local")));
+    for check in ["endpoint", "clock", "scheduling"] {
+        assert!(diagnosis.findings(check).is_empty(), "{check}");
+    }
+    assert_eq!(fs::read_dir(&state.path).expect("it").count(), 1);
+    mode(&state.path, 0o777);
+    let diagnosis = of(state.dlock());
+    diagnosis.says(
+        "state",
+        &state.path,
+        "unusable",
+        &["everybody may write to it"],
+    );
+    diagnosis.is_unusable();
+    if am_root() {
+        mode(&state.path, 0o700);
+        let below = format!("{}/below", state.path);
+        let other = as_nobody(Dlock::nowhere().env("DLOCK_LOCAL", &below));
+        of(other).says("state", &below, "unusable", &["Permission denied"]);
+    }
+    state
+        .dlock()
+        .args(["doctor", "--ttl=10"])
+        .finish()
+        .expect_code(125)
+        .expect_stderr(&["cannot use --ttl '10' for a local lock"]);
 }
