@@ -113,7 +113,8 @@ pub(crate) struct LockArgs {
 
     /// Write at the end what became of it, as a JSON object in this file
     ///
-    /// The file is replaced as a whole. One that cannot be written is an error before the lock is asked for.
+    /// The file is replaced as a whole; a pipe, a device or a descriptor of the caller (-, /dev/stdout, /dev/stderr,
+    /// /dev/fd/N) is written. One that cannot be written is an error before the lock is asked for.
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     report: Option<OsString>,
 

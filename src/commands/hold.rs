@@ -3,7 +3,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::io::{self, Write as _};
-use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::time::Duration;
 
@@ -41,7 +41,7 @@ pub(super) fn hold(backend: &BackendConfig, options: &Options) -> Result<Exit, F
     let owner = owner.transpose()?;
     let log_file = options.background.then_some(options.log_file.as_deref());
     let log_file = log_file.flatten().map(open_log).transpose()?;
-    let report_files = ReportFiles::open(&options.name, &options.lock)?;
+    let report_files = ReportFiles::open(&options.name, &options.lock, !options.background)?;
     let hold_lock = |background| {
         let outcome =
             OutcomeFile::create().context("cannot make a file for dlock release to read")?;
@@ -51,7 +51,7 @@ pub(super) fn hold(backend: &BackendConfig, options: &Options) -> Result<Exit, F
                 options,
                 owner.as_ref(),
                 background,
-                &outcome,
+                &[Some(outcome.descriptor()), report_files.stream()],
                 stats,
             );
             // Without this file dlock release reports the lock as lost.
@@ -100,7 +100,7 @@ fn hold_lock(
     options: &Options,
     owner: Option<&ProcessHandle>,
     background: Option<&Background>,
-    outcome: &OutcomeFile,
+    kept: &[Option<BorrowedFd>],
     stats: &mut RunStats,
 ) -> Result<RunEnd, Failure> {
     // The guard gets dlock's own stdin. A hold in the background has none to wait for.
@@ -113,7 +113,7 @@ fn hold_lock(
         kept: input
             .iter()
             .map(AsFd::as_fd)
-            .chain([outcome.descriptor()])
+            .chain(kept.iter().copied().flatten())
             .collect(),
         ..LaunchOptions::default()
     };

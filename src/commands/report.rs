@@ -1,7 +1,7 @@
 //! The files of `--report` and `--metrics`: checked before the run, written after it.
 //! It must not know how the lock is acquired, nor what the metrics are.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ use crate::output::events;
 use crate::output::exit::{Exit, Failure, OrFail as _};
 use crate::output::metrics::Metrics;
 use crate::sys::atomic_file::{AtomicFile, try_lock};
-use crate::sys::clock;
+use crate::sys::{clock, stream};
 
 /// Time that dlock waits for other writers of the same metrics.
 const METRICS_LOCK_TIMEOUT: Duration = Duration::from_secs(5);
@@ -27,28 +27,85 @@ const LOCK_POLL_INTERVAL: Duration = Duration::from_millis(10);
 /// Far more than the locks of one machine need; a wrong path must not fill the memory.
 const MAX_METRICS_BYTES: u64 = 16 * 1024 * 1024;
 
-/// The paths of the files. It keeps no descriptor: the launch of the guard closes all.
+/// The files by their paths: the launch of the guard closes all descriptors but [`Self::stream`].
 pub(super) struct ReportFiles<'a> {
     name: &'a LockName,
-    report: Option<PathBuf>,
+    report: Option<ReportTarget>,
     metrics: Option<PathBuf>,
+}
+
+/// The output of `--report`.
+enum ReportTarget {
+    /// A file that is replaced as a whole.
+    File(PathBuf),
+    /// A descriptor of the caller, a pipe or a device.
+    Stream(PathBuf, OwnedFd),
+}
+
+impl ReportTarget {
+    /// `keeps_caller`: whether the caller's own descriptors stay open until the end.
+    fn open(path: &Path, keeps_caller: bool) -> Result<Self, Failure> {
+        let tried = || format!("cannot write '{}'", path.display());
+        if let Some(number) = stream::inherited_number(path) {
+            if !keeps_caller {
+                return Err(anyhow!(
+                    "{}: a hold in the background keeps no descriptor of its caller",
+                    tried()
+                ))
+                .or_hint("name a file, or a pipe with a name of its own");
+            }
+            let descriptor = stream::inherited(number).with_context(tried)?;
+            return Ok(Self::Stream(path.to_owned(), descriptor));
+        }
+        let path = absolute(path, "report")?;
+        let special = stream::open_special(&path).map_err(|error| {
+            let unread = error.raw_os_error() == Some(Errno::NXIO.raw_os_error());
+            Failure {
+                hint: unread.then(|| "nobody reads that pipe: start its reader first".to_owned()),
+                ..anyhow!("{}: {error}", tried()).into()
+            }
+        });
+        if let Some(descriptor) = special? {
+            return Ok(Self::Stream(path, descriptor));
+        }
+        AtomicFile::open(&path)?.check_writable()?;
+        Ok(Self::File(path))
+    }
+
+    fn path(&self) -> &Path {
+        match self {
+            Self::File(path) | Self::Stream(path, _) => path,
+        }
+    }
+
+    fn write(&self, report: &RunReport) -> Result<(), Failure> {
+        let text = report.to_json();
+        match self {
+            Self::File(path) => AtomicFile::open(path)?.replace_unlocked(text.as_bytes())?,
+            Self::Stream(_, descriptor) => {
+                stream::write_all(descriptor, text.as_bytes()).map_err(anyhow::Error::from)?;
+            }
+        }
+        Ok(())
+    }
 }
 
 impl<'a> ReportFiles<'a> {
     /// Checks that the files are writable: an error now is better than after the work.
-    pub(super) fn open(name: &'a LockName, options: &lock::Options) -> Result<Self, Failure> {
-        let find = |path: &Option<PathBuf>, option: &str| {
-            let path = path.as_deref().map(std::path::absolute).transpose();
-            path.with_context(|| format!("cannot find out where --{option} is"))
-        };
+    pub(super) fn open(
+        name: &'a LockName,
+        options: &lock::Options,
+        keeps_caller: bool,
+    ) -> Result<Self, Failure> {
+        let report = options.report.as_deref();
+        let report = report.map(|path| ReportTarget::open(path, keeps_caller));
+        let metrics = options.metrics.as_deref();
+        let metrics = metrics.map(|path| absolute(path, "metrics"));
         let files = Self {
             name,
-            report: find(&options.report, "report")?,
-            metrics: find(&options.metrics, "metrics")?,
+            report: report.transpose()?,
+            metrics: metrics.transpose()?,
         };
-        if let Some(path) = &files.report {
-            AtomicFile::open(path)?.check_writable()?;
-        }
         if let Some(path) = &files.metrics {
             let file = AtomicFile::open(path)?;
             file.check_writable()?;
@@ -57,6 +114,14 @@ impl<'a> ReportFiles<'a> {
             read(&file)?;
         }
         Ok(files)
+    }
+
+    /// The descriptor that must stay open until the files are written.
+    pub(super) fn stream(&self) -> Option<BorrowedFd<'_>> {
+        match self.report.as_ref()? {
+            ReportTarget::File(_) => None,
+            ReportTarget::Stream(_, descriptor) => Some(descriptor.as_fd()),
+        }
     }
 
     /// Does the work and writes the files. A file that cannot be written is only a warning: the exit status is that of the work.
@@ -86,8 +151,8 @@ impl<'a> ReportFiles<'a> {
             proofs: stats.proofs,
             smallest_slack_seconds: stats.smallest_slack.map(seconds),
         };
-        if let Some(path) = &self.report {
-            warn_not_written(path, write_report(path, &report));
+        if let Some(target) = &self.report {
+            warn_not_written(target.path(), target.write(&report));
         }
         if let Some(path) = &self.metrics {
             warn_not_written(path, add_metrics(path, &report));
@@ -96,9 +161,9 @@ impl<'a> ReportFiles<'a> {
     }
 }
 
-fn write_report(path: &Path, report: &RunReport) -> Result<(), Failure> {
-    let file = AtomicFile::open(path)?;
-    Ok(file.replace_unlocked(report.to_json().as_bytes())?)
+fn absolute(path: &Path, option: &str) -> Result<PathBuf, Failure> {
+    let path = std::path::absolute(path);
+    Ok(path.with_context(|| format!("cannot find out where --{option} is"))?)
 }
 
 fn add_metrics(path: &Path, report: &RunReport) -> Result<(), Failure> {

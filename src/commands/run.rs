@@ -22,13 +22,18 @@ use crate::output::exit::{Exit, Failure, OrFail as _};
 
 /// Runs the command under the lock and returns its end.
 pub(super) fn run(backend: &BackendConfig, options: &Options) -> Result<Exit, Failure> {
-    let report_files = ReportFiles::open(&options.name, &options.lock)?;
-    report_files.record(|stats| execute(backend, options, stats))
+    let report_files = ReportFiles::open(&options.name, &options.lock, true)?;
+    let launch_options = LaunchOptions {
+        kept: report_files.stream().into_iter().collect(),
+        ..LaunchOptions::default()
+    };
+    report_files.record(|stats| execute(backend, options, launch_options, stats))
 }
 
 fn execute(
     backend: &BackendConfig,
     options: &Options,
+    launch_options: LaunchOptions,
     stats: &mut RunStats,
 ) -> Result<RunEnd, Failure> {
     let command = find(&options.command)?;
@@ -47,7 +52,7 @@ fn execute(
         unwanted: None,
         background: None,
     };
-    select_backend::execute(&run, backend, command, LaunchOptions::default(), stats)
+    select_backend::execute(&run, backend, command, launch_options, stats)
 }
 
 /// Runs the command under the lock that is held around us; the error says why that is refused.

@@ -42,6 +42,14 @@ pub(crate) fn ignored_at_start(signal: i32) -> bool {
     IGNORED.load(Relaxed) & signals::set_of(signal) != 0
 }
 
+/// Whether the caller had closed this standard descriptor.
+pub(crate) fn closed_at_start(number: i32) -> bool {
+    let standard = usize::try_from(number)
+        .ok()
+        .and_then(|number| CLOSED.get(number));
+    standard.is_some_and(|closed| closed.load(Relaxed))
+}
+
 /// Whether the caller blocked `signal`; the command inherits that, too.
 pub(crate) fn blocked_at_start(signal: i32) -> bool {
     BLOCKED.load(Relaxed) & signals::set_of(signal) != 0

@@ -14,5 +14,6 @@ pub(crate) mod proc;
 pub(crate) mod process;
 pub(crate) mod random;
 pub(crate) mod signals;
+pub(crate) mod stream;
 pub(crate) mod syslog;
 pub(crate) mod trust;

@@ -9,7 +9,9 @@ use std::time::Duration;
 use rustix::fs::FlockOperation;
 use serde_json::Value;
 
-use crate::support::{Dlock, Etcd, Scratch, Signal, hold, hold_open, let_pass, unique};
+use crate::support::{
+    Dlock, Etcd, LIMIT, Scratch, Signal, eventually, hold, hold_open, let_pass, unique,
+};
 
 fn report(dlock: Dlock, file: &str, words: &[&str], code: Option<i32>) -> Value {
     let option = format!("--report={file}");
@@ -192,7 +194,7 @@ fn a_file_that_cannot_be_written_is_refused_before_queueing() {
         ("--metrics", nowhere),
         ("--report", home.file("link")),
         ("--report", home.file("folder")),
-        ("--report", "/dev/null".to_owned()),
+        ("--metrics", "/dev/null".to_owned()),
         ("--report", "/proc/r".to_owned()),
         ("--metrics", home.file("foreign.prom")),
         ("--report", "/".to_owned()),
@@ -381,4 +383,60 @@ fn busy_metrics_cost_no_job() {
         .expect_code(0)
         .expect_stdout("ran\n")
         .expect_stderr(&["cannot write", &file]);
+}
+
+/// "A pipe, a device or a descriptor of the caller is written", after all that the command writes, and the command does not
+/// get it.
+#[test]
+fn a_stream_is_written_and_not_replaced() {
+    let home = Scratch::new();
+    let local = |dlock: Dlock| dlock.env("DLOCK_LOCAL", home.file("state"));
+    let completed = |text: &str| {
+        let report: Value = serde_json::from_str(text).expect(text);
+        assert_eq!(report["outcome"], "completed", "{report}");
+    };
+    let run = |target: &str| {
+        let option = format!("--report={target}");
+        let words = [&option, "job", "sh", "-c", "ls /proc/$$/fd; echo out"];
+        local(Dlock::nowhere()).run(words)
+    };
+    let plain = run(&home.file("r")).finish().expect_code(0).stdout;
+    for target in ["-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"] {
+        let outcome = run(target).finish().expect_code(0).expect_silent();
+        completed(outcome.stdout.strip_prefix(&*plain).expect(&plain));
+    }
+    let outcome = run("/dev/stderr").finish().expect_code(0);
+    completed(&outcome.stderr);
+    let third = run("/dev/fd/3").after(&format!("exec 3>{}", home.file("third")));
+    third.finish().expect_code(0).expect_silent();
+    completed(&home.read("third"));
+    run("/dev/null").finish().expect_code(0).expect_silent();
+
+    let (pipe, read) = (home.file("pipe"), home.file("read"));
+    let make = |setup: &str| run(&pipe).after(&format!("{setup} cat {pipe} >{read} & sleep 0.2"));
+    let unread = run(&pipe).after(&format!("mkfifo {pipe}")).finish();
+    unread.expect_code(125).expect_stdout("").expect_stderr(&[
+        &format!("cannot write '{pipe}'"),
+        "hint: nobody reads that pipe",
+    ]);
+    make("").finish().expect_code(0).expect_silent();
+    eventually(LIMIT, "the reader is at its end", || {
+        home.read("read").ends_with("}\n")
+    });
+    completed(&home.read("read"));
+
+    for closed in ["/dev/fd/77", "/dev/fd/0"] {
+        run(closed)
+            .finish()
+            .expect_code(125)
+            .expect_stdout("")
+            .expect_stderr(&["cannot write '/dev/fd/"]);
+    }
+    let gone = run("-").after("exec >&-").finish();
+    gone.expect_code(125).expect_stderr(&["cannot write '-'"]);
+    local(Dlock::nowhere())
+        .args(["hold", "--background", "--report", "-", "job"])
+        .finish()
+        .expect_code(125)
+        .expect_stderr(&["keeps no descriptor of its caller"]);
 }
