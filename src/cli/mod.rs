@@ -196,6 +196,7 @@ pub(crate) fn parse(
     if argv.len() < 2 {
         return Ok(Request::Welcome(include_str!("welcome.txt")));
     }
+    let argv = as_option(argv);
     let (flags, command) = match read(&argv) {
         Ok(read) => read,
         Err(error) => match error.kind() {
@@ -205,7 +206,7 @@ pub(crate) fn parse(
                     help(argv).unwrap_or(error).render().to_string(),
                 ));
             }
-            _ => return Err(usage::failure(&error)),
+            _ => return Err(usage::failure(&error, &definitions())),
         },
     };
     match command {
@@ -224,6 +225,15 @@ pub(crate) fn parse(
         }),
         Command::Completions(options) => Ok(Request::Print(completions(options.shell).to_owned())),
     }
+}
+
+/// `dlock help run` as `dlock run --help`.
+fn as_option(mut argv: Vec<OsString>) -> Vec<OsString> {
+    if argv.get(1).is_some_and(|word| word == "help") {
+        argv.remove(1);
+        argv.push("--help".into());
+    }
+    argv
 }
 
 /// Reads the file, and resolves the options of the sub-command with `resolve`.

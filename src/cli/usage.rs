@@ -5,14 +5,14 @@ use std::ffi::{OsStr, OsString};
 use std::path::Path;
 
 use anyhow::anyhow;
-use clap::error::ErrorKind;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::parser::ValueSource;
 use clap::{Arg, ArgMatches, Command, Error, ValueHint};
 
 use crate::output::exit::{Exit, Failure};
 
 /// Turns clap's paragraphs into a failure with a hint.
-pub(super) fn failure(error: &Error) -> Failure {
+pub(super) fn failure(error: &Error, definitions: &Command) -> Failure {
     // Only the ansi() form has colours.
     let text = error.render().to_string();
     let mut paragraphs = text.split("\n\n");
@@ -34,9 +34,31 @@ pub(super) fn failure(error: &Error) -> Failure {
     };
     Failure {
         exit: Exit::Failed,
-        hint: Some(tip.unwrap_or_else(|| other.to_owned())),
+        hint: Some(
+            other_case(error, definitions)
+                .or(tip)
+                .unwrap_or_else(|| other.to_owned()),
+        ),
         error: anyhow!(what),
     }
+}
+
+/// The option of one letter that differs from an unknown one by its case.
+fn other_case(error: &Error, definitions: &Command) -> Option<String> {
+    let Some(ContextValue::String(unknown)) = error.get(ContextKind::InvalidArg) else {
+        return None;
+    };
+    let letter = unknown.strip_prefix('-')?.chars().next()?;
+    let other = if letter.is_ascii_lowercase() {
+        letter.to_ascii_uppercase()
+    } else {
+        letter.to_ascii_lowercase()
+    };
+    let mut options = definitions
+        .get_subcommands()
+        .flat_map(Command::get_arguments);
+    let exists = options.any(|option| option.get_short() == Some(other) && other != letter);
+    exists.then(|| format!("did you mean '-{other}'?"))
 }
 
 /// An option whose value may be absent takes it after `=` only: `--local /tmp/d` would be a lock of that name.

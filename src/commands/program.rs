@@ -3,6 +3,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::io;
+use std::os::unix::ffi::OsStrExt as _;
 
 use anyhow::anyhow;
 
@@ -19,14 +20,40 @@ pub(super) fn find(argv: &[OsString]) -> Result<guard::Command, Failure> {
             path,
             argv: argv.to_vec(),
         }),
-        Err(Lookup::NotFound) => Err(anyhow!(
-            "cannot run '{}': command not found",
-            program.display()
-        ))
-        .or_exit(Exit::NotFound),
+        Err(Lookup::NotFound) => Err(Failure {
+            exit: Exit::NotFound,
+            hint: is_shell_string(program).then(|| {
+                "one word is one program: dlock run NAME -c STRING runs a string of the shell"
+                    .to_owned()
+            }),
+            error: anyhow!("cannot run '{}': command not found", program.display()),
+        }),
         Err(Lookup::NotExecutable(error)) => {
             Err(anyhow!("cannot run '{}': {error}", program.display())).or_exit(Exit::NotExecutable)
         }
+        Err(Lookup::BadInterpreter(interpreter, error)) => {
+            Err(bad_interpreter(program, &interpreter, &error))
+        }
+    }
+}
+
+/// Whether a word is more than the name of a program.
+fn is_shell_string(word: &OsStr) -> bool {
+    let special = b" \t\n;|&<>$`";
+    word.as_bytes().iter().any(|byte| special.contains(byte))
+}
+
+fn bad_interpreter(program: &OsStr, interpreter: &OsStr, error: &io::Error) -> Failure {
+    let (program, shown) = (program.display(), interpreter.display());
+    let windows = interpreter.as_bytes().ends_with(b"\r");
+    Failure {
+        exit: Exit::NotExecutable,
+        error: anyhow!("cannot run '{program}': its interpreter '{shown}': {error}"),
+        hint: windows.then(|| {
+            format!(
+                "the lines of the file end as on Windows (CR LF): sed -i 's/\\r$//' '{program}'"
+            )
+        }),
     }
 }
 

@@ -21,6 +21,7 @@ pub mod proof;
 #[cfg(test)]
 mod properties;
 pub mod release;
+pub(crate) mod remedy;
 pub mod request;
 pub mod run_stats;
 pub(crate) mod secrets;

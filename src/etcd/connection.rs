@@ -233,7 +233,15 @@ async fn addresses(host: &str, port: u16) -> std::io::Result<Vec<SocketAddr>> {
 
 /// Tries the addresses of a name one after the other, each with its share of the time.
 pub(super) async fn dial(host: &str, port: u16, limit: Duration) -> std::io::Result<TcpStream> {
-    let addresses = addresses(host, port).await?;
+    // Sooner than the whole attempt, which could not tell why.
+    let share = limit.mul_f64(0.9);
+    let addresses = timeout(share, addresses(host, port)).await;
+    let addresses = addresses.unwrap_or_else(|_| {
+        Err(std::io::Error::other(format!(
+            "the name was not looked up within {}",
+            format_duration(share)
+        )))
+    })?;
     let share = limit / u32::try_from(addresses.len().max(1)).unwrap_or(u32::MAX);
     let mut failure = std::io::Error::other("the name has no address");
     for address in addresses {

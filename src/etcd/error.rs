@@ -7,6 +7,7 @@ use etcd_client::Error;
 use tonic::{Code, Status};
 
 use crate::core::abandoned::Attempt;
+use crate::core::remedy::remedy;
 pub(crate) use crate::lock::error::{ErrorKind, LockError};
 
 impl From<Error> for LockError {
@@ -169,6 +170,9 @@ pub(super) fn refuses_certificate(cause: &str) -> bool {
 
 /// The hint for a first contact that failed.
 pub(crate) fn connect_hint(https: bool, cause: &str) -> Option<&'static str> {
+    if let Some(hint) = remedy(cause) {
+        return Some(hint);
+    }
     let cause = cause.to_ascii_lowercase();
     let says = |words: &[&str]| words.iter().any(|word| cause.contains(word));
     if says(&["unknownissuer", "unknown issuer", "badsignature"]) {
@@ -198,6 +202,8 @@ pub(crate) fn connect_hint(https: bool, cause: &str) -> Option<&'static str> {
         Some(
             "is etcd running there? the endpoints come from --endpoints, DLOCK_ENDPOINTS, ETCDCTL_ENDPOINTS or the configuration file",
         )
+    } else if says(&["was not looked up"]) {
+        Some("does the name server of /etc/resolv.conf answer? an address needs none")
     } else if says(&["no answer within", "no connection within", "timed out"]) {
         Some(
             "something listens there but does not answer, or a firewall drops it: is it etcd, and does it run?",

@@ -128,6 +128,7 @@ fn fork_guard(command: Command, policy: Policy, options: &LaunchOptions) -> io::
         TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK,
     )?;
     let null = descriptors::null()?;
+    check_pidfd()?;
     // With SIGCHLD ignored, both processes would lose the exit status of their children.
     signals::set_ignored(libc::SIGCHLD, false);
     // If the guard is killed, its tree becomes dlock's.
@@ -178,8 +179,14 @@ pub(crate) fn check_available() -> io::Result<bool> {
     signals::descriptor(libc::SIGCHLD)?;
     timerfd_create(TimerfdClockId::Boottime, TimerfdFlags::CLOEXEC)?;
     child_subreaper()?;
-    pidfd_open(getpid(), PidfdFlags::empty())?;
+    check_pidfd()?;
     Ok(tree.is_listed())
+}
+
+fn check_pidfd() -> io::Result<()> {
+    let own = pidfd_open(getpid(), PidfdFlags::empty());
+    own.map(drop)
+        .map_err(|error| descriptors::named("pidfd_open", error))
 }
 
 impl Guard {

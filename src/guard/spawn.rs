@@ -4,7 +4,7 @@
 
 use std::borrow::Cow;
 use std::env;
-use std::ffi::{CStr, CString, OsStr, c_char};
+use std::ffi::{CStr, CString, OsStr, OsString, c_char};
 use std::io;
 use std::iter;
 use std::os::fd::OwnedFd;
@@ -12,7 +12,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::ptr;
 
-use rustix::fs::{Access, CWD, FileType, stat};
+use rustix::fs::{Access, CWD, FileType, Mode, OFlags, open, stat};
 use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Pid, Signal, getpid, getppid, set_parent_process_death_signal};
@@ -28,17 +28,42 @@ const DEFAULT_PATH: &str = "/bin:/usr/bin";
 /// The interpreter of a script without `#!`, as with `execvp(3)`.
 const SHELL: &CStr = c"/bin/sh";
 
+/// Length of the beginning of a script that the kernel reads, `BINPRM_BUF_SIZE`.
+const SCRIPT_BYTES: usize = 256;
+
 /// The reason why a command cannot be run.
 #[derive(Debug)]
 pub(crate) enum Lookup {
     NotFound,
     NotExecutable(io::Error),
+    /// The file is a script, and its interpreter cannot be run.
+    BadInterpreter(OsString, io::Error),
 }
 
 /// The file that `execvp(3)` would run for `program`.
 pub(crate) fn lookup(program: &OsStr) -> Result<PathBuf, Lookup> {
     let path = env::var_os("PATH").unwrap_or_else(|| DEFAULT_PATH.into());
-    lookup_in(program, &path)
+    let found = lookup_in(program, &path)?;
+    if let Some(interpreter) = interpreter(&found)
+        && let Err(error) = executable(Path::new(&interpreter))
+    {
+        return Err(Lookup::BadInterpreter(interpreter, error.into()));
+    }
+    Ok(found)
+}
+
+/// The interpreter of a script, as execve(2) reads it from the first line.
+fn interpreter(path: &Path) -> Option<OsString> {
+    let mut begin = [0; SCRIPT_BYTES];
+    // A pipe must not block.
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let file = open(path, flags, Mode::empty()).ok()?;
+    let length = rustix::io::read(file, &mut begin).ok()?;
+    let line = begin.get(..length)?.strip_prefix(b"#!")?;
+    let line = line.split(|&byte| byte == b'\n').next()?;
+    let is_blank = |byte: &u8| [b' ', b'\t', 0].contains(byte);
+    let mut words = line.split(is_blank).filter(|word| !word.is_empty());
+    words.next().map(|word| OsStr::from_bytes(word).to_owned())
 }
 
 fn lookup_in(program: &OsStr, path: &OsStr) -> Result<PathBuf, Lookup> {
@@ -304,7 +329,7 @@ mod tests {
 
     fn kind(found: Result<PathBuf, Lookup>) -> io::ErrorKind {
         match found {
-            Err(Lookup::NotExecutable(error)) => error.kind(),
+            Err(Lookup::NotExecutable(error) | Lookup::BadInterpreter(_, error)) => error.kind(),
             Err(Lookup::NotFound) => io::ErrorKind::NotFound,
             Ok(path) => panic!("found {}", path.display()),
         }

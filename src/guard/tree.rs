@@ -11,6 +11,7 @@ use std::time::Duration;
 use super::Survivor;
 use crate::core::time::Instant;
 use crate::sys::clock;
+use crate::sys::descriptors::named;
 use crate::sys::proc::{self, ProcessId, Stat};
 use crate::sys::signals;
 
@@ -61,7 +62,8 @@ impl Tree {
             exempt: Vec::new(),
         };
         let root = tree.find(tree.root)?;
-        root.signal(0)?;
+        root.signal(0)
+            .map_err(|error| named("pidfd_send_signal", error))?;
         tree.exempt.push(root.identity);
         let children = root.children();
         tree.lists = children.is_ok();

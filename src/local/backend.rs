@@ -16,6 +16,7 @@ use crate::core::local::EntryName;
 use crate::core::name::LockName;
 use crate::core::name::Scope;
 use crate::core::proof::LossReason;
+use crate::core::remedy::remedy;
 use crate::core::request::LockRequest;
 use crate::core::text::format_duration;
 use crate::core::time::LeaseTimings;
@@ -91,8 +92,11 @@ impl LockBackend for LocalBackend {
                 let ended = entry.queue(|ahead| drop(told.send(Told::Behind(ahead))));
                 let _ = told.send(Told::Ended(ended));
             });
-        waiting
-            .map_err(|error| LockError::refused(format!("cannot start a thread: {error}"), None))?;
+        waiting.map_err(|error| {
+            let cause = format!("cannot start a thread: {error}");
+            let hint = remedy(&cause);
+            LockError::refused(cause, hint)
+        })?;
         loop {
             match telling.recv().await {
                 Some(Told::Behind(ahead)) => tell(WaitEvent::Behind(ahead)),

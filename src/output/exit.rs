@@ -5,6 +5,7 @@ use std::process;
 
 use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
 
+use crate::core::remedy::remedy;
 use crate::sys::atomic_file::IsSymlink;
 use crate::sys::process::ExitStatus;
 
@@ -120,7 +121,11 @@ impl From<anyhow::Error> for Failure {
     fn from(error: anyhow::Error) -> Self {
         Self {
             exit: Exit::Failed,
-            hint: error.is::<IsSymlink>().then(|| IsSymlink::HINT.to_owned()),
+            hint: if error.is::<IsSymlink>() {
+                Some(IsSymlink::HINT.to_owned())
+            } else {
+                remedy(&format!("{error:#}")).map(str::to_owned)
+            },
             error,
         }
     }

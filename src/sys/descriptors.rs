@@ -10,11 +10,15 @@ use rustix::fs::{Mode, OFlags, RawDir};
 
 /// A descriptor of /dev/null, which replaces others.
 pub(crate) fn null() -> io::Result<OwnedFd> {
-    Ok(rustix::fs::open(
-        "/dev/null",
-        OFlags::RDWR | OFlags::CLOEXEC,
-        Mode::empty(),
-    )?)
+    let flags = OFlags::RDWR | OFlags::CLOEXEC;
+    rustix::fs::open("/dev/null", flags, Mode::empty())
+        .map_err(|error| named("cannot open /dev/null", error))
+}
+
+/// The error of a call that is named, for people.
+pub(crate) fn named(call: &str, error: impl Into<io::Error>) -> io::Error {
+    let error = error.into();
+    io::Error::new(error.kind(), format!("{call}: {error}"))
 }
 
 /// Closes every descriptor from 3 on except `kept`, which must list all that this process still uses.

@@ -1,8 +1,10 @@
 //! The first five minutes: every mistake of a new user, and every message of dlock to it.
 //! It must not know why dlock prints a message. The expected texts are those that a user would like to read.
 
+use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt as _;
 
 use crate::support::{Certificates, Dlock, Etcd, Terminal, hold};
 
@@ -305,4 +307,153 @@ fn a_busy_lock_is_explained() {
         "dlock: the lock 'deploy' is still held by alice@HOST pid PID, sh, since TIME, note \"release 7\"\n",
     );
     says(busy(&["-n", "-E", "0"]), 0, &replaced, "");
+}
+
+/// A run that does not start its command, for a reason on this machine.
+#[track_caller]
+fn fails_here(dlock: Dlock, words: &[&str], code: i32, wanted: &str) {
+    let state = dlock.home().file("state");
+    let home = dlock
+        .home()
+        .path()
+        .to_str()
+        .expect("a plain path")
+        .to_owned();
+    let dlock = dlock.env("DLOCK_LOCAL", state).run(words);
+    says(dlock, code, &[(&home, "HOME")], wanted);
+}
+
+#[test]
+fn a_shell_string_as_a_command_is_explained() {
+    for string in [
+        "sleep 1; echo done",
+        "cmd|less",
+        "./job.sh --fast",
+        "$HOME/x",
+    ] {
+        let wanted = format!(
+            "dlock: cannot run '{string}': command not found\n\
+             hint: one word is one program: dlock run NAME -c STRING runs a string of the shell\n"
+        );
+        fails_here(Dlock::nowhere(), &["job", string], 127, &wanted);
+    }
+    let wanted = "dlock: cannot run 'no-such-program': command not found\n";
+    fails_here(Dlock::nowhere(), &["job", "no-such-program"], 127, wanted);
+}
+
+#[test]
+fn a_script_without_its_interpreter_is_explained() {
+    for (script, wanted) in [
+        (
+            "#! /no/such/shell -e\n",
+            "dlock: cannot run 'HOME/script': its interpreter '/no/such/shell': No such file or directory (os error 2)\n",
+        ),
+        (
+            "#!/bin/sh\r\ntrue\r\n",
+            "dlock: cannot run 'HOME/script': its interpreter '/bin/sh\\r': No such file or directory (os error 2)\n\
+             hint: the lines of the file end as on Windows (CR LF): sed -i 's/\\r$//' 'HOME/script'\n",
+        ),
+        (
+            "#!/etc/passwd",
+            "dlock: cannot run 'HOME/script': its interpreter '/etc/passwd': Permission denied (os error 13)\n",
+        ),
+    ] {
+        let dlock = Dlock::nowhere();
+        let file = dlock.home().write("script", script);
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o755)).expect("our own file");
+        fails_here(dlock, &["job", &file], 126, wanted);
+    }
+}
+
+/// "`dlock help`" is the help, as in other tools, and an option in the wrong case is named.
+#[test]
+fn help_and_a_wrong_case_are_understood() {
+    for (words, as_option) in [
+        (&["help"][..], &["--help"][..]),
+        (&["help", "run"], &["run", "--help"]),
+    ] {
+        let wanted = Dlock::nowhere().args(as_option).finish().expect_code(0);
+        let outcome = Dlock::nowhere().args(words).finish().expect_code(0);
+        outcome.expect_stdout(&wanted.stdout).expect_silent();
+    }
+    let wrong = Dlock::nowhere().run(["-W", "5", "job", "true"]);
+    says(
+        wrong,
+        125,
+        &[],
+        "dlock: unexpected argument '-W' found\nhint: did you mean '-w'?\n",
+    );
+}
+
+#[test]
+fn a_limit_or_a_refusal_of_this_machine_is_explained() {
+    let words = ["job", "true"];
+    fails_here(
+        Dlock::nowhere().after("ulimit -n 6"),
+        &words,
+        125,
+        "dlock: cannot start the guard process: Too many open files (os error 24)\n\
+         hint: raise the limit on open files: ulimit -n, LimitNOFILE in systemd, --ulimit nofile in docker\n",
+    );
+    for call in ["pidfd_open", "pidfd_send_signal"] {
+        let inject = format!("inject={call}:error=EPERM");
+        let refused = Dlock::nowhere().under(["strace", "-Dfqq", "-o", "/dev/null", "-e", &inject]);
+        let wanted = format!(
+            "dlock: cannot start the guard process: {call}: Operation not permitted (os error 1)\n\
+             hint: dlock needs Linux 5.4 or later; in a container, an old runtime or a seccomp filter may refuse this system call: update it, or try --security-opt seccomp=unconfined\n"
+        );
+        fails_here(refused, &words, 125, &wanted);
+    }
+    let bare = "mount -t tmpfs tmpfs /dev && exec \"$@\"";
+    fails_here(
+        Dlock::nowhere().under([
+            "unshare",
+            "--map-root-user",
+            "--mount",
+            "sh",
+            "-c",
+            bare,
+            "sh",
+        ]),
+        &words,
+        125,
+        "dlock: cannot start the guard process: cannot open /dev/null: No such file or directory (os error 2)\n\
+         hint: dlock needs it, also in a chroot: mknod -m 666 /dev/null c 1 3\n",
+    );
+}
+
+/// A name server that takes questions and never answers.
+#[test]
+fn a_silent_name_server_is_explained() {
+    let silent = r#"
+import fcntl, os, socket, struct, sys
+questions = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+SIOCSIFFLAGS, IFF_UP = 0x8914, 1
+fcntl.ioctl(questions, SIOCSIFFLAGS, struct.pack("16sh14x", b"lo", IFF_UP))
+questions.bind(("127.0.0.1", 53))
+questions.set_inheritable(True)
+os.execvp(sys.argv[1], sys.argv[1:])
+"#;
+    let dlock = without_etcd("http://etcd.example.org:2379", &[]);
+    let server = dlock.home().write("resolv.conf", "nameserver 127.0.0.1\n");
+    let resolves = dlock.home().write("nsswitch.conf", "hosts: dns\n");
+    let bind = format!(
+        "mount --bind {server} /etc/resolv.conf && mount --bind {resolves} /etc/nsswitch.conf && exec \"$@\""
+    );
+    let alone = [
+        "unshare",
+        "--map-root-user",
+        "--mount",
+        "--net",
+        "sh",
+        "-c",
+        &bind,
+        "sh",
+    ];
+    let python = ["/usr/bin/python3", "-c", silent];
+    let outcome = dlock.under(alone).under(python).finish();
+    outcome.expect_code(125).expect_stderr(&[
+        "dlock: cannot lock 'job': no endpoint answered within 2s: 'http://etcd.example.org:2379': the name was not looked up within ",
+        "\nhint: does the name server of /etc/resolv.conf answer? an address needs none\n",
+    ]);
 }

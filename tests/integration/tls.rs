@@ -1,10 +1,13 @@
 //! TLS as people make it: certificates that sign themselves, odd curves, and files that cannot be used.
 //! It must not know how a certificate is checked.
 
+use std::net::TcpStream;
 use std::process::Command;
 use std::time::Duration;
 
-use crate::support::{Certificates, Dlock, Etcd, Outcome, boot_clock, since};
+use crate::support::{
+    Certificates, Dlock, Etcd, LIMIT, Outcome, boot_clock, eventually, free_port, since,
+};
 
 fn run(etcd: &Etcd, words: &[&str]) -> Outcome {
     let dlock = Dlock::on(etcd).args(["--connect-timeout=5s"]).args(words);
@@ -299,4 +302,28 @@ fn files_that_cannot_be_used_are_named_with_the_command_that_makes_good_ones() {
     let none = format!("the client certificate '{key}': there is no certificate in PEM form in it");
     fails("server.key", "client.key", &[&none]);
     etcd.assert_empty();
+}
+
+/// A proxy in front of etcd that ends TLS and offers no HTTP/2.
+#[test]
+fn a_server_without_http2_is_explained() {
+    let made = Certificates::new();
+    let address = format!("127.0.0.1:{}", free_port());
+    let (cert, key) = (made.file("server.pem"), made.file("server.key"));
+    let words = [
+        "openssl", "s_server", "-quiet", "-accept", &address, "-cert", &cert, "-key", &key,
+    ];
+    let _proxy = Dlock::program(words).start();
+    eventually(LIMIT, "the proxy listens", || {
+        TcpStream::connect(&address).is_ok()
+    });
+    Dlock::at(&format!("https://{address}"))
+        .args(["--connect-timeout=2s", "--cacert", &made.file("ca.pem")])
+        .run(["job", "true"])
+        .finish()
+        .expect_code(125)
+        .expect_stderr(&[
+            "the server did not choose HTTP/2 in the TLS handshake (ALPN)",
+            "\nhint: is it etcd? a proxy in front of it has to offer h2, or to pass TLS through",
+        ]);
 }
