@@ -114,7 +114,11 @@ fn a_release_passes_the_lock_on_at_once_and_leaves_nothing_for_long() {
     holder.wait().expect_signal(Signal::TERM);
     for waiter in &mut waiters {
         let outcome = waiter.wait().expect_code(0);
-        assert!(!outcome.stderr.contains("no record of a release"), "{}", outcome.stderr);
+        assert!(
+            !outcome.stderr.contains("no record of a release"),
+            "{}",
+            outcome.stderr
+        );
     }
     oracle.assert_no_overlap();
     eventually(LIMIT, "no key and no lease is left", || {
@@ -166,7 +170,11 @@ fn a_vanished_etcdctl_causes_no_delay() {
     etcd.queue_of(&name, 2);
     etcd.revoke(&etcd.queue(&name)[0].lease_hex());
     let outcome = waiter.wait().expect_code(0);
-    assert!(!outcome.stderr.contains("no record of a release"), "{}", outcome.stderr);
+    assert!(
+        !outcome.stderr.contains("no record of a release"),
+        "{}",
+        outcome.stderr
+    );
 }
 
 /// A waiter that gives up during that time "leaves its place taken for the rest of it": no waiter and no newcomer gets
@@ -326,7 +334,11 @@ fn a_lock_delay_ends_although_many_waiters_give_up() {
     let place = etcd.queue(&name).remove(0);
     assert!(place.value.contains(r#""cooling":true"#), "{}", place.value);
     let outcome = last.wait_within(LIMIT * 2).expect_code(0);
-    assert!(!outcome.stderr.contains("no record of a release"), "{}", outcome.stderr);
+    assert!(
+        !outcome.stderr.contains("no record of a release"),
+        "{}",
+        outcome.stderr
+    );
     oracle.assert_no_overlap();
 }
 
@@ -344,5 +356,9 @@ fn a_waiter_that_gives_up_causes_no_delay() {
     holder.let_go().expect_code(0);
     last.signal(Signal::CONT);
     let outcome = last.wait().expect_code(0);
-    assert!(!outcome.stderr.contains("no record of a release"), "{}", outcome.stderr);
+    assert!(
+        !outcome.stderr.contains("no record of a release"),
+        "{}",
+        outcome.stderr
+    );
 }
