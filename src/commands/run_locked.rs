@@ -123,7 +123,7 @@ impl<C: LockBackend> LockedRunner<'_, C> {
                 reporter.on_event(&waiting);
                 match waiting {
                     WaitEvent::Behind(now) => (ahead, our_turn_at) = (Some(now), None),
-                    WaitEvent::OurTurn => (ahead, our_turn_at) = (None, Some(clock::now())),
+                    WaitEvent::OurTurn => (our_turn_at, last_error) = (Some(clock::now()), None),
                     WaitEvent::EntryLost => our_turn_at = None,
                     WaitEvent::Error(error) => last_error = Some(error.cause),
                     WaitEvent::LockDelay(_) => {}
@@ -163,13 +163,13 @@ impl<C: LockBackend> LockedRunner<'_, C> {
                 Ok(self.interpret(outcome))
             }
             Event::WaitPassed => {
+                if let (Some(our_turn_at), Some(error)) = (our_turn_at, last_error) {
+                    let unproven = clock::now().since(our_turn_at);
+                    let error = LockError::unproven(unproven, Some(&error));
+                    return Err(self.cannot_lock(error));
+                }
                 if let Some(ahead) = ahead {
                     return Ok(self.interpret(AcquireOutcome::Busy(ahead)));
-                }
-                if let Some(our_turn_at) = our_turn_at {
-                    let unproven = clock::now().since(our_turn_at);
-                    let error = LockError::unproven(unproven, last_error.as_deref());
-                    return Err(self.cannot_lock(error));
                 }
                 // Nobody knows whether the lock is busy.
                 let waited = give_up_at.unwrap_or(clock::now()).since(self.began_at);

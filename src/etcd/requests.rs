@@ -274,6 +274,8 @@ impl Requests {
                     };
                     let left = self.queue.lease_time_left(etcd.clone(), cooldown.lease);
                     return if left.await?.is_zero() {
+                        // etcd leaves out the fraction of a second.
+                        sleep(Duration::from_secs(1)).await;
                         self.delete(etcd, entry, release).await
                     } else {
                         // The lock stays taken until our lease ends.

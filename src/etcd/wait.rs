@@ -181,6 +181,7 @@ impl<'a> Waiter<'a> {
                     self.heartbeat.proven(renewal.sent_at);
                     if let Some(turn) = &mut self.turn {
                         turn.proven(renewal.sent_at);
+                        on_event(WaitEvent::OurTurn);
                     }
                     // Mostly, the record is up to date.
                     self.backend

@@ -50,6 +50,7 @@ impl KillLoop {
         let mut met = BTreeSet::new();
         let (mut others, mut dlocks) = (Vec::new(), Vec::new());
         let mut event = false;
+        let top = tree.top();
         tree.walk(|process| {
             let identity = process.identity;
             let new = !self.met.contains(&identity);
@@ -63,7 +64,7 @@ impl KillLoop {
                     &mut others
                 };
                 living.push(identity);
-                if new {
+                if new && Some(identity) != top {
                     let _ = process.signal(libc::SIGSTOP);
                 }
             }

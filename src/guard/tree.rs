@@ -46,8 +46,22 @@ pub(super) struct Tree {
     /// A process that must die with the tree though it is no descendant, and those found below it since: a descendant
     /// whose parent has died is a child of init, and only this set shows where it belongs.
     adopted: BTreeSet<ProcessId>,
+    /// The process itself that was adopted.
+    top: Option<Top>,
     /// Processes that are never among the adopted: dlock and its guard.
     exempt: Vec<ProcessId>,
+}
+
+/// An adopted process. Its parent is not of the tree, and may take a stop of it for its own (su(1)) or a user's (a shell with
+/// job control), so it is never stopped.
+struct Top {
+    identity: ProcessId,
+    group: i32,
+    session: i32,
+    /// Its parent and so on up to init: one of them gets its children when it dies.
+    ancestors: Vec<i32>,
+    /// The begin of its end, in ticks as [`ProcessId::start`].
+    ending_since: Option<u64>,
 }
 
 impl Tree {
@@ -59,6 +73,7 @@ impl Tree {
             lists: true,
             preexisting: Vec::new(),
             adopted: BTreeSet::new(),
+            top: None,
             exempt: Vec::new(),
         };
         let root = tree.find(tree.root)?;
@@ -97,6 +112,26 @@ impl Tree {
     /// Adds another process and its descendants to the tree.
     pub(super) fn adopt(&mut self, adopted: ProcessId) {
         self.adopted.insert(adopted);
+        let found = self.find(adopted.pid).ok();
+        self.top = found
+            .filter(|found| found.identity == adopted)
+            .map(|found| Top {
+                identity: adopted,
+                group: found.stat.group,
+                session: found.stat.session,
+                ancestors: self.ancestors(found.stat.parent),
+                ending_since: None,
+            });
+    }
+
+    /// The process with this pid, its parent and so on.
+    fn ancestors(&self, mut pid: i32) -> Vec<i32> {
+        let mut ancestors = Vec::new();
+        while pid > 0 && ancestors.len() < DEEPEST {
+            ancestors.push(pid);
+            pid = self.find(pid).map_or(0, |process| process.stat.parent);
+        }
+        ancestors
     }
 
     /// Whether an adopted process, or one found below it, has not been seen dead yet.
@@ -200,7 +235,58 @@ impl Tree {
                 self.walk_below(&process, &self.exempt, &mut note);
             }
         }
+        for orphan in self.orphans_of_top() {
+            let mut note = |process: &Process| {
+                let new = met.insert(process.identity);
+                if new {
+                    visit(process);
+                }
+                new
+            };
+            if note(&orphan) {
+                self.walk_below(&orphan, &self.exempt, &mut note);
+            }
+        }
         self.adopted = met;
+    }
+
+    /// The children that the adopted process forked after the last search, and left to an ancestor by its death: they are of
+    /// its process group and session, this ancestor is not, and they are younger than the begin of the end.
+    fn orphans_of_top(&self) -> Vec<Process> {
+        let Some(Top {
+            identity,
+            group,
+            session,
+            ref ancestors,
+            ending_since: Some(since),
+        }) = self.top
+        else {
+            return Vec::new();
+        };
+        let lives = |top: &Process| top.identity == identity && top.is_alive();
+        if self.find(identity.pid).is_ok_and(|top| lives(&top)) {
+            return Vec::new();
+        }
+        let of_group =
+            |process: &Process| (process.stat.group, process.stat.session) == (group, session);
+        let is_orphan = |process: &Process| {
+            of_group(process)
+                && process.identity.start >= since
+                && !self.exempt.contains(&process.identity)
+                && ancestors.contains(&process.stat.parent)
+                && !(self.find(process.stat.parent)).is_ok_and(|parent| of_group(&parent))
+        };
+        proc::numbers_in(&self.proc, ".")
+            .unwrap_or_default()
+            .into_iter()
+            .filter_map(|pid| self.find(pid).ok())
+            .filter(is_orphan)
+            .collect()
+    }
+
+    /// The adopted process itself.
+    pub(super) fn top(&self) -> Option<ProcessId> {
+        self.top.as_ref().map(|top| top.identity)
     }
 
     /// Visits every descendant of `top`, except `others`, their descendants, and those below a process for which `visit`
@@ -269,6 +355,10 @@ impl Tree {
     /// that is forked between the search and the death of its parent would become a child of init, which nothing connects
     /// with the tree; the other descendants become children of this process.
     pub(super) fn freeze_adopted(&mut self, limit_at: Instant) {
+        let top = self.top.as_mut().map(|top| {
+            top.ending_since.get_or_insert_with(proc::tick);
+            top.identity
+        });
         let mut sent = BTreeSet::new();
         // A fork that had begun when the signal came is completed before the parent stops, and its child is in a list of
         // children that is read later: the search after the last stop counts.
@@ -276,6 +366,9 @@ impl Tree {
         while self.has_adopted() && quiet_searches < 2 && clock::now() < limit_at {
             let (mut grows, mut runs) = (false, false);
             self.walk_adopted(|process| {
+                if Some(process.identity) == top {
+                    return;
+                }
                 // A process that may not be signalled is named as a survivor later.
                 if sent.contains(&process.identity) {
                     runs |= process.may_fork();

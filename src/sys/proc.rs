@@ -74,6 +74,7 @@ pub(crate) struct Stat {
     pub(crate) program: String,
     pub(crate) state: char,
     pub(crate) parent: i32,
+    pub(crate) group: i32,
     /// The pid of the leader of its session.
     pub(crate) session: i32,
     /// Whether its session has a terminal.
@@ -91,8 +92,9 @@ impl Stat {
         let mut fields = line.get(closes + 2..)?.split(|&byte| byte == b' ');
         let state = char::from(*fields.next()?.first()?);
         let parent = parse(fields.next()?)?;
-        // Fields 6, 7, 20 and 22, counted from 1; the parent is field 4.
-        let session = parse(fields.nth(1)?)?;
+        // Fields 5, 6, 7, 20 and 22, counted from 1; the parent is field 4.
+        let group = parse(fields.next()?)?;
+        let session = parse(fields.next()?)?;
         let has_terminal = parse::<i32>(fields.next()?)? != 0;
         let threads = parse(fields.nth(12)?)?;
         let start = parse(fields.nth(1)?)?;
@@ -100,6 +102,7 @@ impl Stat {
             program,
             state,
             parent,
+            group,
             session,
             has_terminal,
             threads,
@@ -188,6 +191,7 @@ mod tests {
             program: "a) R 1 (b\n".to_owned(),
             state: 'S',
             parent: 7,
+            group: 42,
             session: 42,
             has_terminal: false,
             threads: 3,

@@ -1,11 +1,13 @@
 //! Tests of the end of a tree that must die.
 //! It must not know what the command is for.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use super::kill_loop::KillLoop;
 use super::tree::Tree;
 use super::*;
+use crate::sys::proc::{self, ProcessId};
 use crate::sys::process::ExitStatus;
 
 #[test]
@@ -407,34 +409,76 @@ fn no_process_that_the_adopted_one_forks_during_the_stop_is_lost() {
     });
 }
 
-/// The rule behind the test above: no process that could fork runs while its tree is searched.
+/// The rules behind the test above: what is below the adopted process is stopped while it is searched, and a child that this
+/// one forks after the search is found by its group and session.
 #[test]
-fn an_adopted_process_is_stopped_before_it_gets_the_signal() {
+fn a_child_that_the_adopted_process_forks_at_its_death_is_found() {
+    use std::os::unix::process::CommandExt as _;
     alone(|scratch| {
-        let script = r#"trap "" TERM; until [ -e "$DIR/seen" ]; do sleep 0.1; done"#;
+        let mut tree = Tree::open().unwrap();
+        let script = r#"sleep 1000 & echo $! > "$DIR/child"
+            until [ -e "$DIR/go" ]; do :; done
+            sleep 1000 & echo $! > "$DIR/orphan""#;
+        let mut top = std::process::Command::new("/bin/bash")
+            .args(["-c", script])
+            .env("DIR", &scratch.0)
+            .process_group(0)
+            .spawn()
+            .unwrap();
+        let (child, pid) = (scratch.pid("child"), i32::try_from(top.id()).unwrap());
+        tree.adopt(ProcessId::of(pid).unwrap());
+        tree.freeze_adopted(clock::now() + LIMIT);
+        let state = |pid| {
+            proc::directory_of(&proc::open().unwrap(), pid)
+                .unwrap()
+                .1
+                .state
+        };
+        let states = (state(child), state(pid));
+        fs::write(scratch.0.join("go"), "").unwrap();
+        let orphan = scratch.pid("orphan");
+        top.wait().unwrap();
+        let mut met = BTreeSet::new();
+        tree.walk(|process| {
+            met.insert(process.identity.pid);
+        });
+        for pid in [child, orphan] {
+            // SAFETY: sends a signal to a process that this test started.
+            unsafe { libc::kill(pid, libc::SIGKILL) };
+        }
+        assert_eq!(met, BTreeSet::from([child, orphan]));
+        assert!(states.0 == 'T' && states.1 != 'T', "{states:?}");
+    });
+}
+
+/// su(1) and shells with job control take a stop of their child for a user's.
+#[test]
+fn the_parent_of_an_adopted_process_sees_no_stop_before_its_death_by_term() {
+    never_seen_stopped("while :; do sleep 0.1; done", PATIENT);
+}
+
+#[test]
+fn the_parent_of_an_adopted_process_sees_no_stop_before_its_death_by_kill() {
+    never_seen_stopped(r#"trap "" TERM; while :; do sleep 0.1; done"#, HASTY);
+}
+
+fn never_seen_stopped(script: &str, policy: Policy) {
+    use rustix::process::WaitOptions;
+    alone(|_| {
         #[expect(clippy::zombie_processes, reason = "the observer collects it")]
         let adopted = std::process::Command::new("/bin/sh")
             .args(["-c", script])
-            .env("DIR", &scratch.0)
             .spawn()
             .unwrap();
-        let (pid, seen) = (
-            rustix::process::Pid::from_child(&adopted),
-            scratch.0.join("seen"),
-        );
-        // The kernel reports a SIGCONT only to the parent of a process that was stopped.
+        let pid = rustix::process::Pid::from_child(&adopted);
         let observer = thread::spawn(move || {
-            use rustix::process::WaitOptions;
             let options = WaitOptions::UNTRACED | WaitOptions::CONTINUED;
-            let (_, status) = rustix::process::waitpid(Some(pid), options)
-                .unwrap()
-                .unwrap();
-            fs::write(seen, "").unwrap();
-            status
+            let status = rustix::process::waitpid(Some(pid), options).unwrap();
+            status.unwrap().1
         });
-        let _guard = stop_with(&adopted, PATIENT);
+        let _guard = stop_with(&adopted, policy);
         let status = observer.join().unwrap();
-        assert!(status.stopped() || status.continued(), "{status:?}");
+        assert!(status.signaled(), "{status:?}");
     });
 }
 
