@@ -273,7 +273,7 @@ fn a_lock_that_was_held_around_the_command_can_be_taken_again() {
         dlock.run(["-n", name, "echo", "again"]).finish()
     };
     again(&name).expect_code(0).expect_stdout("again\n");
-    // What another client holds by now is waited for as by anybody else.
+    // A lock that another client holds by now is busy.
     let _other = hold(Dlock::on(etcd), &[], &name);
     again(&name).expect_code(75).expect_stdout("");
 }
