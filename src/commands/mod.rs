@@ -33,12 +33,16 @@ use crate::sys::clock;
 /// Limit for name look-ups that are not needed any more, before the guard is forked.
 const LOOK_UP_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Runs a future that waits for etcd, processes or signals.
-fn block_on<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
+fn event_loop() -> anyhow::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
-        .context("cannot start the event loop")?;
+        .context("cannot start the event loop")
+}
+
+/// Runs a future that waits for etcd, processes or signals.
+fn block_on<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+    let runtime = event_loop()?;
     let tasks = tokio::task::LocalSet::new();
     let ended = tasks.block_on(&runtime, work);
     // A name look-up that hangs must not delay the end: its result is not needed. The kernel frees the rest more quickly, with
@@ -54,10 +58,7 @@ fn block_on<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Fail
 fn block_on_and_end_threads<T>(
     work: impl Future<Output = Result<T, Failure>>,
 ) -> Result<T, Failure> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .context("cannot start the event loop")?;
+    let runtime = event_loop()?;
     let ended = tokio::task::LocalSet::new().block_on(&runtime, work);
     let limit_at = clock::now() + LOOK_UP_TIMEOUT;
     runtime.shutdown_timeout(LOOK_UP_TIMEOUT);

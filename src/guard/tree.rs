@@ -218,31 +218,24 @@ impl Tree {
     /// died before it was found is never found.
     fn walk_adopted(&mut self, mut visit: impl FnMut(&Process)) {
         let mut met = BTreeSet::new();
+        // The descendants of a process that was visited before have been visited with it.
+        let mut note = |process: &Process| {
+            let new = met.insert(process.identity);
+            if new {
+                visit(process);
+            }
+            new
+        };
         for identity in mem::take(&mut self.adopted) {
             let process = self.find(identity.pid);
             let Some(process) = process.ok().filter(|found| found.identity == identity) else {
                 continue;
-            };
-            // The descendants of a process that was visited before have been visited with it.
-            let mut note = |process: &Process| {
-                let new = met.insert(process.identity);
-                if new {
-                    visit(process);
-                }
-                new
             };
             if note(&process) {
                 self.walk_below(&process, &self.exempt, &mut note);
             }
         }
         for orphan in self.orphans_of_top() {
-            let mut note = |process: &Process| {
-                let new = met.insert(process.identity);
-                if new {
-                    visit(process);
-                }
-                new
-            };
             if note(&orphan) {
                 self.walk_below(&orphan, &self.exempt, &mut note);
             }

@@ -433,22 +433,18 @@ fn examined(block: &Block) {
 }
 
 fn held_by_eval(block: &Block) {
-    let text = format!(
-        "{}echo \"has $DLOCK_NAME\"\ndlock status --held database\n",
-        block.text
-    );
-    script(&Etcd::start(), &text)
-        .finish()
-        .expect_code(0)
-        .expect_stdout("has database\n");
+    holds_database(&format!("{}{HAS_DATABASE}", block.text));
 }
 
 fn held_in_fish(block: &Block) {
-    let text = format!(
-        "fish <<'END'\n{}echo \"has $DLOCK_NAME\"\ndlock status --held database\nEND\n",
-        block.text
-    );
-    script(&Etcd::start(), &text)
+    holds_database(&format!("fish <<'END'\n{}{HAS_DATABASE}END\n", block.text));
+}
+
+/// Prints the name of the lock, and fails if it is not held.
+const HAS_DATABASE: &str = "echo \"has $DLOCK_NAME\"\ndlock status --held database\n";
+
+fn holds_database(text: &str) {
+    script(&Etcd::start(), text)
         .finish()
         .expect_code(0)
         .expect_stdout("has database\n");
