@@ -250,10 +250,15 @@ fn chains_are_exhausted(count: usize) {
         assert_eq!(next(&mut guard), GuardReport::Started);
         assert!(matches!(next(&mut guard), GuardReport::Leftovers { .. }));
         guard.kill().unwrap();
-        assert_eq!(
-            next(&mut guard),
-            ended(ExitStatus::Exited(0), Cause::Ordered)
-        );
+        // The rule is that the chains end. How fast depends on the machine and on the right to a real-time priority: a
+        // slow machine reports those that are still alive after the time that a kill usually takes.
+        let end = loop {
+            let report = next(&mut guard);
+            if !matches!(report, GuardReport::Survivors(_)) {
+                break report;
+            }
+        };
+        assert_eq!(end, ended(ExitStatus::Exited(0), Cause::Ordered));
         assert_eq!(next(&mut guard), GuardReport::GuardDead);
         eventually(|| reap(|_, _| ()) == Children::None);
     });
