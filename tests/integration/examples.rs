@@ -5,6 +5,7 @@ mod documents;
 mod etcd;
 mod formats;
 mod scripts;
+mod trust;
 
 use std::panic;
 
@@ -117,4 +118,12 @@ fn the_examples_of_the_page_about_etcd_work() {
     let blocks = blocks().into_iter();
     let page = blocks.filter(|block| block.document == "dlock-etcd.7");
     etcd::story(&page.collect::<Vec<_>>());
+}
+
+/// "one prefix for each trust domain"
+#[test]
+fn the_examples_of_the_page_about_security_work() {
+    let blocks = blocks().into_iter();
+    let page = blocks.filter(|block| block.document == "dlock-security.7");
+    trust::story(&page.collect::<Vec<_>>());
 }

@@ -71,7 +71,7 @@ impl Drop for Node {
 }
 
 /// The output of a shell in `folder` for an example, with these variables.
-fn shell(folder: &Scratch, text: &str, variables: &[(&str, &str)]) -> Outcome {
+pub(super) fn shell(folder: &Scratch, text: &str, variables: &[(&str, &str)]) -> Outcome {
     let program = Path::new(env!("CARGO_BIN_EXE_dlock"))
         .parent()
         .expect("a directory");

@@ -71,6 +71,7 @@ pub(super) const RUNNERS: &[Runner] = &[
         By(ansible),
     ),
     ("dlock-etcd.7", "", Story),
+    ("dlock-security.7", "", Story),
 ];
 
 /// A program that checks a file; fails with its output if it reports an error.
