@@ -29,8 +29,12 @@ pub enum Watch {
 
 /// The schedule of renewals: one per fifth of the TTL, one at a time, and again at once after a failure. While no watch
 /// is open, they are frequent enough to replace it.
+///
+/// After one TTL without any answer of etcd, none is due until there is one: where the network carries requests and no
+/// answers, each attempt renews the lease, and an entry whose owner hears nothing would block its lock for ever.
 #[derive(Clone, Debug)]
 pub struct Heartbeat {
+    ttl: Duration,
     period: Duration,
     /// The send time of the last proven renewal.
     proven_at: Instant,
@@ -40,6 +44,9 @@ pub struct Heartbeat {
     /// The end of the pause after a failure.
     paused_until: Option<Instant>,
     asked_at: Option<Instant>,
+    /// The time of the first renewal since the last answer.
+    unanswered_since_at: Option<Instant>,
+    is_silenced: bool,
     /// State of a small generator (`SplitMix64`), which only spreads the load of many clients.
     noise: u64,
 }
@@ -48,12 +55,15 @@ impl Heartbeat {
     /// The first renewal is due one interval after `proven_at`; `seed` makes hosts differ.
     pub fn new(timings: LeaseTimings, proven_at: Instant, seed: u64) -> Self {
         let mut heartbeat = Self {
+            ttl: timings.ttl(),
             period: timings.renew_interval(),
             proven_at,
             due_at: proven_at,
             unwatched_at: None,
             paused_until: None,
             asked_at: None,
+            unanswered_since_at: None,
+            is_silenced: false,
             noise: seed,
         };
         heartbeat.due_at = proven_at + heartbeat.jittered();
@@ -70,9 +80,9 @@ impl Heartbeat {
         self.period * (900 + share) / 1000
     }
 
-    /// The time of the next renewal; `None` while an answer is pending.
+    /// The time of the next renewal; `None` while an answer is pending, and while etcd must answer something else first.
     pub fn due_at(&self) -> Option<Instant> {
-        if self.asked_at.is_some() {
+        if self.asked_at.is_some() || self.is_silenced {
             return None;
         }
         let due_at = self.unwatched_at.into_iter().fold(self.due_at, Ord::min);
@@ -81,16 +91,26 @@ impl Heartbeat {
 
     /// Whether to send a renewal now; if so, its answer is pending from then on.
     pub fn start_renewal(&mut self, now: Instant) -> bool {
+        let silent = |since_at| self.ttl <= now.since(since_at);
+        self.is_silenced |= self.unanswered_since_at.is_some_and(silent);
         let ask = self.due_at().is_some_and(|due_at| due_at <= now);
         if ask {
             self.asked_at = Some(now);
             self.paused_until = None;
+            self.unanswered_since_at.get_or_insert(now);
         }
         ask
     }
 
+    /// etcd has answered, whatever the request was.
+    pub fn answered(&mut self) {
+        self.unanswered_since_at = None;
+        self.is_silenced = false;
+    }
+
     /// A renewal sent at `sent_at` was proven.
     pub fn proven(&mut self, sent_at: Instant) {
+        self.answered();
         self.asked_at = None;
         self.proven_at = sent_at;
         self.due_at = sent_at + self.jittered();
@@ -115,6 +135,7 @@ impl Heartbeat {
     pub fn watch(&mut self, now: Instant, watch: Watch) {
         let since = match watch {
             Watch::Open => {
+                self.answered();
                 self.unwatched_at = None;
                 return;
             }
@@ -195,6 +216,25 @@ mod tests {
         // A watch that breaks again and again must not make dlock flood etcd.
         heartbeat.watch(at(1.3), Watch::Broken);
         assert_eq!(heartbeat.due_at(), Some(at(1.7)));
+    }
+
+    #[test]
+    fn after_one_ttl_without_an_answer_no_renewal_is_due() {
+        let mut heartbeat = heartbeat();
+        let mut now = at(2.0);
+        while heartbeat.start_renewal(now) {
+            now = now + Duration::from_secs(1);
+            heartbeat.failed(now);
+        }
+        assert_eq!(now, at(12.0));
+        heartbeat.renew_now(now);
+        heartbeat.watch(now, Watch::Broken);
+        assert_eq!(heartbeat.due_at(), None);
+        heartbeat.answered();
+        assert!(heartbeat.start_renewal(now));
+        // The machine slept: nothing was sent in that time.
+        heartbeat.proven(now);
+        assert!(heartbeat.start_renewal(at(1000.0)));
     }
 
     /// An event of a heartbeat at one time.

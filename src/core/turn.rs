@@ -8,15 +8,22 @@ use super::time::Instant;
 /// A waiter that has no other entry before its own, and that has not started its command.
 ///
 /// An attempt at a renewal may renew the lease without proving it (behind a proxy that answers keepalives by itself), so the
-/// entry would stay for ever. An outage is no reason to give it up: while etcd is silent, no other client gets the lock.
+/// entry would stay for ever. An outage is no reason to give it up: once etcd answers again, there is time for a proof. So
+/// the entry is read again and again, and only an unbroken series of answers counts.
 #[derive(Clone, Copy, Debug)]
 pub struct Turn {
     ttl: Duration,
     /// The begin of the turn, or the last proof if that was later.
     unproven_since_at: Instant,
-    /// When etcd first showed our entry since then, without a failed read in between.
-    entry_seen_at: Option<Instant>,
+    series: Option<Series>,
     check_at: Instant,
+}
+
+/// An unbroken series of reads that have shown our entry.
+#[derive(Clone, Copy, Debug)]
+struct Series {
+    first_at: Instant,
+    last_at: Instant,
 }
 
 impl Turn {
@@ -24,7 +31,7 @@ impl Turn {
         Self {
             ttl,
             unproven_since_at: now,
-            entry_seen_at: None,
+            series: None,
             check_at: now + ttl / 2,
         }
     }
@@ -47,17 +54,29 @@ impl Turn {
     /// A read has shown our entry. Whether to give it up: etcd has answered for half a TTL, and in a whole one nothing was
     /// proven.
     pub fn entry_seen(&mut self, now: Instant) -> bool {
-        let seen_at = *self.entry_seen_at.get_or_insert(now);
-        let half = self.ttl / 2;
-        let give_up_at = (self.unproven_since_at + self.ttl).max(seen_at + half);
-        self.check_at = give_up_at.max(now);
-        now >= give_up_at
+        // A longer gap may hide an outage, or a stall of ours. A read may take an eighth of a TTL.
+        let max_gap = self.ttl / 4;
+        let unbroken = self
+            .series
+            .filter(|series| now.since(series.last_at) <= max_gap);
+        let first_at = unbroken.map_or(now, |series| series.first_at);
+        self.series = Some(Series {
+            first_at,
+            last_at: now,
+        });
+        let give_up_at = (self.unproven_since_at + self.ttl).max(first_at + self.ttl / 2);
+        self.check_at = give_up_at.min(now + self.read_interval());
+        give_up_at <= now
     }
 
     /// A read failed.
     pub fn read_failed(&mut self, now: Instant) {
-        self.entry_seen_at = None;
-        self.check_at = now + self.ttl / 10;
+        self.series = None;
+        self.check_at = now + self.read_interval();
+    }
+
+    fn read_interval(&self) -> Duration {
+        self.ttl / 10
     }
 }
 
@@ -70,13 +89,24 @@ mod tests {
         Turn::new(at(100.0), Duration::from_secs(10))
     }
 
+    /// Reads that show our entry, one each second: whether the last one gives it up.
+    fn seen(turn: &mut Turn, seconds: std::ops::RangeInclusive<u32>) -> bool {
+        let last = *seconds.end();
+        seconds.fold(false, |_, second| {
+            let gives_up = turn.entry_seen(at(second.into()));
+            assert!(!gives_up || second == last, "too early: {second}");
+            gives_up
+        })
+    }
+
     #[test]
     fn an_entry_is_given_up_when_etcd_answers_and_nothing_is_proven_for_one_ttl() {
         let mut turn = turn();
         assert_eq!(turn.check_at(), at(105.0));
-        assert!(!turn.entry_seen(at(105.0)));
+        assert!(!seen(&mut turn, 105..=109));
         assert_eq!(turn.check_at(), at(110.0));
         assert!(!turn.entry_seen(at(109.9)));
+        assert_eq!(turn.check_at(), at(110.0));
         assert!(turn.entry_seen(at(110.0)));
     }
 
@@ -88,10 +118,18 @@ mod tests {
         assert_eq!(turn.check_at(), at(111.0));
         turn.read_failed(at(200.0));
         // Once etcd is back, there is time for a proof.
-        assert!(!turn.entry_seen(at(300.0)));
+        assert!(!seen(&mut turn, 300..=304));
         assert_eq!(turn.check_at(), at(305.0));
-        assert!(!turn.entry_seen(at(304.9)));
         assert!(turn.entry_seen(at(305.0)));
+    }
+
+    #[test]
+    fn only_an_unbroken_series_of_answers_counts() {
+        let mut turn = turn();
+        assert!(!seen(&mut turn, 105..=107));
+        // The outage, or the stall, in between was not noticed.
+        assert!(!seen(&mut turn, 120..=124));
+        assert!(turn.entry_seen(at(125.0)));
     }
 
     #[test]
@@ -99,8 +137,7 @@ mod tests {
         let mut turn = turn();
         assert!(!turn.entry_seen(at(105.0)));
         turn.proven(at(107.0));
-        assert!(!turn.entry_seen(at(112.0)));
-        assert!(!turn.entry_seen(at(116.9)));
+        assert!(!seen(&mut turn, 112..=116));
         assert!(turn.entry_seen(at(117.0)));
         // A proof from before the turn says nothing about it.
         let mut turn = self::turn();

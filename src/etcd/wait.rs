@@ -190,6 +190,7 @@ impl<'a> Waiter<'a> {
                     Ok(Step::Continue)
                 }
                 Verdict::Inconclusive(inconclusive) => {
+                    self.heartbeat.answered();
                     let cause = inconclusive.describe();
                     self.unproven(format!("a renewal proved nothing: {cause}"), on_event);
                     Ok(Step::Continue)
@@ -229,6 +230,9 @@ impl<'a> Waiter<'a> {
         let reading = async |etcd| requests.queue.is_there(&etcd, entry).await;
         let read = requests.call(self.timings.renew_timeout(), reading).await;
         let now = clock::now();
+        if read.is_ok() {
+            self.heartbeat.answered();
+        }
         let Some(turn) = &mut self.turn else {
             return Ok(Step::Continue);
         };
@@ -271,6 +275,7 @@ impl<'a> Waiter<'a> {
         let view = backend
             .read_queue(entry, self.timings, blockers, on_event)
             .await?;
+        self.heartbeat.answered();
         let before = std::mem::replace(&mut self.view, view);
         let QueueView {
             own,

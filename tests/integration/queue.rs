@@ -4,8 +4,8 @@
 use std::time::Duration;
 
 use crate::support::{
-    Dlock, Etcd, LIMIT, Oracle, Running, Signal, boot_clock, eventually, hold, hold_open, let_pass,
-    since, unique,
+    Direction, Dlock, Etcd, LIMIT, Link, Mode, Oracle, Running, Signal, boot_clock, eventually,
+    hold, hold_open, let_pass, since, unique,
 };
 
 fn run_guest(etcd: &Etcd, oracle: &Oracle, name: &str, who: &str) -> Running {
@@ -66,6 +66,29 @@ fn a_killed_waiter_in_the_middle_blocks_the_queue_for_its_lease_at_most() {
     holder.let_go();
     last.wait().expect_code(0);
     assert_eq!(killed.stdout(), "");
+}
+
+/// "A waiter that has no answer from etcd for one TTL sends no renewals until there is one, and so does not block those behind
+/// it" (dlock-run(1)): here its requests arrive, and no answer comes back.
+#[test]
+fn a_waiter_that_hears_nothing_does_not_block_those_behind_it() {
+    let (etcd, name) = (Etcd::start(), unique("deaf"));
+    let link = Link::to(etcd.port());
+    let mut holder = hold_open(Dlock::on(&etcd), &[], &name);
+    let dlock = Dlock::at(&link.endpoint()).run(["--ttl=5", &name, "echo", "second"]);
+    let mut deaf = dlock.start();
+    let own = etcd.queue_of(&name, 2)[1].lease_hex();
+    let mut next = Dlock::on(&etcd).run([&name, "echo", "ran"]).start();
+    etcd.queue_of(&name, 3);
+    link.set(Direction::ToClient, Mode::Drop);
+    holder.let_go().expect_code(0);
+    // Its attempts, a lease and the lock delay.
+    next.wait_within(LIMIT * 2)
+        .expect_code(0)
+        .expect_stdout("ran\n");
+    assert!(!etcd.leases().contains(&own), "the lease has ended");
+    link.heal();
+    deaf.wait().expect_code(0).expect_stdout("second\n");
 }
 
 /// "75: lock busy with `-n`", at once, with one line that names the lock; `-q` prints nothing.
@@ -410,7 +433,7 @@ fn an_ignored_signal_does_not_end_a_waiter() {
 /// A signal before etcd has answered ends dlock as well.
 #[test]
 fn a_signal_while_connecting_ends_dlock() {
-    let silent = crate::support::Link::silent();
+    let silent = Link::silent();
     let mut waiter = Dlock::at(&silent.endpoint()).run(["job", "true"]).start();
     eventually(LIMIT, "it connects", || silent.accepted() > 0);
     waiter.signal(Signal::TERM);
