@@ -7,13 +7,16 @@ use std::time::Duration;
 use rustix::io::Errno;
 use rustix::process::{Pid, WaitOptions, WaitStatus, wait};
 
+use super::Survivor;
 use super::tree::{FREEZE_LIMIT, Tree};
 use crate::core::time::Instant;
 use crate::sys::clock;
 use crate::sys::proc::ProcessId;
 
-/// A process that lives this long after the first SIGKILL is a survivor.
+/// A process that lives this long after the first SIGKILL is a survivor, except one that only waits for a processor.
 const SURVIVOR_AFTER: Duration = Duration::from_secs(2);
+/// The same for every process. On a busy machine a killed process may wait some seconds for the processor on which it ends.
+const STARVED_AFTER: Duration = Duration::from_secs(30);
 /// Pause between rounds while killed processes are dying, in case no SIGCHLD arrives.
 const ROUND_PAUSE: Duration = Duration::from_millis(10);
 /// Pause between rounds once only survivors are left.
@@ -102,7 +105,15 @@ impl KillLoop {
         self.met.is_empty()
     }
 
-    /// Whether the processes that are left at `now` are survivors.
+    /// The processes that SIGKILL has not ended by `now`, when it [is overdue](Self::is_overdue); `None` if all that are left
+    /// are about to end. Empty if /proc hides them.
+    pub(super) fn survivors(&self, tree: &mut Tree, now: Instant) -> Option<Vec<Survivor>> {
+        let waits = now < self.since_at + STARVED_AFTER;
+        let survivors = tree.survivors_except(|process| waits && process.is_ready());
+        (!survivors.is_empty() || self.met_nobody()).then_some(survivors)
+    }
+
+    /// Whether processes that are left at `now` can be survivors.
     pub(super) fn is_overdue(&self, now: Instant) -> bool {
         now >= self.since_at + SURVIVOR_AFTER
     }

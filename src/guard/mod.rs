@@ -304,8 +304,8 @@ impl Guard {
         living
     }
 
-    /// Kills the guard, if it is dead or stopped, and every descendant of this process until none is left, or for `limit`.
-    /// Returns the survivors. Blocks.
+    /// Kills the guard, if it is dead or stopped, and every descendant of this process until none is left, or for `limit`
+    /// if some do not die. Returns the survivors. Blocks.
     pub(crate) fn kill_tree(&mut self, limit: Duration) -> Vec<Survivor> {
         let begun_at = clock::now();
         let mut kill_loop = KillLoop::new(begun_at);
@@ -323,8 +323,10 @@ impl Guard {
             if none && !self.tree.adopted_lives() {
                 return Vec::new();
             }
-            if now.since(begun_at) >= limit {
-                return self.tree.survivors();
+            if now.since(begun_at) >= limit
+                && let Some(survivors) = kill_loop.survivors(&mut self.tree, now)
+            {
+                return survivors;
             }
             if nothing_new && children != Children::More {
                 thread::sleep(POLL_INTERVAL);

@@ -48,8 +48,8 @@ pub(crate) enum GuardReport {
         status: Option<ExitStatus>,
         cause: Cause,
     },
-    /// These processes live 2 s after the first SIGKILL. The guard continues to kill, also without dlock. Sent again when the
-    /// list changes; empty when /proc hides them (`hidepid`).
+    /// These processes live 2 s after the first SIGKILL, and not only because they wait for a processor. The guard continues
+    /// to kill, also without dlock. Sent again when the list changes; empty when /proc hides them (`hidepid`).
     Survivors(Vec<Survivor>),
     /// The guard's process has ended.
     GuardDead,

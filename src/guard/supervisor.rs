@@ -439,11 +439,9 @@ impl Supervision<'_> {
         if !kill_loop.is_overdue(now) {
             return;
         }
-        let survivors = tree.survivors();
-        if survivors.is_empty() && !kill_loop.met_nobody() {
-            // All of them are zombies that are about to be reaped.
+        let Some(survivors) = kill_loop.survivors(tree, now) else {
             return;
-        }
+        };
         let pids = Some(survivors.iter().map(|survivor| survivor.pid).collect());
         if pids != self.reported
             && let Some(channel) = &mut self.supervisor.backchannel

@@ -382,9 +382,14 @@ impl Tree {
 
     /// The processes of the tree that are alive, or that have ended and are kept by the process that traces them.
     pub(super) fn survivors(&mut self) -> Vec<Survivor> {
+        self.survivors_except(|_| false)
+    }
+
+    /// The same without those for which `except` returns true.
+    pub(super) fn survivors_except(&mut self, except: impl Fn(&Process) -> bool) -> Vec<Survivor> {
         let mut survivors = Vec::new();
         self.walk(|process| {
-            if survivors.len() >= MAX_SURVIVORS {
+            if survivors.len() >= MAX_SURVIVORS || except(process) {
                 return;
             }
             let survivor = process.survivor();
@@ -435,16 +440,27 @@ impl Process {
     /// Whether one of its threads is neither stopped nor dead.
     fn may_fork(&self) -> bool {
         let runs = |state| !matches!(state, 'T' | 't' | 'Z' | 'X');
+        self.thread_states().into_iter().any(runs)
+    }
+
+    /// Whether it only waits for a processor, and the kernel takes a signal for it. After a SIGKILL, such a process executes
+    /// no instruction of its program any more: it ends as soon as it gets a processor.
+    pub(super) fn is_ready(&self) -> bool {
+        let is_ready = |state| matches!(state, 'R' | 'Z' | 'X');
+        self.is_alive() && self.thread_states().into_iter().all(is_ready) && self.signal(0).is_ok()
+    }
+
+    fn thread_states(&self) -> Vec<char> {
         if self.stat.threads <= 1 {
-            return runs(self.stat.state);
+            return vec![self.stat.state];
         }
         // A thread without a readable state has ended meanwhile.
         let threads = proc::numbers_in(&self.directory, "task").unwrap_or_default();
-        let mut states = threads
+        threads
             .into_iter()
             .filter_map(|thread| proc::stat(&self.directory, &format!("task/{thread}/stat")).ok())
-            .map(|stat| stat.state);
-        states.any(runs)
+            .map(|stat| stat.state)
+            .collect()
     }
 
     /// The children of all its threads: the kernel keeps one list for each.

@@ -19,7 +19,7 @@ fn leftovers_are_killed_before_the_end() {
             panic!("no leftovers");
         };
         assert_eq!(
-            next(&mut guard),
+            last(&mut guard),
             ended(ExitStatus::Exited(7), Cause::Command)
         );
         assert!(!is_alive(scratch.pid("far")));
@@ -45,7 +45,7 @@ fn leftovers_are_waited_for() {
         guard.extend(1, far()).unwrap();
         assert_eq!(next(&mut guard), GuardReport::Ack(1));
         fs::write(scratch.0.join("gate"), "go\n").unwrap();
-        assert_eq!(next(&mut guard), ended(status, Cause::Command));
+        assert_eq!(last(&mut guard), ended(status, Cause::Command));
     });
 }
 
@@ -61,7 +61,7 @@ fn leftovers_are_left() {
             policy,
         );
         assert_eq!(
-            next(&mut guard),
+            last(&mut guard),
             ended(ExitStatus::Exited(7), Cause::Command)
         );
         assert_eq!(next(&mut guard), GuardReport::GuardDead);
@@ -81,7 +81,7 @@ fn the_status_is_the_commands() {
             ("kill -KILL $$", ExitStatus::Signalled(libc::SIGKILL)),
         ] {
             let mut guard = scratch.start(script, PATIENT);
-            assert_eq!(next(&mut guard), ended(status, Cause::Command));
+            assert_eq!(last(&mut guard), ended(status, Cause::Command));
         }
     });
 }
@@ -164,7 +164,7 @@ fn a_signal_is_passed_on_to_the_command() {
         };
         guard.forward(signal).unwrap();
         assert_eq!(
-            next(&mut guard),
+            last(&mut guard),
             ended(ExitStatus::Exited(5), Cause::Command)
         );
     });
@@ -175,7 +175,7 @@ fn the_guard_itself_leaves_no_zombie() {
     alone(|scratch| {
         let mut guard = scratch.start("exit", PATIENT);
         assert_eq!(
-            next(&mut guard),
+            last(&mut guard),
             ended(ExitStatus::Exited(0), Cause::Command)
         );
         drop(guard);
