@@ -6,6 +6,7 @@ pub(crate) mod credentials;
 pub(crate) mod duration;
 pub(crate) mod endpoint;
 mod etcdctl;
+pub(crate) mod exposure;
 pub(crate) mod file;
 pub(crate) mod layers;
 pub(crate) mod origins;
@@ -21,6 +22,7 @@ use anyhow::{Context, anyhow};
 
 use self::credentials::Credentials;
 use self::endpoint::Endpoint;
+use self::exposure::{SettingWarning, TrustFile};
 use self::layers::{Layers, SettingValue, Source};
 use self::setting::Setting;
 use crate::core::cluster_id::ClusterId;
@@ -58,9 +60,12 @@ pub(crate) struct Tls {
     pub(crate) key: Option<PathBuf>,
 }
 
-/// The settings; oddities that work go to `warnings`.
-pub(crate) fn resolve(layers: &Layers, warnings: &mut Vec<String>) -> Result<Settings, Failure> {
-    let tls = tls(layers)?;
+/// The settings; those that work and are not safe go to `warnings`.
+pub(crate) fn resolve(
+    layers: &Layers,
+    warnings: &mut Vec<SettingWarning>,
+) -> Result<Settings, Failure> {
+    let tls = tls(layers, warnings)?;
     let any_tls = tls != Tls::default();
     let prefix = layers.parse(Setting::Prefix, parse_prefix)?;
     let cluster_id = layers.parse(Setting::ClusterId, str::parse)?;
@@ -134,7 +139,7 @@ fn refuse_cleartext(
     }
 }
 
-fn tls(layers: &Layers) -> Result<Tls, Failure> {
+fn tls(layers: &Layers, warnings: &mut Vec<SettingWarning>) -> Result<Tls, Failure> {
     let cacert = layers.find(Setting::Cacert);
     let cert = layers.find(Setting::Cert);
     let key = layers.find(Setting::Key);
@@ -147,17 +152,30 @@ fn tls(layers: &Layers) -> Result<Tls, Failure> {
         return Err(anyhow!("cannot use {found} without --{other}"))
             .or_hint("a client certificate and its private key come together");
     }
+    let mut path = |found: Option<SettingValue>, kind| {
+        found
+            .map(|found| readable(&found, kind, warnings))
+            .transpose()
+    };
     Ok(Tls {
-        cacert: cacert.as_ref().map(readable).transpose()?,
-        cert: cert.as_ref().map(readable).transpose()?,
-        key: key.as_ref().map(readable).transpose()?,
+        cacert: path(cacert, TrustFile::Cacert)?,
+        cert: path(cert, TrustFile::Cert)?,
+        key: path(key, TrustFile::Key)?,
     })
 }
 
 /// The path, after one byte was read: an error now is better than in the middle of a job.
-fn readable(found: &SettingValue) -> Result<PathBuf, Failure> {
+fn readable(
+    found: &SettingValue,
+    kind: TrustFile,
+    warnings: &mut Vec<SettingWarning>,
+) -> Result<PathBuf, Failure> {
     let path = found.path();
-    let read = || fs::File::open(&path)?.read(&mut [0]);
+    let mut read = || {
+        let mut file = fs::File::open(&path)?;
+        kind.check(&path, &file.metadata()?, warnings);
+        file.read(&mut [0])
+    };
     match read() {
         Ok(0) => Err(anyhow!("cannot use {found}: the file is empty").into()),
         Ok(_) => Ok(path),

@@ -103,7 +103,7 @@ fn run() -> Result<Exit, Failure> {
         Request::Task(task) => {
             log::init(task.output);
             for warning in &task.warnings {
-                tracing::warn!(event = events::SETTING, "{warning}");
+                tracing::warn!(event = events::SETTING, "{}", warning.says);
             }
             commands::execute(&task.work)
         }

@@ -9,6 +9,7 @@ use clap::{Args, ValueHint};
 use super::{Resolver, Work, local, lock};
 use crate::config::Settings;
 use crate::config::backend::{BackendConfig, BackendKind};
+use crate::config::exposure::SettingWarning;
 use crate::config::layers::Layers;
 use crate::config::origins::{Origin, origin};
 use crate::config::setting::{Group, Setting};
@@ -41,7 +42,7 @@ pub(crate) struct Options {
     pub(crate) json: bool,
     pub(crate) settings: Vec<Origin>,
     /// Warnings about the settings.
-    pub(crate) warnings: Vec<String>,
+    pub(crate) warnings: Vec<SettingWarning>,
 }
 
 impl DoctorArgs {

@@ -24,6 +24,7 @@ use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Id, Parser, Subcomm
 
 use self::connection::{Connection, Output};
 use crate::config::backend::BackendConfig;
+use crate::config::exposure::SettingWarning;
 use crate::config::layers::{Flags, Layers, SettingValue, parse_digits};
 use crate::config::setting::Setting;
 use crate::config::{self, Settings};
@@ -103,7 +104,7 @@ pub(crate) enum Request {
 pub(crate) struct Task {
     pub(crate) output: log::LogFormat,
     /// Warnings about the settings; they wait until the log is set up.
-    pub(crate) warnings: Vec<String>,
+    pub(crate) warnings: Vec<SettingWarning>,
     pub(crate) work: Work,
 }
 
@@ -258,7 +259,7 @@ fn task(
 /// The layers of settings, for the requested sub-command.
 struct Resolver<'a> {
     layers: Layers<'a>,
-    warnings: Vec<String>,
+    warnings: Vec<SettingWarning>,
 }
 
 impl Resolver<'_> {

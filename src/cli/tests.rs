@@ -15,6 +15,7 @@ use super::run::Options;
 use super::{Request, Work, definitions, fence, parse, setting_of, settings, with_subcommands};
 use crate::config::Settings;
 use crate::config::backend::BackendConfig;
+use crate::config::exposure::SettingWarning;
 use crate::config::setting::Setting;
 use crate::core::proof::FencingToken;
 use crate::core::request::Leftovers;
@@ -64,7 +65,7 @@ struct Run {
     settings: Settings,
     options: Options,
     output: log::LogFormat,
-    warnings: Vec<String>,
+    warnings: Vec<SettingWarning>,
 }
 
 fn as_run(task: super::Task) -> Run {
@@ -854,13 +855,103 @@ fn a_password_comes_from_the_strongest_source_and_is_not_shown() {
         text.contains("password of DLOCK_PASSWORD") && !text.contains("own"),
         "{text}"
     );
+}
 
-    fs::set_permissions(Path::new(&secret), fs::Permissions::from_mode(0o644)).unwrap();
-    let run = run_with(
-        &["--user", "a", "--password-file", &secret, "run", "x", "y"],
-        &[],
+/// "A file whose rights expose a secret, or let another user change what dlock trusts, is a warning."
+#[test]
+fn files_that_others_can_read_or_change_are_warned_about() {
+    let directory = TestDir::new("exposed");
+    let [ca, cert, key, password] =
+        ["ca.pem", "cert.pem", "key.pem", "password"].map(|name| directory.file(name, "x"));
+    let secret = directory.file("secret.toml", "user = 'ci:XYZ'\n");
+    let plain = directory.file("plain.toml", "user = 'ci'\n");
+    let all = [&ca, &cert, &key, &password, &secret, &plain];
+    let chmod = |path: &str, mode| {
+        fs::set_permissions(Path::new(path), fs::Permissions::from_mode(mode)).unwrap();
+    };
+    let warned = |args: &[&str], set: &[(&str, &str)]| -> Vec<String> {
+        let run = run_with(&[args, &["run", "x", "y"]].concat(), set);
+        let said = run.warnings.iter();
+        let said = said.map(|warning| format!("{}: {}", warning.setting, warning.says));
+        said.collect()
+    };
+    let files: &[&str] = &["--cacert", &ca, "--cert", &cert, "--key", &key];
+    let files = [files, &["--user", "a", "--password-file", &password]].concat();
+    let safe: &[(&str, u32)] = &[
+        (&ca, 0o644),
+        (&cert, 0o644),
+        (&key, 0o640),
+        (&password, 0o640),
+    ];
+    let cases: &[(&str, u32, &[&str])] = &[
+        (&ca, 0o646, &["cacert: others can change the CA file '"]),
+        (
+            &cert,
+            0o646,
+            &["cert: others can change the client certificate '"],
+        ),
+        (&key, 0o644, &["key: others can read the private key '"]),
+        (&key, 0o602, &["key: others can change the private key '"]),
+        (
+            &password,
+            0o604,
+            &["password-file: others can read the password file '"],
+        ),
+        (
+            &password,
+            0o606,
+            &[
+                "password-file: others can read",
+                "password-file: others can change the password file '",
+            ],
+        ),
+    ];
+    for (path, mode, expected) in cases {
+        for path in all {
+            chmod(path, 0o600);
+        }
+        for (path, mode) in safe {
+            chmod(path, *mode);
+        }
+        assert_eq!(warned(&files, &[]), [""; 0]);
+        chmod(path, *mode);
+        let said = warned(&files, &[]);
+        assert_eq!(said.len(), expected.len(), "{mode:o}: {said:?}");
+        for (line, begin) in said.iter().zip(*expected) {
+            assert!(line.starts_with(begin) && line.contains(path), "{line}");
+        }
+    }
+
+    // The file of the settings counts only if it contains the password.
+    chmod(&secret, 0o640);
+    assert_eq!(warned(&["--config", &secret], &[]), [""; 0]);
+    chmod(&secret, 0o644);
+    let said = warned(&["--config", &secret], &[]);
+    assert!(
+        said[0].starts_with("config: others can read the configuration file with"),
+        "{said:?}"
     );
-    assert!(run.warnings[0].contains(&secret), "{:?}", run.warnings);
+    let other = [("ETCDCTL_PASSWORD", "x")];
+    assert_eq!(warned(&["--config", &secret], &other), [""; 0]);
+    chmod(&plain, 0o644);
+    assert_eq!(warned(&["--config", &plain], &other), [""; 0]);
+}
+
+/// "Every user can read the arguments of a process"
+#[test]
+fn a_password_on_the_command_line_is_warned_about() {
+    let warned = |args: &[&str], set: &[(&str, &str)]| {
+        run_with(&[args, &["run", "x", "y"]].concat(), set).warnings
+    };
+    let said = warned(&["--user", "ci:XYZ"], &[]);
+    assert_eq!((said.len(), said[0].setting), (1, Setting::User));
+    assert!(said[0].says.contains("--password-file") && !said[0].says.contains("XYZ"));
+    assert_eq!(warned(&[], &[("DLOCK_USER", "ci:XYZ")]), []);
+    // The name contains a colon.
+    assert_eq!(
+        warned(&["--user", "ci:x"], &[("DLOCK_PASSWORD", "XYZ")]),
+        []
+    );
 }
 
 #[test]
@@ -1155,7 +1246,7 @@ fn the_doctor_uses_the_settings_of_a_run() {
         let Work::Doctor(BackendConfig::Etcd(settings), options) = task.work else {
             panic!("no doctor");
         };
-        assert_eq!(task.warnings, [""; 0]);
+        assert_eq!(task.warnings, []);
         (settings, options)
     };
     let seconds = Duration::from_secs;

@@ -111,8 +111,10 @@ fn check(
     }
     findings.extend(own_certificates(settings, now));
     findings.extend(machine::check_host(facts));
-    let warnings = options.warnings.iter();
-    findings.extend(warnings.map(|warning| Finding::warning("settings", "password-file", warning)));
+    findings.extend(options.warnings.iter().map(|warning| {
+        let option = warning.setting.name();
+        Finding::warning("settings", option, &warning.says)
+    }));
     findings
 }
 

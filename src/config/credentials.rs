@@ -5,12 +5,12 @@ use std::ffi::OsString;
 use std::fmt;
 use std::fs;
 use std::io::{self, Read};
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow};
 
-use super::layers::{Layers, SettingValue};
+use super::exposure::{SettingWarning, TrustFile, password_in_arguments};
+use super::layers::{Layers, SettingValue, Source};
 use super::secret::Secret;
 use super::setting::Setting;
 use crate::core::secrets::PASSWORD_VARIABLES;
@@ -85,10 +85,10 @@ impl fmt::Display for PasswordSource {
     }
 }
 
-/// The credentials, if any are set; oddities that work go to `warnings`.
+/// The credentials, if any are set; those that work and are not safe go to `warnings`.
 pub(crate) fn resolve(
     layers: &Layers,
-    warnings: &mut Vec<String>,
+    warnings: &mut Vec<SettingWarning>,
 ) -> Result<Option<Credentials>, Failure> {
     let user = layers.find(Setting::User);
     let user_set_for_this_run = layers.find_set(Setting::User).is_some();
@@ -142,7 +142,14 @@ pub(crate) fn resolve(
     let (full_name, password) = match (given, inline) {
         (Some(given), None) => (name.to_owned(), password(given, warnings)?),
         (Some(given), Some(rest)) => (format!("{name}:{rest}"), password(given, warnings)?),
-        (None, Some(password)) => (name.to_owned(), password),
+        (None, Some(password)) => {
+            match &user.source {
+                Source::Flag(_) => warnings.push(password_in_arguments()),
+                Source::File { path, .. } => TrustFile::Config.check_path(path, warnings),
+                Source::Variable(_) => {}
+            }
+            (name.to_owned(), password)
+        }
         (None, None) => {
             return Err(anyhow!(
                 "cannot use the user '{name}' of {}: there is no password",
@@ -180,7 +187,7 @@ fn systemd_credential(layers: &Layers) -> Option<PasswordSource> {
     (!missing).then_some(PasswordSource::Systemd(path))
 }
 
-fn password(given: PasswordSource, warnings: &mut Vec<String>) -> Result<String, Failure> {
+fn password(given: PasswordSource, warnings: &mut Vec<SettingWarning>) -> Result<String, Failure> {
     match given {
         PasswordSource::Variable(name, secret) => {
             let text = secret.expose().to_str().map(str::to_owned);
@@ -191,12 +198,12 @@ fn password(given: PasswordSource, warnings: &mut Vec<String>) -> Result<String,
     }
 }
 
-fn read_file(path: &Path, warnings: &mut Vec<String>) -> Result<String, Failure> {
+fn read_file(path: &Path, warnings: &mut Vec<SettingWarning>) -> Result<String, Failure> {
     let read = read(path, warnings);
     Ok(read.with_context(|| format!("cannot read the password file '{}'", path.display()))?)
 }
 
-fn read(path: &Path, warnings: &mut Vec<String>) -> anyhow::Result<String> {
+fn read(path: &Path, warnings: &mut Vec<SettingWarning>) -> anyhow::Result<String> {
     let file = fs::File::open(path)?;
     let metadata = file.metadata()?;
     let mut text = Vec::new();
@@ -212,11 +219,6 @@ fn read(path: &Path, warnings: &mut Vec<String>) -> anyhow::Result<String> {
     if password.is_empty() {
         return Err(anyhow!("it is empty"));
     }
-    if metadata.is_file() && metadata.permissions().mode() & 0o004 != 0 {
-        warnings.push(format!(
-            "others can read the password file '{}'; chmod 600 keeps it to its owner",
-            path.display()
-        ));
-    }
+    TrustFile::PasswordFile.check(path, &metadata, warnings);
     Ok(password.to_owned())
 }

@@ -80,7 +80,7 @@ events! {
     REPORT_FAILED = "report-failed" [file cause]
         "what --report or --metrics asks for cannot be written";
     SETTING = "setting" []
-        "a setting is odd, and works";
+        "a setting works, but exposes a secret, or lets another user change what dlock trusts";
     STOPPING = "stopping" [lock processes]
         "the processes that are stopped, and killed if they do not end";
     SUPERSEDED = "superseded" [lock by]

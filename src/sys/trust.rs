@@ -17,6 +17,11 @@ pub(crate) fn is_secure_execution() -> bool {
     unsafe { libc::getauxval(libc::AT_SECURE) != 0 }
 }
 
+/// Whether every user can read this file. A group that may read it was chosen by its owner.
+pub(crate) fn is_public(file: &Metadata) -> bool {
+    file.mode() & 0o004 != 0
+}
+
 /// The reason why another user than root can change this file, for people; `None` if no other user can.
 pub(crate) fn foreign_writer(file: &Metadata) -> Option<String> {
     let (user, group) = (geteuid().as_raw(), getegid().as_raw());

@@ -144,18 +144,53 @@ fn a_user_with_the_least_role_can_do_everything() {
     is_followed(holder, waiter, &etcd);
 }
 
-/// A password that others can read works, with a warning: ssh(1) has made users expect one.
+/// "dlock warns, and goes on": each file that others can read or change, and a password on the command line.
 #[test]
-fn a_password_file_that_others_can_read_is_warned_about() {
-    let etcd = with_passwords(&[]);
-    let dlock = Dlock::on(&etcd);
-    let file = dlock.home().write("open", "pass:word\n");
-    fs::set_permissions(&file, fs::Permissions::from_mode(0o644)).expect("our own file");
-    let outcome = dlock
-        .args(["--user=team", "--password-file", &file])
+fn exposed_secrets_are_warned_about() {
+    let made = Certificates::new();
+    let etcd = Etcd::start_mutual_tls(&made);
+    etcd.add_user("team", "pass:word", "dlock/", "dlock0");
+    etcd.enable_auth();
+    let [ca, mine, my_key] = ["ca.pem", "client.pem", "client.key"].map(|name| made.file(name));
+    let tls = ["--cacert", &ca, "--cert", &mine, "--key", &my_key];
+    let chmod = |file: &str, mode| {
+        fs::set_permissions(file, fs::Permissions::from_mode(mode)).expect("our own file");
+    };
+    let safe = Dlock::on(&etcd);
+    let file = safe.home().write_private("password", "pass:word\n");
+    chmod(&file, 0o640);
+    let by_file = ["--user=team", "--password-file", &file];
+    let safe = safe.args(tls).args(by_file);
+    safe.run(["job", "true"])
+        .finish()
+        .expect_code(0)
+        .expect_silent();
+
+    let exposed = Dlock::on(&etcd);
+    let file = exposed.home().write("password", "pass:word\n");
+    let by_file = ["--user=team", "--password-file", &file];
+    chmod(&file, 0o644);
+    chmod(&ca, 0o666);
+    chmod(&my_key, 0o644);
+    let (words, read) = (
+        exposed.args(tls).args(by_file),
+        "dlock: others can read the ",
+    );
+    words
         .run(["job", "true"])
-        .finish();
-    outcome.expect_code(0).expect_stderr(&["dlock: ", &file]);
+        .finish()
+        .expect_code(0)
+        .expect_stderr(&[
+            &format!("dlock: others can change the CA file '{ca}'"),
+            &format!("{read}private key '{my_key}'"),
+            &format!("{read}password file '{file}'"),
+        ]);
+    chmod(&ca, 0o644);
+    chmod(&my_key, 0o600);
+    let shown = Dlock::on(&etcd).args(tls).args(["--user=team:pass:word"]);
+    let outcome = shown.run(["job", "true"]).finish().expect_code(0);
+    assert!(!outcome.stderr.contains("pass:word"), "{outcome:?}");
+    outcome.expect_stderr(&["dlock: others can read the password of --user"]);
 }
 
 /// "Re-authenticate when told "invalid auth token"": the token ends during a long hold and a long wait.
