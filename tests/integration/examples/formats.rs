@@ -17,7 +17,6 @@ pub(super) const RUNNERS: &[Runner] = &[
     ("README.md", "# m  h  dom mon dow", By(crontab)),
     ("README.md", "deploy:", By(gitlab)),
     ("README.md", "endpoints = [", By(config)),
-    ("dlock.1", "endpoints = [", By(config)),
     (
         "dlock.toml.5",
         "# How dlock reaches etcd",

@@ -41,18 +41,44 @@ pub(super) const RUNNERS: &[Runner] = &[
         "caller (shell, cron, CI)",
         Picture("the tree of processes"),
     ),
-    ("dlock.1", "number=$(printf", By(one_of_several_clusters)),
+    (
+        "dlock.1",
+        "dlock run deploy",
+        Prints(&["deploy.sh production"]),
+    ),
+    ("dlock.1", "dlock run --local backup", By(begun)),
+    ("dlock.1", "dlock ls\n", Prints(&["NAME"])),
+    (
+        "dlock-capacity.7",
+        "requests per second",
+        Picture("a formula, which load.rs tests"),
+    ),
+    (
+        "dlock-capacity.7",
+        "number=$(printf",
+        By(one_of_several_clusters),
+    ),
+    (
+        "dlock-events.7",
+        "dlock --log-format json",
+        Prints(&["job"]),
+    ),
+    ("dlock-events.7", "DLOCK_LOG=", Prints(&["job"])),
+    ("dlock-local.7", "dlock run --local -n", By(begun)),
+    ("dlock-local.7", "install -d -m 2770", By(shared_by_a_group)),
+    (
+        "dlock-report.5",
+        "dlock run --report",
+        Prints(&["completed"]),
+    ),
+    ("dlock-report.5", "metrics=", Prints(&["backup"])),
     (
         "dlock-break.1",
-        "dlock status deploy; dlock break",
+        "dlock status deploy\ndlock break",
         By(sent_away),
     ),
     ("dlock-check.1", "dlock check && ", By(checked)),
-    (
-        "dlock-completions.1",
-        "dlock completions bash",
-        By(completions),
-    ),
+    ("dlock-completions.1", "directory=", By(completions)),
     (
         "dlock-completions.1",
         "dlock completions zsh",
@@ -88,13 +114,8 @@ pub(super) const RUNNERS: &[Runner] = &[
     ("dlock-release.1", "dlock release", By(released)),
     (
         "dlock-run.1",
-        "UPDATE state SET",
-        Picture("a statement in the dialect of the reader's database"),
-    ),
-    (
-        "dlock-run.1",
-        "dlock fence /srv/state.fence",
-        By(fenced_with_a_token),
+        "dlock run report -- dlock fence",
+        Prints(&["write-state"]),
     ),
     (
         "dlock-run.1",
@@ -103,7 +124,7 @@ pub(super) const RUNNERS: &[Runner] = &[
     ),
     ("dlock-run.1", "case \" $DLOCK_HELD \" in", By(runs_itself)),
     ("dlock-run.1", "dlock run --local backup", By(begun)),
-    ("dlock-run.1", "dlock run --metrics", Prints(&["backup"])),
+    ("dlock-run.1", "dlock run --report", Prints(&["job"])),
     ("dlock-fencing.7", "", By(recipe)),
     (
         "dlock-run.1",
@@ -416,7 +437,7 @@ fn completions(block: &Block) {
     let text = format!(
         "mkdir -p ~/.local/share/bash-completion/completions ~/.zfunc ~/.config/fish/completions\n{}test -s {}",
         block.text,
-        block.text.split('>').nth(1).expect("a file")
+        block.text.rsplit('>').next().expect("a file")
     );
     script(Etcd::shared(), &text)
         .finish()
@@ -433,32 +454,32 @@ fn examined(block: &Block) {
 }
 
 fn held_by_eval(block: &Block) {
-    holds_database(&format!("{}{HAS_DATABASE}", block.text));
+    holds_lock(&format!("{}{HAS_LOCK}", block.text));
 }
 
 fn held_in_fish(block: &Block) {
-    holds_database(&format!("fish <<'END'\n{}{HAS_DATABASE}END\n", block.text));
+    holds_lock(&format!("fish <<'END'\n{}{HAS_LOCK}END\n", block.text));
 }
 
 /// Prints the name of the lock, and fails if it is not held.
-const HAS_DATABASE: &str = "echo \"has $DLOCK_NAME\"\ndlock status --held database\n";
+const HAS_LOCK: &str = "echo \"has $DLOCK_NAME\"\ndlock status --held db\n";
 
-fn holds_database(text: &str) {
+fn holds_lock(text: &str) {
     script(&Etcd::start(), text)
         .finish()
         .expect_code(0)
-        .expect_stdout("has database\n");
+        .expect_stdout("has db\n");
 }
 
 fn held_by_coprocess(block: &Block) {
     let text = format!(
-        "{}read -r line <&\"${{COPROC[0]}}\"\necho \"$line\"\ndlock status --held database\n\
+        "{}read -r line <&\"${{COPROC[0]}}\"\necho \"$line\"\ndlock status --held db\n\
          pid=$COPROC_PID\neval \"exec ${{COPROC[1]}}>&-\"\nwait \"$pid\"\n",
         block.text
     );
     let outcome = script(&Etcd::start(), &text).finish().expect_code(0);
     let said: serde_json::Value = serde_json::from_str(&outcome.stdout).expect("JSON");
-    assert_eq!(said["name"], "database");
+    assert_eq!(said["name"], "db");
 }
 
 fn names_only(block: &Block) {
@@ -480,10 +501,11 @@ fn released(block: &Block) {
     assert!(etcd.queue("job").is_empty());
 }
 
-fn fenced_with_a_token(block: &Block) {
-    let text = format!("dlock run {} -c '{}'", unique("fenced"), block.text.trim());
+/// The group is the test's own.
+fn shared_by_a_group(block: &Block) {
+    let text = block.text.replace("-g staff", "-g \"$(id -g)\"");
     let outcome = script(Etcd::shared(), &text).finish().expect_code(0);
-    assert!(outcome.stdout.contains("write-state"), "{outcome:?}");
+    assert!(outcome.stdout.contains("backup.sh"), "{outcome:?}");
 }
 
 fn runs_itself(block: &Block) {
