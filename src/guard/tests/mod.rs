@@ -5,6 +5,7 @@
 mod caller;
 mod dying;
 mod ending;
+mod surviving;
 
 use std::env;
 use std::fs;
