@@ -43,7 +43,8 @@ fn page(name: &str, notes: &str) -> String {
         Some((_, sub)) => root.find_subcommand(sub).cloned().map(|sub| {
             sub.mut_args(|arg| {
                 let hidden = arg.is_hide_set() || arg.is_global_set();
-                arg.hide(hidden)
+                // Pages have no short form.
+                arg.hide(hidden).hide_short_help(false)
             })
         }),
         None => Some(root),
@@ -73,7 +74,16 @@ fn options(command: clap::Command) -> String {
     let mut marks = ["\\fB", "\\fR"].iter().cycle();
     let mut parts = section.split('`');
     let first = parts.next().unwrap_or_default().to_owned();
-    parts.fold(first, |text, part| text + marks.next().unwrap() + part)
+    let section = parts.fold(first, |text, part| text + marks.next().unwrap() + part);
+    // The groups of options are parts of one section.
+    let lines = section.lines().map(|line| match line.strip_prefix(".SH ") {
+        Some(heading) if heading != "OPTIONS" => {
+            let (first, rest) = heading.trim_matches('"').split_at(1);
+            format!(".SS \"{first}{}\"\n", rest.to_lowercase())
+        }
+        _ => format!("{line}\n"),
+    });
+    lines.collect()
 }
 
 fn roff(text: &str) -> String {

@@ -21,6 +21,56 @@ fn name(page: &Path) -> &str {
     page.file_name().unwrap().to_str().unwrap()
 }
 
+/// The sentences without a noun as their subject: they begin with Who, Whoever or What, and are no questions.
+fn headless(text: &str) -> Vec<String> {
+    let ends = |c: char| matches!(c, '.' | '!' | '?' | ':' | ';');
+    text.split_inclusive(ends)
+        .filter(|sentence| {
+            let words = |c: char| !c.is_alphanumeric();
+            let first = sentence.split(words).find(|word| !word.is_empty());
+            matches!(first, Some("Who" | "Whoever" | "What")) && !sentence.ends_with('?')
+        })
+        .map(|sentence| sentence.trim().to_owned())
+        .collect()
+}
+
+#[test]
+fn a_sentence_without_a_subject_is_found() {
+    let text = "It waits. Who comes later waits: what else? \"What is here\" is\na title. Whoever. Who waits?";
+    let found = [
+        "Who comes later waits:",
+        "\"What is here\" is\na title.",
+        "Whoever.",
+    ];
+    assert_eq!(headless(text), found);
+}
+
+#[test]
+fn every_sentence_of_the_help_has_a_subject() {
+    fn collect(command: &clap::Command, found: &mut Vec<String>) {
+        let about = [command.get_about(), command.get_after_help()];
+        let texts = command
+            .get_arguments()
+            .flat_map(|arg| [arg.get_help(), arg.get_long_help()]);
+        found.extend(
+            about
+                .into_iter()
+                .chain(texts)
+                .flatten()
+                .map(ToString::to_string),
+        );
+        command
+            .get_subcommands()
+            .for_each(|sub| collect(sub, found));
+    }
+    let mut texts = Vec::new();
+    collect(&cli::command(), &mut texts);
+    assert!(texts.len() > 200, "{}", texts.len());
+    for text in texts {
+        assert_eq!(headless(&text), [""; 0]);
+    }
+}
+
 #[test]
 fn mandoc_finds_no_fault() {
     for page in pages() {

@@ -9,73 +9,77 @@ use clap::{ArgAction, Args, ValueHint};
 #[derive(Args, Debug)]
 #[command(next_help_heading = "Connection options")]
 pub(crate) struct Connection {
-    /// Members of the etcd cluster, separated by commas
+    /// etcd members [default: 127.0.0.1:2379]
     ///
-    /// May be repeated. HOST:PORT, http://HOST:PORT or https://HOST:PORT; the port is 2379 when absent; IPv6
-    /// addresses stand in brackets. Without a scheme, https is taken if any TLS option is given, else http.
-    /// Default: 127.0.0.1:2379.
+    /// Separated by commas, or by repeating the option. A member is HOST:PORT, http://HOST:PORT or https://HOST:PORT;
+    /// the default port is 2379; an IPv6 address needs brackets. Without a scheme, dlock uses https if a TLS option
+    /// is set, else http.
     #[arg(long, global = true, value_name = "LIST", action = ArgAction::Append, value_hint = ValueHint::Hostname)]
     endpoints: Vec<OsString>,
 
-    /// Trust the certificate authorities in this PEM file instead of the system's
+    /// CA certificates [default: the system's]
+    ///
+    /// A PEM file. dlock then trusts no other authority.
     #[arg(long, global = true, value_name = "FILE", value_hint = ValueHint::FilePath)]
     cacert: Option<OsString>,
 
-    /// Client certificate, a PEM file; needs --key
+    /// Client certificate, PEM; needs --key
     #[arg(long, global = true, value_name = "FILE", value_hint = ValueHint::FilePath)]
     cert: Option<OsString>,
 
-    /// Private key of the client certificate, a PEM file; needs --cert
+    /// Private key of --cert, PEM
     #[arg(long, global = true, value_name = "FILE", value_hint = ValueHint::FilePath)]
     key: Option<OsString>,
 
-    /// etcd user
+    /// User of etcd
     ///
-    /// NAME:PASSWORD is understood as etcdctl does when no password is given in another way, but the
-    /// arguments of a process are visible to everybody on its machine: better use --password-file.
+    /// NAME:PASSWORD works as in etcdctl if no password is given in another way. Prefer --password-file: every user of
+    /// the machine can read the arguments of a process.
     #[arg(long, global = true, value_name = "NAME", value_hint = ValueHint::Other)]
     user: Option<OsString>,
 
-    /// File that holds the user's password; one newline at its end is ignored
+    /// File with the password of the user
+    ///
+    /// dlock ignores one newline at its end.
     #[arg(long, global = true, value_name = "FILE", value_hint = ValueHint::FilePath)]
     password_file: Option<OsString>,
 
-    /// Send the password to another machine without TLS
+    /// Send a password without TLS
     ///
-    /// Without it, a user together with an http:// endpoint that is not on this machine is an error: everybody on the way
+    /// Without the option dlock refuses a user together with an http:// endpoint on another machine: everybody on the way
     /// could read the password.
     #[arg(long, global = true)]
     allow_cleartext: bool,
 
-    /// Where dlock's keys begin in etcd
+    /// Prefix of dlock's keys [default: dlock/]
     ///
-    /// All users of a lock need the same prefix. A slash is added at its end when it has none. Default: dlock/. Its last
-    /// part must not be lock, once, released or slot behind another one: below those are dlock's own keys.
+    /// All users of a lock need the same prefix. dlock adds a slash at the end if there is none. The last part must
+    /// not be lock, once, released or slot behind another one: dlock's own keys are there.
     #[arg(long, global = true, value_name = "PREFIX", value_hint = ValueHint::Other)]
     prefix: Option<OsString>,
 
-    /// Use no endpoint of another etcd cluster than this one
+    /// Refuse all other etcd clusters
     ///
     /// The id as dlock doctor prints it, which is hexadecimal, or as etcdctl prints it: 17 to 20 digits are
-    /// decimal. Without it, the cluster that answers first is the one: an endpoint of another cluster in the
-    /// list can put two commands under one lock.
+    /// decimal. Without the option dlock accepts the cluster that answers first: an endpoint of another cluster in
+    /// the list can put two commands under one lock.
     #[arg(long, global = true, value_name = "ID", value_hint = ValueHint::Other)]
     cluster_id: Option<OsString>,
 
-    /// How long to try to reach etcd before giving up; default 10s
+    /// Time limit to reach etcd [default: 10s]
     #[arg(long, global = true, value_name = "DURATION", value_hint = ValueHint::Other, allow_negative_numbers = true)]
     connect_timeout: Option<OsString>,
 
-    /// Fail instead of using the built-in default endpoint
+    /// Refuse to use the default endpoint
     ///
-    /// Without endpoints from an option, a variable or a file, dlock uses 127.0.0.1:2379: on a host whose configuration is
-    /// missing, the lock would be in another etcd than on the other hosts.
+    /// Without endpoints from an option, a variable or a file, dlock uses 127.0.0.1:2379: on a host without its
+    /// configuration, the lock would be in another etcd than on the other hosts.
     #[arg(long, global = true)]
     require_config: bool,
 
     /// Configuration file
     ///
-    /// Default: the first that exists of ~/.config/dlock/config.toml and /etc/dlock/config.toml.
+    /// Default: the first of ~/.config/dlock/config.toml and /etc/dlock/config.toml that exists.
     #[arg(long, global = true, value_name = "FILE", value_hint = ValueHint::FilePath)]
     config: Option<OsString>,
 }
@@ -84,15 +88,17 @@ pub(crate) struct Connection {
 #[derive(Args, Debug)]
 #[command(next_help_heading = "Output options")]
 pub(crate) struct Output {
-    /// Say more: what is waited for; twice: every step
+    /// Report the wait; -vv: report every step
     #[arg(short, long, global = true, action = ArgAction::Count)]
     verbose: u8,
 
-    /// Say errors only, and that processes which the command left behind are stopped
+    /// Report errors only
+    ///
+    /// dlock still reports that it stops processes which the command left behind.
     #[arg(short, long, global = true)]
     quiet: bool,
 
-    /// Form of the messages on stderr, text or json; default text
+    /// Messages as text or json [default: text]
     #[arg(long, global = true, value_name = "FORMAT", value_parser = ["text", "json"], hide_possible_values = true)]
     log_format: Option<String>,
 }

@@ -19,11 +19,15 @@ use crate::output::exit::Failure;
 
 #[derive(Args, Debug)]
 pub(crate) struct DoctorArgs {
-    /// The TTL to judge by, as dlock run has it; default 30s
+    /// Judge the latency for this TTL [default: 30s]
+    ///
+    /// The TTL of dlock run, from 5s to 24h.
     #[arg(long, value_name = "DURATION", value_hint = ValueHint::Other, allow_negative_numbers = true)]
     ttl: Option<OsString>,
 
-    /// The grace to judge by, as dlock run has it; default 5s, or a fifth of the TTL if that is less
+    /// Judge it for this --kill-after [default: 5s]
+    ///
+    /// The default is a fifth of the TTL if that is less than 5s.
     #[arg(short, long, value_name = "DURATION", value_hint = ValueHint::Other, allow_negative_numbers = true)]
     kill_after: Option<OsString>,
 

@@ -15,32 +15,32 @@ use crate::output::exit::{Failure, OrFail};
 
 #[derive(Args, Debug)]
 pub(crate) struct FenceArgs {
-    /// File that holds the highest token seen of every lock; made when it is not there
+    /// File with the highest token seen of each lock; dlock creates it
     #[arg(value_hint = ValueHint::FilePath)]
     file: PathBuf,
 
-    /// Command and its arguments; every word from here on is the command's
+    /// Command and its arguments; every word from here on belongs to the command
     ///
-    /// Without one, the token is checked and recorded.
+    /// Without a command dlock checks and records the token.
     #[arg(trailing_var_arg = true, value_hint = ValueHint::CommandWithArguments)]
     command: Vec<OsString>,
 
-    #[arg(long, help = "Token to be let in with; default: DLOCK_FENCING_TOKEN", value_name = "NUMBER", value_hint = ValueHint::Other, allow_negative_numbers = true)]
+    #[arg(long, help = "Token to check [default: DLOCK_FENCING_TOKEN]", value_name = "NUMBER", value_hint = ValueHint::Other, allow_negative_numbers = true)]
     token: Option<OsString>,
 
-    #[arg(long, help = "Name of the lock that the token is of; default: DLOCK_NAME", value_name = "NAME", value_hint = ValueHint::Other)]
+    #[arg(long, help = "Name of the token's lock [default: DLOCK_NAME]", value_name = "NAME", value_hint = ValueHint::Other)]
     name: Option<OsString>,
 
     /// Print the highest token seen, and change nothing
     ///
-    /// With a name its number alone, 0 when there was none; without a name a line NAME TOKEN for every lock.
+    /// With a name: its token alone, 0 if there was none. Without a name: a line NAME TOKEN for each lock.
     #[arg(long, conflicts_with_all = ["token", "command", "reset"])]
     peek: bool,
 
-    /// Make NUMBER the highest token seen, also when that is lower
+    /// Set the highest token seen to NUMBER, even a lower one
     ///
-    /// For the day on which etcd was restored from a backup and its tokens went back: a later holder has a lower
-    /// one then, and is refused. Late writers from before that day are not refused any more.
+    /// For an etcd that was restored from a backup: its tokens are lower than before, and the fence refuses
+    /// them. After the reset the fence no longer refuses late writers from the time before.
     #[arg(long, value_name = "NUMBER", value_hint = ValueHint::Other, allow_negative_numbers = true, conflicts_with_all = ["token", "command"])]
     reset: Option<OsString>,
 }

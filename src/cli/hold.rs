@@ -18,51 +18,52 @@ use crate::output::exit::{Failure, OrFail as _};
 #[expect(clippy::struct_excessive_bools, reason = "each is an option")]
 pub(crate) struct HoldArgs {
     /// Name of the lock, 1 to 255 bytes
-    #[arg(value_hint = ValueHint::Other)]
+    #[arg(hide_short_help = true, value_hint = ValueHint::Other)]
     name: OsString,
 
-    /// Hold the lock until this process has ended, and end it if the lock is lost
+    /// Hold until PID ends; stop it if the lock is lost
     ///
-    /// With all that descends from it then: --signal, --kill-after, then SIGKILL.
-    #[arg(long, value_name = "PID", value_hint = ValueHint::Other, allow_negative_numbers = true)]
+    /// dlock stops the process and all its descendants: with --signal, and after --kill-after with SIGKILL.
+    #[arg(long, help_heading = "Holding", value_name = "PID", value_hint = ValueHint::Other, allow_negative_numbers = true)]
     pid: Option<OsString>,
 
-    /// Accept a --pid that leads the session of a terminal
+    /// Accept a --pid that leads a terminal's session
     ///
-    /// As a login shell does: when the lock is lost, all that runs in that terminal is killed.
-    #[arg(long, requires = "pid")]
+    /// A login shell does that: if the lock is lost, dlock kills everything that runs in the terminal.
+    #[arg(long, help_heading = "Holding", requires = "pid")]
     session_leader: bool,
 
-    /// Hold the lock until standard input is at its end
-    #[arg(long)]
+    /// Hold until the end of standard input
+    #[arg(long, help_heading = "Holding")]
     until_eof: bool,
 
-    /// Come back when the lock is held, and hold it in the background
+    /// Hold in the background, return once the lock is held
     ///
-    /// Prints what a shell evaluates: the variables of the lock, or `exit` with dlock's status if the lock was not acquired.
-    /// Check the status first: h=$(dlock hold --background --pid $$ NAME) || exit; eval "$h"
-    #[arg(long, conflicts_with_all = ["until_eof", "json"])]
+    /// dlock prints text for the shell to evaluate: the variables of the lock, or exit with the status of dlock if it
+    /// did not get the lock. Check the status first: h=$(dlock hold --background --pid $$ NAME) || exit; eval "$h"
+    #[arg(long, help_heading = "Holding", conflicts_with_all = ["until_eof", "json"])]
     background: bool,
 
-    /// Append the messages of a hold in the background to this file instead of sending them to syslog
-    #[arg(long, value_name = "FILE", requires = "background", value_hint = ValueHint::FilePath)]
+    /// Append messages of --background to FILE
+    ///
+    /// Without the option they go to syslog.
+    #[arg(long, help_heading = "Holding", value_name = "FILE", requires = "background", value_hint = ValueHint::FilePath)]
     log_file: Option<OsString>,
 
     /// Print a JSON object instead of shell variables
-    #[arg(long)]
+    #[arg(long, help_heading = "Holding")]
     json: bool,
 
     #[command(flatten)]
-    local: local::LocalArgs,
+    lock: lock::LockArgs,
 
     #[command(flatten)]
-    lock: lock::LockArgs,
+    local: local::LocalArgs,
 }
 
 #[derive(Args, Debug)]
 pub(crate) struct ReleaseArgs {
-    /// Which dlock hold; default `DLOCK_HOLD`
-    #[arg(value_name = "HOLD", value_hint = ValueHint::Other)]
+    #[arg(help = "Value of DLOCK_HOLD [default: this variable]", value_name = "HOLD", value_hint = ValueHint::Other)]
     hold: Option<OsString>,
 }
 

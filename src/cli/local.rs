@@ -15,11 +15,11 @@ use crate::output::exit::{Failure, OrFail as _};
 #[derive(Args, Debug)]
 #[group(skip)]
 pub(crate) struct LocalArgs {
-    /// Use the locks of this machine alone, in files instead of etcd
+    /// Use the locks of this machine, without etcd
     ///
-    /// In DIR, else in /var/lib/dlock for root and in ~/.local/state/dlock for others. Without it an etcd that cannot be
-    /// reached is an error.
-    #[arg(long, value_name = "DIR", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_hint = ValueHint::DirPath)]
+    /// The locks are files in DIR [default: /var/lib/dlock for root, else ~/.local/state/dlock]. dlock never chooses
+    /// them by itself: without this option an etcd that cannot be reached is an error.
+    #[arg(long, help_heading = "Lock store", value_name = "DIR", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_hint = ValueHint::DirPath)]
     local: Option<OsString>,
 }
 

@@ -27,77 +27,39 @@ const MAX_TTL: Duration = LeaseTimings::LONGEST_TTL;
 #[derive(Args, Debug)]
 #[group(skip)]
 pub(crate) struct LockArgs {
-    /// If the lock is busy, end at once
-    #[arg(short, long)]
+    /// Do not wait if the lock is busy
+    ///
+    /// dlock ends with the status of --conflict-exit-code.
+    #[arg(short, long, help_heading = "Waiting")]
     no_wait: bool,
 
-    /// If the lock is busy, wait no longer than this; 0 is --no-wait
+    /// Wait at most this long [default: no limit]
     ///
-    /// Without --wait and --no-wait dlock waits for as long as it takes.
-    #[arg(short, long, value_name = "DURATION", value_hint = ValueHint::Other, allow_negative_numbers = true)]
+    /// The limit includes the time in which etcd does not answer. 0 is --no-wait.
+    #[arg(short, long, help_heading = "Waiting", value_name = "DURATION", value_hint = ValueHint::Other, allow_negative_numbers = true)]
     wait: Option<OsString>,
 
-    /// Exit status for a busy lock, 0 to 255; default 75
-    #[arg(short = 'E', long, value_name = "STATUS", value_hint = ValueHint::Other, allow_negative_numbers = true)]
+    /// Exit status for a busy lock [default: 75]
+    ///
+    /// 0 to 255. dlock also ends with it when --wait has passed, when --once-per refuses the run and when a
+    /// newer run supersedes this one.
+    #[arg(short = 'E', long, help_heading = "Waiting", value_name = "N", value_hint = ValueHint::Other, allow_negative_numbers = true)]
     conflict_exit_code: Option<OsString>,
 
-    /// How long etcd keeps the lock for a dlock that it cannot hear; default 30s
+    /// Start at most once in this time on all hosts
     ///
-    /// Whole seconds, 5s to 24h. A shorter one frees the lock sooner after a crash, a longer one survives
-    /// longer outages of etcd. Not with --local: no time ends such a lock.
-    #[arg(long, value_name = "DURATION", value_hint = ValueHint::Other, allow_negative_numbers = true)]
-    ttl: Option<OsString>,
-
-    /// How long the command may take to end when it is told to, before it is killed
-    ///
-    /// Default: 5s, or a fifth of the TTL if that is less. At most half of the TTL less half a second, so that
-    /// a second renewal can be tried before the command has to be told; with --local as long as it takes.
-    #[arg(short, long, value_name = "DURATION", value_hint = ValueHint::Other, allow_negative_numbers = true)]
-    kill_after: Option<OsString>,
-
-    /// Signal that tells the command to end; default TERM
-    #[arg(long, value_name = "SIGNAL", value_hint = ValueHint::Other, allow_negative_numbers = true)]
-    signal: Option<OsString>,
-
-    /// Hold the lock beside others that share it, but not beside those that do not
-    ///
-    /// In the order in which all of them came: a later reader does not overtake a waiting writer.
-    #[arg(short, long)]
-    shared: bool,
-
-    /// Let so many hold the lock at once, 1 to 1000
-    ///
-    /// All who use the lock have to give the same number. The command finds the number of its slot, from 0
-    /// on, in `DLOCK_SLOT`.
-    #[arg(long, value_name = "N", value_hint = ValueHint::Other, allow_negative_numbers = true)]
-    slots: Option<OsString>,
-
-    /// Keep the lock at least for so long, counted by etcd from the moment that it was taken
-    ///
-    /// Also when the command has ended before, and dlock with it: then the lock cools down, unless it was lost or
-    /// somebody asked for it, or dlock was killed. Whole seconds; with --local
-    /// this machine counts, and any time will do.
-    #[arg(long, value_name = "DURATION", value_hint = ValueHint::Other, allow_negative_numbers = true)]
-    min_hold: Option<OsString>,
-
-    /// Stop the command after so long, then end with status 124
-    ///
-    /// The lock is held until the last of its processes is dead.
-    #[arg(long, value_name = "DURATION", value_hint = ValueHint::Other, allow_negative_numbers = true)]
-    max_hold: Option<OsString>,
-
-    /// Start at most once in this time on all hosts together, counted by etcd
-    ///
-    /// Who comes later ends with --conflict-exit-code and says who ran, when and how it ended. Whole seconds.
-    #[arg(long, value_name = "DURATION", value_hint = ValueHint::Other, allow_negative_numbers = true)]
+    /// etcd counts the time from the start of the command. A later run ends with the status of
+    /// --conflict-exit-code, and names the earlier run, its start and its result. Whole seconds. Not with --local.
+    #[arg(long, help_heading = "Waiting", value_name = "DURATION", value_hint = ValueHint::Other, allow_negative_numbers = true)]
     once_per: Option<OsString>,
 
-    /// Send away those who wait already: the newest request wins
+    /// Ask earlier waiters to leave: the newest wins
     ///
-    /// waiters (the default): they end with their --conflict-exit-code. holder: the holder is asked to stop,
-    /// too; it stops its command, releases the lock and ends with 121.
+    /// waiters [default]: all earlier waiters end with the status of --conflict-exit-code. holder: dlock also asks
+    /// the holder, which stops its command, releases the lock and ends with status 121. Not with --local.
     #[arg(
         long,
+        help_heading = "Waiting",
         value_name = "WHOM",
         value_parser = ["waiters", "holder"],
         num_args = 0..=1,
@@ -107,22 +69,71 @@ pub(crate) struct LockArgs {
     )]
     supersede: Option<String>,
 
-    /// Text that others see while they wait for the lock
-    #[arg(long, value_name = "TEXT", value_hint = ValueHint::Other)]
+    /// Share the lock with other --shared runs
+    ///
+    /// Such readers hold the lock together; a run without --shared holds it alone. All wait in one queue: a later
+    /// reader does not overtake a waiting writer.
+    #[arg(short, long, help_heading = "Sharing")]
+    shared: bool,
+
+    /// Let up to N runs hold the lock at once
+    ///
+    /// 1 to 1000. All users of the lock need the same number. The command finds the number of its slot, from 0 on,
+    /// in `DLOCK_SLOT`.
+    #[arg(long, help_heading = "Sharing", value_name = "N", value_hint = ValueHint::Other, allow_negative_numbers = true)]
+    slots: Option<OsString>,
+
+    /// Lease time to live, unless renewed [default: 30s]
+    ///
+    /// etcd frees the lock if it gets no renewal for this time. Whole seconds, 5s to 24h. A shorter TTL frees the
+    /// lock sooner after a crash, a longer TTL survives longer outages of etcd. Not with --local: such a lock has
+    /// no lease.
+    #[arg(long, help_heading = "Timing", value_name = "DURATION", value_hint = ValueHint::Other, allow_negative_numbers = true)]
+    ttl: Option<OsString>,
+
+    /// Keep the lock for at least this long
+    ///
+    /// The time begins when dlock gets the lock, and etcd counts it, so it goes on after the end of the command and
+    /// of dlock. The lock is free earlier if it was lost, if somebody asked for it, or if dlock was killed. Whole
+    /// seconds; with --local this machine counts, and fractions of a second are allowed.
+    #[arg(long, help_heading = "Timing", value_name = "DURATION", value_hint = ValueHint::Other, allow_negative_numbers = true)]
+    min_hold: Option<OsString>,
+
+    /// Stop the command after this time (status 124)
+    ///
+    /// dlock holds the lock until the last process of the command has ended.
+    #[arg(long, help_heading = "Timing", value_name = "DURATION", value_hint = ValueHint::Other, allow_negative_numbers = true)]
+    max_hold: Option<OsString>,
+
+    /// Signal that stops the command [default: TERM]
+    #[arg(long, help_heading = "Stopping", value_name = "SIGNAL", value_hint = ValueHint::Other, allow_negative_numbers = true)]
+    signal: Option<OsString>,
+
+    /// Time from the signal to SIGKILL [default: 5s]
+    ///
+    /// The default is a fifth of the TTL if that is less than 5s. At most half of the TTL minus 0.5s, so that dlock
+    /// can try a second renewal before it stops the command; with --local there is no limit.
+    #[arg(short, long, help_heading = "Stopping", value_name = "DURATION", value_hint = ValueHint::Other, allow_negative_numbers = true)]
+    kill_after: Option<OsString>,
+
+    /// Text that other users of the lock see
+    ///
+    /// dlock ls, dlock status and all that wait for the lock show it.
+    #[arg(long, help_heading = "Reporting", value_name = "TEXT", value_hint = ValueHint::Other)]
     note: Option<OsString>,
 
-    /// Write at the end what became of it, as a JSON object in this file
+    /// Write a JSON summary of the run to FILE
     ///
-    /// The file is replaced as a whole; a pipe, a device or a descriptor of the caller (-, /dev/stdout, /dev/stderr,
-    /// /dev/fd/N) is written. One that cannot be written is an error before the lock is asked for.
-    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    /// dlock replaces the file as a whole, and writes into a pipe, a device or a descriptor of the caller (-,
+    /// /dev/stdout, /dev/stderr, /dev/fd/N). If FILE cannot be written, dlock fails before it queues for the lock.
+    #[arg(long, help_heading = "Reporting", value_name = "FILE", value_hint = ValueHint::FilePath)]
     report: Option<OsString>,
 
-    /// Add at the end to the metrics in this file, for the textfile collector of Prometheus' node exporter
+    /// Add the run to the Prometheus metrics in FILE
     ///
-    /// With the name of the lock as label; several dlocks may use one file at the same time. The collector reads files whose
-    /// names end in .prom.
-    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    /// For the textfile collector of Prometheus' node exporter, which reads files whose names end in .prom. The name
+    /// of the lock is a label; several runs may use one file at the same time.
+    #[arg(long, help_heading = "Reporting", value_name = "FILE", value_hint = ValueHint::FilePath)]
     metrics: Option<OsString>,
 }
 

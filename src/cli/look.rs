@@ -21,7 +21,7 @@ const BREAK_TIMEOUT: Duration = Duration::from_secs(30);
 
 #[derive(Args, Debug)]
 pub(crate) struct ListArgs {
-    /// Only locks whose names begin so
+    /// List only locks whose names begin with PREFIX
     #[arg(value_name = "PREFIX", default_value = "", hide_default_value = true, value_hint = ValueHint::Other)]
     beginning: OsString,
 
@@ -38,7 +38,7 @@ pub(crate) struct StatusArgs {
     #[arg(value_hint = ValueHint::Other)]
     name: OsString,
 
-    /// Say nothing, and end with 0 if somebody has the lock, with 1 if it is free
+    /// Print nothing; the exit status is 0 if the lock is held, 1 if it is free
     #[arg(long, conflicts_with_all = ["json", "watch"])]
     held: bool,
 
@@ -53,23 +53,21 @@ pub(crate) struct StatusArgs {
 #[derive(Args, Clone, Copy, Debug, PartialEq, Eq)]
 #[group(skip)]
 pub(crate) struct ListFormat {
-    /// Print JSON, one lock in a line
+    /// Print JSON, one line for each lock
     #[arg(long)]
     pub(crate) json: bool,
 
-    /// Go on, and show every change
+    /// Show the list again after every change, until interrupted
     #[arg(long)]
     pub(crate) watch: bool,
 }
 
 #[derive(Args, Debug)]
 pub(crate) struct CheckArgs {
-    /// Name of the lock; default `DLOCK_NAME`
-    #[arg(long, value_name = "NAME", value_hint = ValueHint::Other)]
+    #[arg(long, help = "Name of the lock [default: DLOCK_NAME]", value_name = "NAME", value_hint = ValueHint::Other)]
     name: Option<OsString>,
 
-    /// Fencing token of its holder; default `DLOCK_FENCING_TOKEN`
-    #[arg(long, value_name = "NUMBER", value_hint = ValueHint::Other, allow_negative_numbers = true)]
+    #[arg(long, help = "Fencing token to check [default: DLOCK_FENCING_TOKEN]", value_name = "NUMBER", value_hint = ValueHint::Other, allow_negative_numbers = true)]
     token: Option<OsString>,
 
     #[command(flatten)]
@@ -82,31 +80,31 @@ pub(crate) struct BreakArgs {
     #[arg(value_hint = ValueHint::Other)]
     name: OsString,
 
-    /// Token of who has to go, as `dlock status` shows it
+    /// Token of the holder or waiter, from dlock status NAME
     #[arg(long, value_name = "NUMBER", value_hint = ValueHint::Other, required = true, allow_negative_numbers = true)]
     token: OsString,
 
-    /// Text that the other one is told
+    /// Reason that the holder or waiter reports
     #[arg(long, value_name = "TEXT", value_hint = ValueHint::Other)]
     reason: Option<String>,
 
-    /// Do not ask whether this is meant
+    /// Do not ask for confirmation
     #[arg(long)]
     yes: bool,
 
-    /// Take the lock away at once instead of asking its holder to give it back
+    /// Take the lock away at once, without a request
     ///
-    /// The holder hears of it, but its command runs on until it has been stopped, or to its end under a client
-    /// that is not dlock.
+    /// The holder learns of it and stops its command, which takes up to its --kill-after. The command of a client
+    /// that is not dlock runs on to its end.
     #[arg(long)]
     now: bool,
 
-    /// How long to wait until the other one has gone; default 30s
+    /// Wait at most this long for the release [default: 30s]
     // Not the setting of this name, which is for every lock.
     #[arg(short = 'w', long = "wait", value_name = "DURATION", value_hint = ValueHint::Other, allow_negative_numbers = true)]
     timeout: Option<OsString>,
 
-    /// Refused: only in etcd can somebody be sent away
+    /// Refused: only a lock in etcd can be broken
     #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     local: Option<OsString>,
 }

@@ -26,14 +26,37 @@ use self::connection::{Connection, Output};
 use crate::config::backend::BackendConfig;
 use crate::config::exposure::SettingWarning;
 use crate::config::layers::{Flags, Layers, SettingValue, parse_digits};
-use crate::config::setting::Setting;
+use crate::config::setting::{Group, Setting};
 use crate::config::{self, Settings};
 use crate::output::exit::{Failure, OrFail};
 use crate::output::log;
 
-/// Run a command under an etcd lock, and kill it before anybody else can get the lock
+/// The usage is first, as in the help of GNU's tools.
+const HELP_TEMPLATE: &str = "{usage-heading} {usage}\n{about}\n\n{all-args}{after-help}";
+
+/// Where help goes on.
+const MORE: &str = "More: dlock help COMMAND, man dlock";
+
+/// The end of a sub-command's help: its examples, and where to read on.
+macro_rules! examples {
+    ($command:literal, $($line:literal),+) => {
+        concat!(
+            "Examples:\n", $("  ", $line, "\n",)+
+            "More: dlock help ", $command, ", man dlock-", $command
+        )
+    };
+}
+
+/// The same for a sub-command that asks etcd.
+macro_rules! examples_with_etcd {
+    ($($word:literal),+) => {
+        concat!(examples!($($word),+), ". Options of etcd and output: dlock -h")
+    };
+}
+
+/// Run a command under a lock, and kill it before anybody else can get the lock
 #[derive(Parser, Debug)]
-#[command(name = "dlock", version, args_override_self = true)]
+#[command(name = "dlock", version, args_override_self = true, after_help = MORE)]
 #[command(
     disable_help_subcommand = true,
     arg_required_else_help = false,
@@ -52,35 +75,66 @@ struct DlockArgs {
 enum Command {
     /// Run a command while holding a lock
     #[command(
-        override_usage = "dlock run [OPTIONS] NAME [--] COMMAND [ARG]...\n       dlock run [OPTIONS] NAME -c STRING"
+        override_usage = "dlock run [OPTIONS] NAME [--] COMMAND [ARG]...\n       dlock run [OPTIONS] NAME -c STRING",
+        after_help = examples_with_etcd!(
+            "run",
+            "dlock run deploy -- ./deploy.sh",
+            "dlock run -n -E 0 --min-hold 50s report -- ./report.sh  # cron on all hosts",
+            "dlock run -w 5m backup -c 'pg_dump app | gzip >app.gz'"
+        )
     )]
     Run(Box<run::RunArgs>),
-    /// Refuse a token that is lower than the highest one seen, else run a command
-    #[command(
-        override_usage = "dlock fence [OPTIONS] FILE [[--] COMMAND [ARG]...]\n       dlock fence FILE --peek [--name NAME]\n       dlock fence FILE --reset NUMBER [--name NAME]"
-    )]
-    Fence(fence::FenceArgs),
     /// Hold a lock without a command
+    #[command(
+        override_usage = "dlock hold [OPTIONS] NAME",
+        after_help = examples_with_etcd!(
+            "hold",
+            "h=$(dlock hold --background --pid $$ deploy) || exit; eval \"$h\"",
+            "dlock hold --pid 4711 deploy",
+            "dlock hold --until-eof deploy <pipe"
+        )
+    )]
     Hold(Box<hold::HoldArgs>),
-    /// End a dlock hold that runs in the background
+    /// Release a lock that is held in the background
+    #[command(after_help = examples!("release", "dlock release"))]
     Release(hold::ReleaseArgs),
     /// List the locks
+    #[command(
+        alias = "list",
+        after_help = examples_with_etcd!("ls", "dlock ls", "dlock ls --watch deploy", "dlock ls --json | jq -r .name")
+    )]
     Ls(look::ListArgs),
-    /// Show the queue of a lock
+    /// Show the holders and waiters of a lock
+    #[command(after_help = examples_with_etcd!("status", "dlock status deploy", "dlock status --held deploy && echo busy"))]
     Status(look::StatusArgs),
-    /// Test whether a token still has its lock
+    /// Test whether a token still holds its lock
+    #[command(after_help = examples_with_etcd!("check", "dlock check || exit", "dlock check --name deploy --token 4711"))]
     Check(look::CheckArgs),
-    /// Send away who has a lock, or waits for it
+    /// Ask a holder or waiter to give up a lock
+    #[command(
+        after_help = examples_with_etcd!(
+            "break",
+            "dlock break deploy --token 4711 --reason 'release freeze'"
+        )
+    )]
     Break(look::BreakArgs),
-    /// Say what would go wrong tonight
+    /// Refuse a token lower than the highest seen, else run a command
+    #[command(
+        override_usage = "dlock fence [OPTIONS] FILE [[--] COMMAND [ARG]...]\n       dlock fence FILE --peek [--name NAME]\n       dlock fence FILE --reset NUMBER [--name NAME]",
+        after_help = examples!("fence", "dlock fence /srv/app/fence -- ./write-data", "dlock fence /srv/app/fence --peek")
+    )]
+    Fence(fence::FenceArgs),
+    /// Check the servers, the settings and this machine
+    #[command(after_help = examples_with_etcd!("doctor", "dlock doctor", "dlock doctor --ttl 10s --json"))]
     Doctor(doctor::DoctorArgs),
-    /// Print the completions for a shell
+    /// Print a completion script for a shell
+    #[command(after_help = examples!("completions", "dlock completions bash >/etc/bash_completion.d/dlock"))]
     Completions(CompletionsArgs),
 }
 
 #[derive(Args, Debug)]
 struct CompletionsArgs {
-    /// The shell
+    /// Shell that reads the script
     shell: Shell,
 }
 
@@ -135,7 +189,31 @@ pub fn command() -> clap::Command {
             })
             .mut_subcommands(with_variables)
     }
-    with_variables(definitions())
+    with_variables(with_fitting_options(definitions()))
+}
+
+/// Hides options where they are no help: those of all sub-commands in the short help of each, and those of etcd in a
+/// sub-command that never asks it.
+fn with_fitting_options(command: clap::Command) -> clap::Command {
+    let command = command.help_template(HELP_TEMPLATE);
+    command.mut_subcommands(|sub| {
+        let prints = sub.get_name() == "completions";
+        let asks_etcd = !prints && !["fence", "release"].contains(&sub.get_name());
+        sub.help_template(HELP_TEMPLATE).mut_args(|arg| {
+            let useless = match setting_of(arg.get_id()).map(Setting::group) {
+                Some(Group::Connection | Group::File) => !asks_etcd,
+                Some(Group::Output) => prints,
+                _ => false,
+            };
+            let common = arg.is_global_set() || arg.get_id() == "help";
+            let arg = if useless { arg.hide(true) } else { arg };
+            if common {
+                arg.hide_short_help(true)
+            } else {
+                arg
+            }
+        })
+    })
 }
 
 /// The definitions of all sub-commands and options.
@@ -146,9 +224,9 @@ fn definitions() -> clap::Command {
 }
 
 /// The definitions of the sub-commands that are `wanted`.
-fn with_subcommands(wanted: impl Fn(&str) -> bool) -> clap::Command {
+fn with_subcommands(wanted: impl Fn(&clap::Command) -> bool) -> clap::Command {
     let all = Command::augment_subcommands(clap::Command::new(""));
-    let wanted = all.get_subcommands().filter(|sub| wanted(sub.get_name()));
+    let wanted = all.get_subcommands().filter(|sub| wanted(sub));
     DlockArgs::command()
         .subcommand_required(true)
         .subcommands(wanted.cloned())
@@ -162,7 +240,10 @@ fn read(argv: &[OsString]) -> Result<(Flags, Command), clap::Error> {
         usage::refuse_detached_value(&mut command, &matches, argv)?;
         Ok((flags(&matches), Command::from_arg_matches(&matches)?))
     };
-    let named = |name: &str| argv.iter().any(|word| word == name);
+    let named = |sub: &clap::Command| {
+        let mut names = sub.get_all_aliases().chain([sub.get_name()]);
+        names.any(|name| argv.iter().any(|word| word == name))
+    };
     read(with_subcommands(named)).or_else(|_| read(with_subcommands(|_| true)))
 }
 
@@ -203,9 +284,7 @@ pub(crate) fn parse(
         Err(error) => match error.kind() {
             ErrorKind::DisplayVersion => return Ok(Request::Print(error.render().to_string())),
             ErrorKind::DisplayHelp => {
-                return Ok(Request::Print(
-                    help(argv).unwrap_or(error).render().to_string(),
-                ));
+                return Ok(Request::Print(help(&argv)));
             }
             _ => return Err(usage::failure(&error, &definitions())),
         },
@@ -280,9 +359,33 @@ pub(crate) fn is_evaluated(argv: impl Iterator<Item = OsString>) -> bool {
     }
 }
 
-/// The requested help, from the definitions that name the variables.
-fn help(argv: Vec<OsString>) -> Option<clap::Error> {
-    command().try_get_matches_from(argv).err()
+/// The requested help. The short form is one screen; the long form names the variables, and has the options of all
+/// sub-commands at its end.
+fn help(argv: &[OsString]) -> String {
+    let long = argv.iter().any(|word| word == "--help");
+    let mut root = command();
+    let requested = partial::sub_command(argv)
+        .and_then(|name| root.find_subcommand_mut(name))
+        .cloned();
+    let mut command = requested.unwrap_or(root);
+    if !long {
+        return shortened(command).render_help().to_string();
+    }
+    let common: Vec<Id> = command
+        .get_arguments()
+        .filter(|arg| arg.is_global_set())
+        .map(|arg| arg.get_id().clone())
+        .collect();
+    for id in common {
+        // Puts the argument behind the others: the order of the headings is that of the arguments.
+        command = command.mut_arg(id, |arg| arg);
+    }
+    command.render_long_help().to_string()
+}
+
+/// Without the variables' names.
+fn shortened(command: clap::Command) -> clap::Command {
+    command.mut_args(|arg| arg.hide_env(true))
 }
 
 fn completions(shell: Shell) -> &'static str {

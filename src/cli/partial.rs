@@ -8,9 +8,12 @@ use crate::config::layers::Layers;
 use crate::config::{self, Settings};
 use crate::output::exit::Failure;
 
+fn lenient() -> clap::Command {
+    with_subcommands(|_| true).ignore_errors(true)
+}
+
 fn matches(words: &[OsString]) -> Option<clap::ArgMatches> {
-    let lenient = with_subcommands(|_| true).ignore_errors(true);
-    lenient.try_get_matches_from(words).ok()
+    lenient().try_get_matches_from(words).ok()
 }
 
 /// The settings from the arguments, the variables and the file.
@@ -18,6 +21,13 @@ pub(crate) fn connection_of(words: &[OsString]) -> Result<Settings, Failure> {
     let flags = matches(words).as_ref().map(flags).unwrap_or_default();
     let variables = |name: &str| std::env::var_os(name);
     config::resolve(&Layers::load(flags, &variables)?, &mut Vec::new())
+}
+
+/// The sub-command of a line that asks for help.
+pub(super) fn sub_command(words: &[OsString]) -> Option<String> {
+    let lenient = lenient().mut_subcommands(|sub| sub.disable_help_flag(true));
+    let matches = lenient.disable_help_flag(true).try_get_matches_from(words);
+    matches.ok()?.subcommand_name().map(str::to_owned)
 }
 
 /// The position of the command's first word, if it is before `position`.

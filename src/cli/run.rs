@@ -18,35 +18,35 @@ use crate::output::exit::{Failure, OrFail};
 #[derive(Args, Debug)]
 pub(crate) struct RunArgs {
     /// Name of the lock, 1 to 255 bytes
-    #[arg(value_hint = ValueHint::Other)]
+    #[arg(hide_short_help = true, value_hint = ValueHint::Other)]
     name: OsString,
 
-    /// Command and its arguments; every word from here on is the command's
-    #[arg(trailing_var_arg = true, value_hint = ValueHint::CommandWithArguments)]
+    /// Command and its arguments; every word from here on belongs to the command
+    #[arg(hide_short_help = true, trailing_var_arg = true, value_hint = ValueHint::CommandWithArguments)]
     command: Vec<OsString>,
 
     /// Run STRING with $SHELL -c instead of a command
-    #[arg(short = 'c', long = "command", value_name = "STRING", allow_hyphen_values = true, value_hint = ValueHint::CommandString)]
+    #[arg(short = 'c', long = "command", hide_short_help = true, value_name = "STRING", allow_hyphen_values = true, value_hint = ValueHint::CommandString)]
     string: Option<OsString>,
-
-    #[command(flatten)]
-    local: local::LocalArgs,
 
     #[command(flatten)]
     lock: lock::LockArgs,
 
-    /// What to do with processes that the command leaves behind: kill, wait or leave; default kill
+    /// Run at once if a parent dlock holds the lock
     ///
-    /// kill: end them, then release the lock. wait: hold the lock until the last one has ended, as flock(1) does.
+    /// Without it dlock refuses such a run, which would wait for itself.
+    #[arg(long, help_heading = "Sharing")]
+    reentrant: bool,
+
+    /// Orphans: kill, wait or leave [default: kill]
+    ///
+    /// Orphans are processes that run on when the command has ended. kill: stop them, then release the lock. wait: hold the lock until the last one has ended, as flock(1) does.
     /// leave: release the lock and let them run.
-    #[arg(long, value_name = "WHAT", value_parser = ["kill", "wait", "leave"], hide_possible_values = true)]
+    #[arg(long, help_heading = "Stopping", value_name = "WHAT", value_parser = ["kill", "wait", "leave"], hide_possible_values = true)]
     leftovers: Option<String>,
 
-    /// Run the command straight away if the lock is held around this one already
-    ///
-    /// Without it that is refused: dlock would wait for itself.
-    #[arg(long)]
-    reentrant: bool,
+    #[command(flatten)]
+    local: local::LocalArgs,
 }
 
 /// The resolved options.

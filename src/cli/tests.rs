@@ -572,6 +572,139 @@ fn help_and_version_are_for_stdout() {
     );
 }
 
+/// The short help of a sub-command, or of dlock itself, on a terminal of 80 columns.
+fn short_help(sub: &str) -> String {
+    let mut root = super::command();
+    let command = root.find_subcommand_mut(sub).cloned().unwrap_or(root);
+    super::shortened(command)
+        .term_width(80)
+        .render_help()
+        .to_string()
+}
+
+fn subcommands() -> Vec<String> {
+    let root = definitions();
+    let names = root.get_subcommands().map(clap::Command::get_name);
+    names.map(str::to_owned).collect()
+}
+
+#[test]
+fn a_short_help_fits_a_screen() {
+    for sub in subcommands().iter().map(String::as_str).chain([""]) {
+        let text = short_help(sub);
+        // `hold` has a group of options more than `run`.
+        let most = if sub == "hold" { 46 } else { 40 };
+        assert!(text.lines().count() <= most, "{text}");
+        assert!(text.lines().all(|line| line.len() <= 80), "{text}");
+        assert!(
+            text.starts_with("Usage: dlock") && text.contains("More: dlock help"),
+            "{text}"
+        );
+        assert!(
+            !text.contains("[env:") && !text.contains("; default"),
+            "{text}"
+        );
+    }
+    let run = short_help("run");
+    let headings = run
+        .lines()
+        .filter(|line| line.ends_with(':'))
+        .collect::<Vec<_>>();
+    assert_eq!(
+        headings,
+        [
+            "Waiting:",
+            "Sharing:",
+            "Timing:",
+            "Stopping:",
+            "Reporting:",
+            "Lock store:",
+            "Examples:"
+        ]
+    );
+    assert_eq!(
+        run.split("Examples:\n")
+            .nth(1)
+            .unwrap()
+            .matches("  dlock run ")
+            .count(),
+        3
+    );
+}
+
+#[test]
+fn the_options_of_all_subcommands_are_in_one_short_help() {
+    assert!(short_help("").contains("--endpoints") && short_help("").contains("--log-format"));
+    for sub in subcommands() {
+        let text = short_help(&sub);
+        assert!(
+            !text.contains("--endpoints") && !text.contains("--log-format"),
+            "{text}"
+        );
+        let Ok(Request::Print(long)) = parse_args(&["help", &sub], &[]) else {
+            panic!("no help of {sub}");
+        };
+        let asks_etcd = !["fence", "release", "completions"].contains(&&*sub);
+        assert_eq!(long.contains("--endpoints"), asks_etcd, "{long}");
+        assert_eq!(
+            long.contains("--log-format"),
+            sub != "completions",
+            "{long}"
+        );
+        // Behind those of the sub-command.
+        let own = long.find("--local").unwrap_or(0);
+        assert!(
+            !asks_etcd || sub == "break" || own < long.find("--endpoints").unwrap(),
+            "{long}"
+        );
+    }
+}
+
+#[test]
+fn help_is_that_of_the_subcommand_wherever_it_is_requested() {
+    let print = |args: &[&str]| match parse_args(args, &[]) {
+        Ok(Request::Print(text)) => text,
+        _ => panic!("{args:?}"),
+    };
+    for args in [
+        &["run", "-h"][..],
+        &["--prefix", "ls", "run", "-h"],
+        &["run", "x", "-n", "-h"],
+        &["run", "-qh"],
+    ] {
+        assert!(print(args).starts_with("Usage: dlock run "), "{args:?}");
+    }
+    for args in [
+        &["ls", "--help"][..],
+        &["list", "--help"],
+        &["help", "list"],
+    ] {
+        assert_eq!(print(args), print(&["help", "ls"]), "{args:?}");
+    }
+    assert_eq!(print(&["help"]), print(&["--help"]));
+}
+
+#[test]
+fn a_word_of_another_tool_gets_a_hint() {
+    for (word, hint) in [
+        ("lock", "dlock run NAME"),
+        ("exec", "dlock run NAME"),
+        ("unlock", "dlock release"),
+        ("lst", "'list'"),
+    ] {
+        let text = refused(&[word, "x"], &[]);
+        assert!(
+            text.contains(&format!("unrecognized subcommand '{word}'")),
+            "{text}"
+        );
+        assert!(text.contains(hint), "{text}");
+    }
+    assert!(matches!(
+        parse_args(&["list", "--local=/v"], &[]),
+        Ok(Request::Task(task)) if matches!(task.work, Work::List(..))
+    ));
+}
+
 #[test]
 fn flag_before_variable_before_etcdctl_before_file_before_default() {
     let directory = TestDir::new("layers");

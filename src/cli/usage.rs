@@ -25,10 +25,7 @@ pub(super) fn failure(error: &Error, definitions: &Command) -> Failure {
     // The first usage line of the sub-command.
     let usage = text.lines().find_map(|line| line.strip_prefix("Usage: "));
     let other = match error.kind() {
-        // Similar tools have no sub-command: `flock FILE COMMAND`.
-        ErrorKind::InvalidSubcommand => {
-            "to run a command under a lock: dlock run NAME -- COMMAND [ARG...]"
-        }
+        ErrorKind::InvalidSubcommand => instead_of(error.get(ContextKind::InvalidSubcommand)),
         ErrorKind::MissingRequiredArgument => usage.unwrap_or("dlock --help lists what there is"),
         _ => "dlock --help and dlock run --help list the options",
     };
@@ -40,6 +37,19 @@ pub(super) fn failure(error: &Error, definitions: &Command) -> Failure {
                 .unwrap_or_else(|| other.to_owned()),
         ),
         error: anyhow!(what),
+    }
+}
+
+/// What a user of another tool wants by this word. Similar tools have no sub-command: `flock FILE COMMAND`.
+fn instead_of(unknown: Option<&ContextValue>) -> &'static str {
+    match unknown {
+        Some(ContextValue::String(word)) if word == "lock" => {
+            "dlock run NAME -- COMMAND [ARG...] runs a command under a lock; dlock hold NAME holds a lock without one"
+        }
+        Some(ContextValue::String(word)) if word == "unlock" => {
+            "dlock run releases its lock by itself; dlock release ends a dlock hold --background; dlock break NAME asks another holder"
+        }
+        _ => "to run a command under a lock: dlock run NAME -- COMMAND [ARG...]",
     }
 }
 

@@ -255,7 +255,7 @@ fn a_command_is_stopped_at_its_limit() {
     assert_eq!(oracle.tokens().len(), 2);
 }
 
-/// "Send away those who wait already: the newest request wins"; the holder only with `holder`.
+/// "Ask earlier waiters to leave: the newest wins"; the holder only with `holder`.
 #[test]
 fn the_newest_request_supersedes() {
     let etcd = Etcd::shared();
