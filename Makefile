@@ -4,6 +4,7 @@
 # make faults        the same faults on dlock and its peers, as one table (seven minutes; ten with consul)
 # make bench         what dlock costs beside its peers and beside a bare client, as tables and as JSON (ten minutes)
 # make soak SECONDS= random faults for that long, with a seed that is printed and replays by SEED=
+# make pictures      records the animated terminals of the README anew, from a real run
 # make mutants       the tests themselves: each promise is broken once, and a test must notice
 # make install [PREFIX=/usr/local] [DESTDIR=]     program, manual pages, completions; make uninstall takes them away
 # make deb           a Debian package in target/debian
@@ -16,8 +17,8 @@ CARGO ?= cargo
 export RUST_TEST_THREADS ?= 4
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
-.PHONY: help build demo test test-matrix mutants faults bench soak install uninstall deb deb-test \
-    tools-build tools-demo tools-test tools-bench tools-mutants tools-deb tools-deb-test
+.PHONY: help build demo test test-matrix mutants faults bench pictures soak install uninstall deb deb-test \
+    tools-build tools-demo tools-test tools-bench tools-pictures tools-mutants tools-deb tools-deb-test
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -57,6 +58,9 @@ faults: tools-test
 
 bench: tools-bench
 	$(CARGO) bench --locked --bench speed -- --json target/speed.json
+
+pictures: build tools-pictures
+	pictures/record.py target/release/dlock pictures/run.svg
 
 mutants: tools-mutants
 	CARGO=$(CARGO) tests/mutants.sh
@@ -135,6 +139,10 @@ tools-deb-test:
 
 tools-bench: tools-test
 	$(call need,hyperfine=hyperfine flock=util-linux)
+
+tools-pictures:
+	$(call need,$(ETCD) unshare=util-linux mount=mount hostname=hostname /usr/bin/python3=python3 \
+	    /usr/lib/python3/dist-packages/pyte=python3-pyte)
 
 tools-mutants: tools-test
 	$(call need,patch=patch timeout=coreutils)

@@ -1,6 +1,9 @@
 //! The man pages and the README's exit table agree with the definitions.
 //! `SNAPSHOTS=overwrite cargo test --test assets` writes them anew.
 
+#[path = "assets/timeline.rs"]
+mod timeline;
+
 use std::env;
 use std::fmt::Write as _;
 use std::fs;
@@ -306,6 +309,11 @@ fn man_pages() {
         let name = format!("dlock-{}", command.get_name());
         assert!(written.contains(&name), "no man/notes/{name}.roff");
     }
+}
+
+#[test]
+fn picture_of_a_loss() {
+    check("pictures/loss.svg", &timeline::svg());
 }
 
 #[test]
