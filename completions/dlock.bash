@@ -17,7 +17,7 @@ _dlock() {
     done
     local position=$((${#words[@]} - 1)) answer candidate
     local before=${words[position]%"$begun"}
-    mapfile -t answer < <(DLOCK_COMPLETE=$position "$1" "${words[@]:1}" 2>/dev/null)
+    mapfile -t answer < <("$1" __complete "$position" "${words[@]:1}" 2>/dev/null)
     COMPREPLY=()
     if [[ ${answer[0]} == $'\tcommand '* ]]; then
         if declare -F _command_offset >/dev/null; then

@@ -3,7 +3,7 @@
 function __dlock_complete
     set -l words (commandline --tokenize --current-process --cut-at-cursor) (commandline --current-token --cut-at-cursor)
     set -l position (math (count $words) - 1)
-    set -l answer (DLOCK_COMPLETE=$position command $words[1] $words[2..] 2>/dev/null)
+    set -l answer (command $words[1] __complete $position $words[2..] 2>/dev/null)
     if string match --quiet --regex '^\tcommand ' -- $answer[1]
         set -l first (math (string match --regex '\d+$' -- $answer[1]) + 1)
         complete --do-complete (string join ' ' -- (string escape -- $words[$first..-2]) $words[-1])

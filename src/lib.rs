@@ -83,10 +83,7 @@ fn run() -> Result<Exit, Failure> {
     {
         return hold::hold_child(args);
     }
-    // Another value of that variable is not from our completion scripts, and must not keep a command from running.
-    let position = std::env::var(complete::VARIABLE).ok();
-    if let Some(position) = position.and_then(|text| text.parse().ok()) {
-        let answer = complete::answer(position, &argv);
+    if let Some(answer) = complete::requested(&argv) {
         let _ = std::io::stdout().write_all(answer.as_bytes());
         return Ok(Exit::Done);
     }

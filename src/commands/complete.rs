@@ -18,8 +18,8 @@ use crate::core::text::is_hostile;
 use crate::etcd::listing::EtcdReader;
 use crate::lock::reader::Selection;
 
-/// The scripts in `completions/` set it to the position of the word to complete, and pass all words as arguments.
-pub(crate) const VARIABLE: &str = "DLOCK_COMPLETE";
+/// The first argument of a request for candidates. A variable could stay exported, and then no command would run.
+const REQUEST: &str = "__complete";
 
 /// Units of time, the most frequent first.
 const UNITS: [(&str, &str); 5] = [
@@ -39,10 +39,21 @@ const READ_TIMEOUT: Duration = Duration::from_millis(300);
 /// A longer list does not help.
 const MAX_NAMES: i64 = 500;
 
+/// The answer to `dlock __complete POSITION WORD...`, as the scripts in `completions/` ask: the words of the line behind
+/// `dlock`, and the position of the word to complete among them, from 1 on. `None` for any other command line.
+pub(crate) fn requested(argv: &[OsString]) -> Option<String> {
+    let [program, request, position, words @ ..] = argv else {
+        return None;
+    };
+    let position = position.to_str().filter(|_| request == REQUEST)?;
+    let words = [std::slice::from_ref(program), words].concat();
+    Some(answer(position.parse().ok()?, &words))
+}
+
 /// One candidate per line, with its description behind a tab. A line that begins with a tab is an order to the shell:
 /// `command` and the position of the command's first word, to complete as if dlock were absent, or `files`. Errors are
 /// silent: they must not disturb the user's prompt.
-pub(crate) fn answer(position: usize, words: &[OsString]) -> String {
+fn answer(position: usize, words: &[OsString]) -> String {
     if position > words.len() {
         return String::new();
     }

@@ -187,8 +187,8 @@ fn an_etcd_that_does_not_answer_delays_no_completion() {
     let link = Link::silent();
     let complete = |endpoint: &str| {
         let started_at = boot_clock();
-        let dlock = Dlock::at(endpoint).env("DLOCK_COMPLETE", "2");
-        let outcome = dlock.args(["run", "job"]).stdin(Stdio::null()).finish();
+        let dlock = Dlock::at(endpoint).args(["__complete", "2", "run", "job"]);
+        let outcome = dlock.stdin(Stdio::null()).finish();
         outcome.expect_code(0).expect_silent().expect_stdout("");
         since(started_at)
     };
@@ -211,15 +211,23 @@ fn a_name_with_blanks_is_quoted() {
         .expect_stdout(&name);
 }
 
-/// "A variable that is empty counts as not set": and one that no shell has set does not keep a command from running.
+/// "No variable keeps a command from running": nor a word of the completion scripts.
 #[test]
 fn a_call_that_is_not_from_a_shell_gets_no_completions() {
-    for position in ["", "bash", "-1"] {
+    for position in ["", "bash", "-1", "1", "3"] {
         Dlock::on(Etcd::shared())
             .env("DLOCK_COMPLETE", position)
             .run([&unique("complete"), "echo", "ran"])
             .finish()
             .expect_code(0)
             .expect_stdout("ran\n");
+    }
+    Dlock::on(Etcd::shared())
+        .run(["__complete", "echo", "3"])
+        .finish()
+        .expect_code(0)
+        .expect_stdout("3\n");
+    for words in [&["__complete"][..], &["__complete", "x", "run"]] {
+        Dlock::on(Etcd::shared()).args(words).finish().expect_code(125);
     }
 }
