@@ -182,8 +182,9 @@ impl Eviction<'_> {
     }
 
     async fn remove(&self, entry: &ListedEntry) -> Result<Exit, Failure> {
-        let evicted = eviction::remove_entry(&self.cluster, &entry.entry, self.limit).await;
-        evicted.map_err(|error| self.failed(error))?;
+        let (cluster, queue) = (&self.cluster, &self.queue);
+        let removed = eviction::remove_entry(cluster, queue, &entry.entry, self.limit).await;
+        removed.map_err(|error| self.failed(error))?;
         let name = &self.order.name;
         match entry.entry.grace().filter(|_| entry.holds) {
             Some(grace) if entry.entry.is_kept() => warn!(

@@ -152,12 +152,18 @@ fn status(lock: &ListedLock) -> String {
         };
         rows.push([vec![which], cells(one)].concat());
     }
+    let permanent = lock.entries.iter().filter_map(|one| one.entry.permanent());
+    let notes = permanent.map(|key| {
+        let (what, hint) = (key.describe(), key.remedy(&lock.name));
+        format!("token {}: {what}\nhint: {hint}\n", key.token)
+    });
     format!(
-        "{}: {} holding, {} waiting\n{}",
+        "{}: {} holding, {} waiting\n{}{}",
         lock.shown_name(),
         lock.holders().count(),
         lock.waiting(),
-        table(&rows)
+        table(&rows),
+        notes.collect::<String>()
     )
 }
 

@@ -43,9 +43,11 @@ impl NotAcquired {
                     WaitPolicy::NoWait => "",
                     WaitPolicy::Timeout(_) | WaitPolicy::Forever => " still",
                 };
+                let permanent = ahead.permanent.map(|key| format!("; {}", key.describe()));
                 let line = format!(
-                    "the lock '{name}' is{still} held by {}",
-                    who(ahead.holder.as_ref())
+                    "the lock '{name}' is{still} held by {}{}",
+                    who(ahead.holder.as_ref()),
+                    permanent.unwrap_or_default()
                 );
                 not_acquired(events::BUSY, line)
             }

@@ -10,6 +10,7 @@ use std::time::Duration;
 use tracing::{Level, enabled, info, warn};
 
 use crate::core::name::LockName;
+use crate::core::proof::FencingToken;
 use crate::core::text::{format_duration, seconds};
 use crate::core::time::Instant;
 use crate::core::wait_status::WaitStatus;
@@ -92,6 +93,8 @@ struct State {
     live: Option<LiveLine>,
     /// Time of the last log line.
     logged_at: Option<Instant>,
+    /// The key without a lease that was logged.
+    last_permanent: Option<FencingToken>,
     /// The last error that was logged.
     last_error: Option<String>,
 }
@@ -104,6 +107,7 @@ impl<'a> WaitReporter<'a> {
                 status: WaitStatus::new(name.clone(), began_at, give_up_at),
                 live: None,
                 logged_at: None,
+                last_permanent: None,
                 last_error: None,
             }),
         }
@@ -112,13 +116,26 @@ impl<'a> WaitReporter<'a> {
     /// Records an event and reports it.
     pub(super) fn on_event(&self, waiting: &WaitEvent) {
         let now = clock::now();
-        let mut state = self.state.borrow_mut();
+        let state = &mut *self.state.borrow_mut();
         let (status, name) = (&mut state.status, self.name);
         let in_lines = output_mode() == OutputMode::Lines || enabled!(Level::INFO);
         // An event with a line of its own only redraws the live line.
         let mut due = false;
         match waiting {
             WaitEvent::Behind(ahead) => {
+                if let Some(key) = ahead.permanent.as_ref()
+                    && state.last_permanent != Some(key.token)
+                {
+                    state.last_permanent = Some(key.token);
+                    let (what, hint) = (key.describe(), key.remedy(&name.to_string()));
+                    warn!(
+                        event = events::PERMANENT_KEY,
+                        lock = %name,
+                        token = key.token.0,
+                        hint,
+                        "the lock '{name}' is not free: {what}"
+                    );
+                }
                 status.behind(now, ahead.holder.as_ref(), ahead.count);
                 state.last_error = None;
                 due = true;

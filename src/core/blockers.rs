@@ -7,6 +7,8 @@ use super::holder::{Holder, StopKind, StopRequest};
 use super::lock_delay::Predecessor;
 use super::proof::{FencingToken, LeaseId};
 use super::request::{Mode, Supersede};
+use super::text::printable;
+use super::time::LeaseTimings;
 
 /// An entry of the queue, as it was read.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,16 +29,29 @@ impl QueueEntry {
         mode.unwrap_or(Mode::Exclusive)
     }
 
+    /// The key, if it is in etcd and has no lease. A local entry has no revision.
+    pub fn permanent(&self) -> Option<PermanentKey> {
+        let is_permanent = self.lease == LeaseId::NONE && self.mod_revision > 0;
+        is_permanent.then(|| PermanentKey {
+            key: self.key.clone(),
+            token: self.token,
+        })
+    }
+
     /// Whether its owner has one of the slots.
     pub fn has_slot(&self) -> bool {
         let slot = self.record.as_ref().and_then(|record| record.slot);
         slot.is_some()
     }
 
-    /// Time that the command of its owner, or an earlier one, may need to end; `None` for clients that announce none, and
-    /// when no command runs any more.
+    /// Time that the command of its owner, or an earlier one, may need to end, never more than a dlock can have; `None` for
+    /// clients that announce none, and when no command runs any more.
     pub fn grace(&self) -> Option<Duration> {
-        let grace = self.record.as_ref()?.grace();
+        let grace = self
+            .record
+            .as_ref()?
+            .grace()
+            .min(LeaseTimings::longest_grace());
         (!self.is_cooling() || !grace.is_zero()).then_some(grace)
     }
 
@@ -59,6 +74,31 @@ impl QueueEntry {
     pub fn predecessor(&self) -> Option<Predecessor> {
         let grace = self.grace()?;
         Some(Predecessor::new(self.lease, self.token, grace))
+    }
+}
+
+/// The key of an entry that has no lease, which no dlock creates: it keeps the lock until somebody deletes it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PermanentKey {
+    key: String,
+    pub token: FencingToken,
+}
+
+impl PermanentKey {
+    /// For people.
+    pub fn describe(&self) -> String {
+        printable(&format!(
+            "its key '{}' has no lease, so it never expires",
+            self.key
+        ))
+    }
+
+    /// How to delete it.
+    pub fn remedy(&self, name: &str) -> String {
+        printable(&format!(
+            "once nothing runs under it: dlock break '{name}' --token {} --now --yes",
+            self.token
+        ))
     }
 }
 

@@ -174,7 +174,9 @@ impl Holder {
                 longest.truncate(end);
             }
             // Escapes alone can make a short link long.
-            _ => self.url = None,
+            _ if self.url.is_some() => self.url = None,
+            // No mode of dlock is long; an unknown one counts as exclusive, as an empty one does.
+            _ => self.mode.clear(),
         }
     }
 
@@ -354,6 +356,17 @@ mod tests {
         assert_eq!((cut.user.as_str(), cut.pid, cut.url), ("alice", 12, None));
     }
 
+    /// dlock adds a request to a record that another client has written.
+    #[test]
+    fn a_long_mode_is_cut() {
+        let long = Holder {
+            mode: "m".repeat(3000),
+            ..alice()
+        };
+        let cut = Holder::parse(long.to_json().as_bytes()).unwrap();
+        assert_eq!((cut.mode.as_str(), cut.mode()), ("", None));
+    }
+
     proptest! {
         #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
@@ -380,9 +393,9 @@ mod tests {
         }
 
         #[test]
-        fn any_record_fits(note in ".{0,2000}", program in ".{0,2000}", host in ".{0,500}", url in ".{0,1500}", why in ".{0,900}") {
+        fn any_record_fits(note in ".{0,2000}", program in ".{0,2000}", host in ".{0,500}", url in ".{0,1500}", why in ".{0,900}", mode in ".{0,900}") {
             let asked = Some(StopRequest { to: StopKind::Stop, by: host.clone(), why: Some(why) });
-            let holder = Holder { note: Some(note), program, host, url: Some(url), asked, ..alice() };
+            let holder = Holder { note: Some(note), program, host, url: Some(url), asked, mode, ..alice() };
             let json = holder.to_json();
             prop_assert!(json.len() <= MAX_RECORD_BYTES);
             prop_assert!(Holder::parse(json.as_bytes()).is_some());

@@ -183,6 +183,7 @@ impl ListedEntry {
         match (self.left, self.lease()) {
             (Some(left), _) => format_duration(left).to_string(),
             (None, Some(_)) => "?".to_owned(),
+            (None, None) if self.entry.permanent().is_some() => "never ends".to_owned(),
             (None, None) => "-".to_owned(),
         }
     }

@@ -53,12 +53,16 @@ impl Predecessor {
         }
     }
 
-    /// Time that its command, or an earlier one, may take to end after the stop signal. It is limited to the maximum
-    /// grace of the longest lease, for any value in the record.
+    /// Time that its command, or an earlier one, may take to end after the stop signal; never more than a dlock can have,
+    /// for any value in the record. The lease's own TTL is no limit: a waiter announces the grace of a holder before it,
+    /// whose lease may be longer.
     pub fn grace(&self) -> Duration {
-        Duration::from_millis(self.grace_ms).min(LeaseTimings::max_grace(LeaseTimings::LONGEST_TTL))
+        Duration::from_millis(self.grace_ms).min(LeaseTimings::longest_grace())
     }
 }
+
+/// Maximum length of a release record in bytes, ample for one behind thousands of entries. A longer one counts as no record.
+const MAX_RECORD_BYTES: usize = 256 * 1024;
 
 /// An entry that a waiter, which gave up during a lock delay, has left for the rest of that delay.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -119,8 +123,11 @@ impl ReleaseRecord {
         }
     }
 
-    /// Parses `value`. `None` if it is not understood, which counts as no record.
+    /// Parses `value`. `None` if it is not understood or far too long, which counts as no record.
     pub fn parse(value: &[u8]) -> Option<Self> {
+        if value.len() > MAX_RECORD_BYTES {
+            return None;
+        }
         serde_json::from_slice(value).ok()
     }
 }
@@ -161,7 +168,8 @@ impl Predecessors {
             self.vanished = Some((latest.max(until), most.max(grace)));
         }
         self.kept = there;
-        let until = |one: &Kept| now + one.left + KEPT_LONGER;
+        // A lease may be longer than its writer needs.
+        let until = |one: &Kept| now + one.left.min(lock_delay(one.grace)) + KEPT_LONGER;
         self.kept.extend(kept.iter().map(|one| (*one, until(one))));
         (self.awaited, self.none, self.first) = (awaited, none, first);
         // The kept entry has expired.
@@ -411,10 +419,43 @@ mod tests {
         }
     }
 
+    /// A dlock with the longest TTL may have the longest grace, so that one is never shortened.
     #[test]
-    fn no_grace_is_longer_than_the_longest_lease_allows() {
-        let forged = Predecessor::new(LeaseId(1), TOKEN, Duration::MAX);
-        assert!(forged.grace() < Duration::from_hours(12));
+    fn a_grace_is_limited_to_the_longest_that_a_dlock_can_have() {
+        let longest = LeaseTimings::max_grace(LeaseTimings::LONGEST_TTL);
+        for (announced, counts) in [
+            (Duration::MAX, longest),
+            (longest + Duration::from_millis(1), longest),
+            (longest, longest),
+            (Duration::from_secs(7), Duration::from_secs(7)),
+        ] {
+            let one = Predecessor::new(LeaseId(1), TOKEN, announced);
+            assert_eq!(one.grace(), counts);
+        }
+    }
+
+    /// Any client can put such an entry under a lease of years and delete it.
+    #[test]
+    fn a_kept_entry_delays_no_longer_than_its_command_may_run() {
+        let mut before = Predecessors::default();
+        let kept = Kept {
+            token: FencingToken(3),
+            left: Duration::MAX,
+            grace: Duration::from_secs(4),
+        };
+        let kept = vec![kept];
+        before.update(
+            at(10),
+            Sight {
+                kept,
+                ..sight(&[3])
+            },
+        );
+        before.update(at(10), sight(&[]));
+        assert_eq!(
+            before.free_at(),
+            Some(at(10) + lock_delay(Duration::from_secs(4)) + KEPT_LONGER)
+        );
     }
 
     #[test]
@@ -462,6 +503,9 @@ mod tests {
         for value in ["", "x", r#"{"later":1}"#, r#"{"behind":7}"#] {
             assert_eq!(ReleaseRecord::parse(value.as_bytes()), None, "{value}");
         }
+        let readers = |count: i64| behind(&(1..count).collect::<Vec<_>>()).to_json();
+        assert!(ReleaseRecord::parse(readers(2_000).as_bytes()).is_some());
+        assert_eq!(ReleaseRecord::parse(readers(20_000).as_bytes()), None);
     }
 
     #[test]

@@ -106,6 +106,11 @@ impl LeaseTimings {
         Self::safe_lifetime(ttl).saturating_sub(ttl / 5 * 2)
     }
 
+    /// The longest grace that any dlock can have. A record that announces more is not from a dlock.
+    pub fn longest_grace() -> Duration {
+        Self::max_grace(Self::LONGEST_TTL)
+    }
+
     /// Time from the sending of a proof's keepalive in which the lock is certainly held.
     fn safe_lifetime(ttl: Duration) -> Duration {
         (ttl / Self::CLOCK_DRIFT_SHARE * (Self::CLOCK_DRIFT_SHARE - 1))

@@ -26,6 +26,10 @@ use crate::config::Tls;
 use crate::config::endpoint::Endpoint;
 use crate::core::text::format_duration;
 
+/// The longest answer that dlock accepts. etcd takes values of up to 1.5 MiB, and a read of a queue has up to six of them;
+/// longer reads are split into smaller ones.
+const MAX_ANSWER_BYTES: usize = 10 * 1024 * 1024;
+
 /// A connection that is never reopened: when it breaks, everything on it fails, so all its answers are from one server.
 ///
 /// The whole client is some KiB large. A caller copies the part that it needs.
@@ -37,7 +41,8 @@ pub(crate) struct Connection {
 impl Connection {
     /// The client for keys and transactions.
     pub(crate) fn kv(&self) -> KvClient {
-        self.client.kv_client()
+        let client = self.client.kv_client();
+        client.max_decoding_message_size(MAX_ANSWER_BYTES)
     }
 
     pub(crate) fn leases(&self) -> LeaseClient {
@@ -45,7 +50,8 @@ impl Connection {
     }
 
     pub(crate) fn watches(&self) -> WatchClient {
-        self.client.watch_client()
+        let client = self.client.watch_client();
+        client.max_decoding_message_size(MAX_ANSWER_BYTES)
     }
 
     /// Whether both are the same connection, not only to the same endpoint.

@@ -54,6 +54,11 @@ impl From<&Status> for LockError {
     }
 }
 
+/// Whether the answer is longer than dlock accepts: tonic's message.
+pub(super) fn is_too_long(error: &LockError) -> bool {
+    error.cause.contains("message length too large")
+}
+
 /// The state of an attempt after the answer to its grant.
 pub(super) fn attempt_after<T>(granted: &Result<T, LockError>) -> Attempt {
     match granted {

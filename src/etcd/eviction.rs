@@ -3,11 +3,11 @@
 
 use std::time::Duration;
 
-use etcd_client::{Compare, CompareOp, GetOptions, PutOptions, Txn, TxnOp};
+use etcd_client::{Compare, CompareOp, PutOptions, Txn, TxnOp};
 
 use super::Cluster;
 use super::connection::Connection;
-use super::error::{ErrorKind, LockError};
+use super::error::LockError;
 use super::queue::read_entries;
 use crate::core::blockers::QueueEntry;
 use crate::core::holder::{Holder, StopRequest};
@@ -64,36 +64,30 @@ pub(crate) async fn request_stop(
     cluster.call(limit, asking).await
 }
 
-/// Removes an entry: revokes its lease, or deletes a key that has none.
+/// Deletes the key of an entry, and its slot. Its lease stays: any client can put a key under the lease of another one, whose
+/// locks would end with it.
 pub(crate) async fn remove_entry(
     cluster: &Cluster,
+    queue: &LockKeys,
     entry: &QueueEntry,
     limit: Duration,
 ) -> Result<(), LockError> {
+    let key = entry.key.as_str();
+    let slot = entry.record.as_ref().and_then(|record| record.slot);
+    let slot = slot.map(|slot| {
+        let slot = queue.slot(slot);
+        // The record may name the slot of another entry.
+        let theirs = Compare::value(slot.as_str(), CompareOp::Equal, entry.token.to_string());
+        TxnOp::txn(
+            Txn::new()
+                .when([theirs])
+                .and_then([TxnOp::delete(slot, None)]),
+        )
+    });
+    let removal: Vec<TxnOp> = slot.into_iter().chain([TxnOp::delete(key, None)]).collect();
     let removing = async |etcd: Connection| {
-        if entry.lease.0 != 0 {
-            match etcd
-                .leases()
-                .revoke(entry.lease.0)
-                .await
-                .map_err(LockError::from)
-            {
-                Err(error) if error.kind == ErrorKind::LeaseNotFound => {
-                    // The lease has ended by itself, unless a member of another cluster says so; only an answer with a
-                    // header shows the cluster.
-                    let count = Some(GetOptions::new().with_count_only());
-                    let answer = etcd.kv().get(entry.key.as_str(), count).await?;
-                    cluster.check_header(answer.header())?;
-                }
-                revoked => drop(cluster.check_header(revoked?.header())?),
-            }
-            return Ok(());
-        }
-        let key = entry.key.as_str();
         let there = Compare::create_revision(key, CompareOp::Equal, entry.token.0);
-        let txn = Txn::new()
-            .when([there])
-            .and_then([TxnOp::delete(key, None)]);
+        let txn = Txn::new().when([there]).and_then(removal.clone());
         let answer = etcd.kv().txn(txn).await?;
         cluster.check_header(answer.header())?;
         Ok(())

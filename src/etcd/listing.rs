@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use etcd_client::{Error, GetOptions, GetResponse, WatchOptions};
+use etcd_client::{GetOptions, GetResponse, WatchOptions};
 use futures_util::FutureExt as _;
 use futures_util::stream::{self, StreamExt as _};
 
@@ -11,7 +11,7 @@ use super::Cluster;
 use super::backend::command_variables;
 use super::connection::Connection;
 use super::error::LockError;
-use super::queue::{holder, queue_entry};
+use super::queue::{holder, queue_entry, read_page};
 use crate::config::Settings;
 use crate::core::blockers::QueueEntry;
 use crate::core::keys::{LockKeys, lock_name_of, locks_prefix};
@@ -21,11 +21,9 @@ use crate::core::proof::{FencingToken, LeaseId};
 use crate::lock::reader::{Held, LockReader, Reading, Selection, Snapshot, Take};
 
 /// Keys per read.
-const PAGE_SIZE: i64 = 1000;
+const PAGE_SIZE: usize = 1000;
 /// Leases that are queried at once.
 const MAX_PARALLEL_READS: usize = 64;
-/// tonic's message for an answer above its size limit: other clients may have written long keys.
-const TOO_LONG: &str = "message length too large";
 /// Changes within this time are shown together.
 const CHANGE_SETTLE_TIME: Duration = Duration::from_millis(50);
 
@@ -190,20 +188,14 @@ async fn page(
     from: Vec<u8>,
     revision: i64,
 ) -> Result<GetResponse, LockError> {
-    let mut keys = PAGE_SIZE;
-    loop {
+    let page = read_page(PAGE_SIZE, async |keys| {
         let options = GetOptions::new()
             .with_range(range.to.clone())
             .with_revision(revision)
             .with_limit(keys);
-        match etcd.kv().get(from.clone(), Some(options)).await {
-            Err(Error::GRpcStatus(status)) if keys > 1 && status.message().contains(TOO_LONG) => {
-                keys /= 4;
-                keys = keys.max(1);
-            }
-            answer => return Ok(answer?),
-        }
-    }
+        Ok(etcd.kv().get(from.clone(), Some(options)).await?)
+    });
+    Ok(page.await?.0)
 }
 
 /// Adds the remaining time of the holders' leases.

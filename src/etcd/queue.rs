@@ -10,7 +10,7 @@ use etcd_client::{
 
 use super::Cluster;
 use super::connection::Connection;
-use super::error::LockError;
+use super::error::{LockError, is_too_long};
 use crate::core::blockers::{BlockerScan, Blockers, QueueEntry, holders};
 use crate::core::holder::Holder;
 use crate::core::keys::LockKeys;
@@ -23,7 +23,7 @@ use crate::lock::backend::QueuePosition;
 /// records are read in batches of this size, too.
 const PAGE_SIZE: usize = 100;
 /// Entries per request when a whole queue is read.
-const ENTRY_PAGE_SIZE: i64 = 500;
+const ENTRY_PAGE_SIZE: usize = 500;
 /// The most entries before ours that are counted.
 const MAX_COUNTED: usize = 1000;
 
@@ -58,6 +58,26 @@ impl QueueView {
             count: 0,
         }
     }
+}
+
+/// Runs a read of `most` keys, or of fewer if they do not fit into an answer: other clients may have written long values.
+/// Returns the number of keys that it was run with, too.
+pub(super) async fn read_page<T>(
+    most: usize,
+    read: impl AsyncFn(i64) -> Result<T, LockError>,
+) -> Result<(T, usize), LockError> {
+    let mut keys = most;
+    loop {
+        match read(i64::try_from(keys).unwrap_or(i64::MAX)).await {
+            Err(error) if keys > 1 && is_too_long(&error) => keys = (keys / 4).max(1),
+            page => return Ok((page?, keys)),
+        }
+    }
+}
+
+/// The read that shows whether a key is there, and under which lease.
+fn read_entry(key: impl Into<Vec<u8>>) -> TxnOp {
+    TxnOp::get(key, Some(GetOptions::new().with_keys_only()))
 }
 
 /// The read of the keys before a revision, as many as are counted. etcd's own count ignores revisions.
@@ -123,15 +143,18 @@ pub(super) async fn read_entries(
 ) -> Result<Vec<QueueEntry>, LockError> {
     let (mut entries, mut from) = (Vec::new(), 0);
     loop {
-        let mut options = GetOptions::new()
-            .with_range(queue.ended())
-            .with_sort(SortTarget::Create, SortOrder::Ascend)
-            .with_min_create_revision(from)
-            .with_limit(ENTRY_PAGE_SIZE);
-        if let Some(before) = before {
-            options = options.with_max_create_revision(before.0 - 1);
-        }
-        let answer = etcd.kv().get(queue.prefix(), Some(options)).await?;
+        let page = read_page(ENTRY_PAGE_SIZE, async |keys| {
+            let mut options = GetOptions::new()
+                .with_range(queue.ended())
+                .with_sort(SortTarget::Create, SortOrder::Ascend)
+                .with_min_create_revision(from)
+                .with_limit(keys);
+            if let Some(before) = before {
+                options = options.with_max_create_revision(before.0 - 1);
+            }
+            Ok(etcd.kv().get(queue.prefix(), Some(options)).await?)
+        });
+        let (answer, _) = page.await?;
         cluster.check_header(answer.header())?;
         entries.extend(answer.kvs().iter().filter_map(|key| entry_in(queue, key)));
         match answer.kvs().last().filter(|_| answer.more()) {
@@ -175,12 +198,12 @@ pub(super) struct QueueReader {
 
 impl QueueReader {
     /// The read of entries before a revision, from the nearest on or from the oldest.
-    fn before(&self, token: i64, order: SortOrder, limit: usize) -> TxnOp {
+    fn before(&self, token: i64, order: SortOrder, limit: i64) -> TxnOp {
         let options = GetOptions::new()
             .with_range(self.keys.ended())
             .with_sort(SortTarget::Create, order)
             .with_max_create_revision(token - 1)
-            .with_limit(i64::try_from(limit).unwrap_or(i64::MAX));
+            .with_limit(limit);
         TxnOp::get(self.keys.prefix(), Some(options))
     }
 
@@ -210,7 +233,7 @@ impl QueueReader {
         let nearest = &before[..before.len().min(1)];
         let decisive = || {
             let mut reads = vec![
-                TxnOp::get(self.keys.entry(entry.lease), None),
+                read_entry(self.keys.entry(entry.lease)),
                 self.before(token, SortOrder::Descend, 1),
             ];
             reads.extend(
@@ -298,9 +321,9 @@ impl QueueReader {
         one: &QueueEntry,
     ) -> Result<Option<QueueView>, LockError> {
         let reads = vec![
-            TxnOp::get(self.keys.entry(entry.lease), None),
+            read_entry(self.keys.entry(entry.lease)),
             self.read_release_record(one.lease),
-            TxnOp::get(one.key.as_str(), Some(GetOptions::new().with_keys_only())),
+            read_entry(one.key.as_str()),
         ];
         let (header, reads) = self.read(etcd, reads).await?;
         let [own, record, theirs] = &reads[..] else {
@@ -320,7 +343,7 @@ impl QueueReader {
         etcd: &Connection,
         entry: EntryId,
     ) -> Result<bool, LockError> {
-        let key = TxnOp::get(self.keys.entry(entry.lease), None);
+        let key = read_entry(self.keys.entry(entry.lease));
         let (_, reads) = self.read(etcd, vec![key]).await?;
         Ok(reads.first().is_some_and(|own| is_own(own, entry)))
     }
@@ -343,6 +366,7 @@ impl QueueReader {
         QueuePosition {
             count: entries.count(),
             lease: oldest.as_ref().map(|oldest| oldest.lease),
+            permanent: oldest.as_ref().and_then(QueueEntry::permanent),
             holder: oldest.and_then(|oldest| oldest.record),
         }
     }
@@ -379,10 +403,14 @@ impl QueueReader {
             let Some(last) = page.last().filter(|_| page.len() >= full) else {
                 return Ok(scan.finish());
             };
-            let rest = self.before(last.create_revision(), SortOrder::Descend, PAGE_SIZE);
-            let (_, pages) = self.read(etcd, vec![rest]).await?;
+            let nearest = last.create_revision();
+            let rest = read_page(PAGE_SIZE, async |keys| {
+                let rest = self.before(nearest, SortOrder::Descend, keys);
+                self.read(etcd, vec![rest]).await
+            });
+            let ((_, pages), keys) = rest.await?;
             page = pages.into_iter().next().unwrap_or_default();
-            full = PAGE_SIZE;
+            full = keys;
         }
     }
 
@@ -466,16 +494,20 @@ impl QueueReader {
                 let left = record.as_ref().and_then(|(_, left)| left.clone());
                 search.add(one, left, is_there);
             }
-            if others.is_empty() {
-                continue;
-            }
-            let reads = others
-                .iter()
-                .map(|one| self.read_release_record(one.lease))
-                .collect();
-            let (_, left) = self.read(etcd, reads).await?;
-            for (one, left) in others.into_iter().zip(left) {
-                search.add(one, release_record(&left), is_there);
+            let mut others = &others[..];
+            while !others.is_empty() {
+                let page = read_page(others.len(), async |keys| {
+                    let few = usize::try_from(keys).unwrap_or(usize::MAX);
+                    let reads = others.iter().take(few);
+                    let reads = reads.map(|one| self.read_release_record(one.lease));
+                    self.read(etcd, reads.collect()).await
+                });
+                let ((_, left), count) = page.await?;
+                let (read, rest) = others.split_at(count);
+                for (one, left) in read.iter().zip(left) {
+                    search.add(*one, release_record(&left), is_there);
+                }
+                others = rest;
             }
         }
     }

@@ -287,5 +287,6 @@ fn ahead(before: &[Present]) -> QueuePosition {
         holder: before.first().and_then(|first| first.queue_entry().record),
         count: before.len(),
         lease: None,
+        permanent: None,
     }
 }

@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use crate::core::blockers::PermanentKey;
 use crate::core::heartbeat::Watch;
 use crate::core::holder::{Holder, StopRequest};
 use crate::core::name::Scope;
@@ -124,6 +125,8 @@ pub(crate) struct QueuePosition {
     pub(crate) count: usize,
     /// The lease of the first entry, in etcd.
     pub(crate) lease: Option<LeaseId>,
+    /// The first entry's key, if it never expires.
+    pub(crate) permanent: Option<PermanentKey>,
 }
 
 /// An event of a session.

@@ -65,6 +65,8 @@ events! {
         "the command has run for as long as --max-hold allows: it is stopped";
     OTHER_CLUSTER = "other-cluster" [cluster wanted]
         "an endpoint belongs to another cluster than the one in use, and is not used";
+    PERMANENT_KEY = "permanent-key" [lock token hint]
+        "the lock is held by a key without a lease, which never expires";
     PLACE_LOST = "place-lost" [lock]
         "the place in the queue is lost, another one is taken at its end";
     RELEASE_REQUESTED = "release-requested" [lock by]

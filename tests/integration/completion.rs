@@ -228,6 +228,9 @@ fn a_call_that_is_not_from_a_shell_gets_no_completions() {
         .expect_code(0)
         .expect_stdout("3\n");
     for words in [&["__complete"][..], &["__complete", "x", "run"]] {
-        Dlock::on(Etcd::shared()).args(words).finish().expect_code(125);
+        Dlock::on(Etcd::shared())
+            .args(words)
+            .finish()
+            .expect_code(125);
     }
 }

@@ -15,6 +15,7 @@ mod fake;
 mod fence;
 mod fencing;
 mod first_use;
+mod foreign_keys;
 mod guard;
 mod handover;
 mod harness;
