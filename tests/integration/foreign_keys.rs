@@ -134,7 +134,7 @@ fn no_record_delays_for_ever() {
     let lease = format!("--lease={lease}");
     for cooling in [false, true] {
         let token = forge(etcd, &name, "1a", &record(cooling).to_string(), &[&lease]);
-        let mut waiter = Dlock::on(etcd).args(["-v"]).run([&name, "true"]).start();
+        let waiter = Dlock::on(etcd).args(["-v"]).run([&name, "true"]).start();
         eventually(LIMIT, "it waits", || waiter.stderr().contains("ahead"));
         let broken = Dlock::on(etcd)
             .args(["break", &name, "--token", &token, "--yes", "--now"])
