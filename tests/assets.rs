@@ -131,7 +131,7 @@ fn recipes() -> Vec<String> {
 }
 
 fn block(text: &str) -> String {
-    format!(".RS\n.nf\n{}.fi\n.RE\n", verbatim(text))
+    format!(".RS 4\n.nf\n{}.fi\n.RE\n", verbatim(text))
 }
 
 /// The notes with each tested recipe inserted.

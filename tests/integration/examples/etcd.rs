@@ -38,7 +38,8 @@ impl Node {
         configuration: &str,
         replaced: &HashMap<String, String>,
     ) -> Self {
-        let mut configuration = configuration.to_owned();
+        // A backslash at the end of a line continues it, for systemd and for sh.
+        let mut configuration = configuration.replace("\\\n", "");
         let mut longest_first: Vec<_> = replaced.iter().collect();
         longest_first.sort_by_key(|(from, _)| std::cmp::Reverse(from.len()));
         for (from, to) in longest_first {
@@ -93,9 +94,12 @@ pub(super) fn story(blocks: &[Block]) {
     let folder = Scratch::new();
     one_node(&mut pages, &folder);
     // From here on one of the members is a script's own server: its ports and files replace those of the page.
-    let _nodes = three_nodes(&mut pages, &folder);
+    let (_nodes, here) = three_nodes(&mut pages, &folder);
     alarms(&mut pages);
     backup(&mut pages);
+    let check = adapted(pages.next("dlock --endpoints https://etcd1"), &here);
+    let doctor = shell(&folder, &check, &[]);
+    assert!(matches!(doctor.code(), Some(0 | 1)), "{doctor:?}");
     assert!(
         pages.0.next().is_none(),
         "an example that the story does not tell"
@@ -129,8 +133,14 @@ fn one_node(pages: &mut Pages, folder: &Scratch) {
     });
 }
 
-fn three_nodes(pages: &mut Pages, folder: &Scratch) -> Vec<Node> {
-    let made = shell(folder, &pages.next("set -eu\numask 077\nopenssl req"), &[]).expect_code(0);
+fn adapted(text: String, here: &HashMap<String, String>) -> String {
+    here.iter()
+        .fold(text, |text, (from, to)| text.replace(from, to))
+}
+
+/// The nodes, and the paths and addresses of the test that replace those of the page.
+fn three_nodes(pages: &mut Pages, folder: &Scratch) -> (Vec<Node>, HashMap<String, String>) {
+    let made = shell(folder, &pages.next("set -eu\numask 077\nnew_key="), &[]).expect_code(0);
     assert!(!made.stderr.contains("rror"), "{made:?}");
     for host in ["etcd1", "etcd2", "etcd3"] {
         let verify = format!("openssl verify -CAfile ca.pem {host}.pem");
@@ -152,7 +162,8 @@ fn three_nodes(pages: &mut Pages, folder: &Scratch) -> Vec<Node> {
     }
     let start = |number: usize| {
         let name = format!("etcd{number}");
-        let lines = first.lines().map(|line| {
+        let joined = first.replace("\\\n", "");
+        let lines = joined.lines().map(|line| {
             let whole = line.starts_with("ETCD_INITIAL_CLUSTER=");
             if whole {
                 line.to_owned()
@@ -182,23 +193,15 @@ fn three_nodes(pages: &mut Pages, folder: &Scratch) -> Vec<Node> {
         )
     };
     let nodes = (1..=3).map(start).collect();
-    let here = |text: String| {
-        everywhere
-            .iter()
-            .fold(text, |text, (from, to)| text.replace(from, to))
-    };
-    let look = here(pages.next("export ETCDCTL_ENDPOINTS=https://etcd1"));
+    let here = |text: String| adapted(text, &everywhere);
+    let look = here(pages.next("export ETCDCTL_ENDPOINTS="));
     eventually(LIMIT * 2, "three nodes serve", || {
         let said = shell(folder, &look, &[]);
         (said.code() == Some(0) && said.stdout.matches("started").count() == 3).then_some(())
     });
-    let settings = look
-        .lines()
-        .take_while(|line| line.starts_with("export"))
-        .collect::<Vec<_>>()
-        .join("\n");
+    let settings = look.split("etcdctl").next().expect("the exports");
     let users = format!(
-        "{settings}\n{}",
+        "{settings}{}",
         pages.next("set -eu\numask 077\nopenssl rand")
     );
     shell(folder, &users, &[]).expect_code(0);
@@ -219,7 +222,7 @@ fn three_nodes(pages: &mut Pages, folder: &Scratch) -> Vec<Node> {
     let doctor = shell(folder, "dlock doctor", &[("DLOCK_CONFIG", &file)]);
     assert!(matches!(doctor.code(), Some(0 | 1)), "{doctor:?}");
 
-    let team = format!("{settings}\n{}", pages.next("export ETCDCTL_USER="));
+    let team = format!("{settings}{}", pages.next("export ETCDCTL_USER="));
     let said = shell(folder, &team, &[]).expect_code(0);
     assert!(said.stdout.ends_with("it works\n"), "{said:?}");
     shell(
@@ -228,7 +231,7 @@ fn three_nodes(pages: &mut Pages, folder: &Scratch) -> Vec<Node> {
         &[("DLOCK_CONFIG", &file)],
     )
     .expect_code(125);
-    nodes
+    (nodes, everywhere)
 }
 
 fn alarms(pages: &mut Pages) {

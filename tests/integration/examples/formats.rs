@@ -17,16 +17,8 @@ pub(super) const RUNNERS: &[Runner] = &[
     ("README.md", "# m  h  dom mon dow", By(crontab)),
     ("README.md", "deploy:", By(gitlab)),
     ("README.md", "endpoints = [", By(config)),
-    (
-        "dlock.toml.5",
-        "# How dlock reaches etcd",
-        By(commented_config),
-    ),
-    (
-        "dlock.toml.5",
-        "endpoints = [\"https://etcd1.example.com\"",
-        By(config),
-    ),
+    ("dlock.toml.5", "# Settings of dlock", By(commented_config)),
+    ("dlock.toml.5", "endpoints = [\n", By(config)),
     (
         "dlock.toml.5",
         "endpoints = [\"https://etcd.example.com:2379\"]",
@@ -35,6 +27,7 @@ pub(super) const RUNNERS: &[Runner] = &[
     ("dlock-doctor.1", "0 17 * * *", By(crontab)),
     ("dlock-run.1", "0 3 * * *", By(crontab)),
     ("dlock-examples.7", "PATH=/usr/local/bin", By(crontab)),
+    ("dlock-examples.7", "DLOCK_MAX_HOLD=", By(crontab)),
     (
         "dlock-examples.7",
         "[Unit]\nDescription=Mail importer",
@@ -183,14 +176,8 @@ fn config(block: &Block) {
         fs::copy(made.file(from), dlock.home().path().join(to)).expect("a file");
     }
     let mut text = String::new();
-    for line in block.text.lines() {
-        let line = if line.starts_with("endpoints") {
-            assert!(
-                line.matches("https://").count() == line.matches("\",").count() + 1,
-                "{line}"
-            );
-            format!("endpoints = [\"{}\"]", etcd.endpoint())
-        } else if line.starts_with("cluster-id") {
+    for line in with_endpoint(&block.text, &etcd.endpoint()).lines() {
+        let line = if line.starts_with("cluster-id") {
             assert!(line.contains("dlock doctor prints it"), "{line}");
             format!("cluster-id = {}", etcd.cluster_id())
         } else {
@@ -219,6 +206,18 @@ fn config(block: &Block) {
     }
 }
 
+/// The configuration with this endpoint in the place of its own list, which has one endpoint or one on each line.
+pub(super) fn with_endpoint(text: &str, endpoint: &str) -> String {
+    let (before, rest) = text.split_once("endpoints = [").expect("endpoints");
+    let (list, after) = rest.split_once(']').expect("the end of the list");
+    let count = list.matches("\"https://").count();
+    assert!(
+        count > 0 && count * 2 == list.matches('"').count(),
+        "{list}"
+    );
+    format!("{before}endpoints = [\"{endpoint}\"]{after}")
+}
+
 /// With its lines uncommented dlock accepts the file; as it is, it changes nothing.
 fn commented_config(block: &Block) {
     let etcd = Etcd::shared();
@@ -231,7 +230,8 @@ fn commented_config(block: &Block) {
         .expect_code(0)
         .expect_silent();
     let lines = block.text.lines().filter_map(|line| line.strip_prefix('#'));
-    let settings: Vec<&str> = lines.filter(|line| !line.starts_with(' ')).collect();
+    let is_prose = |line: &str| line.starts_with(' ') && !line.starts_with("  ");
+    let settings: Vec<&str> = lines.filter(|line| !is_prose(line)).collect();
     assert!(settings.len() >= 4);
     config(&Block {
         text: settings.join("\n"),
@@ -260,12 +260,14 @@ fn verified(block: &Block, name: &str) -> (Scratch, String) {
     (scratch, text)
 }
 
-/// The value of a key.
-fn value<'a>(unit: &'a str, key: &str) -> &'a str {
-    let line = unit
+/// The value of a key, which a backslash at the end of a line continues.
+fn value(unit: &str, key: &str) -> String {
+    let joined = unit.replace("\\\n", "");
+    let line = joined
         .lines()
         .find_map(|line| line.strip_prefix(key)?.strip_prefix('='));
     line.unwrap_or_else(|| panic!("no {key}= in {unit}"))
+        .to_owned()
 }
 
 /// systemd accepts the unit, and its service starts.
@@ -277,11 +279,14 @@ fn service(block: &Block) {
         // tests/integration/service.rs tests the notification.
         return;
     }
-    let outcome = script(&etcd, start).finish().expect_code(0).expect_silent();
+    let outcome = script(&etcd, &start)
+        .finish()
+        .expect_code(0)
+        .expect_silent();
     assert!(outcome.stdout.contains("under token"), "{outcome:?}");
     if unit.contains("SuccessExitStatus") {
         let busy: i32 = value(&unit, "SuccessExitStatus").parse().expect("a status");
-        let outcome = script(&etcd, start).finish().expect_code(busy);
+        let outcome = script(&etcd, &start).finish().expect_code(busy);
         assert!(outcome.stderr.contains("ran already"), "{outcome:?}");
     }
 }
@@ -301,7 +306,7 @@ fn command_that_notifies(block: &Block) {
         "example.service",
     );
     let start = value(&block.text, "ExecStart");
-    script(&Etcd::start(), start).finish().expect_code(0);
+    script(&Etcd::start(), &start).finish().expect_code(0);
 }
 
 /// YAML, parsed as its readers do.
@@ -322,6 +327,7 @@ fn step(etcd: &Etcd, command: &str, variables: &[(String, String)]) -> Outcome {
                 "DLOCK_CACERT",
                 "DLOCK_PASSWORD",
                 "DLOCK_USER",
+                "DLOCK_NOTE",
             ]
             .contains(&&**name)
         {
@@ -332,7 +338,7 @@ fn step(etcd: &Etcd, command: &str, variables: &[(String, String)]) -> Outcome {
         ("CI_COMMIT_TITLE", "a title"),
         ("CI_ENVIRONMENT_NAME", "production"),
         ("GITHUB_SHA", "abc"),
-        ("BUILD_TAG", "x-1"),
+        ("DLOCK_NOTE", "a title"),
     ] {
         dlock = dlock.env(name, value);
     }

@@ -138,6 +138,12 @@ pub(super) const RUNNERS: &[Runner] = &[
         By(asked_whether_held),
     ),
     (
+        "dlock-migration.7",
+        "dlock run --local -n",
+        Prints(&["backup"]),
+    ),
+    ("dlock-migration.7", "dlock run -n", Prints(&["backup"])),
+    (
         "dlock-examples.7",
         "#!/bin/bash\ncase",
         Prints(&["rotating with token "]),
@@ -539,6 +545,6 @@ fn tells_a_busy_lock(block: &Block) {
     script(&etcd, &block.text)
         .finish()
         .expect_code(0)
-        .expect_stdout("somebody else imports\n");
+        .expect_stdout("another host imports\n");
     holder.let_go();
 }
