@@ -336,11 +336,21 @@ impl Tree {
         self.freeze_adopted(clock::now() + FREEZE_LIMIT);
         let mut asked = Vec::new();
         self.walk(|process| asked.push(process.identity));
-        for signal in [signal, libc::SIGCONT] {
-            for &identity in &asked {
-                // A process that is gone needs no signal; one that cannot be signalled will be a survivor.
-                let _ = self.signal(identity, signal);
-            }
+        let top = self.top();
+        let (top, others): (Vec<_>, Vec<_>) =
+            asked.into_iter().partition(|&process| Some(process) == top);
+        // A process that is gone needs no signal; one that cannot be signalled will be a survivor.
+        let send = |process: &ProcessId, signal| drop(self.signal(*process, signal));
+        others.iter().for_each(|process| send(process, signal));
+        // Children first, the adopted process last: when a parent dies whose children are stopped, the kernel sends them
+        // SIGHUP before they can act on `signal` (setpgid(2), "orphaned process group").
+        others
+            .iter()
+            .rev()
+            .for_each(|process| send(process, libc::SIGCONT));
+        for process in &top {
+            send(process, signal);
+            send(process, libc::SIGCONT);
         }
     }
 

@@ -2,6 +2,7 @@
 //! It must not know what the command is for.
 
 use std::collections::BTreeSet;
+use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 
 use super::kill_loop::KillLoop;
@@ -324,10 +325,10 @@ fn no_process_that_the_adopted_one_forks_during_the_stop_is_lost() {
 /// one forks after the search is found by its group and session.
 #[test]
 fn a_child_that_the_adopted_process_forks_at_its_death_is_found() {
-    use std::os::unix::process::CommandExt as _;
     alone(|scratch| {
         let mut tree = Tree::open().unwrap();
-        let script = r#"sleep 1000 & echo $! > "$DIR/child"
+        // The kernel sends SIGHUP to stopped children of a process that dies.
+        let script = r#"trap "" HUP; sleep 1000 & echo $! > "$DIR/child"
             until [ -e "$DIR/go" ]; do :; done
             sleep 1000 & echo $! > "$DIR/orphan""#;
         let mut top = std::process::Command::new("/bin/bash")
@@ -359,6 +360,35 @@ fn a_child_that_the_adopted_process_forks_at_its_death_is_found() {
         }
         assert_eq!(met, BTreeSet::from([child, orphan]));
         assert!(states.0 == 'T' && states.1 != 'T', "{states:?}");
+    });
+}
+
+/// The processes below an adopted one are stopped for a moment, and the kernel sends SIGHUP to stopped children of a process
+/// that dies.
+#[test]
+fn children_of_an_adopted_process_that_dies_at_once_get_the_stop_signal_and_no_other() {
+    const COUNT: usize = 20;
+    alone(|scratch| {
+        let script = r#"for child in "$@"; do
+                sh -c 'trap "echo TERM >> \"$DIR/ends\"; exit" TERM; trap "echo HUP >> \"$DIR/ends\"; exit" HUP
+                    echo >> "$DIR/ready"; while :; do sleep 0.05; done' &
+            done; wait"#;
+        // A shell cannot trap a signal that it was started to ignore, as below nohup(1).
+        let adopted = std::process::Command::new("env")
+            .args(["--default-signal", "sh", "-c", script, "sh"])
+            .args((0..COUNT).map(|child| child.to_string()))
+            .env("DIR", &scratch.0)
+            .process_group(0)
+            .spawn()
+            .unwrap();
+        let lines = |file| {
+            let text = fs::read_to_string(scratch.0.join(file)).unwrap_or_default();
+            text.lines().map(str::to_owned).collect::<Vec<_>>()
+        };
+        eventually(|| lines("ready").len() == COUNT);
+        let _guard = stop_with(&adopted, PATIENT);
+        eventually(|| lines("ends").len() == COUNT);
+        assert_eq!(lines("ends"), vec!["TERM"; COUNT]);
     });
 }
 
