@@ -341,13 +341,14 @@ impl Tree {
             asked.into_iter().partition(|&process| Some(process) == top);
         // A process that is gone needs no signal; one that cannot be signalled will be a survivor.
         let send = |process: &ProcessId, signal| drop(self.signal(*process, signal));
-        others.iter().for_each(|process| send(process, signal));
+        for process in &others {
+            send(process, signal);
+        }
         // Children first, the adopted process last: when a parent dies whose children are stopped, the kernel sends them
         // SIGHUP before they can act on `signal` (setpgid(2), "orphaned process group").
-        others
-            .iter()
-            .rev()
-            .for_each(|process| send(process, libc::SIGCONT));
+        for process in others.iter().rev() {
+            send(process, libc::SIGCONT);
+        }
         for process in &top {
             send(process, signal);
             send(process, libc::SIGCONT);

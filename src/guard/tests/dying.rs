@@ -280,7 +280,11 @@ fn children_that_dlock_had_before_are_spared() {
 
 /// Runs a command with `adopted` as its adopted process, and stops both. The guard lives on for the caller's checks.
 fn stop_with(adopted: &std::process::Child, policy: Policy) -> Guard {
-    let other = ProcessHandle::find(i32::try_from(adopted.id()).unwrap()).unwrap();
+    stop_with_pid(i32::try_from(adopted.id()).unwrap(), policy)
+}
+
+fn stop_with_pid(adopted: i32, policy: Policy) -> Guard {
+    let other = ProcessHandle::find(adopted).unwrap();
     let ties = LaunchOptions {
         adopted: Some(&other),
         ..LaunchOptions::default()
@@ -363,22 +367,31 @@ fn a_child_that_the_adopted_process_forks_at_its_death_is_found() {
     });
 }
 
-/// The processes below an adopted one are stopped for a moment, and the kernel sends SIGHUP to stopped children of a process
-/// that dies.
+/// The processes below an adopted one are stopped for a moment. The kernel sends SIGHUP to a stopped process when its parent
+/// dies and no process of its session outside its process group is left as a parent, as for a job of an interactive shell.
 #[test]
 fn children_of_an_adopted_process_that_dies_at_once_get_the_stop_signal_and_no_other() {
-    const COUNT: usize = 20;
-    alone(|scratch| {
-        let script = r#"for child in "$@"; do
-                sh -c 'trap "echo TERM >> \"$DIR/ends\"; exit" TERM; trap "echo HUP >> \"$DIR/ends\"; exit" HUP
-                    echo >> "$DIR/ready"; while :; do sleep 0.05; done' &
-            done; wait"#;
+    const COUNT: usize = 50;
+    let job = r#"for child in "$@"; do
+            sh -c 'trap "echo TERM >> \"$DIR/ends\"; exit" TERM; trap "echo HUP >> \"$DIR/ends\"; exit" HUP
+                echo >> "$DIR/ready"; while :; do sleep 0.05; done' &
+        done; echo $$ > "$DIR/job"; wait"#;
+    if env::var_os("SHELL_OF_JOBS").is_some() {
+        rustix::process::setsid().unwrap();
         // A shell cannot trap a signal that it was started to ignore, as below nohup(1).
-        let adopted = std::process::Command::new("env")
-            .args(["--default-signal", "sh", "-c", script, "sh"])
+        let _killed = std::process::Command::new("env")
+            .args(["--default-signal", "sh", "-c", job, "sh"])
             .args((0..COUNT).map(|child| child.to_string()))
-            .env("DIR", &scratch.0)
             .process_group(0)
+            .status();
+        return;
+    }
+    alone(|scratch| {
+        let Command { path, argv } = this_test();
+        let mut shell = std::process::Command::new(path)
+            .args(&argv[1..])
+            .env("SHELL_OF_JOBS", "1")
+            .env("DIR", &scratch.0)
             .spawn()
             .unwrap();
         let lines = |file| {
@@ -386,9 +399,10 @@ fn children_of_an_adopted_process_that_dies_at_once_get_the_stop_signal_and_no_o
             text.lines().map(str::to_owned).collect::<Vec<_>>()
         };
         eventually(|| lines("ready").len() == COUNT);
-        let _guard = stop_with(&adopted, PATIENT);
+        let _guard = stop_with_pid(scratch.pid("job"), PATIENT);
         eventually(|| lines("ends").len() == COUNT);
         assert_eq!(lines("ends"), vec!["TERM"; COUNT]);
+        shell.wait().unwrap();
     });
 }
 
