@@ -334,15 +334,6 @@ fn exit_table_in_the_readme() {
     check("README.md", &format!("{before}{BEGIN}{table}{END}{after}"));
 }
 
-#[test]
-fn recipe_in_the_readme() {
-    let recipe = format!("```sh\n{}```\n", read("man/recipes/ssh/publish"));
-    assert!(
-        read("README.md").contains(&recipe),
-        "README.md has another recipe than dlock-fencing(7):\n{recipe}"
-    );
-}
-
 /// The page's own text on the numbers that users plan with.
 #[test]
 fn the_timeline_has_the_numbers_of_the_design() {

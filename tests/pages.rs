@@ -71,6 +71,70 @@ fn every_sentence_of_the_help_has_a_subject() {
     }
 }
 
+/// The texts in Markdown that people read.
+const DOCUMENTS: [&str; 5] = [
+    "README.md",
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+    "SECURITY.md",
+    "benches/README.md",
+];
+
+fn document(path: &str) -> String {
+    fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap()
+}
+
+#[test]
+fn every_sentence_of_the_documents_has_a_subject() {
+    for path in DOCUMENTS {
+        // An item and a cell begin a sentence, and end the one before without a point.
+        let text = document(path).replace("\n- ", "\n\n").replace('|', "\n\n");
+        for paragraph in text.split("\n\n") {
+            assert_eq!(headless(paragraph), [""; 0], "{path}");
+        }
+    }
+}
+
+#[test]
+fn every_link_of_the_documents_leads_to_a_file() {
+    let mut count = 0;
+    for path in DOCUMENTS {
+        for rest in document(path).split("](").skip(1) {
+            let target = rest.split([')', '#']).next().unwrap();
+            if target.starts_with("https:") || target.is_empty() {
+                continue;
+            }
+            let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
+            let file = folder.parent().unwrap().join(target);
+            assert!(file.is_file(), "{path} links to {target}");
+            count += 1;
+        }
+    }
+    assert!(count > 10, "only {count} links are found");
+}
+
+#[test]
+fn the_readme_has_at_most_200_lines() {
+    assert!(document("README.md").lines().count() <= 200);
+}
+
+#[test]
+fn every_path_in_the_map_exists() {
+    let text = document("CONTRIBUTING.md");
+    let map = text
+        .split("\n## ")
+        .find(|part| part.starts_with("Map"))
+        .unwrap();
+    let rows = map.lines().filter_map(|line| line.strip_prefix("| `"));
+    let cells: Vec<&str> = rows.map(|row| row.split(" |").next().unwrap()).collect();
+    assert!(cells.len() > 10, "{cells:?}");
+    for path in cells.iter().flat_map(|cell| cell.split("`, `")) {
+        let path = path.trim_end_matches('`');
+        let exists = Path::new(env!("CARGO_MANIFEST_DIR")).join(path).exists();
+        assert!(exists, "CONTRIBUTING.md names {path}");
+    }
+}
+
 #[test]
 fn mandoc_finds_no_fault() {
     for page in pages() {

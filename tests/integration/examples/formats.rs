@@ -16,6 +16,7 @@ use crate::support::{Certificates, Dlock, Etcd, Outcome, Scratch};
 pub(super) const RUNNERS: &[Runner] = &[
     ("README.md", "# m  h  dom mon dow", By(crontab)),
     ("README.md", "deploy:", By(gitlab)),
+    ("README.md", "[Service]", By(service)),
     ("README.md", "endpoints = [", By(config)),
     ("dlock.toml.5", "# Settings of dlock", By(commented_config)),
     ("dlock.toml.5", "endpoints = [\n", By(config)),

@@ -12,34 +12,17 @@ use crate::support::{Dlock, Etcd, hold, hold_open, search_path, unique};
 pub(super) const RUNNERS: &[Runner] = &[
     ("README.md", "$ make demo", By(targets)),
     ("README.md", "make deb ", By(ways_to_install)),
-    (
-        "README.md",
-        "export DLOCK_ENDPOINTS",
-        Prints(&["migrating with token ", "migrate --fence "]),
-    ),
+    ("README.md", "dlock run --local backup", By(begun)),
+    ("README.md", "$ dlock run -n backup", By(shown_while_busy)),
     (
         "README.md",
         "h=$(dlock hold",
         Prints(&["step-one", "step-two"]),
     ),
-    ("README.md", "$ dlock doctor", By(doctor)),
-    ("README.md", "$ dlock run --local backup", By(begun)),
     (
         "README.md",
-        "$ dlock run --wait 10m deploy-production",
-        Picture("what a terminal shows, for which told.rs has one"),
-    ),
-    ("README.md", "$ dlock run --report run.json", By(reported)),
-    (
-        "README.md",
-        "#!/bin/sh\nset -e\nssh storage",
-        By(fenced_from_afar),
-    ),
-    ("README.md", "etcdctl role add dlock", By(role)),
-    (
-        "README.md",
-        "caller (shell, cron, CI)",
-        Picture("the tree of processes"),
+        "dlock run report -c 'ssh storage",
+        Prints(&["write-report"]),
     ),
     (
         "dlock.1",
@@ -302,26 +285,6 @@ fn ways_to_install(block: &Block) {
     }
 }
 
-/// The form of the lines, not this cluster's numbers.
-fn doctor(block: &Block) {
-    let outcome = script(Etcd::shared(), "dlock doctor || test $? -eq 1")
-        .finish()
-        .expect_code(0);
-    for line in block.text.lines().skip(1) {
-        let mut words = line.split_whitespace();
-        match (words.next(), words.next()) {
-            (Some("ok" | "warning"), Some(check)) => {
-                assert!(
-                    outcome.stdout.contains(&format!(" {check} ")),
-                    "{line}: {outcome:?}"
-                );
-            }
-            (Some("hint:" | "..."), _) => {}
-            _ => panic!("{line} is nothing that dlock doctor says"),
-        }
-    }
-}
-
 /// In a directory of the test, not the machine's.
 fn begun(block: &Block) {
     let folder = "--local=\"$HOME/locks\" ";
@@ -329,6 +292,31 @@ fn begun(block: &Block) {
     let outcome = script(Etcd::shared(), &text).finish().expect_code(0);
     let count = block.text.matches("./backup.sh").count();
     assert_eq!(outcome.stdout.matches("backup.sh").count(), count);
+}
+
+/// What a busy lock and `dlock ls` print: the words, not the numbers, names and columns of this machine.
+fn shown_while_busy(block: &Block) {
+    let lines = block.text.lines();
+    let commands: Vec<&str> = lines.filter_map(|line| line.strip_prefix("$ ")).collect();
+    let commands = commands.join("\n");
+    let text = format!(
+        "printf '#!/bin/sh\\necho begun; read -r line <end\\n' >backup.sh\nmkfifo begun end\n\
+         dlock run backup -- ./backup.sh >begun &\nread -r line <begun\n\
+         exec 2>&1\nset +e\n{commands}\nset -e\necho >end\nwait\n"
+    );
+    let outcome = script(&Etcd::start(), &text).finish().expect_code(0);
+    let words = |text: &str| -> Vec<String> {
+        let lines = text.lines().filter(|line| !line.starts_with("$ "));
+        let words = lines.flat_map(str::split_whitespace);
+        // A number, a time, or a user and host.
+        let special =
+            |word: &&str| word.contains(['@']) || word.contains(|c: char| c.is_ascii_digit());
+        words
+            .filter(|word| !special(word))
+            .map(str::to_owned)
+            .collect()
+    };
+    assert_eq!(words(&outcome.stdout), words(&block.text), "{outcome:?}");
 }
 
 /// All clients of a lock agree on its cluster; here it is always the same one.
@@ -340,32 +328,6 @@ fn one_of_several_clusters(block: &Block) {
     let outcome = script(Etcd::shared(), &text).finish().expect_code(0);
     assert!(outcome.stdout.starts_with("job "), "{outcome:?}");
     assert!(outcome.stdout.trim_end().ends_with(['0', '1', '2']));
-}
-
-/// The report has exactly the keys that the example shows.
-fn reported(block: &Block) {
-    let (line, shown) = block.text.split_once('\n').expect("two lines");
-    let text = line.trim_start_matches("$ ");
-    let outcome = script(Etcd::shared(), text).finish().expect_code(0);
-    let written = outcome.stdout.lines().last().expect("the report");
-    let keys = |text: &str| -> Vec<String> {
-        let object: serde_json::Value = serde_json::from_str(text).expect("one object");
-        object.as_object().expect("one").keys().cloned().collect()
-    };
-    assert_eq!(keys(written), keys(shown));
-}
-
-/// The recipe of `man/recipes`, which fencing.rs runs with a holder that continues too late.
-fn fenced_from_afar(block: &Block) {
-    assert_eq!(block.text, include_str!("../../../man/recipes/ssh/publish"));
-    let text = format!(
-        "cat >publish <<'END'\n{}END\nchmod +x publish\ndlock run report -- ./publish\n",
-        block.text
-    );
-    let mut running = script(Etcd::shared(), &text).start();
-    running.wait().expect_code(0);
-    assert_eq!(running.written("report"), "a report\n");
-    assert!(running.written("report.fence").contains("report "));
 }
 
 /// fencing.rs tests the recipes of `man/recipes`; beside them the page has only the calls of them, and the restore of
@@ -387,24 +349,6 @@ fn recipe(block: &Block) {
         is_recipe || around.iter().any(|begins| block.text.starts_with(begins)),
         "{block:?}"
     );
-}
-
-fn role(block: &Block) {
-    let etcd = Etcd::start();
-    etcd.ctl(&["user", "add", "ci:secret"]);
-    script(&etcd, &block.text).finish().expect_code(0);
-    etcd.enable_auth();
-    let as_ci = || Dlock::on(&etcd).env("ETCDCTL_USER", "ci:secret");
-    as_ci()
-        .run(["job", "true"])
-        .finish()
-        .expect_code(0)
-        .expect_silent();
-    as_ci()
-        .args(["--prefix=other/"])
-        .run(["job", "true"])
-        .finish()
-        .expect_code(125);
 }
 
 fn sent_away(block: &Block) {
