@@ -85,13 +85,17 @@ impl Eviction<'_> {
             let token = holder.entry.token;
             format!("its holder is {} with token {token}", holder.owner())
         });
+        let unheld = match lock.waiting() {
+            0 => "it is free",
+            _ => "nobody holds it yet",
+        };
         let entry = lock
             .entries
             .into_iter()
             .find(|entry| entry.entry.token == *token);
         entry
             .ok_or_else(|| {
-                let holder = holder.unwrap_or_else(|| "it is free".to_owned());
+                let holder = holder.unwrap_or_else(|| unheld.to_owned());
                 anyhow!("nobody has token {token} at the lock '{name}' any more: {holder}")
             })
             .or_exit(Exit::Lost)

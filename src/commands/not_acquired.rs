@@ -10,7 +10,7 @@ use crate::core::name::LockName;
 use crate::core::request::WaitPolicy;
 use crate::core::run_stats::Outcome;
 use crate::core::text::{format_duration, printable, seconds};
-use crate::core::wait_status::who;
+use crate::core::wait_status::{verb, who};
 use crate::lock::backend::{AcquireOutcome, Acquired};
 use crate::output::events;
 use crate::output::exit::Exit;
@@ -44,9 +44,11 @@ impl NotAcquired {
                     WaitPolicy::Timeout(_) | WaitPolicy::Forever => " still",
                 };
                 let permanent = ahead.permanent.map(|key| format!("; {}", key.describe()));
+                let holder = ahead.holder.as_ref();
                 let line = format!(
-                    "the lock '{name}' is{still} held by {}{}",
-                    who(ahead.holder.as_ref()),
+                    "the lock '{name}' is{still} {} {}{}",
+                    verb(holder),
+                    who(holder),
                     permanent.unwrap_or_default()
                 );
                 not_acquired(events::BUSY, line)

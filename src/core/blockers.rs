@@ -60,6 +60,11 @@ impl QueueEntry {
         self.record.as_ref().is_some_and(|record| record.cooling)
     }
 
+    /// Whether its owner has told that its turn has come and that its command has not started.
+    pub fn is_pending(&self) -> bool {
+        self.record.as_ref().is_some_and(|record| record.pending)
+    }
+
     /// Whether it is kept for the command of a vanished holder.
     pub fn is_kept(&self) -> bool {
         self.is_cooling() && self.grace().is_some()

@@ -48,6 +48,10 @@ pub struct Holder {
     /// Time that the holder's command may take to end after the stop signal, or an earlier command that may still run.
     #[serde(default)]
     pub grace_ms: u64,
+    /// Its turn has come and its command has not started: etcd has not confirmed the lease, or the command of a vanished
+    /// holder may still run. Without it, the first in the queue holds the lock.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub pending: bool,
     /// The lock stays taken although the owner runs no command: for `--min-hold`, and then the grace is zero, or for the
     /// command of a vanished holder, which has that grace.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]

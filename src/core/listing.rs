@@ -35,16 +35,16 @@ impl ListedLock {
     /// `encoded` is the name as keys have it; the entries may be in any order.
     pub fn new(encoded: &str, mut queue: Vec<QueueEntry>) -> Self {
         queue.sort_by_key(|entry| entry.token);
-        let holds = holders(&queue);
+        let first = holders(&queue);
         let name = LockName::decode(encoded);
         Self {
             name: name.map_or_else(|| encoded.to_owned(), |name| name.to_string()),
             entries: queue
                 .into_iter()
-                .zip(holds)
-                .map(|(entry, holds)| ListedEntry {
+                .zip(first)
+                .map(|(entry, first)| ListedEntry {
+                    holds: first && !entry.is_pending(),
                     entry,
-                    holds,
                     left: None,
                 })
                 .collect(),
@@ -166,10 +166,14 @@ impl ListedEntry {
         if record.is_some_and(|record| record.cooling) {
             return "cooling down".to_owned();
         }
-        match (self.entry.mode(), record.and_then(|record| record.slot)) {
+        let mode = match (self.entry.mode(), record.and_then(|record| record.slot)) {
             (Mode::Slots(slots), Some(slot)) => format!("slot {slot} of {slots}"),
             (mode, _) => mode.to_string(),
+        };
+        if self.entry.is_pending() {
+            return format!("{mode}, not started");
         }
+        mode
     }
 
     /// The time of its record, by its own wall clock.
@@ -244,6 +248,19 @@ mod tests {
             detail["waiting"][0],
             serde_json::json!({"token": 9, "lease": "9", "mode": "exclusive", "slots": 1})
         );
+    }
+
+    #[test]
+    fn a_waiter_that_has_not_started_is_no_holder() {
+        let pending = Holder {
+            pending: true,
+            ..bob(Mode::Exclusive)
+        };
+        let lock = ListedLock::new("x", vec![entry(4, Some(pending)), entry(9, None)]);
+        assert_eq!((lock.holders().count(), lock.waiting()), (0, 2));
+        assert_eq!(lock.entries[0].state(), "exclusive, not started");
+        let detail: serde_json::Value = serde_json::from_str(&lock.detail()).unwrap();
+        assert_eq!(detail["waiting"][0]["holder"]["pending"], true);
     }
 
     #[test]

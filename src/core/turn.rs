@@ -32,7 +32,7 @@ impl Turn {
             ttl,
             unproven_since_at: now,
             series: None,
-            check_at: now + ttl / 2,
+            check_at: now + ttl / 10,
         }
     }
 
@@ -102,8 +102,8 @@ mod tests {
     #[test]
     fn an_entry_is_given_up_when_etcd_answers_and_nothing_is_proven_for_one_ttl() {
         let mut turn = turn();
-        assert_eq!(turn.check_at(), at(105.0));
-        assert!(!seen(&mut turn, 105..=109));
+        assert_eq!(turn.check_at(), at(101.0));
+        assert!(!seen(&mut turn, 101..=109));
         assert_eq!(turn.check_at(), at(110.0));
         assert!(!turn.entry_seen(at(109.9)));
         assert_eq!(turn.check_at(), at(110.0));

@@ -120,7 +120,9 @@ impl WaitStatus {
 
     /// The holder, for a field of its own.
     pub fn holder(&self) -> Option<String> {
-        self.first.as_ref().map(|front| who(front.holder.as_ref()))
+        let holds = |front: &&FirstInQueue| !is_pending(front.holder.as_ref());
+        let first = self.first.as_ref().filter(holds);
+        first.map(|front| who(front.holder.as_ref()))
     }
 
     /// The number of entries ahead, that of the holder included.
@@ -208,7 +210,7 @@ impl FirstInQueue {
     /// The age of the first entry, as far as it is known: the record's time is of its host's wall clock, and that of its
     /// entry into the queue.
     fn age(&self, now: Instant, since_1970: Duration) -> Option<Duration> {
-        if is_cooling(self.holder.as_ref()) {
+        if is_cooling(self.holder.as_ref()) || is_pending(self.holder.as_ref()) {
             return None;
         }
         let told = self.holder.as_ref().and_then(|it| it.age(since_1970));
@@ -221,9 +223,16 @@ fn is_cooling(holder: Option<&Holder>) -> bool {
     holder.is_some_and(|holder| holder.cooling)
 }
 
-fn verb(holder: Option<&Holder>) -> &'static str {
+fn is_pending(holder: Option<&Holder>) -> bool {
+    holder.is_some_and(|holder| holder.pending)
+}
+
+/// The words before the first in the queue.
+pub fn verb(holder: Option<&Holder>) -> &'static str {
     if is_cooling(holder) {
         "cooling down, last held by"
+    } else if is_pending(holder) {
+        "taken by a waiter that has not started:"
     } else {
         "held by"
     }
@@ -326,6 +335,25 @@ mod tests {
             line.contains("1 ahead, cooling down, last held by alice@db1"),
             "{line}"
         );
+    }
+
+    #[test]
+    fn a_waiter_that_has_not_started_is_no_holder() {
+        let mut status = status(None);
+        let pending = Holder {
+            pending: true,
+            ..alice()
+        };
+        status.behind(at(100.0), Some(&pending), 1);
+        let line = status.live_line(at(101.0), TEN);
+        assert!(
+            line.contains("1 ahead, taken by a waiter that has not started: alice@db1"),
+            "{line}"
+        );
+        assert_eq!(status.holder(), None);
+        // It starts.
+        status.behind(at(105.0), Some(&alice()), 1);
+        assert!(status.holder().is_some());
     }
 
     #[test]

@@ -12,7 +12,9 @@ use super::connection::Connection;
 use super::error::{ErrorKind, LockError};
 use super::prepare::Preparation;
 use super::queue::{QueueReader, QueueView, read_entries};
-use super::requests::{Cooldown, Enqueued, LEAVE_TIMEOUT, ReleaseRequest, Requests, Shown};
+use super::requests::{
+    Announced, Cooldown, Enqueued, LEAVE_TIMEOUT, ReleaseRequest, Requests, Shown,
+};
 use super::{Cluster, eviction};
 use crate::core::blockers::{QueueEntry, superseded};
 use crate::core::holder::{Holder, StopRequest};
@@ -182,7 +184,7 @@ impl EtcdBackend {
                 .await?;
             self.update_predecessors(&enqueued.view);
         }
-        self.announce(entry, enqueued.timings).await;
+        let _ = self.announce(entry, enqueued.timings, false).await;
         self.check_mode(&enqueued.view)?;
         Ok(enqueued)
     }
@@ -261,18 +263,30 @@ impl EtcdBackend {
         self.predecessors.borrow().remaining(clock::now())
     }
 
-    /// Writes into our record how long commands may run if we vanish, unless it is there. A failure is repaired at the
-    /// next call.
-    pub(super) async fn announce(&self, entry: EntryId, timings: LeaseTimings) {
-        let grace = self.record_to_announce().grace();
-        if grace == self.requests.shown.borrow().record.grace() {
-            return;
+    /// Whether our record says that our command has not started although our turn has come.
+    pub(super) fn shows_pending(&self) -> bool {
+        self.requests.shown.borrow().record.pending
+    }
+
+    /// Writes into our record how long commands may run if we vanish, and whether our turn is pending, unless it is there.
+    /// A failure is repaired at the next call.
+    pub(super) async fn announce(
+        &self,
+        entry: EntryId,
+        timings: LeaseTimings,
+        pending: bool,
+    ) -> Result<(), LockError> {
+        let announced = Announced {
+            grace: self.record_to_announce().grace(),
+            pending,
+        };
+        if announced == Announced::of(&self.requests.shown.borrow().record) {
+            return Ok(());
         }
         let (requests, limit) = (&self.requests, timings.renew_timeout() * 2);
-        let announcing = async |etcd| requests.announce(etcd, entry, grace).await;
-        if let Err(error) = requests.call(limit, announcing).await {
-            tracing::debug!("the grace of those before us cannot be announced: {error}");
-        }
+        let announcing = async |etcd| requests.announce(etcd, entry, announced).await;
+        let written = requests.call(limit, announcing).await;
+        written.inspect_err(|error| tracing::debug!("our record cannot be changed: {error}"))
     }
 
     pub(super) async fn delete_entry(

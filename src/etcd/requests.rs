@@ -88,6 +88,31 @@ impl Shown {
     }
 }
 
+/// The parts of our record that change while we wait.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) struct Announced {
+    /// The time for which commands may run if we vanish.
+    pub(super) grace: Duration,
+    /// Our turn has come, and our command has not started.
+    pub(super) pending: bool,
+}
+
+impl Announced {
+    pub(super) fn of(record: &Holder) -> Self {
+        Self {
+            grace: record.grace(),
+            pending: record.pending,
+        }
+    }
+
+    fn in_record(self, record: Holder) -> Holder {
+        Holder {
+            pending: self.pending,
+            ..record.with_grace(self.grace)
+        }
+    }
+}
+
 /// Lets pending requests leave, and then waits while a near server accepts them.
 async fn flush_and_pause(moment: Duration) {
     for _ in 0..FLUSH_YIELDS {
@@ -382,19 +407,19 @@ impl Requests {
         Ok(answer)
     }
 
-    /// Announces another grace in our record, as often as necessary: a stop request that others have written there
-    /// meanwhile has to stay.
+    /// Changes our record in etcd, as often as necessary: a stop request that others have written there meanwhile has to
+    /// stay.
     pub(super) async fn announce(
         &self,
         etcd: Connection,
         entry: EntryId,
-        grace: Duration,
+        announced: Announced,
     ) -> Result<(), LockError> {
         let key = self.queue.keys.entry(entry.lease);
         loop {
             let (record, changed) = {
                 let shown = self.shown.borrow();
-                (shown.record.clone().with_grace(grace), shown.changed)
+                (announced.in_record(shown.record.clone()), shown.changed)
             };
             let mut unchanged = Vec::from(self.ownership_compares(entry));
             unchanged.push(Compare::mod_revision(
@@ -421,7 +446,7 @@ impl Requests {
             };
             let record = Holder::parse(there.value()).unwrap_or(record);
             let changed = there.mod_revision();
-            let is_announced = record.grace() == grace;
+            let is_announced = Announced::of(&record) == announced;
             self.shown.replace(Shown { record, changed });
             if is_announced {
                 // An attempt whose answer was lost has announced it.

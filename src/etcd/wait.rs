@@ -35,6 +35,10 @@ pub(super) struct Waiter<'a> {
     prepared: u32,
     /// Our turn, while it is not proven.
     turn: Option<Turn>,
+    /// Our turn has come, and it takes long enough for people to be told that our command has not started.
+    pending: bool,
+    /// etcd refuses to change our record: it is out of space.
+    record_refused: bool,
     /// The cause of the last renewal that proved nothing, for people.
     unproven: Option<String>,
 }
@@ -85,6 +89,8 @@ impl<'a> Waiter<'a> {
             heartbeat,
             prepared: 0,
             turn: None,
+            pending: false,
+            record_refused: false,
             unproven: None,
         }
     }
@@ -95,6 +101,7 @@ impl<'a> Waiter<'a> {
         on_event: &mut impl FnMut(WaitEvent),
     ) -> Result<Option<Outcome>, LockError> {
         self.update_free_at(self.proven_at);
+        self.announce().await;
         let left = self.backend.lock_delay_left();
         if self.free_at.is_none() {
             on_event(WaitEvent::Behind(self.view.position.clone()));
@@ -112,7 +119,10 @@ impl<'a> Waiter<'a> {
             let prepared =
                 || (self.backend.preparation).is_complete(now, self.timings, self.prepared);
             let step = if free && young && prepared() {
-                return Ok(Some(self.acquired()));
+                if !self.backend.shows_pending() || self.record_refused {
+                    return Ok(Some(self.acquired()));
+                }
+                self.show_start(on_event).await
             } else if free && young {
                 self.prepare(on_event).await?
             } else {
@@ -162,7 +172,29 @@ impl<'a> Waiter<'a> {
     fn update_free_at(&mut self, now: Instant) {
         if self.view.blockers.entries.is_empty() {
             self.free_at = self.backend.lock_delay_ends_at().max(Some(now));
+            self.pending |= self.free_at > Some(now);
         }
+    }
+
+    /// Brings our record up to date; mostly, it is. A failure is repaired at the next call.
+    async fn announce(&self) {
+        let (entry, timings) = (self.ownership.entry, self.timings);
+        let _ = self.backend.announce(entry, timings, self.pending).await;
+    }
+
+    /// Takes back that our command has not started: a record that calls the holder a waiter misleads people.
+    async fn show_start(&mut self, on_event: &mut impl FnMut(WaitEvent)) -> Step {
+        self.pending = false;
+        let (entry, timings) = (self.ownership.entry, self.timings);
+        match self.backend.announce(entry, timings, false).await {
+            Ok(()) => {}
+            Err(error) if error.kind == ErrorKind::Retryable => {
+                on_event(WaitEvent::Error(error));
+                self.free_at = Some(clock::now() + RETRY_PAUSE);
+            }
+            Err(_) => self.record_refused = true,
+        }
+        Step::Continue
     }
 
     async fn handle(
@@ -183,10 +215,7 @@ impl<'a> Waiter<'a> {
                         turn.proven(renewal.sent_at);
                         on_event(WaitEvent::OurTurn);
                     }
-                    // Mostly, the record is up to date.
-                    self.backend
-                        .announce(self.ownership.entry, self.timings)
-                        .await;
+                    self.announce().await;
                     Ok(Step::Continue)
                 }
                 Verdict::Inconclusive(inconclusive) => {
@@ -244,7 +273,11 @@ impl<'a> Waiter<'a> {
                 }
                 Err(LockError::unproven(unproven, self.unproven.as_deref()))
             }
-            Ok(true) => Ok(Step::Continue),
+            Ok(true) => {
+                self.pending = true;
+                self.announce().await;
+                Ok(Step::Continue)
+            }
             Ok(false) => Ok(Step::EntryLost),
             Err(error) if error.kind == ErrorKind::Retryable => {
                 turn.read_failed(now);
@@ -290,14 +323,14 @@ impl<'a> Waiter<'a> {
         if !own {
             return Ok(Step::EntryLost);
         }
-        backend.announce(entry, self.timings).await;
-        backend.check_mode(&self.view)?;
         self.ownership.highest_revision = self.ownership.highest_revision.max(*revision);
-        if !self.view.blockers.entries.is_empty() && *ahead != before.position {
-            on_event(WaitEvent::Behind(ahead.clone()));
-        }
-        self.session.watch_for(watch_target(backend, &self.view));
+        let is_new = !self.view.blockers.entries.is_empty() && *ahead != before.position;
+        let behind = is_new.then(|| WaitEvent::Behind(ahead.clone()));
         self.update_free_at(clock::now());
+        self.announce().await;
+        backend.check_mode(&self.view)?;
+        behind.into_iter().for_each(on_event);
+        self.session.watch_for(watch_target(backend, &self.view));
         Ok(Step::Continue)
     }
 
@@ -313,7 +346,7 @@ impl<'a> Waiter<'a> {
         {
             Ok(Prepared::Ready) => {
                 // No command before ours runs any more: later requests must not wait for one.
-                self.backend.announce(entry, self.timings).await;
+                self.announce().await;
                 self.prepared = tries.saturating_add(1);
             }
             Ok(Prepared::NotYet) => self.free_at = again_at(clock::now()),

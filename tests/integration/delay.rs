@@ -61,6 +61,29 @@ fn a_whole_queue_that_lost_its_entries_waits_for_the_holder() {
     nobody_overlaps(&oracle, holder, waiters);
 }
 
+/// "A waiter whose turn has come and whose command has not started is not called a holder" (dlock-status(1)), but a holder
+/// is one once its command runs.
+#[test]
+fn a_waiter_is_no_holder_until_its_command_starts() {
+    let (etcd, name) = (Etcd::shared(), unique("pending"));
+    let holder = hold_open(Dlock::on(etcd), &["-k5"], &name);
+    let dlock = Dlock::on(etcd).stdin(Stdio::piped());
+    let mut waiter = dlock.run([&name, "sh", "-c", "echo on; exec cat"]).start();
+    let lease = etcd.queue_of(&name, 2)[0].lease_hex();
+    etcd.revoke(&lease);
+    let status = || Dlock::on(etcd).args(["status", &name]).finish().stdout;
+    eventually(LIMIT, "the waiter is not called a holder", || {
+        let status = status();
+        status.contains("0 holding, 1 waiting") && status.contains("exclusive, not started")
+    });
+    waiter.says("on\n");
+    let status = status();
+    assert!(status.contains("1 holding, 0 waiting"), "{status}");
+    assert!(!status.contains("not started"), "{status}");
+    waiter.let_go().expect_code(0);
+    drop(holder);
+}
+
 /// The same if a waiter in between was killed before: it cannot write a record any more.
 #[test]
 fn a_holder_is_waited_for_behind_a_waiter_that_was_killed_before() {

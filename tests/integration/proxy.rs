@@ -3,6 +3,8 @@
 
 use std::process::{Child, Command, Stdio};
 
+use serde_json::{Value, json};
+
 use crate::support::{
     Dlock, Etcd, LIMIT, Running, etcd_program, eventually, free_port, hold_open, unique,
 };
@@ -39,6 +41,11 @@ impl Drop for GrpcProxy {
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
+}
+
+fn status(etcd: &Etcd, name: &str) -> Value {
+    let status = Dlock::on(etcd).args(["status", "--json", name]).finish();
+    serde_json::from_str(&status.stdout).expect(&status.stdout)
 }
 
 /// The last proof of this waiter is older than a renewal interval.
@@ -78,6 +85,35 @@ fn a_waiter_that_cannot_prove_its_lease_leaves_the_queue() {
     eventually(LIMIT, "no entry is left", || {
         etcd.entries(&format!("dlock/lock/{name}/")).is_empty()
     });
+}
+
+/// "A waiter whose turn has come and whose command has not started is not called a holder" (dlock-status(1)).
+#[test]
+fn a_waiter_that_has_not_started_is_no_holder() {
+    let (etcd, name) = (Etcd::start(), unique("proxy"));
+    let proxy = GrpcProxy::to(&etcd);
+    let mut holder = hold_open(Dlock::on(&etcd), &[], &name);
+    let line = ["--ttl=10", "-v", &name, "echo", "never"];
+    let mut first = Dlock::at(&proxy.endpoint).run(line).start();
+    etcd.queue_of(&name, 2);
+    let mut second = Dlock::on(&etcd).run(["-v", &name, "echo", "ran"]).start();
+    etcd.queue_of(&name, 3);
+    let before = status(&etcd, &name);
+    assert_eq!(before["holders"][0]["holder"]["pending"], Value::Null);
+    unproven(&first);
+    holder.let_go().expect_code(0);
+    eventually(LIMIT, "the first one says that it has not started", || {
+        let status = status(&etcd, &name);
+        status["holders"] == json!([]) && status["waiting"][0]["holder"]["pending"] == true
+    });
+    let words = "taken by a waiter that has not started: ";
+    let busy = Dlock::on(&etcd).run(["-n", &name, "true"]).finish();
+    busy.expect_code(75).expect_stderr(&[words]);
+    eventually(LIMIT, "the next one is told", || {
+        second.stderr().contains(words)
+    });
+    first.wait().expect_code(125).expect_stdout("");
+    second.wait().expect_code(0).expect_stdout("ran\n");
 }
 
 /// "Where --wait passes in that state, the status is 125 as well: nobody held the lock" (dlock-run(1)).
