@@ -98,6 +98,10 @@ fn run() -> Result<Exit, Failure> {
             Ok(Exit::Failed)
         }
         Request::Task(task) => {
+            sys::environment::erase(core::secrets::password_start);
+            if task.work.has_secrets() {
+                sys::core_dump::forbid();
+            }
             log::init(task.output);
             for warning in &task.warnings {
                 tracing::warn!(event = events::SETTING, "{}", warning.says);

@@ -175,6 +175,22 @@ pub(crate) enum Work {
     Doctor(BackendConfig, doctor::Options),
 }
 
+impl Work {
+    /// Whether it needs a password or a private key.
+    pub(crate) fn has_secrets(&self) -> bool {
+        let (Self::Run(BackendConfig::Etcd(settings), _)
+        | Self::Hold(BackendConfig::Etcd(settings), _)
+        | Self::List(BackendConfig::Etcd(settings), _)
+        | Self::Check(BackendConfig::Etcd(settings), _)
+        | Self::Break(settings, _)
+        | Self::Doctor(BackendConfig::Etcd(settings), _)) = self
+        else {
+            return false;
+        };
+        settings.credentials.is_some() || settings.tls.key.is_some()
+    }
+}
+
 /// The definitions with the variables' names, for help, man pages and completions.
 pub fn command() -> clap::Command {
     fn with_variables(command: clap::Command) -> clap::Command {

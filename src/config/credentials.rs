@@ -1,13 +1,14 @@
 //! User and password for etcd, from every layer that may contain them.
 //! It must not know how etcd checks them.
 
-use std::ffi::OsString;
 use std::fmt;
 use std::fs;
 use std::io::{self, Read};
+use std::os::unix::ffi::OsStringExt as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow};
+use zeroize::Zeroizing;
 
 use super::exposure::{SettingWarning, TrustFile, password_in_arguments};
 use super::layers::{Layers, SettingValue, Source};
@@ -17,6 +18,7 @@ use crate::core::secrets::PASSWORD_VARIABLES;
 use crate::output::exit::{Failure, OrFail};
 
 const MAX_PASSWORD_BYTES: u64 = 64 * 1024;
+const USUAL_PASSWORD_BYTES: usize = 1024;
 
 /// The file of a systemd credential with the password, in `$CREDENTIALS_DIRECTORY`.
 const SYSTEMD_CREDENTIAL: &str = "dlock-password";
@@ -40,7 +42,7 @@ impl Credentials {
     pub(crate) fn read_again(&self) -> Option<anyhow::Result<Secret>> {
         let path = self.file.as_ref()?;
         // The warnings were given at the start.
-        let read = read(path, &mut Vec::new()).map(Secret::new);
+        let read = read(path, &mut Vec::new());
         Some(read.with_context(|| format!("cannot read the password file '{}'", path.display())))
     }
 
@@ -59,7 +61,7 @@ impl Credentials {
 /// The source of a password.
 enum PasswordSource {
     File(SettingValue),
-    Variable(&'static str, Secret<OsString>),
+    Variable(&'static str, Secret<Vec<u8>>),
     Systemd(PathBuf),
 }
 
@@ -96,7 +98,8 @@ pub(crate) fn resolve(
     let variable = || {
         let mut set = PASSWORD_VARIABLES.into_iter().filter_map(|name| {
             let text = layers.variable(name)?;
-            Some(PasswordSource::Variable(name, Secret::new(text)))
+            let text = Secret::new(text.into_vec());
+            Some(PasswordSource::Variable(name, text))
         });
         set.next()
     };
@@ -133,22 +136,21 @@ pub(crate) fn resolve(
         .as_ref()
         .map_or_else(|| user.source.to_string(), PasswordSource::to_string);
     let file = given.as_ref().and_then(PasswordSource::file);
-    let not_text = || anyhow!("cannot use {}: not UTF-8 text", user.source);
-    let exposed = |secret: &Secret<OsString>| {
-        let text = secret.expose().to_str();
-        text.map(str::to_owned).ok_or_else(not_text)
-    };
-    let inline = inline.as_ref().map(exposed).transpose()?;
-    let (full_name, password) = match (given, inline) {
-        (Some(given), None) => (name.to_owned(), password(given, warnings)?),
-        (Some(given), Some(rest)) => (format!("{name}:{rest}"), password(given, warnings)?),
+    let inline = inline.as_ref().map(|inline| text(inline, &user.source));
+    let inline = inline.transpose()?;
+    let (full_name, password): (Secret, Secret) = match (given, inline) {
+        (Some(given), None) => (Secret::new(name), password(given, warnings)?),
+        (Some(given), Some(rest)) => (
+            Secret::new(format!("{name}:{}", rest.expose())),
+            password(given, warnings)?,
+        ),
         (None, Some(password)) => {
             match &user.source {
                 Source::Flag(_) => warnings.push(password_in_arguments()),
                 Source::File { path, .. } => TrustFile::Config.check_path(path, warnings),
                 Source::Variable(_) => {}
             }
-            (name.to_owned(), password)
+            (Secret::new(name), password)
         }
         (None, None) => {
             return Err(anyhow!(
@@ -161,8 +163,8 @@ pub(crate) fn resolve(
             });
         }
     };
-    if full_name.is_empty() || password.is_empty() {
-        let what = if full_name.is_empty() {
+    if full_name.expose().is_empty() || password.expose().is_empty() {
+        let what = if full_name.expose().is_empty() {
             "user"
         } else {
             "password"
@@ -171,8 +173,8 @@ pub(crate) fn resolve(
     }
     Ok(Some(Credentials {
         user: name.to_owned(),
-        name: Secret::new(full_name),
-        password: Secret::new(password),
+        name: full_name,
+        password,
         source,
         file,
     }))
@@ -187,38 +189,44 @@ fn systemd_credential(layers: &Layers) -> Option<PasswordSource> {
     (!missing).then_some(PasswordSource::Systemd(path))
 }
 
-fn password(given: PasswordSource, warnings: &mut Vec<SettingWarning>) -> Result<String, Failure> {
+/// The text of a secret from `source`.
+fn text(secret: &Secret<Vec<u8>>, source: impl fmt::Display) -> Result<Secret, Failure> {
+    let text = str::from_utf8(secret.expose());
+    Ok(text
+        .map(Secret::new)
+        .map_err(|_| anyhow!("cannot use {source}: not UTF-8 text"))?)
+}
+
+fn password(given: PasswordSource, warnings: &mut Vec<SettingWarning>) -> Result<Secret, Failure> {
     match given {
-        PasswordSource::Variable(name, secret) => {
-            let text = secret.expose().to_str().map(str::to_owned);
-            Ok(text.ok_or_else(|| anyhow!("cannot use {name}: not UTF-8 text"))?)
-        }
+        PasswordSource::Variable(name, secret) => text(&secret, name),
         PasswordSource::File(found) => read_file(&found.path(), warnings),
         PasswordSource::Systemd(path) => read_file(&path, warnings),
     }
 }
 
-fn read_file(path: &Path, warnings: &mut Vec<SettingWarning>) -> Result<String, Failure> {
+fn read_file(path: &Path, warnings: &mut Vec<SettingWarning>) -> Result<Secret, Failure> {
     let read = read(path, warnings);
     Ok(read.with_context(|| format!("cannot read the password file '{}'", path.display()))?)
 }
 
-fn read(path: &Path, warnings: &mut Vec<SettingWarning>) -> anyhow::Result<String> {
+fn read(path: &Path, warnings: &mut Vec<SettingWarning>) -> anyhow::Result<Secret> {
     let file = fs::File::open(path)?;
     let metadata = file.metadata()?;
-    let mut text = Vec::new();
+    // A longer text is moved as it grows, and leaves copies behind.
+    let mut text = Zeroizing::new(Vec::with_capacity(USUAL_PASSWORD_BYTES));
     file.take(MAX_PASSWORD_BYTES + 1).read_to_end(&mut text)?;
     if text.len() as u64 > MAX_PASSWORD_BYTES {
         return Err(anyhow!("it is longer than 64 KiB"));
     }
-    let text = String::from_utf8(text)
+    let text = str::from_utf8(&text)
         .map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "it is not UTF-8 text"))?;
-    let line = text.strip_suffix('\n').unwrap_or(&text);
+    let line = text.strip_suffix('\n').unwrap_or(text);
     // An editor that writes CRLF must not change the password.
     let password = line.strip_suffix('\r').unwrap_or(line);
     if password.is_empty() {
         return Err(anyhow!("it is empty"));
     }
     TrustFile::PasswordFile.check(path, &metadata, warnings);
-    Ok(password.to_owned())
+    Ok(Secret::new(password))
 }

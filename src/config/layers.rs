@@ -5,11 +5,12 @@ use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::fmt;
-use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use anyhow::anyhow;
+use zeroize::Zeroizing;
 
 use super::file::File;
 use super::secret::Secret;
@@ -32,7 +33,7 @@ pub(crate) struct SettingValue {
     /// Never a password.
     pub(crate) text: OsString,
     /// The password behind the colon of a user; every other setting has none.
-    pub(crate) secret: Option<Secret<OsString>>,
+    pub(crate) secret: Option<Secret<Vec<u8>>>,
     pub(crate) source: Source,
 }
 
@@ -109,8 +110,10 @@ impl<'a> Layers<'a> {
     }
 
     fn find_setting_variable(&self, setting: Setting, name: String) -> Option<SettingValue> {
-        let text = self.variable(&name)?;
-        Some(SettingValue::of(setting, &text, Source::Variable(name)))
+        // It may contain a password.
+        let text = Zeroizing::new(self.variable(&name)?.into_vec());
+        let text = OsStr::from_bytes(&text);
+        Some(SettingValue::of(setting, text, Source::Variable(name)))
     }
 
     pub(crate) fn find_in_file(&self, setting: Setting) -> Option<SettingValue> {
@@ -183,9 +186,7 @@ impl SettingValue {
         };
         Self {
             text: OsStr::from_bytes(&bytes[..colon]).to_owned(),
-            secret: Some(Secret::new(
-                OsStr::from_bytes(&bytes[colon + 1..]).to_owned(),
-            )),
+            secret: Some(Secret::new(&bytes[colon + 1..])),
             source,
         }
     }

@@ -1,15 +1,17 @@
-//! A text that no message can contain.
+//! A text that no message can contain, and that is erased from memory when it is not needed any more.
 //! It must not know what it protects.
 
 use std::fmt;
 
-/// A secret text. Only [`Secret::expose`] gives it away.
-#[derive(Clone, PartialEq, Eq)]
-pub(crate) struct Secret<T = String>(T);
+use zeroize::{Zeroize, Zeroizing};
 
-impl<T> Secret<T> {
+/// A secret text. Only [`Secret::expose`] gives it away; each copy is overwritten when it is dropped.
+#[derive(Clone, PartialEq, Eq)]
+pub(crate) struct Secret<T: Zeroize = String>(Zeroizing<T>);
+
+impl<T: Zeroize> Secret<T> {
     pub(crate) fn new(text: impl Into<T>) -> Self {
-        Self(text.into())
+        Self(Zeroizing::new(text.into()))
     }
 
     pub(crate) fn expose(&self) -> &T {
@@ -17,7 +19,7 @@ impl<T> Secret<T> {
     }
 }
 
-impl<T> fmt::Debug for Secret<T> {
+impl<T: Zeroize> fmt::Debug for Secret<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("(not shown)")
     }

@@ -23,9 +23,30 @@ pub(crate) fn without_password(entry: &[u8]) -> Option<&[u8]> {
     }
 }
 
+/// The position in an entry of the environment at which a password begins; `None` if it contains none.
+pub(crate) fn password_start(entry: &[u8]) -> Option<usize> {
+    let value = || entry.iter().position(|byte| *byte == b'=').map(|at| at + 1);
+    let kept = without_password(entry).map_or_else(value, |kept| Some(kept.len()))?;
+    (kept < entry.len()).then_some(kept)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_password_is_the_end_of_an_entry() {
+        for (entry, start) in [
+            ("DLOCK_PASSWORD=secret", Some(15)),
+            ("ETCDCTL_PASSWORD=", None),
+            ("ETCDCTL_USER=ci:sec:ret", Some(15)),
+            ("DLOCK_USER=ci", None),
+            ("USER=ci:x", None),
+            ("DLOCK_PASSWORD", None),
+        ] {
+            assert_eq!(password_start(entry.as_bytes()), start, "{entry}");
+        }
+    }
 
     #[test]
     fn a_command_gets_the_name_of_the_user_alone() {

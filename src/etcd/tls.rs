@@ -18,6 +18,7 @@ use tokio_rustls::rustls::{
 };
 use x509_cert::certificate::Version;
 use x509_cert::der::Decode as _;
+use zeroize::Zeroizing;
 
 use super::error::{ErrorKind, LockError};
 use super::p521;
@@ -180,7 +181,7 @@ fn certificates(what: &str, path: &Path) -> Result<Vec<CertificateDer<'static>>,
 
 /// The private key of a PEM file.
 fn secret(path: &Path) -> Result<PrivateKeyDer<'static>, LockError> {
-    let text = read(path)?;
+    let text = Zeroizing::new(read(path)?);
     // PKCS #8, and the older form of openssl(1).
     let encrypted = [
         "-----BEGIN ENCRYPTED PRIVATE KEY-----",

@@ -1,6 +1,6 @@
 //! Finds the command and starts it as if dlock were not there.
 //! It must not know how long the command may run.
-#![expect(unsafe_code, reason = "fork, exec and the environment")]
+#![expect(unsafe_code, reason = "fork and exec")]
 
 use std::borrow::Cow;
 use std::env;
@@ -20,6 +20,7 @@ use rustix::process::{Pid, Signal, getpid, getppid, set_parent_process_death_sig
 use super::Command;
 use crate::core::secrets::without_password;
 use crate::sys::access::check_access;
+use crate::sys::environment;
 use crate::sys::inherited;
 use crate::sys::process::fork;
 
@@ -263,7 +264,7 @@ fn environment(
             rest.is_some_and(|rest| rest.starts_with(b"="))
         })
     };
-    let mut environment: Vec<Cow<CStr>> = inherited_environment()
+    let mut environment: Vec<Cow<CStr>> = environment::entries()
         .into_iter()
         .filter(|entry| !is_replaced(entry))
         .filter_map(|entry| {
@@ -279,23 +280,6 @@ fn environment(
         environment.push(Cow::Owned(variable?));
     }
     Ok(environment)
-}
-
-/// The environment, not copied: after a fork, every page that is touched is copied.
-fn inherited_environment() -> Vec<&'static CStr> {
-    unsafe extern "C" {
-        static environ: *const *const c_char;
-    }
-    let mut entries = Vec::new();
-    // SAFETY: the C library keeps a list of strings there that a null pointer ends, and nothing in dlock ever changes it.
-    unsafe {
-        let mut entry = environ;
-        while !entry.is_null() && !(*entry).is_null() {
-            entries.push(CStr::from_ptr(*entry));
-            entry = entry.add(1);
-        }
-    }
-    entries
 }
 
 #[cfg(test)]
@@ -380,9 +364,9 @@ mod tests {
         };
         assert_eq!((named(b"PATH="), named(b"PAT=")), (1, 1));
         assert!(merged.ends_with(&[c"PATH=ours".into(), c"PAT=x=y".into()]));
-        assert_eq!(merged.len(), inherited_environment().len() + 1);
+        assert_eq!(merged.len(), environment::entries().len() + 1);
         assert!(environment(&[own("A", "\0")], &[]).is_err());
         let fewer = environment(&[], &["PATH", "PAT"].map(str::to_owned)).unwrap();
-        assert_eq!(fewer.len(), inherited_environment().len() - 1);
+        assert_eq!(fewer.len(), environment::entries().len() - 1);
     }
 }

@@ -8,6 +8,7 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
+use crate::sys::core_dump;
 use crate::sys::signals::{self, Set};
 
 static IGNORED: AtomicU64 = AtomicU64::new(0);
@@ -58,6 +59,7 @@ pub(crate) fn blocked_at_start(signal: i32) -> bool {
 /// Restores the state that the caller passed on, for a child that is about to exec. Async-signal-safe; closes standard
 /// descriptors whatever still owns them. The mask comes last, so that a pending signal meets its disposition.
 pub(crate) fn restore() {
+    core_dump::restore();
     for (descriptor, closed) in (0..).zip(&CLOSED) {
         if closed.load(Relaxed) {
             // SAFETY: exec replaces everything that could still use the descriptor.

@@ -4,8 +4,10 @@
 pub(crate) mod access;
 pub(crate) mod atomic_file;
 pub(crate) mod clock;
+pub(crate) mod core_dump;
 pub(crate) mod daemonize;
 pub(crate) mod descriptors;
+pub(crate) mod environment;
 pub(crate) mod groups;
 pub(crate) mod inherited;
 pub(crate) mod outcome;

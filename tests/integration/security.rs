@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use rustix::fs::StatVfsMountFlags;
 
-use crate::support::{Certificates, Dlock, Etcd, Link, Running, hold_open, let_pass};
+use crate::support::{Certificates, Dlock, Etcd, Link, Process, Running, hold_open, let_pass};
 
 /// A server with the minimum that dlock needs: a user whose only role is readwrite on the prefix.
 fn with_passwords(flags: &[&str]) -> Etcd {
@@ -253,6 +253,62 @@ fn the_password_appears_nowhere() {
     link.refuse();
     let outcome = holder.wait().expect_code(121);
     assert!(!outcome.stderr.contains("pass:word"), "{}", outcome.stderr);
+}
+
+/// "dlock erases a password from its own environment": a command could read that of its parent's parent.
+#[test]
+fn no_process_shows_a_password_in_its_environment() {
+    let etcd = with_passwords(&[]);
+    for (user, password) in [("team:pass:word", ""), ("team", "pass:word")] {
+        let dlock = Dlock::on(&etcd)
+            .env("DLOCK_USER", user)
+            .env("ETCDCTL_PASSWORD", password);
+        let mut holder = hold_open(dlock, &[], "job");
+        let everything = holder.everything();
+        assert!(everything.len() > 2, "dlock, its guard, and the command");
+        for process in everything {
+            let shown = fs::read(format!("/proc/{}/environ", process.0)).unwrap_or_default();
+            let shown = String::from_utf8_lossy(&shown);
+            assert!(shown.contains("DLOCK_USER=team\0"), "{}", process.name());
+            assert!(!shown.contains("word"), "{}", process.name());
+        }
+        holder.let_go().expect_silent();
+    }
+}
+
+/// "No core is dumped of a dlock that has a password or a private key": but the command has its caller's limit.
+#[test]
+fn a_dlock_with_a_password_dumps_no_core() {
+    let limit_of = |process: Process| {
+        let limits = fs::read_to_string(format!("/proc/{}/limits", process.0)).expect("it runs");
+        let line = limits
+            .lines()
+            .find(|it| it.starts_with("Max core file size"));
+        let soft = line.and_then(|line| line.split_whitespace().nth(4));
+        soft.expect("a limit").to_owned()
+    };
+    // As high as the limit may be, so that it differs.
+    let raise = "ulimit -S -c \"$(ulimit -H -c)\"";
+    let limits = |dlock: Dlock| {
+        let mut holder = hold_open(dlock.after(raise), &[], "limits");
+        let limits: Vec<String> = holder.everything().into_iter().map(limit_of).collect();
+        let [of_dlock, of_guard] = [holder.process(), holder.guard()].map(limit_of);
+        holder.let_go().expect_silent();
+        (of_dlock, of_guard, limits)
+    };
+    let etcd = with_passwords(&[]);
+    let (of_dlock, of_guard, with_password) = limits(as_team(&etcd));
+    let (callers, same, without) = limits(Dlock::on(Etcd::shared()));
+    assert_eq!(callers, same);
+    assert!(without.iter().all(|limit| *limit == callers), "{without:?}");
+    for limit in [of_dlock, of_guard] {
+        assert!(["0", "1"].contains(&&*limit), "{limit}");
+    }
+    let restored = with_password
+        .iter()
+        .filter(|limit| **limit == callers)
+        .count();
+    assert_eq!(restored, without.len() - 2, "{with_password:?}");
 }
 
 /// "The command gets neither variable, and of NAME:PASSWORD the name alone."
