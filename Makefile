@@ -7,6 +7,7 @@
 # make pictures      records the animated terminals of the README anew, from a real run
 # make mutants       the tests themselves: each promise is broken once, and a test must notice
 # make install [PREFIX=/usr/local] [DESTDIR=]     program, manual pages, completions; make uninstall takes them away
+# make html          the manual pages as HTML in target/html, with an index
 # make deb           a Debian package in target/debian
 # make deb-test      installs all of that into scratch directories, uses it, and removes it without a trace
 
@@ -17,7 +18,7 @@ CARGO ?= cargo
 export RUST_TEST_THREADS ?= 4
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
-.PHONY: help build demo test test-matrix mutants faults bench pictures soak install uninstall deb deb-test \
+.PHONY: help build demo test test-matrix mutants faults bench pictures soak install uninstall html deb deb-test \
     tools-build tools-demo tools-test tools-bench tools-pictures tools-mutants tools-deb tools-deb-test
 
 help:
@@ -83,6 +84,10 @@ uninstall:
 	    rm -f "$(DESTDIR)$(PREFIX)/$$3" || exit 1; shift 3; \
 	done
 
+html: tools-html
+	docs/html.sh target/html
+	@echo target/html/index.html
+
 # Debian's form of a changelog, with the day of the last commit: the same source makes the same package.
 CARGO_DEB := $(CURDIR)/target/tools/bin/cargo-deb
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
@@ -129,6 +134,9 @@ tools-test:
 	    strace=strace mandoc=mandoc crontab=cron systemd-analyze=systemd jq=jq zsh=zsh fish=fish \
 	    /usr/bin/python3=python3 /usr/lib/python3/dist-packages/yaml=python3-yaml $(STORES))
 	@[ -x $(ETCD35)/usr/bin/etcdutl ] || tests/etcd35.sh $(ETCD35)
+
+tools-html:
+	$(call need,mandoc=mandoc)
 
 tools-deb:
 	$(call need,dpkg-shlibdeps=dpkg-dev)

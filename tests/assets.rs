@@ -1,9 +1,12 @@
 //! The man pages and the README's exit table agree with the definitions.
 //! `SNAPSHOTS=overwrite cargo test --test assets` writes them anew.
 
+#[path = "assets/markdown.rs"]
+mod markdown;
 #[path = "assets/timeline.rs"]
 mod timeline;
 
+use std::collections::BTreeSet;
 use std::env;
 use std::fmt::Write as _;
 use std::fs;
@@ -287,28 +290,60 @@ fn timeline() -> String {
     table + ".TE\n"
 }
 
+/// Every page, as `NAME.SECTION`, and its text, in the order of the names.
+fn all_pages() -> Vec<(String, String)> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("man/notes");
+    let paths = fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().path());
+    let roff = paths.filter(|path| path.extension().is_some_and(|it| it == "roff"));
+    let mut pages: Vec<_> = roff
+        .map(|path| {
+            let name = path.file_stem().unwrap().to_str().unwrap();
+            let notes = fs::read_to_string(&path).unwrap();
+            let section = notes
+                .lines()
+                .find_map(|line| line.strip_prefix(".TH ")?.split(' ').nth(1))
+                .unwrap_or_else(|| panic!("{name} has no line .TH NAME SECTION"));
+            (format!("{name}.{section}"), page(name, &notes))
+        })
+        .collect();
+    pages.sort();
+    pages
+}
+
 #[test]
 fn man_pages() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("man/notes");
-    let mut written = Vec::new();
-    for entry in fs::read_dir(folder).unwrap() {
-        let path = entry.unwrap().path();
-        if path.extension().is_none_or(|extension| extension != "roff") {
-            continue;
-        }
-        let name = path.file_stem().unwrap().to_str().unwrap();
-        let notes = fs::read_to_string(&path).unwrap();
-        let section = notes
-            .lines()
-            .find_map(|line| line.strip_prefix(".TH ")?.split(' ').nth(1))
-            .unwrap_or_else(|| panic!("{name} has no line .TH NAME SECTION"));
-        check(&format!("man/{name}.{section}"), &page(name, &notes));
-        written.push(name.to_owned());
+    let pages = all_pages();
+    for (name, text) in &pages {
+        check(&format!("man/{name}"), text);
     }
     for command in cli::command().get_subcommands() {
-        let name = format!("dlock-{}", command.get_name());
-        assert!(written.contains(&name), "no man/notes/{name}.roff");
+        let name = format!("dlock-{}.1", command.get_name());
+        let exists = pages.iter().any(|(page, _)| *page == name);
+        assert!(exists, "no page {name}");
     }
+}
+
+/// The same pages for readers on the web.
+#[test]
+fn pages_in_markdown() {
+    let pages = all_pages();
+    let names: BTreeSet<String> = pages.iter().map(|(name, _)| name.clone()).collect();
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/man");
+    for entry in fs::read_dir(folder).unwrap() {
+        let file = entry.unwrap().file_name().into_string().unwrap();
+        let page = file.strip_suffix(".md").unwrap();
+        let is_known = page == "README" || names.contains(page);
+        assert!(is_known, "docs/man/{file} is of no page");
+    }
+    for (name, text) in &pages {
+        check(
+            &format!("docs/man/{name}.md"),
+            &markdown::convert(text, &names),
+        );
+    }
+    check("docs/man/README.md", &markdown::index(&pages));
 }
 
 #[test]

@@ -153,6 +153,150 @@ fn mandoc_finds_no_fault() {
     }
 }
 
+/// The page as a terminal of 80 columns shows it.
+fn rendered(page: &Path) -> String {
+    let shown = Command::new("mandoc")
+        .args(["-T", "utf8", "-O", "width=80"])
+        .arg(page)
+        .output();
+    let text = String::from_utf8(shown.expect("mandoc is installed").stdout).unwrap();
+    // Bold and italic characters are printed twice.
+    let mut kept = String::new();
+    for c in text.chars() {
+        if c == '\u{8}' {
+            kept.pop();
+        } else {
+            kept.push(c);
+        }
+    }
+    kept
+}
+
+/// Examples and tables too: no line is broken where it has no end.
+#[test]
+fn every_page_fits_80_columns() {
+    for page in pages() {
+        let text = rendered(&page);
+        // The first and the last line are as wide as the page.
+        let wide: Vec<&str> = text
+            .lines()
+            .filter(|line| line.chars().count() > 80)
+            .collect();
+        assert!(wide.is_empty(), "{}:\n{}", name(&page), wide.join("\n"));
+    }
+}
+
+#[test]
+fn no_page_has_backticks() {
+    for page in pages() {
+        let text = fs::read_to_string(&page).unwrap();
+        let line = text.lines().find(|line| line.contains('`'));
+        assert_eq!(line, None, "{}", name(&page));
+    }
+}
+
+/// Of a page, or a part of it.
+#[test]
+fn every_sentence_of_the_pages_has_a_subject() {
+    for page in pages() {
+        // Tags of lists, and columns of tables, are apart by blanks.
+        for paragraph in rendered(&page).split("\n\n") {
+            let lines = paragraph.lines().map(str::trim_start);
+            let pieces: Vec<&str> = lines.flat_map(|line| line.split("   ")).collect();
+            let text = pieces.join("\n");
+            assert_eq!(headless(&text), [""; 0], "{}", name(&page));
+            for piece in pieces {
+                let first = piece.trim_start().split(' ').next().unwrap_or_default();
+                assert!(
+                    !matches!(first, "Who" | "Whoever" | "What"),
+                    "{}: {piece}",
+                    name(&page)
+                );
+            }
+        }
+    }
+}
+
+/// The headings of a page, in order.
+fn sections(page: &Path) -> Vec<String> {
+    let text = fs::read_to_string(page).unwrap();
+    let headings = text.lines().filter_map(|line| line.strip_prefix(".SH "));
+    headings
+        .map(|heading| heading.trim_matches('"').to_owned())
+        .collect()
+}
+
+/// The pages that a page has under SEE ALSO, as `(SECTION, NAME)`.
+fn see_also(page: &Path) -> Vec<(String, String)> {
+    let text = plain(page);
+    let (_, list) = text.split_once(".SH SEE ALSO\n").unwrap();
+    list.lines()
+        .filter_map(|line| {
+            let (name, rest) = line.strip_prefix(".BR ")?.split_once(" (")?;
+            let (section, _) = rest.split_once(')')?;
+            Some((section.to_owned(), name.to_owned()))
+        })
+        .collect()
+}
+
+#[test]
+fn every_page_has_examples_and_ends_with_references() {
+    for page in pages() {
+        let sections = sections(&page);
+        assert!(
+            sections.iter().any(|section| section == "EXAMPLES"),
+            "{}",
+            name(&page)
+        );
+        assert_eq!(sections.last().unwrap(), "SEE ALSO", "{}", name(&page));
+        let references = see_also(&page);
+        assert!(
+            references.is_sorted(),
+            "SEE ALSO in {} is not in the order of sections and names, as man-pages(7) wants it: {references:?}",
+            name(&page)
+        );
+    }
+}
+
+#[test]
+fn every_page_is_named_under_see_also_of_another() {
+    let all = pages();
+    for page in &all {
+        let (title, section) = name(page).rsplit_once('.').unwrap();
+        let reference = (section.to_owned(), title.to_owned());
+        let others = all.iter().filter(|other| *other != page);
+        let named = others.filter(|other| see_also(other).contains(&reference));
+        assert!(named.count() > 0, "no page refers to {}", name(page));
+    }
+}
+
+/// `make html`: the index has every page, and each link leads to a page.
+#[test]
+fn the_pages_in_html_have_an_index_and_links() {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("html");
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/html.sh");
+    let made = Command::new(script).arg(&folder).output().unwrap();
+    assert!(made.status.success() && made.stderr.is_empty(), "{made:?}");
+    let read = |file: &str| fs::read_to_string(folder.join(file)).unwrap();
+    let index = read("index.html");
+    for page in pages() {
+        let file = format!("{}.html", name(&page));
+        assert!(index.contains(&format!("href=\"{file}\"")), "no {file}");
+        let text = read(&file);
+        let links: Vec<&str> = text
+            .split("href=\"")
+            .skip(1)
+            .map(|rest| rest.split('"').next().unwrap())
+            .filter(|link| !link.starts_with('#'))
+            .collect();
+        for link in &links {
+            assert!(folder.join(link).is_file(), "{file} has a link to {link}");
+        }
+        // The index and the style are linked everywhere.
+        assert!(links.len() >= 2 + see_also(&page).len().min(1), "{file}");
+    }
+}
+
 /// The text without roff's macros.
 fn plain(page: &Path) -> String {
     let text = fs::read_to_string(page).unwrap();

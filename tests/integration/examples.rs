@@ -120,7 +120,7 @@ fn the_examples_of_the_page_about_etcd_work() {
     etcd::story(&page.collect::<Vec<_>>());
 }
 
-/// "one prefix for each trust domain"
+/// "Each domain gets a prefix, a role, and a user whose only role is that one" (dlock-security(7)).
 #[test]
 fn the_examples_of_the_page_about_security_work() {
     let blocks = blocks().into_iter();

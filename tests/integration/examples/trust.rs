@@ -3,6 +3,7 @@
 
 use super::documents::Block;
 use super::etcd::shell;
+use super::formats::with_endpoint;
 use crate::support::{Dlock, Etcd, LIMIT, Scratch, eventually, hold_open};
 
 /// The domain that attacks.
@@ -52,17 +53,13 @@ pub(super) fn story(blocks: &[Block]) {
     }
     holder.let_go().expect_silent();
 
-    let lines = configuration.text.lines();
+    let configuration = with_endpoint(&configuration.text, &endpoint);
     // The server of this test has no TLS.
-    let lines = lines.filter(|line| !line.starts_with("cacert"));
+    let lines = configuration
+        .lines()
+        .filter(|line| !line.starts_with("cacert"));
     let adapted: Vec<String> = lines
-        .map(|line| {
-            if line.starts_with("endpoints") {
-                format!("endpoints = [\"{endpoint}\"]")
-            } else {
-                line.replace("/etc/dlock/", &home.file(""))
-            }
-        })
+        .map(|line| line.replace("/etc/dlock/", &home.file("")))
         .collect();
     let file = home.write("config.toml", &adapted.join("\n"));
     let variables = [("DLOCK_CONFIG", &*file)];
@@ -75,7 +72,7 @@ pub(super) fn story(blocks: &[Block]) {
     });
 }
 
-/// "Such a user can neither read nor write these keys, nor revoke their leases."
+/// "This user can neither read nor write these keys, nor revoke their leases" (dlock-security(7)).
 fn cannot_touch_the_other_domain(etcd: &Etcd, home: &Scratch, user: &dyn Fn(&str) -> Dlock) {
     let prefix = format!("{OTHER}/");
     let victim = || user(OTHER).args(["--prefix", &prefix]);
