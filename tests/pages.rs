@@ -118,6 +118,28 @@ fn the_readme_has_at_most_200_lines() {
     assert!(document("README.md").lines().count() <= 200);
 }
 
+/// A merge by union keeps both versions of a line that two branches changed.
+#[test]
+fn the_changelog_has_no_line_twice() {
+    let text = document("CHANGELOG.md");
+    let mut seen = BTreeSet::new();
+    for line in text.lines().filter(|line| line.len() > 40) {
+        assert!(seen.insert(line), "{line}");
+    }
+}
+
+/// A page of a forge shows them without scripts and without anything from elsewhere.
+#[test]
+fn the_pictures_need_nothing_else() {
+    for path in ["pictures/run.svg", "pictures/loss.svg"] {
+        let text = document(path);
+        for forbidden in ["<script", "href", "url(", "@import", "<foreignObject"] {
+            assert!(!text.contains(forbidden), "{path} has {forbidden}");
+        }
+        assert!(text.contains("<title>"), "{path} has no description");
+    }
+}
+
 #[test]
 fn every_path_in_the_map_exists() {
     let text = document("CONTRIBUTING.md");
