@@ -53,6 +53,14 @@ impl NotAcquired {
                 );
                 not_acquired(events::BUSY, line)
             }
+            AcquireOutcome::NoSlot(orphan) => {
+                let line = format!(
+                    "no slot of '{name}' is free: {} ({})",
+                    orphan.describe(),
+                    orphan.remedy()
+                );
+                not_acquired(events::BUSY, line)
+            }
             AcquireOutcome::Cooling(ahead, left) => Self {
                 left_seconds: Some(seconds(left)),
                 ..not_acquired(

@@ -152,6 +152,22 @@ impl<'a> WaitReporter<'a> {
                     );
                 }
             }
+            WaitEvent::NoSlot(orphan) => {
+                let what = orphan.describe();
+                status.error(now, what.clone());
+                // Every attempt repeats it.
+                if state.last_error.as_ref() != Some(&what) {
+                    let hint = orphan.remedy();
+                    warn!(
+                        event = events::ORPHAN_SLOT,
+                        lock = %name,
+                        key = orphan.key,
+                        hint,
+                        "no slot of '{name}' is free: {what}"
+                    );
+                    state.last_error = Some(what);
+                }
+            }
             WaitEvent::OurTurn => {
                 status.our_turn();
                 state.last_error = None;

@@ -115,6 +115,7 @@ impl<C: LockBackend> LockedRunner<'_, C> {
         };
         let mut ahead = None;
         let (mut our_turn_at, mut last_error) = (None, None);
+        let mut no_slot = None;
         let mut held_back = Vec::new();
         let backend = &self.backend;
         let event = {
@@ -122,8 +123,11 @@ impl<C: LockBackend> LockedRunner<'_, C> {
             let on_event = |waiting: WaitEvent| {
                 reporter.on_event(&waiting);
                 match waiting {
-                    WaitEvent::Behind(now) => (ahead, our_turn_at) = (Some(now), None),
+                    WaitEvent::Behind(now) => {
+                        (ahead, our_turn_at, no_slot) = (Some(now), None, None);
+                    }
                     WaitEvent::OurTurn => (our_turn_at, last_error) = (Some(clock::now()), None),
+                    WaitEvent::NoSlot(orphan) => (no_slot, our_turn_at) = (Some(orphan), None),
                     WaitEvent::EntryLost => our_turn_at = None,
                     WaitEvent::Error(error) => last_error = Some(error.cause),
                     WaitEvent::LockDelay(_) => {}
@@ -167,6 +171,9 @@ impl<C: LockBackend> LockedRunner<'_, C> {
                     let unproven = clock::now().since(our_turn_at);
                     let error = LockError::unproven(unproven, Some(&error));
                     return Err(self.cannot_lock(error));
+                }
+                if let Some(orphan) = no_slot {
+                    return Ok(self.interpret(AcquireOutcome::NoSlot(orphan)));
                 }
                 if let Some(ahead) = ahead {
                     return Ok(self.interpret(AcquireOutcome::Busy(ahead)));

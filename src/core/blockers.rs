@@ -107,6 +107,35 @@ impl PermanentKey {
     }
 }
 
+/// A slot's key whose entry is gone: no request for a slot knows whom to wait for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OrphanSlot {
+    pub key: String,
+    pub lease: LeaseId,
+}
+
+impl OrphanSlot {
+    /// For people.
+    pub fn describe(&self) -> String {
+        let end = match self.lease {
+            LeaseId::NONE => "it has no lease, so it never expires".to_owned(),
+            lease => format!("it ends with the lease {lease}"),
+        };
+        printable(&format!(
+            "the slot '{}' is taken and its entry in the queue is gone: {end}",
+            self.key
+        ))
+    }
+
+    /// How to free it.
+    pub fn remedy(&self) -> String {
+        printable(&format!(
+            "once nothing runs under it: etcdctl del '{}'",
+            self.key
+        ))
+    }
+}
+
 /// The result of a [`BlockerScan`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Blockers {

@@ -11,6 +11,7 @@ use super::attempts::Attempts;
 use super::error::LockError;
 use super::requests::{LEAVE_TIMEOUT, Requests};
 use super::ttl_keys::{self, Claimed, Marked};
+use crate::core::blockers::OrphanSlot;
 use crate::core::holder::{Holder, StopRequest};
 use crate::core::preparation::{Grant, Mark};
 use crate::core::proof::{EntryId, LeaseId};
@@ -25,6 +26,7 @@ pub(super) enum Prepared {
     Ready,
     /// The caller has to try again.
     NotYet,
+    NoSlot(OrphanSlot),
     EntryLost,
     AlreadyRan(Option<Holder>),
     StopRequested(StopRequest),
@@ -80,7 +82,9 @@ impl Preparation {
             let claim = async |etcd| ttl_keys::claim_slot(&self.requests, etcd, entry, slots).await;
             match self.requests.call(limit, claim).await? {
                 Claimed::Slot(slot) => self.slot.set(Some(slot)),
-                Claimed::NoneFree => return Ok(Prepared::NotYet),
+                Claimed::NoneFree(orphan) => {
+                    return Ok(orphan.map_or(Prepared::NotYet, Prepared::NoSlot));
+                }
                 Claimed::EntryLost => return Ok(Prepared::EntryLost),
                 Claimed::StopRequested(request) => {
                     return Ok(Prepared::StopRequested(request));

@@ -7,9 +7,13 @@ use super::connection::Connection;
 use super::error::{ErrorKind, LockError};
 use super::queue::{is_own, reads_of};
 use super::requests::Requests;
+use crate::core::blockers::OrphanSlot;
 use crate::core::holder::{Holder, StopRequest};
 use crate::core::proof::{EntryId, LeaseId};
 use crate::sys::clock;
+
+/// Reads per request: etcd allows 128 operations.
+const MAX_READS: usize = 100;
 
 /// The record of an earlier run, whose mark is there.
 pub(super) type EarlierRun = Option<Holder>;
@@ -127,7 +131,7 @@ pub(super) async fn claim_slot(
         }
         let free = (0..slots).find(|slot| taken.iter().all(|(one, _)| one != slot));
         let Some(slot) = free else {
-            return Ok(Claimed::NoneFree);
+            return Ok(Claimed::NoneFree(orphan(requests, &etcd, &taken).await?));
         };
         let key = requests.queue.keys.slot(slot);
         let under = || Some(PutOptions::new().with_lease(entry.lease.0));
@@ -151,6 +155,31 @@ pub(super) async fn claim_slot(
             return Ok(Claimed::Slot(slot));
         }
     }
+}
+
+/// The first of these slots whose entry is gone.
+async fn orphan(
+    requests: &Requests,
+    etcd: &Connection,
+    taken: &[(u16, LeaseId)],
+) -> Result<Option<OrphanSlot>, LockError> {
+    let keys = &requests.queue.keys;
+    for some in taken.chunks(MAX_READS) {
+        let entries = some.iter().map(|(_, lease)| {
+            let keys_only = GetOptions::new().with_keys_only();
+            TxnOp::get(keys.entry(*lease), Some(keys_only))
+        });
+        let (_, entries) = requests.queue.read(etcd, entries.collect()).await?;
+        let mut pairs = some.iter().zip(entries);
+        let found = pairs.find(|(_, entry)| entry.is_empty());
+        if let Some(((slot, lease), _)) = found {
+            return Ok(Some(OrphanSlot {
+                key: keys.slot(*slot),
+                lease: *lease,
+            }));
+        }
+    }
+    Ok(None)
 }
 
 /// The slots that are taken, each with its lease, and our own key.
@@ -190,8 +219,8 @@ pub(super) enum Marked {
 /// The result of claiming a slot.
 pub(super) enum Claimed {
     Slot(u16),
-    /// A slot outlives its entry.
-    NoneFree,
+    /// A slot outlives its entry: this one, unless it has ended since.
+    NoneFree(Option<OrphanSlot>),
     EntryLost,
     /// Another request asks us to stop.
     StopRequested(StopRequest),

@@ -10,6 +10,7 @@ use super::requests::Enqueued;
 use super::session::{EtcdSession, WatchTarget};
 use crate::core::heartbeat::{Heartbeat, Watch};
 use crate::core::proof::{Ownership, Verdict};
+use crate::core::request::WaitPolicy;
 use crate::core::time::{Instant, LeaseTimings};
 use crate::core::turn::Turn;
 use crate::core::watchdog::Watchdog;
@@ -350,6 +351,13 @@ impl<'a> Waiter<'a> {
                 self.prepared = tries.saturating_add(1);
             }
             Ok(Prepared::NotYet) => self.free_at = again_at(clock::now()),
+            Ok(Prepared::NoSlot(orphan)) => {
+                if self.backend.request.wait_policy == WaitPolicy::NoWait {
+                    return Ok(Step::Ended(Box::new(Outcome::NoSlot(orphan))));
+                }
+                on_event(WaitEvent::NoSlot(orphan));
+                self.free_at = again_at(clock::now());
+            }
             Ok(Prepared::EntryLost) => return Ok(Step::EntryLost),
             Ok(Prepared::StopRequested(request)) => {
                 return Ok(Step::Ended(Box::new(Outcome::StopRequested(request))));

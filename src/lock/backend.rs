@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use crate::core::blockers::OrphanSlot;
 use crate::core::blockers::PermanentKey;
 use crate::core::heartbeat::Watch;
 use crate::core::holder::{Holder, StopRequest};
@@ -62,6 +63,8 @@ pub(crate) enum AcquireOutcome<S> {
     Acquired(Box<Acquired<S>>),
     /// Another client holds it, and the request does not wait.
     Busy(QueuePosition),
+    /// All slots are taken, one of them without an entry in the queue.
+    NoSlot(OrphanSlot),
     /// The lock cools down for this time.
     Cooling(QueuePosition, Duration),
     /// A run has started recently.
@@ -100,6 +103,8 @@ pub(crate) enum WaitEvent {
     OurTurn,
     /// The lock is free, but the command of the vanished holder may still run for this time.
     LockDelay(Duration),
+    /// No entry is before ours, and yet no slot is free; dlock tries again and again.
+    NoSlot(OrphanSlot),
     /// Our own lease ended while waiting: the entry is lost, and a new one is created at the end of the queue.
     EntryLost,
     /// There is no answer for now; dlock still waits.

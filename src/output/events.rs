@@ -63,6 +63,8 @@ events! {
         "the mark of a run that did not start may still stand: no run may start within this time";
     MAX_HOLD = "max-hold" [lock]
         "the command has run for as long as --max-hold allows: it is stopped";
+    ORPHAN_SLOT = "orphan-slot" [lock key hint]
+        "a slot is taken, and its entry in the queue is gone: no slot is free before its key is gone, too";
     OTHER_CLUSTER = "other-cluster" [cluster wanted]
         "an endpoint belongs to another cluster than the one in use, and is not used";
     PERMANENT_KEY = "permanent-key" [lock token hint]

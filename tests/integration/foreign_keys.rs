@@ -83,6 +83,39 @@ fn a_key_that_never_expires_is_named() {
     waiter.wait().expect_code(0);
 }
 
+/// "A slot whose entry in the queue is gone stays taken until its key is gone" (dlock-run(1)): no request for a slot hangs, and each
+/// is told the key.
+#[test]
+fn a_slot_without_an_entry_is_named() {
+    let (etcd, name) = (Etcd::shared(), unique("orphan"));
+    let run = |options: &[&str]| {
+        let options = [&["--slots=2", "--ttl=5"], options, &[&name, "echo", "in"]].concat();
+        Dlock::on(etcd).run(options)
+    };
+    let key = format!("dlock/slot/{name}/1");
+    let _holder = hold(Dlock::on(etcd), &["--slots=2"], &name);
+    etcd.ctl(&["put", &key, "x"]);
+    let named = format!("the slot '{key}' is taken and its entry in the queue is gone");
+    for limit in ["-n", "--wait=1"] {
+        let outcome = run(&[limit]).finish().expect_code(75).expect_stdout("");
+        outcome.expect_stderr(&[&named, "it has no lease, so it never expires"]);
+    }
+    let mut waiter = run(&[]).start();
+    eventually(LIMIT, "a hint", || {
+        let stderr = waiter.stderr();
+        stderr.contains(&named) && stderr.contains(&format!("etcdctl del '{key}'"))
+    });
+    etcd.ctl(&["del", &key]);
+    waiter.wait().expect_code(0).expect_stdout("in\n");
+    // One that expires is awaited.
+    let granted = etcd.ctl(&["lease", "grant", "3"]);
+    let lease = granted.split(' ').nth(1).expect(&granted);
+    etcd.ctl(&["put", &key, "x", &format!("--lease={lease}")]);
+    let outcome = run(&["-v"]).finish().expect_code(0);
+    let end = format!("it ends with the lease {}", lease.trim_start_matches('0'));
+    outcome.expect_stderr(&[&named, &end]);
+}
+
 /// "tolerant of foreign or broken records": values of a megabyte fill no answer of etcd, for a request of any kind.
 #[test]
 fn long_records_stop_no_request() {
