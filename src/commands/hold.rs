@@ -25,7 +25,7 @@ use crate::guard::{self, LaunchOptions};
 use crate::output::exit::{Exit, Failure, OrFail as _};
 use crate::sys::clock;
 use crate::sys::daemonize::{Background, Link, Side};
-use crate::sys::outcome::{OtherOutcome, OutcomeFile};
+use crate::sys::outcome::OutcomeFile;
 use crate::sys::pidfd::ProcessHandle;
 
 /// The argv[0] of the child that waits: see [`hold_child`].
@@ -254,11 +254,18 @@ pub(super) fn release(hold: &str) -> Result<Exit, Failure> {
     let name = hold.parse::<crate::sys::proc::ProcessId>();
     let name = name.map_err(|()| anyhow!("cannot use DLOCK_HOLD '{hold}': it names no process"))?;
     let requested_at = clock::now();
-    let other = ProcessHandle::open(name)
-        .map_err(|_| not_held("the dlock that held it has ended before"))
-        .or_exit(Exit::Lost)
-        .or_hint("that dlock has said how it ended: on its stderr, or in the background in syslog or --log-file")?;
-    let outcome = other.outcome();
+    let other = ProcessHandle::open(name).map_err(|_| ended_before())?;
+    let outcome = match other.outcome() {
+        Ok(outcome) => outcome,
+        Err(_) if other.has_ended() => return Err(ended_before()),
+        // The variable may name any process of this user, and any at all for root.
+        Err(error) => {
+            return Err(anyhow!(
+                "cannot release the lock of process '{hold}': nothing shows that it is a dlock hold: {error}"
+            ))
+            .or_hint("use the DLOCK_HOLD that dlock hold has printed, as the same user or root");
+        }
+    };
     let ended = other
         .terminate(RELEASE_TIMEOUT)
         .with_context(|| format!("cannot ask process '{hold}' to release its lock"))?;
@@ -269,7 +276,7 @@ pub(super) fn release(hold: &str) -> Result<Exit, Failure> {
         )
         .into());
     }
-    let end = outcome.and_then(OtherOutcome::read).map_err(|error| {
+    let end = outcome.read().map_err(|error| {
         let why = format!("what became of it cannot be read from process '{hold}': {error}");
         not_held(&why)
     });
@@ -280,6 +287,14 @@ pub(super) fn release(hold: &str) -> Result<Exit, Failure> {
         HoldVerdict::Unkillable(reason) => {
             Err(anyhow!("the lock is not released: {reason}")).or_exit(Exit::Unkillable)
         }
+    }
+}
+
+fn ended_before() -> Failure {
+    Failure {
+        exit: Exit::Lost,
+        hint: Some("that dlock has said how it ended: on its stderr, or in the background in syslog or --log-file".to_owned()),
+        ..not_held("the dlock that held it has ended before").into()
     }
 }
 

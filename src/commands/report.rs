@@ -17,15 +17,17 @@ use crate::core::text::seconds;
 use crate::output::events;
 use crate::output::exit::{Exit, Failure, OrFail as _};
 use crate::output::metrics::Metrics;
-use crate::sys::atomic_file::{AtomicFile, try_lock};
+use crate::sys::atomic_file::{AtomicFile, lock_until};
 use crate::sys::{clock, stream};
 
 /// Time that dlock waits for other writers of the same metrics.
 const METRICS_LOCK_TIMEOUT: Duration = Duration::from_secs(5);
-const LOCK_POLL_INTERVAL: Duration = Duration::from_millis(10);
 
 /// Far more than the locks of one machine need; a wrong path must not fill the memory.
 const MAX_METRICS_BYTES: u64 = 16 * 1024 * 1024;
+
+/// Far more than a report has.
+const MAX_REPORT_BYTES: u64 = 64 * 1024;
 
 /// The files by their paths: the launch of the guard closes all descriptors but [`Self::stream`].
 pub(super) struct ReportFiles<'a> {
@@ -68,7 +70,7 @@ impl ReportTarget {
         if let Some(descriptor) = special? {
             return Ok(Self::Stream(path, descriptor));
         }
-        AtomicFile::open(&path)?.check_writable()?;
+        open_report(&path)?.check_writable()?;
         Ok(Self::File(path))
     }
 
@@ -81,7 +83,7 @@ impl ReportTarget {
     fn write(&self, report: &RunReport) -> Result<(), Failure> {
         let text = report.to_json();
         match self {
-            Self::File(path) => AtomicFile::open(path)?.replace_unlocked(text.as_bytes())?,
+            Self::File(path) => open_report(path)?.replace_unlocked(text.as_bytes())?,
             Self::Stream(_, descriptor) => {
                 stream::write_all(descriptor, text.as_bytes()).map_err(anyhow::Error::from)?;
             }
@@ -166,9 +168,24 @@ fn absolute(path: &Path, option: &str) -> Result<PathBuf, Failure> {
     Ok(path.with_context(|| format!("cannot find out where --{option} is"))?)
 }
 
+/// The file of a report, which may hold an earlier report but nothing else: a wrong path must not cost another file.
+fn open_report(path: &Path) -> Result<AtomicFile, Failure> {
+    let file = AtomicFile::open(path)?;
+    let before = file.read(MAX_REPORT_BYTES)?.unwrap_or_default();
+    if before.is_empty() || RunReport::is_one(&before) {
+        return Ok(file);
+    }
+    Err(anyhow!(
+        "cannot use '{}' for a report: there is a file that is none",
+        path.display()
+    ))
+    .or_hint("a report is one JSON object, and replaces the one before: name another file, or remove that one")
+}
+
 fn add_metrics(path: &Path, report: &RunReport) -> Result<(), Failure> {
     let file = AtomicFile::open(path)?;
-    let _lock = file.lock(lock_within)?;
+    let give_up_at = clock::now() + METRICS_LOCK_TIMEOUT;
+    let _lock = file.lock(|lock| lock_until(lock, give_up_at))?;
     let mut metrics = read(&file)?;
     metrics.add(report, clock::since_1970().as_secs_f64());
     Ok(file.replace_locked(metrics.to_text().as_bytes())?)
@@ -185,19 +202,6 @@ fn read(file: &AtomicFile) -> Result<Metrics, Failure> {
     metrics
         .map_err(|why| anyhow!("cannot use '{}' for metrics: {why}", file.path().display()))
         .or_hint("dlock makes the file itself, and counts on from what it holds: name one that is not there yet")
-}
-
-/// Waits for the lock of the metrics file.
-fn lock_within(lock: &OwnedFd) -> Result<(), Errno> {
-    let give_up_at = clock::now() + METRICS_LOCK_TIMEOUT;
-    loop {
-        match try_lock(lock) {
-            Err(Errno::WOULDBLOCK) if clock::now() < give_up_at => {
-                std::thread::sleep(LOCK_POLL_INTERVAL);
-            }
-            locked => return locked,
-        }
-    }
 }
 
 fn warn_not_written(path: &Path, written: Result<(), Failure>) {

@@ -176,6 +176,13 @@ impl RunStats {
 }
 
 impl RunReport {
+    /// Whether `text` is a report, of this version or another one.
+    pub fn is_one(text: &[u8]) -> bool {
+        let object = serde_json::from_slice::<serde_json::Map<_, _>>(text);
+        let keys = ["name", "outcome", "exit_code", "began", "ended"];
+        object.is_ok_and(|object| keys.iter().all(|key| object.contains_key(*key)))
+    }
+
     /// One JSON object on one line.
     pub fn to_json(&self) -> String {
         json(self) + "\n"

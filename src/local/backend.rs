@@ -18,7 +18,6 @@ use crate::core::name::Scope;
 use crate::core::proof::LossReason;
 use crate::core::remedy::remedy;
 use crate::core::request::LockRequest;
-use crate::core::text::format_duration;
 use crate::core::time::LeaseTimings;
 use crate::core::watchdog::Watchdog;
 use crate::lock::backend::{
@@ -121,12 +120,7 @@ impl LockBackend for LocalBackend {
     }
 
     fn unreachable(&self, limit: Duration) -> LockError {
-        let cause = format!(
-            "{}: another process has changed its queue for more than {}",
-            self.entry.lock_dir.cannot_use(),
-            format_duration(limit)
-        );
-        LockError::refused(cause, Some("is one of them stopped?"))
+        self.entry.lock_dir.queue_busy(limit).into()
     }
 
     async fn leave_queue(&self) {

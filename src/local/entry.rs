@@ -23,6 +23,9 @@ const SLOT_POLL_INTERVAL: Duration = Duration::from_millis(50);
 /// Interval between checks of a cooldown, whose time counts while the machine sleeps, unlike that of a timeout.
 const COOLDOWN_POLL_INTERVAL: Duration = Duration::from_secs(1);
 
+/// Time that a request without a wait gives other processes to change the queue; they need some milliseconds.
+const QUEUE_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// Our entry, shared with the waiting thread.
 pub(super) struct Entry {
     pub(super) lock_dir: LockDir,
@@ -170,7 +173,10 @@ impl Entry {
 
     /// Gets a token, unless the request already fails without one.
     fn enter(&self) -> Result<Entered, Failure> {
-        let locked = self.lock_dir.lock()?;
+        let locked = match self.request.wait_policy {
+            WaitPolicy::NoWait => self.lock_dir.lock_within(QUEUE_TIMEOUT)?,
+            WaitPolicy::Timeout(_) | WaitPolicy::Forever => self.lock_dir.lock()?,
+        };
         let present = locked.swept()?;
         let mut others = present.iter().map(|one| one.queue_entry().mode());
         if let Some(theirs) = others.find(|theirs| !theirs.is_compatible_with(self.request.mode)) {

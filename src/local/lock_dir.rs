@@ -22,9 +22,10 @@ use crate::core::local::{
 };
 use crate::core::name::LockName;
 use crate::core::proof::{FencingToken, LeaseId};
+use crate::core::text::format_duration;
 use crate::local::token_file;
 use crate::output::exit::Failure;
-use crate::sys::atomic_file::{AtomicFile, same};
+use crate::sys::atomic_file::{AtomicFile, lock_until, same};
 use crate::sys::clock;
 use crate::sys::random::random;
 
@@ -97,7 +98,8 @@ impl LockDir {
                 let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
                 let entry = openat(&self.directory, &file, flags, self.rights.file)?;
                 fchmod(&entry, self.rights.file)?;
-                retry_on_intr(|| flock(&entry, FlockOperation::LockExclusive))?;
+                // Another process may have opened it, and would keep us waiting.
+                retry_on_intr(|| flock(&entry, FlockOperation::NonBlockingLockExclusive))?;
                 let written =
                     retry_on_intr(|| rustix::io::write(&entry, record.to_json().as_bytes()));
                 // A sweeping process may have taken it for the entry of a dead owner.
@@ -108,6 +110,7 @@ impl LockDir {
             match make() {
                 Ok((entry, true)) => return Ok((file, entry)),
                 Ok((_, false)) | Err(Errno::EXIST) => {}
+                Err(Errno::WOULDBLOCK) => self.remove(&file),
                 Err(error) => {
                     self.remove(&file);
                     let tried = format!("cannot write '{}'", self.shown(&file));
@@ -138,6 +141,36 @@ impl LockDir {
 
     /// Waits for the lock for tokens, slots and sweeping.
     pub(super) fn lock(&self) -> Result<Locked<'_>, Failure> {
+        self.lock_by(wait)
+    }
+
+    /// The same for `limit` at most.
+    pub(super) fn lock_within(&self, limit: Duration) -> Result<Locked<'_>, Failure> {
+        let give_up_at = clock::now() + limit;
+        self.lock_by(|lock| lock_until(lock, give_up_at))
+            .map_err(|failure| match failure.error.downcast_ref() {
+                Some(&Errno::WOULDBLOCK) => self.queue_busy(limit),
+                _ => failure,
+            })
+    }
+
+    /// The error when other processes keep us from the queue for `limit`.
+    pub(super) fn queue_busy(&self, limit: Duration) -> Failure {
+        let cause = format!(
+            "{}: another process has changed its queue for more than {}",
+            self.cannot_use(),
+            format_duration(limit)
+        );
+        Failure {
+            hint: Some("is one of them stopped?".to_owned()),
+            ..anyhow!(cause).into()
+        }
+    }
+
+    fn lock_by(
+        &self,
+        wait: impl FnMut(&OwnedFd) -> Result<(), Errno>,
+    ) -> Result<Locked<'_>, Failure> {
         let tokens = self.atomic_file("token")?;
         let lock = tokens.lock(wait)?;
         Ok(Locked {

@@ -7,6 +7,7 @@ use std::fs::File;
 use std::io::{Read as _, Write as _};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow};
 use rustix::fs::{
@@ -16,8 +17,11 @@ use rustix::fs::{
 use rustix::io::{Errno, retry_on_intr};
 use rustix::process::{Gid, Uid, geteuid};
 
+use crate::core::time::Instant;
 use crate::sys::access::check_access;
+use crate::sys::clock;
 use crate::sys::random::random;
+use crate::sys::trust::foreign_writer_by;
 
 /// A file, which may not exist. All access is through its open directory, even if the path is changed meanwhile.
 pub(crate) struct AtomicFile {
@@ -155,34 +159,77 @@ impl AtomicFile {
         })
     }
 
+    /// Opens the lock file, and creates it if it does not exist.
     fn open_lock(&self, name: &OsStr) -> Result<OwnedFd, Errno> {
-        if let Some(mode) = self.mode {
-            self.make_lock(name, mode)?;
+        let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let open = |access| openat(&self.directory, name, flags | access, Mode::empty());
+        loop {
+            // NFS needs write access for an exclusive lock; elsewhere, read access to another user's file is enough.
+            let lock = match open(OFlags::RDWR) {
+                Err(Errno::ACCESS) => open(OFlags::RDONLY),
+                opened => opened,
+            };
+            if let Ok(lock) = &lock {
+                self.mend_lock(lock)?;
+            }
+            if !matches!(lock, Err(Errno::NOENT)) {
+                return lock;
+            }
+            match self.make_lock(name) {
+                // Another process has created it, or swept ours.
+                Ok(()) | Err(Errno::EXIST | Errno::NOENT) => {}
+                Err(error) => return Err(error),
+            }
         }
+    }
+
+    /// Sets the mode of an existing lock file when that of the file has changed, or when a process was killed before it
+    /// could. Where others may write to the directory, they can have put any file of ours there, so its mode stays.
+    fn mend_lock(&self, lock: &OwnedFd) -> Result<(), Errno> {
+        if self.mode.is_some() || foreign_writer_by(&fstat(&self.directory)?).is_some() {
+            return Ok(());
+        }
+        let now = fstat(lock)?;
+        // A file with content, or with another name, is not one that dlock has made.
+        if now.st_size == 0 && now.st_nlink == 1 && now.st_uid == geteuid().as_raw() {
+            self.set_lock_mode(lock)?;
+        }
+        Ok(())
+    }
+
+    /// Creates the lock file.
+    fn make_lock(&self, name: &OsStr) -> Result<(), Errno> {
         // Where the umask decides who may write, nobody else may open the lock at any time.
         let mode = self.mode.unwrap_or(Mode::from_raw_mode(0o622));
-        let flags = OFlags::CREATE | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        let open = |access| openat(&self.directory, name, flags | access, mode);
-        // NFS needs write access for an exclusive lock; elsewhere, read access to another user's file is enough.
-        let lock = match open(OFlags::RDWR) {
-            Err(Errno::ACCESS) => open(OFlags::RDONLY),
-            opened => opened,
-        }?;
-        // Another user's file has its mode already.
-        let _ = self.protect_lock(&lock);
-        Ok(lock)
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+        let create = |name: &OsStr| openat(&self.directory, name, flags, mode);
+        if self.mode.is_none() {
+            return self.set_lock_mode(&create(name)?);
+        }
+        // It appears only with its mode set: the umask removes permissions, so a process killed in between would lock all
+        // others out.
+        let unfinished = self.beside(&format!(".lock.{:x}.new", random()?));
+        let lock = create(&unfinished)?;
+        let (directory, whole) = (&self.directory, RenameFlags::NOREPLACE);
+        let finished = self
+            .set_lock_mode(&lock)
+            .and_then(|()| renameat_with(directory, &unfinished, directory, name, whole));
+        if finished.is_err() {
+            let _ = unlinkat(&self.directory, &unfinished, AtFlags::empty());
+        }
+        match finished {
+            // Some FUSE file systems do not support this, and some filters of system calls refuse it.
+            Err(Errno::INVAL | Errno::NOSYS | Errno::PERM) => self.set_lock_mode(&create(name)?),
+            finished => finished,
+        }
     }
 
     /// Lets only those open the lock file who may write the file: holding the lock keeps all others out.
-    fn protect_lock(&self, lock: &OwnedFd) -> Result<(), Errno> {
+    fn set_lock_mode(&self, lock: &OwnedFd) -> Result<(), Errno> {
         if let Some(mode) = self.mode {
             return fchmod(lock, mode);
         }
         let now = fstat(lock)?;
-        // A file with content, or with another name, is not one that dlock has made.
-        if now.st_size > 0 || now.st_nlink > 1 || now.st_uid != geteuid().as_raw() {
-            return Ok(());
-        }
         let file = match statat(&self.directory, &self.name, AtFlags::SYMLINK_NOFOLLOW) {
             Ok(file) => file,
             Err(Errno::NOENT) => now,
@@ -203,41 +250,6 @@ impl AtomicFile {
             let _ = fchown(lock, Some(Uid::from_raw(file.st_uid)), None);
         }
         Ok(())
-    }
-
-    /// Creates the lock file, if it does not exist, so that it appears only with its mode set: the umask removes
-    /// permissions, so a process killed in between would lock all others out.
-    fn make_lock(&self, name: &OsStr, mode: Mode) -> Result<(), Errno> {
-        while let Err(Errno::NOENT) = statat(&self.directory, name, AtFlags::SYMLINK_NOFOLLOW) {
-            let unfinished = self.beside(&format!(".lock.{:x}.new", random()?));
-            let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
-            let file = openat(&self.directory, &unfinished, flags, mode)?;
-            let (directory, whole) = (&self.directory, RenameFlags::NOREPLACE);
-            let finished = fchmod(&file, mode)
-                .and_then(|()| renameat_with(directory, &unfinished, directory, name, whole));
-            if finished.is_err() {
-                let _ = unlinkat(&self.directory, &unfinished, AtFlags::empty());
-            }
-            match finished {
-                // Another process has created it, or swept ours.
-                Err(Errno::EXIST | Errno::NOENT) => {}
-                // Some FUSE file systems do not support this, and some filters of system calls refuse it.
-                Err(Errno::INVAL | Errno::NOSYS | Errno::PERM) => return Ok(()),
-                finished => return finished,
-            }
-        }
-        Ok(())
-    }
-
-    /// Opens a file, which `flags` may create.
-    fn create(&self, name: &OsStr, flags: OFlags) -> Result<OwnedFd, Errno> {
-        let mode = self.mode.unwrap_or(Mode::from_raw_mode(0o666));
-        let file = openat(&self.directory, name, flags, mode)?;
-        if let Some(mode) = self.mode {
-            // Another user's file has its mode already.
-            let _ = fchmod(&file, mode);
-        }
-        Ok(file)
     }
 
     fn beside(&self, suffix: &str) -> OsString {
@@ -278,7 +290,7 @@ impl AtomicFile {
             self.check_permission(before.is_some())?;
             let mut file = self.make(new)?;
             if let Some(before) = &before {
-                copy_ownership(&file, before)?;
+                self.copy_ownership(&file, before)?;
             }
             let written = file.write_all(bytes);
             written
@@ -302,7 +314,27 @@ impl AtomicFile {
 
     fn make(&self, new: &OsStr) -> Result<File, Errno> {
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
-        self.create(new, flags).map(File::from)
+        let mode = self.mode.unwrap_or(Mode::from_raw_mode(0o666));
+        let file = openat(&self.directory, new, flags, mode)?;
+        if let Some(mode) = self.mode {
+            fchmod(&file, mode)?;
+        }
+        Ok(file.into())
+    }
+
+    /// Gives the new file the owner, the group and the permissions of the old one, as far as this process may, unless the
+    /// old one is a stranger's: in a directory such as /tmp anybody can have put it there, and would then own ours.
+    fn copy_ownership(&self, new: &File, old: &File) -> Result<(), Errno> {
+        let (directory, old) = (fstat(&self.directory)?, fstat(old)?);
+        let known = [0, geteuid().as_raw(), directory.st_uid].contains(&old.st_uid);
+        let shared = directory.st_mode & 0o022 == 0o020 && directory.st_gid == old.st_gid;
+        if !known && !shared {
+            return Ok(());
+        }
+        let _ = fchown(new, None, Some(Gid::from_raw(old.st_gid)));
+        let _ = fchown(new, Some(Uid::from_raw(old.st_uid)), None);
+        // Without the setuid, setgid and sticky bits.
+        fchmod(new.as_fd(), Mode::from_raw_mode(old.st_mode & 0o777))
     }
 
     /// Waits until the file's content survives a power cut: its writer may have been killed before that.
@@ -336,22 +368,29 @@ impl AtomicFile {
     }
 }
 
+/// Interval between two attempts of [`lock_until`].
+const LOCK_POLL_INTERVAL: Duration = Duration::from_millis(10);
+
+/// Waits for a lock, for [`AtomicFile::lock`]; after `give_up_at` the error is `WOULDBLOCK`.
+pub(crate) fn lock_until(lock: &OwnedFd, give_up_at: Instant) -> Result<(), Errno> {
+    loop {
+        match try_lock(lock) {
+            Err(Errno::WOULDBLOCK) if clock::now() < give_up_at => {
+                std::thread::sleep(LOCK_POLL_INTERVAL);
+            }
+            locked => return locked,
+        }
+    }
+}
+
 /// Acquires the lock if it is free; else the error is `WOULDBLOCK`.
-pub(crate) fn try_lock(lock: &OwnedFd) -> Result<(), Errno> {
+fn try_lock(lock: &OwnedFd) -> Result<(), Errno> {
     retry_on_intr(|| flock(lock, FlockOperation::NonBlockingLockExclusive))
 }
 
 /// Whether both are the same file.
 pub(crate) fn same(one: &Stat, other: &Stat) -> bool {
     (one.st_dev, one.st_ino) == (other.st_dev, other.st_ino)
-}
-
-/// Gives the new file the owner and the group of the old one, as far as this process may.
-fn copy_ownership(new: &File, old: &File) -> Result<(), Errno> {
-    let old = fstat(old)?;
-    let _ = fchown(new, None, Some(Gid::from_raw(old.st_gid)));
-    let _ = fchown(new, Some(Uid::from_raw(old.st_uid)), None);
-    fchmod(new.as_fd(), Mode::from_raw_mode(old.st_mode))
 }
 
 #[cfg(test)]
@@ -385,10 +424,7 @@ mod tests {
             (0o666, 0o666),
             (0o600, 0o600),
         ] {
-            assert_eq!(lock_mode(&directory, Some(mode)), expected, "{mode:o}: new");
-            // One that an older dlock has made.
-            fs::set_permissions(&lock, fs::Permissions::from_mode(0o644)).unwrap();
-            assert_eq!(lock_mode(&directory, Some(mode)), expected, "{mode:o}: old");
+            assert_eq!(lock_mode(&directory, Some(mode)), expected, "{mode:o}");
             fs::remove_file(&lock).unwrap();
         }
         let mode = lock_mode(&directory, None);
@@ -396,10 +432,16 @@ mod tests {
             mode & 0o400 != 0 && mode & 0o444 == (mode & 0o222) << 1,
             "{mode:o}"
         );
-        // A file with content is no lock of dlock's.
-        fs::write(&lock, "x").unwrap();
+        // The directory is ours alone: the mode follows that of the file.
         fs::set_permissions(&lock, fs::Permissions::from_mode(0o644)).unwrap();
-        assert_eq!(lock_mode(&directory, Some(0o644)), 0o644);
+        assert_eq!(lock_mode(&directory, Some(0o666)), 0o666);
+        // Here, others can have put it there.
+        fs::set_permissions(&directory, fs::Permissions::from_mode(0o1777)).unwrap();
+        fs::set_permissions(&lock, fs::Permissions::from_mode(0o640)).unwrap();
+        assert_eq!(lock_mode(&directory, Some(0o666)), 0o640);
+        fs::remove_file(&lock).unwrap();
+        assert_eq!(lock_mode(&directory, Some(0o666)), 0o666, "a new one");
+        assert_eq!(fs::read_dir(&directory).unwrap().count(), 2);
         fs::remove_dir_all(directory).unwrap();
     }
 }

@@ -5,6 +5,7 @@
 use std::fs::File;
 use std::io::{self, Read as _, Write as _};
 use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
 use rustix::fs::{MemfdFlags, memfd_create};
@@ -48,13 +49,21 @@ pub(crate) struct OtherOutcome(File);
 
 impl OtherOutcome {
     /// Must be called while the process lives: its descriptors end with it.
+    ///
+    /// # Errors
+    /// `ENOENT` if the process has no such file of its own. One of another user was made elsewhere: a program that got it by
+    /// inheritance, as a setuid one does, or over a socket has not written it.
     pub(crate) fn open(pid: i32) -> io::Result<Self> {
+        let status = std::fs::read(format!("/proc/{pid}/status"))?;
         let directory = format!("/proc/{pid}/fd");
         for entry in std::fs::read_dir(directory)? {
             let path = entry?.path();
             // A descriptor that was closed meanwhile is not the file.
             if std::fs::read_link(&path).is_ok_and(|link| link == Path::new(LINK_TEXT)) {
-                return Ok(Self(File::open(path)?));
+                let file = File::open(path)?;
+                if has_only_user(&status, file.metadata()?.uid()) {
+                    return Ok(Self(file));
+                }
             }
         }
         Err(Errno::NOENT.into())
@@ -68,6 +77,16 @@ impl OtherOutcome {
     }
 }
 
+/// Whether the real, effective, saved and file system user are all this one, by `proc_pid_status(5)`.
+fn has_only_user(status: &[u8], user: u32) -> bool {
+    let line = status
+        .split(|&byte| byte == b'\n')
+        .find_map(|line| line.strip_prefix(b"Uid:"));
+    let line = line.map(String::from_utf8_lossy).unwrap_or_default();
+    let mut users = line.split_whitespace().peekable();
+    users.peek().is_some() && users.all(|one| one.parse() == Ok(user))
+}
+
 impl ProcessHandle {
     /// The report that the process leaves when it ends.
     pub(crate) fn outcome(&self) -> io::Result<OtherOutcome> {
@@ -77,5 +96,21 @@ impl ProcessHandle {
             return Err(Errno::SRCH.into());
         }
         Ok(theirs)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_with_the_rights_of_two_users_has_not_made_the_file() {
+        let status = |users: &str| format!("Name:\tdlock\nUid:\t{users}\nGid:\t7\t7\t7\t7\n");
+        let only = |users: &str, user| has_only_user(status(users).as_bytes(), user);
+        assert!(only("7\t7\t7\t7", 7) && only("0\t0\t0\t0", 0));
+        for users in ["7\t0\t0\t0", "0\t7\t0\t0", "0\t0\t0\t0", ""] {
+            assert!(!only(users, 7), "{users}");
+        }
+        assert!(!has_only_user(b"", 0));
     }
 }

@@ -8,6 +8,7 @@
 use std::fs::Metadata;
 use std::os::unix::fs::MetadataExt as _;
 
+use rustix::fs::Stat;
 use rustix::process::{getegid, geteuid};
 
 /// Whether the executable gave this process rights that its caller does not have: `AT_SECURE` of `getauxval(3)`, set for
@@ -26,6 +27,12 @@ pub(crate) fn is_public(file: &Metadata) -> bool {
 pub(crate) fn foreign_writer(file: &Metadata) -> Option<String> {
     let (user, group) = (geteuid().as_raw(), getegid().as_raw());
     writer(file.uid(), file.gid(), file.mode(), user, group)
+}
+
+/// The same for a file or directory by the answer of stat(2).
+pub(crate) fn foreign_writer_by(status: &Stat) -> Option<String> {
+    let (user, group) = (geteuid().as_raw(), getegid().as_raw());
+    writer(status.st_uid, status.st_gid, status.st_mode, user, group)
 }
 
 /// The same for these owners and this mode, judged by `user` with `group`. A umask of 002 makes the user's own group a

@@ -1,6 +1,7 @@
 //! The result of `dlock release`: 0 only when the lock was held until then, else 121, and the reason.
 //! It must not know how a hold ends otherwise; `sharing.rs` does.
 
+use std::os::fd::AsRawFd as _;
 use std::process::Stdio;
 
 use crate::support::{
@@ -39,6 +40,39 @@ fn release_after(holder: &Running, hold: &str, meanwhile: impl FnOnce()) -> Runn
 }
 
 const NOT_HELD: &str = "dlock: the lock was not held until its release: ";
+
+/// "A process that is no dlock hold is not ended": whatever `DLOCK_HOLD` names.
+#[test]
+fn no_other_process_is_ended_by_a_release() {
+    let is_spared = |innocent: Dlock| {
+        let mut innocent = innocent.start();
+        innocent.says("on");
+        let pid = innocent.process().0;
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).expect("it lives");
+        let (_, fields) = stat.rsplit_once(") ").expect("its name");
+        let start = fields.split(' ').nth(19).expect("its start");
+        release(&format!("{pid}:{start}"))
+            .wait()
+            .expect_code(125)
+            .expect_stderr(&["nothing shows that it is a dlock hold", "hint: "]);
+        assert!(!innocent.is_over(), "{}", innocent.stderr());
+    };
+    let script = "echo on; exec sleep 600";
+    is_spared(Dlock::program(["sh", "-c", script]));
+    // Not even one that has the file of a hold of another user: a setuid program inherits it.
+    if rustix::process::geteuid().is_root() {
+        let file = rustix::fs::memfd_create("dlock-outcome", rustix::fs::MemfdFlags::empty());
+        let file = file.expect("a file in memory");
+        let number = file.as_raw_fd();
+        let open = format!("readlink /proc/self/fd/{number} | grep -q dlock-outcome && {script}");
+        is_spared(Dlock::program(["sh", "-c", &open]).under([
+            "setpriv",
+            "--reuid=65534",
+            "--clear-groups",
+            "--",
+        ]));
+    }
+}
 
 /// "0 when the lock was held until then and is released": by its name, with etcd and on this machine.
 #[test]

@@ -499,6 +499,12 @@ fn a_queue_that_cannot_be_joined_is_reported() {
     late.expect_code(125)
         .expect_stdout("")
         .expect_stderr(&["another process has changed its queue for more than 1s"]);
+    // Nobody knows whether the lock is busy, and -n waits for no one.
+    let at_once = state.run(&["-n", "job", "echo", "never"]).finish();
+    at_once.expect_code(125).expect_stdout("").expect_stderr(&[
+        "another process has changed its queue for more than 5s",
+        "hint: ",
+    ]);
     let mut waiter = state.run(&["job", "echo", "never"]).start();
     eventually(LIMIT, "it waits", || !state.files().is_empty());
     waiter.guard();

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::os::unix::fs::{PermissionsExt as _, symlink};
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown, symlink};
 use std::time::Duration;
 
 use rustix::fs::FlockOperation;
@@ -247,7 +247,7 @@ fn a_report_that_fails_at_the_end_changes_no_status() {
             .expect_code(3)
             .expect_stderr(&["dlock: cannot write '", &folder]);
     }
-    let file = home.write("kept.json", "old\n");
+    let file = home.write("kept.json", "");
     fs::set_permissions(&file, fs::Permissions::from_mode(0o640)).expect("our own file");
     report(Dlock::on(etcd), &file, &[&unique("kept"), "true"], Some(0));
     assert_eq!(
@@ -439,4 +439,81 @@ fn a_stream_is_written_and_not_replaced() {
         .finish()
         .expect_code(125)
         .expect_stderr(&["keeps no descriptor of its caller"]);
+}
+
+/// dlock with local locks in this directory.
+fn local_in(home: &Scratch) -> Dlock {
+    Dlock::nowhere().env("DLOCK_LOCAL", home.file("locks"))
+}
+
+/// "A file that is no report is not replaced": before the run an error, after it a warning.
+#[test]
+fn a_report_replaces_only_a_report() {
+    let home = Scratch::new();
+    let file = home.file("file");
+    let run = |script: &str| {
+        let option = format!("--report={file}");
+        let words = [&option, "job", "sh", "-c", script];
+        local_in(&home).run(words).finish()
+    };
+    for text in ["secret\n", "{}", "[1]", r#"{"name":"x","exit_code":0}"#] {
+        home.write("file", text);
+        run("echo never")
+            .expect_code(125)
+            .expect_stdout("")
+            .expect_stderr(&["there is a file that is none", "hint: "]);
+        assert_eq!(home.read("file"), text);
+    }
+    home.write("file", "");
+    for _ in 0..2 {
+        run("true").expect_code(0).expect_silent();
+        assert_eq!(read(&file)["outcome"], "completed");
+    }
+    run(&format!("rm {file}; echo mine >{file}"))
+        .expect_code(0)
+        .expect_stderr(&["cannot write", "there is a file that is none"]);
+    assert_eq!(home.read("file"), "mine\n");
+}
+
+/// "A new file has the owner, the group and the permissions of the old one ... but no setuid bit, and nothing of a file that
+/// another user has put into a directory such as /tmp."
+#[test]
+fn a_report_takes_no_rights_from_a_file_that_was_planted() {
+    let home = Scratch::new();
+    let directory = home.file("open");
+    fs::create_dir(&directory).expect("a directory");
+    let file = format!("{directory}/r.json");
+    let write = |mode: u32, owner: u32| {
+        let option = format!("--report={file}");
+        let run = local_in(&home).run([&option, "job", "true"]);
+        run.finish().expect_code(0).expect_silent();
+        chown(&file, Some(owner), Some(owner)).expect("root may");
+        fs::set_permissions(&file, fs::Permissions::from_mode(mode)).expect("ours");
+        let run = local_in(&home).run([&option, "job", "true"]);
+        run.finish().expect_code(0).expect_silent();
+        let now = fs::metadata(&file).expect("a report");
+        fs::remove_file(&file).expect("ours");
+        (now.uid(), now.gid(), now.permissions().mode() & 0o7777)
+    };
+    let us = fs::metadata(&directory).expect("ours").uid();
+    if us != 0 {
+        let (_, _, mode) = write(0o6755, us);
+        assert_eq!(mode, 0o755);
+        return;
+    }
+    assert_eq!(write(0o6755, 0), (0, 0, 0o755));
+    let nobody = 65534;
+    // A user's own directory: root leaves the file to the user.
+    chown(&directory, Some(nobody), Some(nobody)).expect("root may");
+    assert_eq!(write(0o4640, nobody), (nobody, nobody, 0o640));
+    // One that is shared with a group.
+    chown(&directory, Some(0), Some(nobody)).expect("root may");
+    let shared = |mode| fs::set_permissions(&directory, fs::Permissions::from_mode(mode));
+    shared(0o2770).expect("ours");
+    assert_eq!(write(0o664, nobody), (nobody, nobody, 0o664));
+    // One like /tmp: the file is root's alone.
+    shared(0o1777).expect("ours");
+    let (owner, group, mode) = write(0o6666, nobody);
+    assert_eq!((owner, mode & 0o7022), (0, 0), "{mode:o}");
+    assert_ne!((group, mode & 0o020), (nobody, 0o020));
 }
