@@ -48,8 +48,8 @@ fn no_other_process_is_ended_by_a_release() {
         let mut innocent = innocent.start();
         innocent.says("on");
         let pid = innocent.process().0;
-        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).expect("it lives");
-        let (_, fields) = stat.rsplit_once(") ").expect("its name");
+        let line = std::fs::read_to_string(format!("/proc/{pid}/stat")).expect("it lives");
+        let (_, fields) = line.rsplit_once(") ").expect("its name");
         let start = fields.split(' ').nth(19).expect("its start");
         release(&format!("{pid}:{start}"))
             .wait()
