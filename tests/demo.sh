@@ -25,15 +25,17 @@ note() { printf '%s%s%s\n' "$dim" "$*" "$plain"; }
 label() { sed -u "s/^/  $1 | /"; }
 
 start_etcd() {
-    port=$1
-    etcd --data-dir "$dir/data" \
+    port=$1 name=demo-$$-$1
+    etcd --name "$name" --data-dir "$dir/data" \
         --listen-client-urls "http://127.0.0.1:$port" --advertise-client-urls "http://127.0.0.1:$port" \
-        --listen-peer-urls "http://127.0.0.1:0" >"$dir/etcd.log" 2>&1 &
+        --listen-peer-urls "http://127.0.0.1:0" --initial-advertise-peer-urls "http://127.0.0.1:0" \
+        --initial-cluster "$name=http://127.0.0.1:0" >"$dir/etcd.log" 2>&1 &
     etcd_pid=$!
     for _ in $(seq 150); do
         kill -0 "$etcd_pid" 2>/dev/null || return 1
-        ETCDCTL_API=3 etcdctl --endpoints "127.0.0.1:$port" --command-timeout 1s endpoint health >/dev/null 2>&1 &&
-            return 0
+        # By its name: somebody else's etcd may answer there.
+        ETCDCTL_API=3 etcdctl --endpoints "127.0.0.1:$port" --command-timeout 1s member list 2>/dev/null |
+            grep -q ", $name, " && return 0
         sleep 0.1
     done
     return 1

@@ -3,6 +3,7 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::ops::RangeInclusive;
 
 use libc::{
     SIGABRT, SIGBUS, SIGCHLD, SIGCONT, SIGFPE, SIGHUP, SIGILL, SIGINT, SIGKILL, SIGPIPE, SIGQUIT,
@@ -25,6 +26,10 @@ const OF_TERMINAL: [i32; 7] = [SIGHUP, SIGINT, SIGQUIT, SIGTSTP, SIGTTIN, SIGCON
 /// Signals about dlock's own actions, if the kernel or dlock sends them.
 const OF_OUR_OWN: [i32; 3] = [SIGPIPE, SIGXFSZ, SIGXCPU];
 
+/// The real-time signals of signal(7). glibc keeps the two between for itself. musl keeps 34 as well, but only for calls that are
+/// never made here, and a command has it where it has glibc.
+const REAL_TIME: RangeInclusive<i32> = 34..=64;
+
 /// `sizeof(struct signalfd_siginfo)`.
 const RECORD: usize = size_of::<libc::signalfd_siginfo>();
 
@@ -39,8 +44,7 @@ impl Signals {
     /// The caller must be inside a tokio runtime, after the launch of the guard: the command gets the caller's mask.
     /// A signal that was ignored when dlock started stays ignored (`nohup dlock ...`).
     pub(crate) fn listen() -> io::Result<Self> {
-        // The C library reserves the numbers between.
-        let numbers = (1..=SIGSYS).chain(libc::SIGRTMIN()..=libc::SIGRTMAX());
+        let numbers = (1..=SIGSYS).chain(REAL_TIME);
         let wanted = numbers
             .filter(|number| !NOT_HANDED_ON.contains(number))
             .filter(|number| !crate::sys::inherited::ignored_at_start(*number));

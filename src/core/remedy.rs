@@ -1,14 +1,15 @@
 //! The hint for a cause that the operating system gives, whatever dlock tried.
 //! It must not know what was tried.
 
-/// Parts of a cause in lower case, all of which must be in it, and the hint.
+/// Parts of a cause in lower case, all of which must be in it, and the hint. Errors of the system are told by their number:
+/// each C library has other words for them.
 const REMEDIES: [(&[&str], &str); 6] = [
     (
-        &["too many open files"],
+        &["(os error 24)"],
         "raise the limit on open files: ulimit -n, LimitNOFILE in systemd, --ulimit nofile in docker",
     ),
     (
-        &["cannot start", "resource temporarily unavailable"],
+        &["cannot start", "(os error 11)"],
         "raise the limit on processes: ulimit -u, TasksMax in systemd, --pids-limit in docker",
     ),
     (
@@ -24,7 +25,7 @@ const REMEDIES: [(&[&str], &str); 6] = [
         "dlock needs Linux 5.4 or later; in a container, an old runtime or a seccomp filter may refuse this system call: update it, or try --security-opt seccomp=unconfined",
     ),
     (
-        &["cannot start a thread", "operation not permitted"],
+        &["cannot start a thread", "(os error 1)"],
         "a container's runtime that does not know clone3 refuses it: update it (Docker 20.10.10 or later)",
     ),
 ];
@@ -47,6 +48,10 @@ mod tests {
         for (cause, part) in [
             ("x: Too many open files (os error 24)", "ulimit -n"),
             (
+                "x: No file descriptors available (os error 24)",
+                "ulimit -n",
+            ),
+            (
                 "cannot start the guard process: Resource temporarily unavailable (os error 11)",
                 "ulimit -u",
             ),
@@ -63,7 +68,7 @@ mod tests {
         }
         for cause in [
             "Operation not permitted (os error 1)",
-            "cannot lock 'x.lock': Resource temporarily unavailable",
+            "cannot lock 'x.lock': Resource temporarily unavailable (os error 11)",
             "cannot write '/dev/null'",
         ] {
             assert_eq!(remedy(cause), None, "{cause}");

@@ -123,10 +123,12 @@ impl KillLoop {
 /// fork for ever, it would else get a thousandth of the processor, with seconds between its time slices.
 #[expect(unsafe_code, reason = "no other way to this system call")]
 fn raise_priority() {
-    let priority = libc::sched_param { sched_priority: 1 };
+    // What the kernel calls `sched_param`. musl's function of this name always fails, and its structure has more fields.
+    let priority: libc::c_int = 1;
     // SAFETY: the parameter is alive during the call. Without the permission nothing changes.
     unsafe {
-        libc::sched_setscheduler(
+        libc::syscall(
+            libc::SYS_sched_setscheduler,
             0,
             libc::SCHED_RR | libc::SCHED_RESET_ON_FORK,
             &raw const priority,

@@ -10,9 +10,9 @@ use std::time::Duration;
 use rustix::fs::OFlags;
 use rustix::pipe::{PipeFlags, pipe_with};
 
-use crate::support::{Dlock, LIMIT, Running, Scratch, eventually, let_pass};
-
-const DLOCK: &str = env!("CARGO_BIN_EXE_dlock");
+use crate::support::{
+    Dlock, LIMIT, Running, Scratch, dlock_program, eventually, in_namespaces, let_pass,
+};
 
 /// A shell script, with the local locks of this directory.
 fn script(state: &Scratch, text: &str) -> Dlock {
@@ -35,9 +35,10 @@ fn ends(running: &Running) {
 /// "It then has none of its caller's descriptors": neither an output that the script captures, nor a lock of flock(1).
 #[test]
 fn a_hold_in_the_background_keeps_no_descriptor_of_its_caller() {
+    let dlock = dlock_program();
     let state = Scratch::new();
     let text = format!(
-        "exec 9>\"$HOME/mine\"; flock 9; all=$({DLOCK} hold --background job 2>&1) || exit
+        "exec 9>\"$HOME/mine\"; flock 9; all=$({dlock} hold --background job 2>&1) || exit
         exec 9>&-; flock -n \"$HOME/mine\" echo \"free: $all\"; exec cat"
     );
     let mut running = script(&state, &text).stdin(Stdio::piped()).start();
@@ -96,23 +97,25 @@ fn the_foreground_waits_until_the_line_is_written() {
 /// "When the line cannot be written, the lock is released, and the status is 125."
 #[test]
 fn a_line_that_cannot_be_written_is_no_success() {
+    let dlock = dlock_program();
     let state = Scratch::new();
-    let text = format!("{DLOCK} hold --background job >/dev/full");
+    let text = format!("{dlock} hold --background job >/dev/full");
     let mut running = script(&state, &text).start();
     running
         .wait()
         .expect_code(125)
         .expect_stderr(&["dlock: cannot write the variables of the lock", "No space"]);
     ends(&running);
-    let mut free = script(&state, &format!("{DLOCK} run -n job true")).start();
+    let mut free = script(&state, &format!("{dlock} run -n job true")).start();
     free.wait().expect_code(0).expect_silent();
 }
 
 /// "Messages of the hold in the background are appended to this file."
 #[test]
 fn later_messages_are_in_the_log_file() {
+    let dlock = dlock_program();
     let state = Scratch::new();
-    let hold = |words: &str| script(&state, &format!("{DLOCK} hold {words} job"));
+    let hold = |words: &str| script(&state, &format!("{dlock} hold {words} job"));
     let log = state.write("log", "before\n");
     let mut running = hold(&format!("--background --log-file {log}")).start();
     running.wait().expect_code(0).expect_silent();
@@ -138,16 +141,21 @@ fn later_messages_are_in_the_log_file() {
 /// "Without it they are sent to syslog."
 #[test]
 fn later_messages_are_in_syslog() {
+    let dlock = dlock_program();
     let state = Scratch::new();
     let daemon = UnixDatagram::bind(state.path().join("socket")).expect("a socket");
     let devices = state.file("dev");
     let text = format!(
         "mkdir {devices} && mount --rbind /dev {devices} && mount -t tmpfs tmpfs /dev && touch /dev/null || exit
-        mount --bind {devices}/null /dev/null && ln -s {} /dev/log && {DLOCK} hold --background job",
+        mount --bind {devices}/null /dev/null && ln -s {} /dev/log && {dlock} hold --background job",
         state.file("socket")
     );
-    let words = ["unshare", "--map-root-user", "--mount", "sh", "-c", &text];
-    let dlock = Dlock::program(words).env("DLOCK_LOCAL", state.file("state"));
+    let Some(alone) = in_namespaces(&["--mount"]) else {
+        return;
+    };
+    let dlock = Dlock::program(alone)
+        .args(["sh", "-c", &text])
+        .env("DLOCK_LOCAL", state.file("state"));
     let mut running = dlock.start();
     running.wait().expect_code(0).expect_silent();
     lose(&state);

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::support::{
     BlackHole, Certificates, Dlock, Etcd, LIMIT, Link, Outcome, boot_clock, eventually, hold,
-    hold_open, since, unique,
+    hold_open, in_namespaces, since, unique, without,
 };
 
 /// No process listens on port 1: a refusal here comes before any request to etcd.
@@ -297,11 +297,8 @@ fn an_unreadable_configuration_is_an_error() {
     std::fs::create_dir_all(&directory).expect("a directory");
     set_mode(0o000);
     // Root may search every directory unless it has dropped these capabilities.
-    let capabilities = "--bounding-set=-dac_override,-dac_read_search";
-    let humble: &[&str] = if rustix::process::geteuid().is_root() {
-        &["setpriv", capabilities]
-    } else {
-        &[]
+    let Some(humble) = without("-dac_override,-dac_read_search") else {
+        return;
     };
     let words = ["config.toml", "Permission denied", "hint: "];
     let dlock = Dlock::nowhere().env("XDG_CONFIG_HOME", owner.home().file("config"));
@@ -313,8 +310,11 @@ fn an_unreadable_configuration_is_an_error() {
 #[test]
 fn the_built_in_default_endpoint_is_told() {
     // Nothing listens there in a network of its own.
+    let Some(alone) = in_namespaces(&["--net"]) else {
+        return;
+    };
     let outcome = Dlock::nowhere()
-        .under(["unshare", "--map-root-user", "--net"])
+        .under(alone)
         .args(["-v", "--connect-timeout=100ms"])
         .run(["job", "true"])
         .finish();

@@ -6,7 +6,9 @@ use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
 use std::process::Stdio;
 
-use crate::support::{Dlock, Etcd, LIMIT, Scratch, Signal, child, eventually, hold, unique};
+use crate::support::{
+    Dlock, Etcd, LIMIT, Scratch, Signal, child, dlock_program, eventually, hold, may_trace, unique,
+};
 
 /// Runs a line of shell under a lock of its own.
 fn shell(script: &str) -> Dlock {
@@ -64,7 +66,7 @@ fn death_by_a_signal_passes() {
         "-c",
         "\"$0\" run shell sh -c 'kill -TERM $$'; exit $?",
     ])
-    .args([env!("CARGO_BIN_EXE_dlock")])
+    .args([dlock_program()])
     .env("DLOCK_ENDPOINTS", Etcd::shared().endpoint());
     in_a_shell.finish().expect_code(143);
 }
@@ -211,15 +213,7 @@ fn nested_locks_show_their_own_variables_and_the_chain() {
     let (outer, inner) = (unique("outer"), unique("inner"));
     let script = r#"echo "$DLOCK_NAME $DLOCK_FENCING_TOKEN $ETCD_LOCK_REV $ETCD_LOCK_KEY"; "$1" run "$2" sh -c 'echo "$DLOCK_NAME $DLOCK_FENCING_TOKEN $ETCD_LOCK_REV $ETCD_LOCK_KEY"; echo "$DLOCK_HELD"'"#;
     let outcome = Dlock::on(Etcd::shared())
-        .run([
-            &outer,
-            "sh",
-            "-c",
-            script,
-            "sh",
-            env!("CARGO_BIN_EXE_dlock"),
-            &inner,
-        ])
+        .run([&outer, "sh", "-c", script, "sh", dlock_program(), &inner])
         .finish()
         .expect_code(0)
         .expect_silent();
@@ -249,7 +243,7 @@ fn nested_locks_show_their_own_variables_and_the_chain() {
 #[test]
 fn a_lock_inside_itself_is_refused() {
     let (outer, inner) = (unique("self"), unique("between"));
-    let dlock = env!("CARGO_BIN_EXE_dlock");
+    let dlock = dlock_program();
     let outcome = Dlock::on(Etcd::shared())
         .run([
             &outer, dlock, "run", &inner, dlock, "run", &outer, "echo", "never",
@@ -283,7 +277,7 @@ fn a_lock_that_was_held_around_the_command_can_be_taken_again() {
 #[test]
 fn a_lock_of_one_name_under_another_prefix_is_another_lock() {
     let (name, prefix) = (unique("prefix"), unique("team 1"));
-    let dlock = env!("CARGO_BIN_EXE_dlock");
+    let dlock = dlock_program();
     let other = format!("--prefix={prefix}");
     let innermost = format!("echo \"$DLOCK_HELD\"; exec {dlock} run '{other}' {name} echo never");
     let refused = Dlock::on(Etcd::shared())
@@ -355,7 +349,7 @@ fn too_many_arguments_for_the_variables_of_dlock_say_so() {
     let run = |bytes: usize| {
         let script =
             r#"exec "$0" run "$1" /bin/true $(head -c "$2" /dev/zero | tr '\0' x | fold -w 99999)"#;
-        Dlock::program(["bash", "-c", script, env!("CARGO_BIN_EXE_dlock"), &name])
+        Dlock::program(["bash", "-c", script, dlock_program(), &name])
             .args([bytes.to_string()])
             .env("DLOCK_ENDPOINTS", etcd.endpoint())
             .finish()
@@ -442,17 +436,10 @@ fn a_lack_of_descriptors_is_a_clean_failure_or_none() {
 #[test]
 fn the_command_is_in_the_callers_process_group_and_session() {
     let script = r#"group() { cut -d" " -f5,6 "/proc/$1/stat"; }; group $$; "$1" run "$2" sh -c 'cut -d" " -f5,6 /proc/$$/stat'"#;
-    let outcome = Dlock::program([
-        "sh",
-        "-c",
-        script,
-        "sh",
-        env!("CARGO_BIN_EXE_dlock"),
-        &unique("group"),
-    ])
-    .env("DLOCK_ENDPOINTS", Etcd::shared().endpoint())
-    .finish()
-    .expect_code(0);
+    let outcome = Dlock::program(["sh", "-c", script, "sh", dlock_program(), &unique("group")])
+        .env("DLOCK_ENDPOINTS", Etcd::shared().endpoint())
+        .finish()
+        .expect_code(0);
     let lines: Vec<&str> = outcome.stdout.lines().collect();
     assert_eq!(lines[0], lines[1]);
 }
@@ -517,6 +504,9 @@ fn without_verbose_a_successful_run_is_silent() {
 /// "A container's runtime that is older than its kernel may refuse newer system calls (EPERM); dlock then uses older ones."
 #[test]
 fn a_refused_system_call_is_replaced_by_an_older_one() {
+    if may_trace().is_none() {
+        return;
+    }
     let state = Scratch::new();
     let newer = "clone3,close_range,copy_file_range,faccessat2,openat2,renameat2,statx";
     let refused = |dlock: Dlock| {
@@ -559,13 +549,10 @@ fn a_refused_system_call_is_replaced_by_an_older_one() {
         .expect_code(126);
     let hold = format!(
         "{} hold --background {}",
-        env!("CARGO_BIN_EXE_dlock"),
+        dlock_program(),
         unique("refused")
     );
-    let text = format!(
-        "eval \"$({hold})\" && {} release",
-        env!("CARGO_BIN_EXE_dlock")
-    );
+    let text = format!("eval \"$({hold})\" && {} release", dlock_program());
     let script = Dlock::program(["sh", "-c", &text]).env("DLOCK_ENDPOINTS", &named);
     refused(script).finish().expect_code(0).expect_silent();
 }
@@ -574,7 +561,7 @@ fn a_refused_system_call_is_replaced_by_an_older_one() {
 #[test]
 fn a_commands_environment_has_no_option_of_its_run() {
     let state = Scratch::new();
-    let dlock = env!("CARGO_BIN_EXE_dlock");
+    let dlock = dlock_program();
     let own = [
         ("DLOCK_WAIT", "5"),
         ("DLOCK_CONFLICT_EXIT_CODE", "3"),

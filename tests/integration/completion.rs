@@ -4,11 +4,11 @@
 use std::process::Stdio;
 use std::time::Duration;
 
-use crate::support::{Dlock, Etcd, Link, Outcome, boot_clock, hold, since, unique};
+use crate::support::{Dlock, Etcd, Link, Outcome, boot_clock, dlock_program, hold, since, unique};
 
 /// A shell with dlock in its PATH and its completion script, which completes `line`.
 fn shell(etcd: &Etcd, words: &[&str], script: &str) -> Dlock {
-    let program = std::path::Path::new(env!("CARGO_BIN_EXE_dlock"));
+    let program = std::path::Path::new(dlock_program());
     let path = std::env::var("PATH").expect("a PATH");
     let dlock = Dlock::program(words)
         .env("DLOCK_ENDPOINTS", etcd.endpoint())

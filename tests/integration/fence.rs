@@ -8,7 +8,7 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::process::Stdio;
 
 use crate::support::{
-    Dlock, Etcd, LIMIT, Outcome, Running, Scratch, Signal, alive, eventually, unique,
+    Dlock, Etcd, LIMIT, Outcome, Running, Scratch, Signal, alive, dlock_program, eventually, unique,
 };
 
 /// A fence's file in a directory of its own.
@@ -130,14 +130,7 @@ fn without_a_command_the_token_is_recorded() {
 fn inside_dlock_run_fence_uses_its_token() {
     let (fence, etcd, name) = (Fence::new(), Etcd::shared(), unique("fenced"));
     let script = "echo $DLOCK_FENCING_TOKEN $DLOCK_NAME";
-    let line = [
-        env!("CARGO_BIN_EXE_dlock"),
-        "fence",
-        &fence.file,
-        "sh",
-        "-c",
-        script,
-    ];
+    let line = [dlock_program(), "fence", &fence.file, "sh", "-c", script];
     let run = || Dlock::on(etcd).run([&name, "--"]).args(line).finish();
     let (first, second) = (run(), run());
     for outcome in [&first, &second] {

@@ -6,18 +6,27 @@ use std::io::{Read as _, Write as _};
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt as _;
 
-use crate::support::{Certificates, Dlock, Etcd, Terminal, hold};
+use crate::support::{
+    Certificates, Dlock, Etcd, Terminal, dlock_program, hold, in_namespaces, may_trace,
+};
 
 /// No process listens on port 1.
 const NOBODY: &str = "http://127.0.0.1:1";
+
+/// A static dlock has the words of musl for an error of the system; here are those of glibc.
+const MUSL: [(&str, &str); 2] = [
+    ("No file descriptors available", "Too many open files"),
+    ("Name does not resolve", "Name or service not known"),
+];
 
 /// dlock ends with this status, and prints exactly this on stderr and nothing on stdout. `replaced` lists the parts that
 /// differ from run to run.
 #[track_caller]
 fn says(dlock: Dlock, code: i32, replaced: &[(&str, &str)], wanted: &str) {
     let outcome = dlock.finish();
-    let said = replaced
+    let said = MUSL
         .iter()
+        .chain(replaced)
         .fold(outcome.stderr.clone(), |said, (from, to)| {
             said.replace(from, to)
         });
@@ -84,9 +93,9 @@ fn a_missing_etcd_is_explained() {
 #[test]
 fn a_terminal_shows_an_early_notice() {
     let mut terminal = Terminal::open(NOBODY);
-    terminal.line(concat!(
-        env!("CARGO_BIN_EXE_dlock"),
-        " --connect-timeout 5s run job true"
+    terminal.line(&format!(
+        "{} --connect-timeout 5s run job true",
+        dlock_program()
     ));
     terminal.await_text("dlock: no answer from etcd yet, trying for 4s more: 'http://127.0.0.1:1': Connection refused (os error 111)");
     terminal.await_text("dlock: cannot lock 'job': no endpoint answered within 5s");
@@ -395,6 +404,9 @@ fn a_limit_or_a_refusal_of_this_machine_is_explained() {
         "dlock: cannot start the guard process: Too many open files (os error 24)\n\
          hint: raise the limit on open files: ulimit -n, LimitNOFILE in systemd, --ulimit nofile in docker\n",
     );
+    if may_trace().is_none() {
+        return;
+    }
     for call in ["pidfd_open", "pidfd_send_signal"] {
         let inject = format!("inject={call}:error=EPERM");
         let refused = Dlock::nowhere().under(["strace", "-Dfqq", "-o", "/dev/null", "-e", &inject]);
@@ -405,16 +417,13 @@ fn a_limit_or_a_refusal_of_this_machine_is_explained() {
         fails_here(refused, &words, 125, &wanted);
     }
     let bare = "mount -t tmpfs tmpfs /dev && exec \"$@\"";
+    let Some(alone) = in_namespaces(&["--mount"]) else {
+        return;
+    };
     fails_here(
-        Dlock::nowhere().under([
-            "unshare",
-            "--map-root-user",
-            "--mount",
-            "sh",
-            "-c",
-            bare,
-            "sh",
-        ]),
+        Dlock::nowhere()
+            .under(alone)
+            .under(["sh", "-c", bare, "sh"]),
         &words,
         125,
         "dlock: cannot start the guard process: cannot open /dev/null: No such file or directory (os error 2)\n\
@@ -440,18 +449,12 @@ os.execvp(sys.argv[1], sys.argv[1:])
     let bind = format!(
         "mount --bind {server} /etc/resolv.conf && mount --bind {resolves} /etc/nsswitch.conf && exec \"$@\""
     );
-    let alone = [
-        "unshare",
-        "--map-root-user",
-        "--mount",
-        "--net",
-        "sh",
-        "-c",
-        &bind,
-        "sh",
-    ];
+    let Some(alone) = in_namespaces(&["--mount", "--net"]) else {
+        return;
+    };
+    let bind = ["sh", "-c", &bind, "sh"];
     let python = ["/usr/bin/python3", "-c", silent];
-    let outcome = dlock.under(alone).under(python).finish();
+    let outcome = dlock.under(alone).under(bind).under(python).finish();
     outcome.expect_code(125).expect_stderr(&[
         "dlock: cannot lock 'job': no endpoint answered within 2s: 'http://etcd.example.org:2379': the name was not looked up within ",
         "\nhint: does the name server of /etc/resolv.conf answer? an address needs none\n",

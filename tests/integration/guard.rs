@@ -4,8 +4,8 @@
 use std::time::Duration;
 
 use crate::support::{
-    Dlock, Etcd, LIMIT, Oracle, Running, Signal, Terminal, boot_clock, child, eventually, hold,
-    hold_open, holder_and_waiter, let_pass, since, unique,
+    Dlock, Etcd, LIMIT, Oracle, Running, Signal, Terminal, boot_clock, child, dlock_program,
+    eventually, hold, hold_open, holder_and_waiter, let_pass, since, unique,
 };
 
 const TTL: Duration = Duration::from_secs(5);
@@ -379,7 +379,7 @@ fn a_forwarded_signal_that_is_ignored_changes_nothing() {
 #[test]
 fn every_descendant_of_the_process_of_a_hold_is_dead_before_the_lock_is_free() {
     let etcd = Etcd::shared();
-    let dlock = env!("CARGO_BIN_EXE_dlock");
+    let dlock = dlock_program();
     for (what, rest) in [
         (
             "many children of a script that ignores TERM",
@@ -419,7 +419,7 @@ fn every_descendant_of_the_process_of_a_hold_is_dead_before_the_lock_is_free() {
 #[test]
 fn the_command_reads_the_terminal() {
     let mut terminal = Terminal::open(&Etcd::shared().endpoint());
-    let dlock = env!("CARGO_BIN_EXE_dlock");
+    let dlock = dlock_program();
     let name = unique("tty");
     terminal.line(&format!(r#"{dlock} run {name} sh -c 'echo ask-$((1+1)); read -r word; echo "got-$word"'; echo code-$?"#));
     terminal.await_text("ask-2");
@@ -432,7 +432,7 @@ fn the_command_reads_the_terminal() {
 #[test]
 fn ctrl_c_reaches_the_command_once() {
     let mut terminal = Terminal::open(&Etcd::shared().endpoint());
-    let dlock = env!("CARGO_BIN_EXE_dlock");
+    let dlock = dlock_program();
     let name = unique("ctrl-c");
     let script =
         r#"$| = 1; $SIG{INT} = sub { print "int\n" }; print "on-", 1 + 1, "\n"; <STDIN>; exit 7"#;
@@ -457,7 +457,7 @@ fn ctrl_c_reaches_the_command_once() {
 fn ctrl_c_ends_dlock_by_the_signal() {
     let etcd = Etcd::shared();
     let mut terminal = Terminal::open(&etcd.endpoint());
-    let dlock = env!("CARGO_BIN_EXE_dlock");
+    let dlock = dlock_program();
     let name = unique("ctrl-c");
     terminal.line(&format!(
         "for n in 1 2 3; do {dlock} run {name} sh -c 'echo on-$((1+1)); exec sleep 600'; done"
@@ -477,10 +477,7 @@ fn ctrl_c_leaves_the_queue() {
     let name = unique("ctrl-c-wait");
     let _holder = hold(Dlock::on(etcd), &[], &name);
     let mut terminal = Terminal::open(&etcd.endpoint());
-    terminal.line(&format!(
-        "{} run {name} echo never",
-        env!("CARGO_BIN_EXE_dlock")
-    ));
+    terminal.line(&format!("{} run {name} echo never", dlock_program()));
     etcd.queue_of(&name, 2);
     terminal.ctrl('C');
     terminal.prompts();
@@ -493,7 +490,7 @@ fn ctrl_c_leaves_the_queue() {
 #[test]
 fn ctrl_z_stops_and_fg_continues() {
     let mut terminal = Terminal::open(&Etcd::shared().endpoint());
-    let dlock = env!("CARGO_BIN_EXE_dlock");
+    let dlock = dlock_program();
     let name = unique("ctrl-z");
     terminal.line(&format!(
         r#"{dlock} run --ttl 60 {name} sh -c 'echo ask-$((1+1)); read -r word; echo "got-$word"'"#
@@ -518,7 +515,7 @@ fn a_job_stopped_past_the_ttl_is_lost() {
     let etcd = Etcd::shared();
     let mut terminal = Terminal::open(&etcd.endpoint());
     let name = unique("job");
-    let dlock = env!("CARGO_BIN_EXE_dlock");
+    let dlock = dlock_program();
     terminal.line(&format!(
         "{dlock} run --ttl 5 {name} sh -c 'echo on-$((1+1)); exec sleep 600'"
     ));

@@ -5,7 +5,8 @@ use std::os::fd::AsRawFd as _;
 use std::process::Stdio;
 
 use crate::support::{
-    Dlock, Etcd, LIMIT, Link, Mode, Running, Scratch, Signal, Terminal, eventually, unique,
+    Dlock, Etcd, LIMIT, Link, Mode, Running, Scratch, Signal, Terminal, dlock_program, eventually,
+    unique,
 };
 
 /// A hold of the lock `name` by this dlock, and the name that it gave itself.
@@ -176,7 +177,7 @@ fn a_hold_whose_release_is_unconfirmed_gets_a_warning() {
 /// "A script checks the status before it evaluates the line, as in EXAMPLES" (dlock-hold(1)): no shell goes on without the lock.
 #[test]
 fn a_script_that_checks_the_status_never_goes_on_without_the_lock() {
-    let (etcd, dlock) = (Etcd::shared(), env!("CARGO_BIN_EXE_dlock"));
+    let (etcd, dlock) = (Etcd::shared(), dlock_program());
     let (name, busy) = (unique("checked"), unique("busy"));
     let (mut holder, _) = hold(Dlock::on(etcd), &busy);
     for shell in ["bash", "dash", "zsh", "fish"] {
@@ -214,7 +215,7 @@ fn a_script_that_checks_the_status_never_goes_on_without_the_lock() {
 /// "A --pid that leads the session of a terminal, as a login shell does, is refused unless --session-leader is given".
 #[test]
 fn a_lock_for_the_shell_of_a_terminal_is_refused() {
-    let (etcd, name, dlock) = (Etcd::shared(), unique("login"), env!("CARGO_BIN_EXE_dlock"));
+    let (etcd, name, dlock) = (Etcd::shared(), unique("login"), dlock_program());
     // The parent of the shell leads the session.
     let mut terminal = Terminal::open(&etcd.endpoint());
     terminal.line(&format!("{dlock} hold --background --pid $PPID {name}"));
@@ -233,7 +234,7 @@ fn a_lock_for_the_shell_of_a_terminal_is_refused() {
 #[test]
 fn a_script_learns_that_its_lock_was_lost() {
     let (etcd, name) = (Etcd::shared(), unique("script"));
-    let dlock = env!("CARGO_BIN_EXE_dlock");
+    let dlock = dlock_program();
     let script = |pid: &str, rest: &str| {
         let text = format!(
             "eval \"$({dlock} hold --background {pid} {name} 2>/dev/null)\"; {rest}; {dlock} release; echo \"status $?\""

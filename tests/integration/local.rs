@@ -10,8 +10,8 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use crate::support::{
-    Dlock, Etcd, LIMIT, Oracle, Running, Scratch, Signal, boot_clock, eventually, hold, hold_open,
-    let_pass, since,
+    Dlock, Etcd, LIMIT, Oracle, Running, Scratch, Signal, boot_clock, dlock_program, eventually,
+    hold, hold_open, let_pass, since,
 };
 
 /// A state directory for one test.
@@ -517,7 +517,7 @@ fn a_queue_that_cannot_be_joined_is_reported() {
 #[test]
 fn the_command_gets_its_variables_and_no_false_ones() {
     let (state, etcd) = (State::new(), Etcd::shared());
-    let dlock = env!("CARGO_BIN_EXE_dlock");
+    let dlock = dlock_program();
     let name = crate::support::unique("job");
     let local = format!("--local={}", state.path);
     let show = "env | grep -E '^(DLOCK|ETCD)_' | grep -v -e ENDPOINTS | sort";
@@ -568,7 +568,7 @@ fn a_lock_that_was_held_around_the_command_can_be_taken_again() {
 #[test]
 fn a_lock_inside_itself() {
     let state = State::new();
-    let dlock = env!("CARGO_BIN_EXE_dlock");
+    let dlock = dlock_program();
     state
         .run(&[
             "job", dlock, "run", "other", dlock, "run", "job", "echo", "never",
@@ -665,7 +665,7 @@ fn a_change_is_shown() {
 #[test]
 fn a_lock_is_held_without_a_command() {
     let state = State::new();
-    let dlock = env!("CARGO_BIN_EXE_dlock");
+    let dlock = dlock_program();
     let script = |rest: &str| {
         let text =
             format!("eval \"$({dlock} hold -n --background --pid $$ job)\"; echo in; {rest}");

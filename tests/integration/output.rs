@@ -6,10 +6,9 @@ use std::time::Duration;
 use serde_json::Value;
 
 use crate::support::{
-    Dlock, Etcd, LIMIT, Outcome, Signal, Terminal, eventually, hold, hold_open, let_pass, unique,
+    Dlock, Etcd, LIMIT, Outcome, Signal, Terminal, dlock_program, eventually, hold, hold_open,
+    let_pass, unique,
 };
-
-const DLOCK: &str = env!("CARGO_BIN_EXE_dlock");
 
 /// A shell on a terminal that can erase.
 fn xterm(etcd: &Etcd) -> Terminal {
@@ -19,13 +18,14 @@ fn xterm(etcd: &Etcd) -> Terminal {
 /// "On a terminal one line shows all the time who has the lock ... It is erased when the waiting is over."
 #[test]
 fn the_live_line_shows_the_wait_for_a_lock() {
+    let dlock = dlock_program();
     let etcd = Etcd::shared();
     let name = unique("live");
     let mut holder = hold_open(Dlock::on(etcd), &["--note=ticket 7"], &name);
     let mut terminal = xterm(etcd);
     terminal.line("stty cols 200");
     terminal.prompts();
-    terminal.line(&format!("{DLOCK} run -w 10m {name} echo won-$((3+4))"));
+    terminal.line(&format!("{dlock} run -w 10m {name} echo won-$((3+4))"));
     for text in [
         format!("dlock: waiting 0s for '{name}', 9m 59s left: place 1 in the queue, 1 ahead, "),
         format!(" pid {}, sh, note \"ticket 7\"", holder.process().0),
@@ -53,6 +53,7 @@ fn the_live_line_shows_the_wait_for_a_lock() {
 /// "cut to the width of the terminal", and erased as well when Ctrl-C or a timeout ends the wait.
 #[test]
 fn the_line_is_cut_and_leaves_nothing() {
+    let dlock = dlock_program();
     let etcd = Etcd::shared();
     let name = unique("narrow");
     let note = format!("--note={}", "漢字".repeat(40));
@@ -60,11 +61,11 @@ fn the_line_is_cut_and_leaves_nothing() {
     let mut terminal = xterm(etcd);
     terminal.line("stty cols 60");
     terminal.prompts();
-    terminal.line(&format!("{DLOCK} run {name} echo never"));
+    terminal.line(&format!("{dlock} run {name} echo never"));
     terminal.await_text("dlock: waiting 1s");
     terminal.ctrl('C');
     terminal.prompts();
-    terminal.line(&format!("{DLOCK} run -w 1 {name} echo never; echo code-$?"));
+    terminal.line(&format!("{dlock} run -w 1 {name} echo never; echo code-$?"));
     terminal.await_text("code-75");
     let everything = terminal.everything();
     let drawn: Vec<&str> = everything
@@ -91,10 +92,11 @@ fn the_line_is_cut_and_leaves_nothing() {
 /// "nothing when the lock is free"; and with `TERM=dumb` or `--log-format json` plain lines.
 #[test]
 fn a_free_lock_is_taken_silently_and_a_dumb_terminal_is_not_erased() {
+    let dlock = dlock_program();
     let etcd = Etcd::shared();
     let (free, name) = (unique("free"), unique("paper"));
     let mut terminal = xterm(etcd);
-    terminal.line(&format!("{DLOCK} run {free} echo won-$((3+4))"));
+    terminal.line(&format!("{dlock} run {free} echo won-$((3+4))"));
     terminal.await_text("won-7");
     terminal.prompts();
     assert!(
@@ -105,7 +107,7 @@ fn a_free_lock_is_taken_silently_and_a_dumb_terminal_is_not_erased() {
 
     let mut holder = hold_open(Dlock::on(etcd), &[], &name);
     let mut terminal = Terminal::open(&etcd.endpoint());
-    terminal.line(&format!("{DLOCK} run {name} echo won-$((3+4))"));
+    terminal.line(&format!("{dlock} run {name} echo won-$((3+4))"));
     terminal.await_text(&format!("dlock: waiting for '{name}', held by "));
     let_pass(Duration::from_millis(2500));
     holder.let_go();
@@ -119,12 +121,13 @@ fn a_free_lock_is_taken_silently_and_a_dumb_terminal_is_not_erased() {
 /// foreground.
 #[test]
 fn a_waiter_in_the_background_is_silent_and_not_stopped() {
+    let dlock = dlock_program();
     let etcd = Etcd::shared();
     let name = unique("background");
     let mut holder = hold_open(Dlock::on(etcd), &[], &name);
     let mut terminal = xterm(etcd);
     terminal.line(&format!(
-        "stty tostop; {DLOCK} -v run {name} sh -c 'echo won >$HOME/won' &"
+        "stty tostop; {dlock} -v run {name} sh -c 'echo won >$HOME/won' &"
     ));
     etcd.queue_of(&name, 2);
     // With -v it writes; with `tostop` that would stop a job.
@@ -149,12 +152,13 @@ fn a_waiter_in_the_background_is_silent_and_not_stopped() {
 /// "A terminal that takes nothing never delays dlock": neither its renewals nor its wait for the lock.
 #[test]
 fn a_stopped_terminal_costs_no_renewal() {
+    let dlock = dlock_program();
     let etcd = Etcd::shared();
     let name = unique("stuck");
     let mut holder = hold_open(Dlock::on(etcd), &[], &name);
     let mut terminal = xterm(etcd);
     terminal.line(&format!(
-        "{DLOCK} run --ttl 5 {name} sh -c 'echo won >$HOME/won'"
+        "{dlock} run --ttl 5 {name} sh -c 'echo won >$HOME/won'"
     ));
     let before = etcd.queue_of(&name, 2);
     terminal.ctrl('S');
@@ -232,6 +236,7 @@ fn a_log_gets_each_change_once() {
 /// "Everything shown that came from etcd is escaped, cut and tolerant of foreign or broken records."
 #[test]
 fn a_hostile_record_is_safe_for_the_terminal() {
+    let dlock = dlock_program();
     let etcd = Etcd::shared();
     let name = unique("hostile");
     let record = serde_json::json!({
@@ -243,7 +248,7 @@ fn a_hostile_record_is_safe_for_the_terminal() {
     let mut terminal = xterm(etcd);
     terminal.line("stty cols 300");
     terminal.prompts();
-    terminal.line(&format!("{DLOCK} run {name} echo won-$((3+4))"));
+    terminal.line(&format!("{dlock} run {name} echo won-$((3+4))"));
     terminal.await_text(r"held by \u{202e}root@h\u{1b}[2J pid 7, a\r\nb, note");
     let mut log = Dlock::on(etcd).args(["-v"]).run([&name, "true"]).start();
     eventually(LIMIT, "it says whom it waits for", || {

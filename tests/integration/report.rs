@@ -10,7 +10,8 @@ use rustix::fs::FlockOperation;
 use serde_json::Value;
 
 use crate::support::{
-    Dlock, Etcd, LIMIT, Scratch, Signal, eventually, hold, hold_open, let_pass, unique,
+    Dlock, Etcd, LIMIT, Scratch, Signal, dlock_program, eventually, hold, hold_open, let_pass,
+    unique,
 };
 
 fn report(dlock: Dlock, file: &str, words: &[&str], code: Option<i32>) -> Value {
@@ -339,7 +340,7 @@ fn a_limit_of_a_files_size_ends_only_the_command() {
         let local = format!("--local={}", home.file("state"));
         let file = format!("--{option}={}", home.file("dir/file"));
         let outcome = Dlock::program(["sh", "-c", script, "sh", blocks])
-            .args([env!("CARGO_BIN_EXE_dlock"), "run", &local, &file, "job"])
+            .args([dlock_program(), "run", &local, &file, "job"])
             .args(command)
             .finish();
         let left = fs::read_dir(home.file("dir")).expect("it is there");

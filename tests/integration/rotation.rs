@@ -7,8 +7,8 @@ use std::time::Duration;
 use serde_json::Value;
 
 use crate::support::{
-    Certificates, Direction, Dlock, Etcd, LIMIT, Link, Metrics, Scratch, boot_clock, eventually,
-    hold_open, let_pass, since,
+    Certificates, Direction, Dlock, Etcd, LIMIT, Link, Metrics, Scratch, boot_clock, dlock_program,
+    eventually, hold_open, let_pass, since,
 };
 
 /// A server with root and a user whose only role is readwrite on the prefix.
@@ -179,7 +179,7 @@ fn a_password_from_a_pipe_is_read_once() {
     etcd.enable_auth();
     let line = format!(
         "'{}' --user=team --password-file <(echo first) run --ttl=5 piped sh -c 'sleep 8; echo done'",
-        env!("CARGO_BIN_EXE_dlock")
+        dlock_program()
     );
     let outcome = Dlock::program(["bash", "-c", &line])
         .env("DLOCK_ENDPOINTS", etcd.endpoint())

@@ -8,7 +8,10 @@ use std::time::Duration;
 
 use rustix::fs::StatVfsMountFlags;
 
-use crate::support::{Certificates, Dlock, Etcd, Link, Process, Running, hold_open, let_pass};
+use crate::support::{
+    Certificates, Dlock, Etcd, Link, Process, Running, as_root, dlock_program, hold_open, let_pass,
+    not_run,
+};
 
 /// A server with the minimum that dlock needs: a user whose only role is readwrite on the prefix.
 fn with_passwords(flags: &[&str]) -> Etcd {
@@ -336,10 +339,14 @@ fn a_setuid_dlock_refuses_to_run() {
     let flags = rustix::fs::statvfs(owner.home().path())
         .expect("our own directory")
         .f_flag;
-    if !rustix::process::geteuid().is_root() || flags.contains(StatVfsMountFlags::NOSUID) {
+    if as_root().is_none() {
         return;
     }
-    fs::copy(env!("CARGO_BIN_EXE_dlock"), &copy).expect("our own directory");
+    if flags.contains(StatVfsMountFlags::NOSUID) {
+        not_run::<()>("a temporary directory without the mount option nosuid");
+        return;
+    }
+    fs::copy(dlock_program(), &copy).expect("our own directory");
     // Changing the owner removes the bit.
     chown(&copy, Some(65534), None).expect("root may");
     fs::set_permissions(&copy, fs::Permissions::from_mode(0o4755)).expect("root may");

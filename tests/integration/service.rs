@@ -3,7 +3,7 @@
 
 use std::os::unix::net::UnixDatagram;
 
-use crate::support::{Dlock, Etcd, LIMIT, Scratch, eventually, hold_open, unique};
+use crate::support::{Dlock, Etcd, LIMIT, Scratch, dlock_program, eventually, hold_open, unique};
 
 /// The socket of a service manager.
 struct Manager {
@@ -88,7 +88,7 @@ fn only_the_process_that_the_manager_started_notifies_it() {
     let etcd = Etcd::shared();
     let (outer, inner) = (unique("outer"), unique("inner"));
     let manager = Manager::new();
-    let dlock = env!("CARGO_BIN_EXE_dlock");
+    let dlock = dlock_program();
     let script = format!(
         "echo \"$NOTIFY_SOCKET\"; {dlock} run {inner} true; eval \"$({dlock} hold --background --pid $$ {inner}2)\"; {dlock} release"
     );

@@ -5,8 +5,8 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::time::Duration;
 
 use crate::support::{
-    Dlock, Etcd, LIMIT, Oracle, Running, Scratch, Signal, alive, boot_clock, etcdctl_program,
-    eventually, hold, hold_open, since, unique,
+    Dlock, Etcd, LIMIT, Oracle, Running, Scratch, Signal, alive, boot_clock, dlock_program,
+    etcdctl_program, eventually, hold, hold_open, since, unique,
 };
 
 fn guest(etcd: &Etcd, oracle: &Oracle, options: &[&str], name: &str, who: &str) -> Running {
@@ -294,7 +294,7 @@ fn the_newest_request_supersedes() {
 fn an_outer_lock_counts_if_requested() {
     let etcd = Etcd::shared();
     let name = unique("nested");
-    let dlock = env!("CARGO_BIN_EXE_dlock");
+    let dlock = dlock_program();
     let inner = format!("{dlock} run --reentrant {name} -- printenv DLOCK_FENCING_TOKEN");
     let outer = format!("printenv DLOCK_FENCING_TOKEN; {inner}");
     let outcome = Dlock::on(etcd).run([&name, "-c", &outer]).finish();
@@ -354,7 +354,7 @@ fn a_wait_includes_the_wait_for_etcd() {
 fn a_script_holds_a_lock_for_the_rest_of_its_life() {
     let etcd = Etcd::shared();
     let name = unique("script");
-    let dlock = env!("CARGO_BIN_EXE_dlock");
+    let dlock = dlock_program();
     let script = |rest: &str| {
         let text = format!(
             "eval \"$({dlock} hold --ttl=5 -n --background --pid $$ {name})\"; echo $DLOCK_NAME; {rest}"

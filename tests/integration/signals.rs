@@ -5,14 +5,14 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use crate::support::{
-    Dlock, Etcd, LIMIT, Signal, Terminal, eventually, hold_open, let_pass, unique,
+    Dlock, Etcd, LIMIT, Signal, Terminal, dlock_program, eventually, hold_open, in_namespaces,
+    let_pass, unique,
 };
-
-const DLOCK: &str = env!("CARGO_BIN_EXE_dlock");
 
 /// dlock with a command on a terminal of its own; dlock leads its session, as with `ssh -t` and tmux.
 fn leader(etcd: &Etcd, name: &str, script: &str) -> crate::support::Running {
-    let line = format!("exec {DLOCK} run {name} sh -c '{script}'");
+    let dlock = dlock_program();
+    let line = format!("exec {dlock} run {name} sh -c '{script}'");
     Dlock::program(["script", "-qfec", &line, "/dev/null"])
         .env("DLOCK_ENDPOINTS", etcd.endpoint())
         .env("SHELL", "/bin/sh")
@@ -41,11 +41,12 @@ fn the_end_of_a_terminal_reaches_a_command_below_the_leader() {
 /// "A command in a process group of its own (timeout) gets those of the terminal from dlock."
 #[test]
 fn ctrl_c_reaches_a_command_in_a_group_of_its_own() {
+    let dlock = dlock_program();
     let etcd = Etcd::shared();
     let name = unique("own-group");
     let mut terminal = Terminal::open(&etcd.endpoint());
     terminal.line(&format!(
-        "{DLOCK} run {name} timeout 600 sh -c 'echo on-$((1+1)); exec sleep 600'"
+        "{dlock} run {name} timeout 600 sh -c 'echo on-$((1+1)); exec sleep 600'"
     ));
     terminal.await_text("on-2");
     terminal.ctrl('C');
@@ -59,11 +60,12 @@ fn ctrl_c_reaches_a_command_in_a_group_of_its_own() {
 /// would see of the command itself; `fg` continues both.
 #[test]
 fn a_command_that_stops_itself_gives_the_terminal_back() {
+    let dlock = dlock_program();
     let mut terminal = Terminal::open(&Etcd::shared().endpoint());
     for (signal, code) in [("STOP", 147), ("TSTP", 148)] {
         let name = unique("stops-itself");
         terminal.line(&format!(
-            "{DLOCK} run --ttl 60 {name} sh -c 'kill -{signal} $$; echo back-$((1+1)); exit 4'; echo code-$?"
+            "{dlock} run --ttl 60 {name} sh -c 'kill -{signal} $$; echo back-$((1+1)); exit 4'; echo code-$?"
         ));
         terminal.await_text(&format!("code-{code}"));
         terminal.prompts();
@@ -77,11 +79,12 @@ fn a_command_that_stops_itself_gives_the_terminal_back() {
 /// "The guard's clock goes on": a command that stopped itself and stays so is killed in time for the next holder.
 #[test]
 fn a_command_that_stopped_itself_past_the_ttl_is_lost() {
+    let dlock = dlock_program();
     let etcd = Etcd::shared();
     let mut terminal = Terminal::open(&etcd.endpoint());
     let name = unique("stays-stopped");
     terminal.line(&format!(
-        "{DLOCK} run --ttl 5 {name} sh -c 'kill -STOP $$; echo never'; echo code-$?"
+        "{dlock} run --ttl 5 {name} sh -c 'kill -STOP $$; echo never'; echo code-$?"
     ));
     terminal.await_text("code-147");
     terminal.prompts();
@@ -97,11 +100,12 @@ fn a_command_that_stopped_itself_past_the_ttl_is_lost() {
 /// "Continued by somebody else", the command continues dlock, which proves the lock again.
 #[test]
 fn a_command_that_is_continued_elsewhere_continues_dlock() {
+    let dlock = dlock_program();
     let etcd = Etcd::shared();
     let mut terminal = Terminal::open(&etcd.endpoint());
     let name = unique("continued");
     terminal.line(&format!(
-        "{DLOCK} run --ttl 60 {name} sh -c 'echo $$ >$HOME/pid; kill -STOP $$; read -r word; exit 4'; echo code-$?"
+        "{dlock} run --ttl 60 {name} sh -c 'echo $$ >$HOME/pid; kill -STOP $$; read -r word; exit 4'; echo code-$?"
     ));
     terminal.await_text("code-147");
     terminal.prompts();
@@ -119,10 +123,11 @@ fn a_command_that_is_continued_elsewhere_continues_dlock() {
 /// "Ctrl-Z does not stop a command that ignores it": nor dlock.
 #[test]
 fn ctrl_z_stops_neither_a_command_that_ignores_it_nor_dlock() {
+    let dlock = dlock_program();
     let mut terminal = Terminal::open(&Etcd::shared().endpoint());
     let name = unique("ignores-tstp");
     terminal.line(&format!(
-        r#"{DLOCK} run {name} sh -c 'trap "" TSTP; echo on-$((1+1)); read -r word; echo "got-$word"'; echo code-$?"#
+        r#"{dlock} run {name} sh -c 'trap "" TSTP; echo on-$((1+1)); read -r word; echo "got-$word"'; echo code-$?"#
     ));
     terminal.await_text("on-2");
     terminal.ctrl('Z');
@@ -135,12 +140,13 @@ fn ctrl_z_stops_neither_a_command_that_ignores_it_nor_dlock() {
 /// Ctrl-Z stops a waiting dlock, and `fg` continues its wait.
 #[test]
 fn ctrl_z_stops_a_waiter() {
+    let dlock = dlock_program();
     let etcd = Etcd::shared();
     let name = unique("waiter");
     let mut holder = hold_open(Dlock::on(etcd), &[], &name);
     let mut terminal = Terminal::open(&etcd.endpoint());
     terminal.line(&format!(
-        "{DLOCK} run --ttl 60 {name} echo won-$((1+1)); echo code-$?"
+        "{dlock} run --ttl 60 {name} echo won-$((1+1)); echo code-$?"
     ));
     etcd.queue_of(&name, 2);
     terminal.ctrl('Z');
@@ -241,11 +247,9 @@ fn a_signal_right_after_the_end_of_the_command_stops_its_leftovers() {
 #[test]
 fn dlock_runs_as_the_first_process_of_a_pid_namespace() {
     let (etcd, name) = (Etcd::shared(), unique("pid-1"));
-    let mut words = vec!["unshare"];
-    if !rustix::process::geteuid().is_root() {
-        words.extend(["--user", "--map-root-user"]);
-    }
-    words.extend(["--pid", "--fork", "--mount-proc", "--"]);
+    let Some(words) = in_namespaces(&["--pid", "--fork", "--mount-proc"]) else {
+        return;
+    };
     Dlock::on(etcd)
         .under(words)
         .run([&name, "sh", "-c", "exit 7"])

@@ -9,6 +9,7 @@ mod fixtures;
 mod link;
 mod metrics;
 mod oracle;
+mod permission;
 mod processes;
 mod scratch;
 mod terminal;
@@ -23,12 +24,13 @@ use rustix::time::{ClockId, clock_gettime};
 
 pub(crate) use clock::{WallClock, assert_time_namespaces};
 pub(crate) use cluster::Cluster;
-pub(crate) use dlock::{Dlock, Outcome, Running};
+pub(crate) use dlock::{Dlock, Outcome, Running, dlock_program};
 pub(crate) use etcd::{Etcd, etcd_program, etcdctl_program, free_port, search_path};
 pub(crate) use fixtures::{hold, hold_open, holder_and_waiter};
 pub(crate) use link::{Bait, BlackHole, Direction, Link, Lost, Mode, Trap};
 pub(crate) use metrics::Metrics;
 pub(crate) use oracle::Oracle;
+pub(crate) use permission::{as_root, as_user, in_namespaces, may_trace, not_run, without};
 pub(crate) use processes::{Process, alive};
 pub(crate) use rustix::process::Signal;
 pub(crate) use scratch::Scratch;
@@ -97,12 +99,6 @@ pub(crate) fn let_pass(span: Duration) {
     while boot_clock() < until {
         thread::sleep(until.saturating_sub(boot_clock()));
     }
-}
-
-/// Reports something that is no failure.
-#[expect(clippy::print_stdout, reason = "for cargo test -- --nocapture")]
-pub(crate) fn report(line: &str) {
-    println!("{line}");
 }
 
 /// Reports something that is shown even without the output of passing tests.

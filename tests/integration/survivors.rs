@@ -4,7 +4,8 @@
 use std::process::Stdio;
 
 use crate::support::{
-    Dlock, Etcd, LIMIT, Process, Scratch, Signal, alive, eventually, report, unique,
+    Dlock, Etcd, LIMIT, Process, Scratch, Signal, alive, as_root, as_user, eventually, unique,
+    without,
 };
 
 /// A prefix that starts a process as another user, as sudo(8) does.
@@ -14,11 +15,9 @@ const AS_ANOTHER: &str = "setpriv --reuid=65534 --clear-groups";
 ///
 /// `None` unless this process is root: no other user can start a process that it may not kill.
 fn dlock_without_reach(etcd: &Etcd) -> Option<Dlock> {
-    let root = rustix::process::getuid().is_root();
-    if !root {
-        report("not shown: this needs root");
-    }
-    root.then(|| Dlock::on(etcd).under(["setpriv", "--bounding-set=-kill", "--"]))
+    as_root()?;
+    as_user(65534, 65534)?;
+    Some(Dlock::on(etcd).under(without("-kill")?))
 }
 
 /// "A process that dlock cannot kill is named on standard error, and the status is 122. dlock then does not release the

@@ -8,6 +8,7 @@ use super::plan::{Form, Lock, Plan};
 use super::witness::run_note;
 use crate::support::{
     Dlock, Link, Oracle, Process, Running, Scratch, Signal, WallClock, boot_clock, child,
+    dlock_program,
 };
 
 /// The place where commands enter, beat and note what they do.
@@ -210,7 +211,7 @@ fn run(number: usize, plan: &Plan, ground: &Ground) -> Dlock {
 }
 
 fn hold(number: usize, plan: &Plan, ground: &Ground) -> Dlock {
-    let dlock = env!("CARGO_BIN_EXE_dlock");
+    let dlock = dlock_program();
     let (run, stay) = (number.to_string(), plan.stay.as_secs_f32().to_string());
     let script = match plan.form {
         Form::Hold { children, releases } => {

@@ -9,7 +9,8 @@ use std::process::{Child, Command, Stdio};
 use super::documents::Block;
 use super::scripts::script;
 use crate::support::{
-    Dlock, Etcd, LIMIT, Outcome, Scratch, etcdctl_program, eventually, free_port, search_path,
+    Dlock, Etcd, LIMIT, Outcome, Scratch, dlock_program, etcdctl_program, eventually, free_port,
+    search_path,
 };
 
 /// Takes the blocks in their order; each must be the expected one.
@@ -73,9 +74,7 @@ impl Drop for Node {
 
 /// The output of a shell in `folder` for an example, with these variables.
 pub(super) fn shell(folder: &Scratch, text: &str, variables: &[(&str, &str)]) -> Outcome {
-    let program = Path::new(env!("CARGO_BIN_EXE_dlock"))
-        .parent()
-        .expect("a directory");
+    let program = Path::new(dlock_program()).parent().expect("a directory");
     let mut dlock = Dlock::program([
         "bash",
         "-c",

@@ -7,7 +7,7 @@ use std::path::Path;
 use super::How::{By, Picture, Prints};
 use super::Runner;
 use super::documents::Block;
-use crate::support::{Dlock, Etcd, hold, hold_open, search_path, unique};
+use crate::support::{Dlock, Etcd, dlock_program, hold, hold_open, search_path, unique};
 
 pub(super) const RUNNERS: &[Runner] = &[
     ("README.md", "$ make demo", By(targets)),
@@ -195,7 +195,7 @@ pub(super) fn furnish(home: &Path) {
     let bin = folder("bin");
     folder("srv");
     folder("backup");
-    symlink(env!("CARGO_BIN_EXE_dlock"), bin.join("dlock")).expect("a link");
+    symlink(dlock_program(), bin.join("dlock")).expect("a link");
     for name in OWN {
         write(&home.join(name), STAND_IN);
     }
@@ -265,10 +265,10 @@ fn targets(block: &Block) {
     }
 }
 
-/// `make deb-test` runs each of them, which takes too long for here.
+/// `make dist-test` runs each of them, which takes too long for here.
 fn ways_to_install(block: &Block) {
     let test = include_str!("../../install.sh");
-    assert!(MAKEFILE.contains("\ndeb-test: deb") && MAKEFILE.contains("tests/install.sh"));
+    assert!(MAKEFILE.contains("\ndist-test: dist deb") && MAKEFILE.contains("tests/install.sh"));
     for line in block
         .text
         .lines()

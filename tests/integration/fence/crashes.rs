@@ -8,7 +8,9 @@ use std::thread;
 use std::time::Duration;
 
 use super::{Fence, is_late};
-use crate::support::{Dlock, Outcome, Scratch, Signal, let_pass};
+use crate::support::{
+    Dlock, Outcome, Scratch, Signal, dlock_program, in_namespaces, let_pass, may_trace, without,
+};
 
 /// The system calls on files.
 const CALLS: &str = "%file,%desc";
@@ -69,6 +71,9 @@ fn goes_on(fence: &Fence, token: u32) {
 /// each call on files, both with an existing file and without one.
 #[test]
 fn a_kill_before_any_call_leaves_the_old_number_or_the_new_one() {
+    if may_trace().is_none() {
+        return;
+    }
     for there in [true, false] {
         let first = Fence::new();
         if there {
@@ -102,6 +107,9 @@ fn a_kill_before_any_call_leaves_the_old_number_or_the_new_one() {
 /// name in the directory, then the command.
 #[test]
 fn everything_is_synced_before_the_command_begins() {
+    if may_trace().is_none() {
+        return;
+    }
     let fence = Fence::new();
     for token in [1, 2] {
         let steps = ["write", "fsync", "renameat", "fsync", "execve"];
@@ -150,6 +158,9 @@ fn has_failed(fence: &Fence, outcome: Outcome, numbers: [u32; 2]) {
 /// "If the new number cannot be recorded, the command is not run, and the status is 125": each call that writes fails.
 #[test]
 fn a_disk_that_fails_keeps_the_command_from_running() {
+    if may_trace().is_none() {
+        return;
+    }
     let fence = Fence::new();
     fence.token(1).finish().expect_code(0);
     let known = calls(&fence, 2);
@@ -178,6 +189,9 @@ fn a_disk_that_fails_keeps_the_command_from_running() {
 /// A short write is not the end, and an interrupted call is no failure.
 #[test]
 fn an_interrupted_call_is_made_again() {
+    if may_trace().is_none() {
+        return;
+    }
     let fence = Fence::new();
     fence.token(1).finish().expect_code(0);
     for (token, call) in [(2, "flock"), (3, "write"), (4, "fsync")] {
@@ -195,7 +209,7 @@ fn an_interrupted_call_is_made_again() {
 fn a_full_disk_keeps_the_number() {
     let disk = Scratch::new();
     let path = disk.path().display();
-    let dlock = env!("CARGO_BIN_EXE_dlock");
+    let dlock = dlock_program();
     let script = format!(
         "mount -t tmpfs -o size=16k none {path} && cd {path} || exit 99
         {dlock} fence f --name job --token 33 || exit 98
@@ -206,7 +220,8 @@ fn a_full_disk_keeps_the_number() {
         ls; rm rest
         {dlock} fence f --name job --token 34 echo written; echo $?"
     );
-    let outcome = alone(&script).finish().expect_code(0);
+    let Some(script) = alone(&script) else { return };
+    let outcome = script.finish().expect_code(0);
     assert_eq!(
         outcome.stdout, "125\njob 33\nagain\n0\nf\nf.lock\nrest\nwritten\n0\n",
         "{outcome:?}"
@@ -233,7 +248,7 @@ fn a_full_disk_keeps_the_number() {
 fn a_read_only_disk_keeps_the_number() {
     let disk = Scratch::new();
     let path = disk.path().display();
-    let dlock = env!("CARGO_BIN_EXE_dlock");
+    let dlock = dlock_program();
     let script = format!(
         "mount -t tmpfs none {path} && cd {path} && mkdir new || exit 99
         {dlock} fence f --name job --token 33 || exit 98
@@ -244,7 +259,8 @@ fn a_read_only_disk_keeps_the_number() {
         {dlock} fence f --name job --token 32 echo written; echo $?
         {dlock} fence f --peek"
     );
-    let outcome = alone(&script).finish().expect_code(0);
+    let Some(script) = alone(&script) else { return };
+    let outcome = script.finish().expect_code(0);
     assert_eq!(outcome.stdout, "125\n125\n121\njob 33\n", "{outcome:?}");
     assert!(
         outcome.stderr.contains("Read-only file system"),
@@ -258,12 +274,10 @@ fn a_read_only_file_keeps_the_number() {
     let fence = Fence::new();
     fence.token(33).finish().expect_code(0);
     // Root may write a read-only file, unless it has dropped that capability.
-    let humble: &[&str] = if rustix::process::geteuid().is_root() {
-        &["setpriv", "--bounding-set=-dac_override"]
-    } else {
-        &[]
+    let Some(humble) = without("-dac_override") else {
+        return;
     };
-    let dlock = |words: &[&str]| fence.dlock(words).under(humble);
+    let dlock = |words: &[&str]| fence.dlock(words).under(&humble);
     let before = fence.text();
     let read_only = |mode| {
         let permissions = fs::Permissions::from_mode(mode);
@@ -292,8 +306,9 @@ fn a_read_only_file_keeps_the_number() {
 }
 
 /// A script in a mount namespace of its own.
-fn alone(script: &str) -> Dlock {
-    Dlock::program(["unshare", "--map-root-user", "--mount", "sh", "-c", script])
+fn alone(script: &str) -> Option<Dlock> {
+    let alone = in_namespaces(&["--mount"])?;
+    Some(Dlock::program(alone).args(["sh", "-c", script]))
 }
 
 /// Killed while others wait, it lets the next one continue, which finds a whole file.

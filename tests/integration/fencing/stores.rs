@@ -9,7 +9,8 @@ use std::process::{Child, Command, Stdio};
 use std::sync::LazyLock;
 
 use crate::support::{
-    Dlock, Etcd, LIMIT, Outcome, Scratch, etcdctl_program, eventually, free_port, unique,
+    Dlock, Etcd, LIMIT, Outcome, Scratch, as_user, dlock_program, etcdctl_program, eventually,
+    free_port, unique,
 };
 
 type Variables = Vec<(&'static str, String)>;
@@ -87,6 +88,14 @@ pub(super) struct Database {
 struct Postgres(Server);
 
 impl Database {
+    /// Whether a server may run here: as root it needs another user.
+    pub(super) fn may_run() -> Option<()> {
+        if rustix::process::geteuid().is_root() {
+            as_user(65534, 65534)?;
+        }
+        Some(())
+    }
+
     pub(super) fn new(table: &'static str) -> Self {
         static SHARED: LazyLock<Postgres> = LazyLock::new(Postgres::start);
         let server = &*SHARED;
@@ -270,7 +279,7 @@ impl Storage {
 
 impl Store for Storage {
     fn variables(&self) -> Variables {
-        let dlock = with_folder_of(env!("CARGO_BIN_EXE_dlock"));
+        let dlock = with_folder_of(dlock_program());
         vec![("PATH", format!("{}:{dlock}", text(self.0.path())))]
     }
 

@@ -10,7 +10,8 @@ use std::time::Duration;
 
 use super::State;
 use crate::support::{
-    Dlock, LIMIT, Oracle, Running, Scratch, Signal, eventually, hold, let_pass, report,
+    Dlock, LIMIT, Oracle, Running, Scratch, Signal, as_root, as_user, dlock_program, eventually,
+    hold, in_namespaces, let_pass, may_trace,
 };
 
 /// A holder whose command only SIGKILL ends, with a daemonised descendant of the same kind, and a waiter behind it.
@@ -60,7 +61,7 @@ fn a_killed_guard_ends_the_tree_before_the_next_command_begins() {
 /// free when the rest of it is dead".
 #[test]
 fn a_nested_lock_is_taken_until_its_whole_tree_is_dead() {
-    let dlock = env!("CARGO_BIN_EXE_dlock");
+    let dlock = dlock_program();
     // The result is the same whether the outer guard kills or, without it, the outer dlock.
     for guard in [false, true] {
         let (state, oracle) = (State::new(), Oracle::new());
@@ -206,6 +207,9 @@ fn traced(state: &State, calls: &str, tamper: &[&str], words: &[&str]) -> Dlock 
 /// its guard, the next one has a higher token than any command has seen, and finds the lock free.
 #[test]
 fn a_kill_before_any_call_never_lowers_the_token() {
+    if may_trace().is_none() {
+        return;
+    }
     let state = State::new();
     let seen = state.folder.file("seen");
     let script = format!("echo $DLOCK_FENCING_TOKEN >>{seen}");
@@ -240,7 +244,8 @@ fn a_kill_before_any_call_never_lowers_the_token() {
         }
         assert!(killed > before, "{call} is never called");
     }
-    assert!(killed > 25, "{killed}");
+    // Without the calls of a dynamic linker.
+    assert!(killed > 20, "{killed}");
     assert_eq!(state.files(), ["token", "token.lock"]);
 }
 
@@ -248,12 +253,16 @@ fn a_kill_before_any_call_never_lowers_the_token() {
 /// one member of the group bars no other, and removes what it has left when it makes a lock again.
 #[test]
 fn a_kill_before_any_call_locks_no_member_of_the_group_out() {
-    if !rustix::process::geteuid().is_root() {
-        return report("not shown: several users need root");
-    }
+    let (Some(()), Some(()), Some(first), Some(second)) = (
+        as_root(),
+        may_trace(),
+        as_user(1001, 4242),
+        as_user(1002, 4242),
+    ) else {
+        return;
+    };
     let group = |state: &State, uid: u32, umask: &str, words: &[&str]| {
-        let reuid = format!("--reuid={uid}");
-        let member = ["setpriv", &reuid, "--regid=4242", "--clear-groups", "--"];
+        let member = if uid == 1001 { &first } else { &second };
         let run = state.run(words).under(member);
         run.after(&format!("umask {umask}"))
     };
@@ -320,6 +329,9 @@ fn a_kill_before_any_call_locks_no_member_of_the_group_out() {
 /// The same by the order of the calls, as strace(1) counts them for each thread: a file gets its mode before its name.
 #[test]
 fn no_file_appears_before_it_has_its_mode() {
+    if may_trace().is_none() {
+        return;
+    }
     let state = State::new();
     fs::create_dir(&state.path).expect("a new directory");
     fs::set_permissions(&state.path, Permissions::from_mode(0o770)).expect("our own");
@@ -344,6 +356,9 @@ fn no_file_appears_before_it_has_its_mode() {
 /// "It is on the disk before the command begins": the text, its name in the directory, then the command.
 #[test]
 fn everything_is_synced_before_the_command_begins() {
+    if may_trace().is_none() {
+        return;
+    }
     let state = State::new();
     for _ in 0..2 {
         let calls = "fsync,renameat,execve";
@@ -369,6 +384,9 @@ fn everything_is_synced_before_the_command_begins() {
 /// "A state folder that cannot be used": 125, and the command is not run, when each call that writes fails once.
 #[test]
 fn a_disk_that_fails_keeps_the_command_from_running() {
+    if may_trace().is_none() {
+        return;
+    }
     let state = State::new();
     state.next_token();
     for (call, error) in [
@@ -393,8 +411,9 @@ fn a_disk_that_fails_keeps_the_command_from_running() {
 }
 
 /// A script in a mount namespace of its own.
-fn alone(script: &str) -> Dlock {
-    Dlock::program(["unshare", "--map-root-user", "--mount", "sh", "-c", script])
+fn alone(script: &str) -> Option<Dlock> {
+    let alone = in_namespaces(&["--mount"])?;
+    Some(Dlock::program(alone).args(["sh", "-c", script]))
 }
 
 /// A full disk, and a read-only one: the command is not run, and the tokens continue where they were.
@@ -402,7 +421,7 @@ fn alone(script: &str) -> Dlock {
 fn a_full_disk_keeps_the_token() {
     let disk = Scratch::new();
     let path = disk.path().display();
-    let run = format!("{} run --local={path} job", env!("CARGO_BIN_EXE_dlock"));
+    let run = format!("{} run --local={path} job", dlock_program());
     let script = format!(
         "mount -t tmpfs -o size=32k,mode=700 none {path} || exit 99
         {run} printenv DLOCK_FENCING_TOKEN
@@ -416,7 +435,8 @@ fn a_full_disk_keeps_the_token() {
         {run} printenv DLOCK_FENCING_TOKEN
         ls {path}/job"
     );
-    let outcome = alone(&script).finish().expect_code(0);
+    let Some(script) = alone(&script) else { return };
+    let outcome = script.finish().expect_code(0);
     assert_eq!(
         outcome.stdout, "1\n125\n2\n125\n3\ntoken\ntoken.lock\n",
         "{outcome:?}"

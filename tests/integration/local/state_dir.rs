@@ -6,7 +6,7 @@ use std::os::unix::fs::{PermissionsExt, chown, symlink};
 
 use super::State;
 use crate::doctor::Diagnosis;
-use crate::support::{Dlock, Outcome, report};
+use crate::support::{Dlock, Outcome, as_root, as_user, may_trace};
 
 /// A user without any privileges.
 const NOBODY: u32 = 65534;
@@ -27,18 +27,12 @@ fn mode_of(path: &str) -> u32 {
         & 0o7777
 }
 
-/// A dlock of a user that is not root.
-fn as_nobody(dlock: Dlock) -> Dlock {
+/// The words that start a dlock of a user that is not root.
+fn nobody() -> Option<Vec<String>> {
     if am_root() {
-        dlock.under([
-            "setpriv",
-            "--reuid=65534",
-            "--regid=65534",
-            "--clear-groups",
-            "--",
-        ])
+        as_user(NOBODY, NOBODY)
     } else {
-        dlock
+        Some(Vec::new())
     }
 }
 
@@ -63,8 +57,8 @@ fn a_directory_that_others_can_change_is_refused() {
     }
     mode(&state.path, 0o755);
     state.next_token();
-    if !am_root() {
-        return report("not shown: a folder of another user needs root");
+    if as_root().is_none() {
+        return;
     }
     chown(&state.path, Some(NOBODY), None).expect("root may");
     is_refused(
@@ -119,6 +113,7 @@ fn a_link_is_not_followed() {
 /// "A folder that cannot be written": reported, with a hint.
 #[test]
 fn a_directory_that_cannot_be_written_is_named() {
+    let Some(nobody) = nobody() else { return };
     let state = State::new();
     fs::create_dir(&state.path).expect("a new directory");
     mode(&state.path, 0o755);
@@ -137,15 +132,23 @@ fn a_directory_that_cannot_be_written_is_named() {
             .expect_stdout("")
             .expect_stderr(&words);
     };
-    denied(as_nobody(state.run(&["job", "echo", "never"])).finish());
+    denied(state.run(&["job", "echo", "never"]).under(&nobody).finish());
     let inside = format!("--local={}/new", state.path);
-    denied(as_nobody(Dlock::nowhere().run([&*inside, "job", "echo", "never"])).finish());
+    denied(
+        Dlock::nowhere()
+            .run([&*inside, "job", "echo", "never"])
+            .under(&nobody)
+            .finish(),
+    );
     mode(&state.path, 0o755);
     state.next_token();
     mode(&state.path, 0o700);
     if am_root() {
-        denied(as_nobody(state.run(&["job", "echo", "never"])).finish());
-        as_nobody(state.dlock().args(["ls"]))
+        denied(state.run(&["job", "echo", "never"]).under(&nobody).finish());
+        state
+            .dlock()
+            .args(["ls"])
+            .under(&nobody)
             .finish()
             .expect_code(125);
     }
@@ -202,19 +205,22 @@ fn new_files_are_for_users_that_may_write_to_the_directory() {
 /// "For several users, install -d -m 2770 -g GROUP DIR makes one": the members of a group lock each other out.
 #[test]
 fn a_group_shares_its_locks() {
-    if !am_root() {
-        return report("not shown: several users need root");
-    }
+    let (Some(()), Some(first), Some(second), Some(nobody)) = (
+        as_root(),
+        as_user(1001, 4242),
+        as_user(1002, 4242),
+        nobody(),
+    ) else {
+        return;
+    };
     let state = State::new();
     mode(state.folder.path().to_str().expect("a plain path"), 0o755);
     fs::create_dir(&state.path).expect("a new directory");
     chown(&state.path, None, Some(4242)).expect("root may");
     mode(&state.path, 0o2770);
     let member = |uid: u32, words: &[&str]| {
-        let reuid = format!("--reuid={uid}");
-        state
-            .run(words)
-            .under(["setpriv", &reuid, "--regid=4242", "--clear-groups", "--"])
+        let member = if uid == 1001 { &first } else { &second };
+        state.run(words).under(member)
     };
     let token = ["job", "printenv", "DLOCK_FENCING_TOKEN"];
     for (number, uid) in [1001, 1002, 1001, 1002].into_iter().enumerate() {
@@ -231,13 +237,16 @@ fn a_group_shares_its_locks() {
     state.queue_of(2);
     holder.signal(crate::support::Signal::TERM);
     waiter.wait().expect_code(0).expect_stdout("6\n");
-    let stranger = as_nobody(state.run(&["job", "echo", "never"])).finish();
-    stranger.expect_code(125).expect_stdout("");
+    let stranger = state.run(&["job", "echo", "never"]).under(&nobody);
+    stranger.finish().expect_code(125).expect_stdout("");
 }
 
 /// "Network file systems are refused: there a lock can vanish while its command runs ... and nobody would know."
 #[test]
 fn a_network_file_system_is_refused() {
+    if may_trace().is_none() {
+        return;
+    }
     let state = State::new();
     fs::create_dir(&state.path).expect("a new directory");
     for (number, name) in [("6969000000000000", "NFS"), ("424d53fe00000000", "SMB")] {
@@ -263,6 +272,7 @@ fn a_network_file_system_is_refused() {
 /// "The folder is made with the rights of its user alone", in `XDG_STATE_HOME` or `~/.local/state`.
 #[test]
 fn every_user_has_a_state_directory() {
+    let Some(nobody) = nobody() else { return };
     for (variable, folder) in [
         ("HOME", "home/.local/state/dlock"),
         ("XDG_STATE_HOME", "home/dlock"),
@@ -277,7 +287,7 @@ fn every_user_has_a_state_directory() {
         let run = Dlock::nowhere()
             .env(variable, &home)
             .run(["--local", "job", "echo", "in"]);
-        as_nobody(run)
+        run.under(&nobody)
             .finish()
             .expect_code(0)
             .expect_silent()
@@ -322,7 +332,8 @@ fn the_doctor_looks_at_the_directory() {
     if am_root() {
         mode(&state.path, 0o700);
         let below = format!("{}/below", state.path);
-        let other = as_nobody(Dlock::nowhere().env("DLOCK_LOCAL", &below));
+        let Some(nobody) = nobody() else { return };
+        let other = Dlock::nowhere().env("DLOCK_LOCAL", &below).under(&nobody);
         of(other).says("state", &below, "unusable", &["Permission denied"]);
     }
     state

@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::{Dlock, Scratch};
+use super::{Dlock, Scratch, in_namespaces};
 
 /// A wall clock for programs that read the time through the C library, by libfaketime. A program that calls the kernel
 /// itself, as Go programs do, does not see it.
@@ -52,15 +52,9 @@ impl WallClock {
 impl Dlock {
     /// Starts the program on a simulated host that has been up this much longer than ours.
     pub(crate) fn up_longer_by(self, span: Duration) -> Self {
-        let mut words = vec!["unshare".to_owned()];
-        if !rustix::process::geteuid().is_root() {
-            words.extend(["--user", "--map-root-user"].map(str::to_owned));
-        }
-        words.push("--time".to_owned());
-        words
-            .extend(["boottime", "monotonic"].map(|clock| format!("--{clock}={}", span.as_secs())));
-        words.push("--".to_owned());
-        self.under(words)
+        let clocks = ["boottime", "monotonic"].map(|clock| format!("--{clock}={}", span.as_secs()));
+        let alone = in_namespaces(&["--time", &clocks[0], &clocks[1]]);
+        self.under(alone.expect("asked before"))
     }
 }
 

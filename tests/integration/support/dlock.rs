@@ -1,11 +1,13 @@
 //! Starts the program under test (or a peer instead) in a clean environment, watches it and cleans up after it.
 //! It must not know what a run is expected to do.
 
+use std::env;
 use std::ffi::{OsStr, OsString};
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::Write;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use rustix::process::Signal;
@@ -13,6 +15,25 @@ use rustix::process::Signal;
 use super::etcd::Etcd;
 use super::processes::{MARK, Process, kill_marked, marked};
 use super::{LIMIT, Scratch, eventually, unique};
+
+/// The path of the dlock under test: the one in `DLOCK_TEST_BIN`, else the one that cargo built for the tests.
+pub(crate) fn dlock_program() -> &'static str {
+    static PROGRAM: LazyLock<String> = LazyLock::new(|| {
+        let Some(chosen) = env::var_os("DLOCK_TEST_BIN") else {
+            return env!("CARGO_BIN_EXE_dlock").to_owned();
+        };
+        // The tests start it in directories of their own, by its name too, and recognise its processes by that name.
+        let path = fs::canonicalize(&chosen)
+            .unwrap_or_else(|error| panic!("DLOCK_TEST_BIN={}: {error}", chosen.display()));
+        assert!(
+            path.ends_with("dlock"),
+            "DLOCK_TEST_BIN={}: the file's name is not dlock",
+            chosen.display()
+        );
+        path.into_os_string().into_string().expect("a UTF-8 path")
+    });
+    &PROGRAM
+}
 
 /// A program to be started: by default the dlock under test.
 pub(crate) struct Dlock {
@@ -54,7 +75,7 @@ impl Dlock {
 
     /// dlock without an endpoint.
     pub(crate) fn nowhere() -> Self {
-        Self::program([env!("CARGO_BIN_EXE_dlock")])
+        Self::program([dlock_program()])
     }
 
     /// etcdctl against this server.
@@ -134,7 +155,7 @@ impl Dlock {
             .args(["--default-signal", "--"])
             .args(self.launcher.iter().chain(&self.line))
             .env_clear()
-            .env("PATH", std::env::var_os("PATH").unwrap_or_default())
+            .env("PATH", env::var_os("PATH").unwrap_or_default())
             .env("HOME", self.scratch.path())
             .env("XDG_CONFIG_HOME", self.scratch.path().join("config"))
             .env("LC_ALL", "C")
