@@ -28,10 +28,12 @@ use self::setting::Setting;
 use crate::core::cluster_id::ClusterId;
 use crate::core::keys;
 use crate::core::name::PREFIX;
+use crate::core::request::WaitPolicy;
 use crate::output::exit::{Failure, OrFail};
 
-const DEFAULT_ENDPOINTS: &str = "127.0.0.1:2379";
+pub(crate) const DEFAULT_ENDPOINTS: &str = "127.0.0.1:2379";
 const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+const NO_WAIT_CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 const MAX_CONNECT_TIMEOUT: Duration = Duration::from_hours(24);
 
 /// Settings of the connection to etcd.
@@ -48,7 +50,25 @@ pub(crate) struct Settings {
     pub(crate) prefix: String,
     /// The only cluster whose answers count; `None` if not set.
     pub(crate) cluster_id: Option<ClusterId>,
-    pub(crate) connect_timeout: Duration,
+    /// The limit for reaching etcd, if it is set.
+    pub(crate) connect_timeout: Option<Duration>,
+}
+
+impl Settings {
+    /// The limit for reaching etcd.
+    pub(crate) fn connect_timeout(&self) -> Duration {
+        self.connect_timeout.unwrap_or(DEFAULT_CONNECT_TIMEOUT)
+    }
+
+    /// The time that etcd has for its first answer to a request for a lock. A run that does not wait for a lock does not
+    /// wait long for etcd either, unless the limit is set.
+    pub(crate) fn first_answer_limit(&self, wait_policy: WaitPolicy) -> Duration {
+        match wait_policy {
+            WaitPolicy::Timeout(wait) => wait.min(self.connect_timeout()),
+            WaitPolicy::NoWait => self.connect_timeout.unwrap_or(NO_WAIT_CONNECT_TIMEOUT),
+            WaitPolicy::Forever => self.connect_timeout(),
+        }
+    }
 }
 
 /// PEM files. Every connection reads them again, since certificates are renewed during a long job.
@@ -90,7 +110,7 @@ pub(crate) fn resolve(
         credentials,
         prefix: prefix.unwrap_or_else(|| PREFIX.to_owned()),
         cluster_id,
-        connect_timeout: connect_timeout.unwrap_or(DEFAULT_CONNECT_TIMEOUT),
+        connect_timeout,
     })
 }
 

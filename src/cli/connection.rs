@@ -67,6 +67,8 @@ pub(crate) struct Connection {
     cluster_id: Option<OsString>,
 
     /// Time limit to reach etcd [default: 10s]
+    ///
+    /// The default of a run with --no-wait is 3s.
     #[arg(long, global = true, value_name = "DURATION", value_hint = ValueHint::Other, allow_negative_numbers = true)]
     connect_timeout: Option<OsString>,
 

@@ -119,7 +119,7 @@ fn shown(
         Setting::Key => path(&effective.tls.key),
         Setting::Prefix => Some(effective.prefix.clone()),
         Setting::ClusterId => effective.cluster_id.map(|id| id.to_string()),
-        Setting::ConnectTimeout => Some(format_duration(effective.connect_timeout).to_string()),
+        Setting::ConnectTimeout => Some(format_duration(effective.connect_timeout()).to_string()),
         Setting::Ttl => Some(format_duration(timings.ttl()).to_string()),
         Setting::KillAfter => Some(format_duration(timings.grace()).to_string()),
         Setting::Config => Some(shown_file(file)),

@@ -81,8 +81,10 @@ pub(crate) struct BreakArgs {
     name: OsString,
 
     /// Token of the holder or waiter, from dlock status NAME
-    #[arg(long, value_name = "NUMBER", value_hint = ValueHint::Other, required = true, allow_negative_numbers = true)]
-    token: OsString,
+    ///
+    /// Without it dlock prints the command with the token of the holder, and changes nothing.
+    #[arg(long, value_name = "NUMBER", value_hint = ValueHint::Other, allow_negative_numbers = true)]
+    token: Option<OsString>,
 
     /// Reason that the holder or waiter reports
     #[arg(long, value_name = "TEXT", value_hint = ValueHint::Other)]
@@ -128,7 +130,8 @@ pub(crate) struct Check {
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Break {
     pub(crate) name: LockName,
-    pub(crate) token: FencingToken,
+    /// `None` shows which token the holder has.
+    pub(crate) token: Option<FencingToken>,
     pub(crate) reason: Option<String>,
     pub(crate) yes: bool,
     pub(crate) now: bool,
@@ -173,7 +176,7 @@ impl CheckArgs {
             let text = arg.or_else(|| layers.variable(variable));
             text.ok_or_else(|| anyhow!("cannot check a lock: {variable} is not set"))
                 .or_hint(
-                    "inside a command of dlock run both are known; else give --name and --token",
+                    "give --name and --token; dlock sets the variables only for the command of dlock run",
                 )
         };
         let name = inherited(self.name, "DLOCK_NAME")?;
@@ -188,7 +191,7 @@ impl CheckArgs {
 
 impl BreakArgs {
     pub(super) fn resolve(self, resolver: &mut Resolver) -> Result<Work, Failure> {
-        let hint = "its holder is a process of this machine, dlock status --local NAME shows it: kill PID hands a signal on to its command";
+        let hint = "the holder is a process of this machine, which dlock status --local NAME shows; kill PID sends its command a signal";
         local::refuse(&resolver.layers, "break a lock", hint)?;
         let timeout = self.timeout.map(|text| SettingValue::flag("wait", text));
         let timeout = timeout
@@ -196,7 +199,7 @@ impl BreakArgs {
             .transpose()?;
         let order = Break {
             name: lock::name(&self.name)?,
-            token: parse_token(&self.token)?,
+            token: self.token.as_deref().map(parse_token).transpose()?,
             reason: self.reason,
             yes: self.yes,
             now: self.now,
@@ -210,7 +213,7 @@ fn parse_token(text: &OsStr) -> Result<FencingToken, Failure> {
     let token = text.to_str().and_then(fence::parse_token);
     let token = token.filter(|token| token.0 > 0).ok_or_else(|| {
         anyhow!(
-            "cannot use the token '{}': expected a number from 1 on",
+            "cannot use the token '{}': expected a number, 1 or more",
             text.display()
         )
     });

@@ -112,6 +112,7 @@ enum Command {
     Check(look::CheckArgs),
     /// Ask a holder or waiter to give up a lock
     #[command(
+        override_usage = "dlock break [OPTIONS] NAME --token NUMBER",
         after_help = examples_with_etcd!(
             "break",
             "dlock break deploy --token 4711 --reason 'release freeze'"

@@ -378,9 +378,32 @@ fn a_run_without_options_has_the_defaults() {
     assert_eq!(endpoints(&run), "http://127.0.0.1:2379");
     assert_eq!(run.settings.prefix, "dlock/");
     assert_eq!(run.settings.cluster_id, None);
-    assert_eq!(run.settings.connect_timeout, Duration::from_secs(10));
+    assert_eq!(run.settings.connect_timeout(), Duration::from_secs(10));
     assert!(run.settings.credentials.is_none() && run.warnings.is_empty());
     assert!(!run.output.json && run.output.filter == log::level_filter(Level::WARN));
+}
+
+/// "With --no-wait dlock gives etcd 3s for its first answer, unless --connect-timeout is set"
+#[test]
+fn a_run_that_does_not_wait_gives_etcd_three_seconds() {
+    let limit = |args: &[&str], set: &[(&str, &str)]| {
+        let run = run_with(&[&["run"], args, &["x", "y"]].concat(), set);
+        let policy = run.options.lock.request.wait_policy;
+        run.settings.first_answer_limit(policy).as_secs()
+    };
+    let set = ("DLOCK_CONNECT_TIMEOUT", "20");
+    for (args, set, seconds) in [
+        (&[][..], &[][..], 10),
+        (&["-n"], &[], 3),
+        (&["-w0"], &[], 3),
+        (&["-n", "--connect-timeout=5"], &[], 5),
+        (&["-n"], &[set], 20),
+        (&[], &[set], 20),
+        (&["-w", "15"], &[set], 15),
+        (&["-w", "15"], &[], 10),
+    ] {
+        assert_eq!(limit(args, set), seconds, "{args:?} {set:?}");
+    }
 }
 
 #[test]

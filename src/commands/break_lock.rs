@@ -16,7 +16,7 @@ use crate::core::keys::LockKeys;
 use crate::core::listing::{ListedEntry, ListedLock};
 use crate::core::proof::FencingToken;
 use crate::core::request::Mode;
-use crate::core::text::format_duration;
+use crate::core::text::{format_duration, shell_word};
 use crate::etcd::{Cluster, eviction};
 use crate::host::identity;
 use crate::lock::error::LockError;
@@ -34,7 +34,7 @@ pub(super) fn break_lock(settings: &Settings, order: &Break) -> Result<Exit, Fai
             order,
             cluster: Cluster::new(settings),
             queue: LockKeys::new(&settings.prefix, &order.name),
-            limit: settings.connect_timeout,
+            limit: settings.connect_timeout(),
         };
         eviction.run().await
     })
@@ -49,56 +49,95 @@ struct Eviction<'a> {
 
 impl Eviction<'_> {
     async fn run(&self) -> Result<Exit, Failure> {
-        let Break {
-            name, token, yes, ..
-        } = self.order;
+        let Break { name, yes, now, .. } = self.order;
         let entry = self.find().await?;
-        let what = if entry.holds { "holder" } else { "waiter" };
-        let who = format!(
-            "the {what} of '{name}': {}, {}, since {}, token {token}",
+        let token = entry.entry.token;
+        let facts = [
             entry.owner(),
             entry.note(),
-            entry.since()
+            format!("since {}", entry.since()),
+            format!("token {token}"),
+        ];
+        let known = |fact: &String| !fact.is_empty() && fact != "since ";
+        let facts: Vec<String> = facts.into_iter().filter(known).collect();
+        let leave = if *now { "" } else { " to leave" };
+        let who = format!(
+            "the {} of '{name}'{leave}: {}",
+            kind(&entry),
+            facts.join(", ")
         );
+        let verb = if *now { "take the lock from" } else { "ask" };
         if *yes {
+            let doing = if *now {
+                "taking the lock from"
+            } else {
+                "asking"
+            };
             warn!(
                 event = events::BREAKING,
                 lock = %name,
                 token = token.0,
-                "sending away {who}"
+                "{doing} {who}"
             );
-        } else if !confirmed(&who)? {
-            return Err(anyhow!("nothing was done: {who}").into());
+        } else if !confirmed(verb, &who)? {
+            return Err(anyhow!("cannot break '{name}': not confirmed").into());
         }
-        if self.order.now {
+        if *now {
             return self.remove(&entry).await;
         }
         self.request_stop(&entry.entry).await?;
-        self.await_end().await
+        self.await_end(token).await
     }
 
     /// The entry with the token.
     async fn find(&self) -> Result<ListedEntry, Failure> {
-        let Break { name, token, .. } = self.order;
-        let lock = ListedLock::new(&name.encoded(), self.all_entries().await?);
+        let name = &self.order.name;
+        let mut lock = ListedLock::new(&name.encoded(), self.all_entries().await?);
+        let Some(token) = self.order.token else {
+            return Err(self.without_token(&lock));
+        };
+        let wanted = |entry: &ListedEntry| entry.entry.token == token;
+        if let Some(index) = lock.entries.iter().position(wanted) {
+            return Ok(lock.entries.swap_remove(index));
+        }
         let holder = lock.holders().next().map(|holder| {
-            let token = holder.entry.token;
-            format!("its holder is {} with token {token}", holder.owner())
+            let other = holder.entry.token;
+            format!("its holder is {}, token {other}", holder.owner())
         });
         let unheld = match lock.waiting() {
-            0 => "it is free",
-            _ => "nobody holds it yet",
+            0 => "the lock is free",
+            _ => "no client holds it yet",
         };
-        let entry = lock
-            .entries
-            .into_iter()
-            .find(|entry| entry.entry.token == *token);
-        entry
-            .ok_or_else(|| {
-                let holder = holder.unwrap_or_else(|| unheld.to_owned());
-                anyhow!("nobody has token {token} at the lock '{name}' any more: {holder}")
-            })
-            .or_exit(Exit::Lost)
+        let holder = holder.unwrap_or_else(|| unheld.to_owned());
+        Err(anyhow!(
+            "token {token} is not in the queue of '{name}': {holder}"
+        ))
+        .or_exit(Exit::Lost)
+    }
+
+    /// Without a token: the error shows the holder, and its hint is the whole command.
+    fn without_token(&self, lock: &ListedLock) -> Failure {
+        let name = &self.order.name;
+        let Some(first) = lock.entries.first() else {
+            return anyhow!("cannot break '{name}': the lock is free").into();
+        };
+        let word = shell_word(&name.to_string());
+        let token = first.entry.token;
+        let command = if word.starts_with('-') {
+            format!("dlock break --token {token} -- {word}")
+        } else {
+            format!("dlock break {word} --token {token}")
+        };
+        Failure {
+            hint: Some(command),
+            ..anyhow!(
+                "cannot break '{name}' without --token: its {} is {}, {}",
+                kind(first),
+                first.owner(),
+                first.note()
+            )
+            .into()
+        }
     }
 
     async fn all_entries(&self) -> Result<Vec<QueueEntry>, Failure> {
@@ -127,15 +166,15 @@ impl Eviction<'_> {
         loop {
             if entry.record.is_none() {
                 return Err(anyhow!(
-                    "cannot ask the owner of token {} at '{}': it is not dlock",
+                    "cannot ask the owner of token {} in the queue of '{}': it is not dlock",
                     entry.token,
                     self.order.name
                 ))
-                .or_hint("--now takes the lock away, and leaves its command running");
+                .or_hint("--now takes the lock away; its command runs on");
             }
             if entry.is_kept() {
                 return Err(anyhow!(
-                    "cannot ask the owner of token {} at '{}': it is gone, and its place is kept until the command of a holder that vanished has ended",
+                    "cannot ask the owner of token {} in the queue of '{}': it has ended, and its entry stays until the command of a vanished holder has ended",
                     entry.token,
                     self.order.name
                 ))
@@ -143,7 +182,7 @@ impl Eviction<'_> {
             }
             if entry.is_cooling() {
                 return Err(anyhow!(
-                    "cannot ask the owner of token {} at '{}': its command has ended, and the lock cools down",
+                    "cannot ask the owner of token {} in the queue of '{}': its command has ended, and --min-hold keeps the lock",
                     entry.token,
                     self.order.name
                 ))
@@ -153,28 +192,26 @@ impl Eviction<'_> {
             if written.map_err(|error| self.failed(error))? {
                 return Ok(());
             }
-            match self.still_there().await? {
+            match self.still_there(first.token).await? {
                 Some(now) => entry = now,
                 None => return Ok(()),
             }
         }
     }
 
-    async fn still_there(&self) -> Result<Option<QueueEntry>, Failure> {
-        let FencingToken(token) = self.order.token;
+    async fn still_there(&self, token: FencingToken) -> Result<Option<QueueEntry>, Failure> {
         let all = self.all_entries().await?;
-        Ok(all.into_iter().find(|one| one.token.0 == token))
+        Ok(all.into_iter().find(|one| one.token == token))
     }
 
-    async fn await_end(&self) -> Result<Exit, Failure> {
+    async fn await_end(&self, token: FencingToken) -> Result<Exit, Failure> {
         let until_at = clock::now() + self.order.wait;
-        while self.still_there().await?.is_some() {
+        while self.still_there(token).await?.is_some() {
             if clock::now() >= until_at {
                 warn!(
                     event = events::BUSY,
                     lock = %self.order.name,
-                    "the owner of token {} at '{}' was asked to go and is still there after {}",
-                    self.order.token,
+                    "token {token} is still in the queue of '{}' after {}, although its owner was asked to leave",
                     self.order.name,
                     format_duration(self.order.wait)
                 );
@@ -195,21 +232,21 @@ impl Eviction<'_> {
                 event = events::BROKEN,
                 lock = %name,
                 token = entry.entry.token.0,
-                "the lock '{name}' was kept for the command of a holder that vanished: that may run on for {} until it has been stopped",
+                "took lock '{name}' away: the command of a vanished holder may run on for {} until it is stopped",
                 format_duration(grace)
             ),
             Some(grace) => warn!(
                 event = events::BROKEN,
                 lock = %name,
                 token = entry.entry.token.0,
-                "the lock '{name}' was taken away: its command may run on for {} until it has been stopped",
+                "took lock '{name}' away: its command may run on for {} until it is stopped",
                 format_duration(grace)
             ),
             None if entry.holds && entry.entry.record.is_none() => warn!(
                 event = events::BROKEN,
                 lock = %name,
                 token = entry.entry.token.0,
-                "the lock '{name}' was taken away from a client that is not dlock: its command may run on to its end"
+                "took lock '{name}' away from a client that is not dlock: its command may run on to its end"
             ),
             None => {}
         }
@@ -217,13 +254,18 @@ impl Eviction<'_> {
     }
 }
 
+fn kind(entry: &ListedEntry) -> &'static str {
+    if entry.holds { "holder" } else { "waiter" }
+}
+
 /// Asks the user at the terminal.
-fn confirmed(who: &str) -> Result<bool, Failure> {
+fn confirmed(verb: &str, who: &str) -> Result<bool, Failure> {
     if !io::stdin().is_terminal() || !io::stderr().is_terminal() {
-        return Err(anyhow!("not sending away {who}")).or_hint("--yes says that it is meant");
+        return Err(anyhow!("cannot {verb} {who}: not confirmed"))
+            .or_hint("without a terminal, --yes confirms it");
     }
     let mut terminal = io::stderr();
-    let _ = write!(terminal, "Send away {who}? [y/N] ");
+    let _ = write!(terminal, "{verb} {who}? [y/N] ");
     let _ = terminal.flush();
     let mut answer = String::new();
     // An answer that cannot be read is no yes.

@@ -17,7 +17,7 @@ use crate::core::wait_status::WaitStatus;
 use crate::host::identity;
 use crate::lock::backend::{QueuePosition, WaitEvent};
 use crate::output::events;
-use crate::output::live_line::{LiveLine, Stderr, behind_stderr};
+use crate::output::live_line::{LiveLine, Stderr, behind_stderr, columns};
 use crate::output::log;
 use crate::output::systemd;
 use crate::sys::clock;
@@ -49,7 +49,7 @@ pub(super) fn report_fence_wait(file: &Path) {
         tell!(
             event = events::FENCE_WAITING,
             %file,
-            "waiting for '{file}': a command runs under its lock"
+            "waiting for '{file}': another command runs under this fence"
         );
     }
 }
@@ -147,7 +147,7 @@ impl<'a> WaitReporter<'a> {
                         event = events::LOCK_DELAY,
                         lock = %name,
                         delay_seconds = seconds(*delay),
-                        "the holder of '{name}' is gone, and has left no record of a release: waiting {} for its command to end",
+                        "the holder of lock '{name}' has vanished without a release: waiting {} until its command has ended",
                         format_duration(*delay)
                     );
                 }
@@ -177,7 +177,7 @@ impl<'a> WaitReporter<'a> {
                 warn!(
                     event = events::PLACE_LOST,
                     lock = %name,
-                    "our own lease ended while waiting: queueing again for '{name}'"
+                    "lost the entry in the queue of '{name}', since its lease has ended: queueing again"
                 );
             }
             WaitEvent::Error(error) => {
@@ -189,7 +189,7 @@ impl<'a> WaitReporter<'a> {
                         event = events::WAIT_ERROR,
                         lock = %name,
                         cause,
-                        "waiting for '{name}' goes on, though {cause}"
+                        "still waiting for '{name}': {cause}"
                     );
                     state.last_error = Some(cause);
                 }
@@ -279,7 +279,7 @@ impl State {
         }
         match output_mode() {
             OutputMode::Live if self.status.is_visible() => {
-                let text = self.status.live_line(now, clock::since_1970());
+                let text = self.status.live_line(now, clock::since_1970(), columns());
                 self.live.get_or_insert_with(LiveLine::new).show(text);
             }
             OutputMode::Lines if due => self.log(name, now),

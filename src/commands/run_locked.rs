@@ -187,7 +187,11 @@ impl<C: LockBackend> LockedRunner<'_, C> {
                 let exit = Exit::Signalled(signal);
                 Ok(Err(RunEnd::new(Outcome::Interrupted, exit, reason)))
             }
-            Event::GuardDead => Err(anyhow!("cannot go on: the guard process is dead").into()),
+            Event::GuardDead => Err(anyhow!(
+                "cannot wait for lock '{}': the guard process is dead",
+                self.run.name
+            )
+            .into()),
             Event::Unwanted => Ok(Err(RunEnd::new(
                 Outcome::Interrupted,
                 Exit::Done,
@@ -301,7 +305,10 @@ impl<C: LockBackend> LockedRunner<'_, C> {
             (_, None) | (LockState::Unguarded, _) => {
                 let killed = ReleaseReason::AtOnce("killed, its guard was dead");
                 let _ = self.backend.release(RELEASE_TIMEOUT, killed).await;
-                return Err(anyhow!("cannot guard the command any more, so it was killed: the guard process was killed or stopped").into());
+                return Err(anyhow!(
+                    "the command was killed: its guard process was killed or stopped"
+                )
+                .into());
             }
         };
         let result = end.result();
@@ -331,16 +338,16 @@ impl<C: LockBackend> LockedRunner<'_, C> {
                 lock = %name,
                 cause = %error,
                 within_seconds = seconds(self.run.lock.ttl),
-                "cannot confirm the release of '{name}', it frees itself within {}: {error}",
+                "cannot confirm the release of lock '{name}', which etcd frees within {}: {error}",
                 format_duration(self.run.lock.ttl)
             ),
             Release::NotOurs => {
-                let cause = "its key is gone or another's";
+                let cause = "its key is gone, or another client has replaced it";
                 warn!(
                     event = events::LOST,
                     lock = %name,
                     cause,
-                    "the lock '{name}' was lost while the command ran: {cause}"
+                    "lost lock '{name}' while the command ran: {cause}"
                 );
                 return Ok(RunEnd::lost(Some(end), cause));
             }
@@ -379,7 +386,7 @@ impl<C: LockBackend> LockedRunner<'_, C> {
         error!(
             event = events::UNKILLABLE,
             lock = %self.run.name,
-            "the lock '{}' is not released: {fate}",
+            "cannot release lock '{}': {fate}",
             self.run.name,
         );
         RunEnd {

@@ -86,7 +86,7 @@ pub(super) fn execute(
                 record,
                 LeaseTimings::new(lock.ttl, lock.grace),
                 lock.request,
-                settings.connect_timeout,
+                settings.first_answer_limit(lock.request.wait_policy),
             );
             run_locked::execute(run, backend, guard, stats)
         }

@@ -14,7 +14,7 @@ use crate::core::name::LockName;
 use crate::core::proof::{Inconclusive, LossReason};
 use crate::core::request::Leftovers;
 use crate::core::run_stats::{Outcome, RunStats};
-use crate::core::text::{format_duration, printable, seconds};
+use crate::core::text::{format_duration, format_measured, printable, seconds};
 use crate::core::watchdog::{Action, Event, LockState, Watchdog};
 use crate::guard::{Cause, GuardReport, Signal, Survivor};
 use crate::lock::backend::{LockSession, SessionEvent};
@@ -133,7 +133,7 @@ impl<S: LockSession> Supervision<'_, S> {
                 warn!(
                     event = events::MAX_HOLD,
                     lock = %self.name,
-                    "the command under '{}' has run for as long as --max-hold allows: it is stopped",
+                    "the command has run for the time of --max-hold under lock '{}': stopping the command",
                     self.name
                 );
             }
@@ -184,7 +184,7 @@ impl<S: LockSession> Supervision<'_, S> {
                     event = events::RELEASE_REQUESTED,
                     lock = %self.name,
                     by,
-                    "asked to give up the lock '{}' by {by}: the command is stopped",
+                    "asked to release lock '{}' by {by}: stopping the command",
                     self.name,
                 );
                 self.step(&Event::ReleaseRequested)
@@ -223,12 +223,13 @@ impl<S: LockSession> Supervision<'_, S> {
             GuardReport::Ack(beat) => self.step(&Event::Ack(beat)),
             GuardReport::Leftovers { status, count } => {
                 let (policy, what) = match self.policy {
-                    Leftovers::Kill => ("kill", ": stopping them"),
-                    Leftovers::Wait => ("wait", ": waiting for them"),
-                    Leftovers::Leave => ("leave", ""),
+                    Leftovers::Kill => ("kill", "stopping"),
+                    Leftovers::Wait => ("wait", "waiting for"),
+                    Leftovers::Leave => ("leave", "leaving"),
                 };
-                let line =
-                    format!("the command has ended and left {count} process(es) behind{what}");
+                let line = format!(
+                    "the command has ended, {what} {count} process(es) that it left behind"
+                );
                 let lock = self.name.to_string();
                 if self.policy == Leftovers::Kill {
                     // The command itself has seen no error: only this says that the rest of its work is missing.
@@ -285,10 +286,14 @@ impl<S: LockSession> Supervision<'_, S> {
         if loss == LossReason::Unproven {
             self.stats.unproven();
             let unproven = clock::now().since(self.watchdog.proven_at());
-            let last = self.last_failure.as_deref().unwrap_or("no answer since");
-            let since = format_duration(unproven);
-            reason = format!("{cause} (last proof {since} ago; {last})");
-            (failure, unproven_seconds) = (Some(last), Some(seconds(unproven)));
+            let last = self.last_failure.as_deref();
+            let shown =
+                last.map_or_else(|| "no answer".to_owned(), |it| format!("last error: {it}"));
+            reason = format!(
+                "no proof from etcd for {} ({shown})",
+                format_measured(unproven)
+            );
+            (failure, unproven_seconds) = (last, Some(seconds(unproven)));
         }
         self.stopped = Some(RunEnd::lost(self.stopped.take(), &reason));
         warn!(
@@ -297,7 +302,7 @@ impl<S: LockSession> Supervision<'_, S> {
             cause,
             failure,
             unproven_seconds,
-            "the lock '{name}' is lost, the command is killed: {reason}"
+            "lost lock '{name}': {reason}; stopping the command"
         );
     }
 
@@ -323,7 +328,7 @@ impl<S: LockSession> Supervision<'_, S> {
             event = events::KILLED,
             lock = %self.name,
             result,
-            "the command has ended, and all of its processes with it: {result}"
+            "the command and all its processes have ended: {result}"
         );
     }
 
@@ -351,9 +356,11 @@ fn check_sent(sent: io::Result<()>) {
 /// The cause of a loss, for people.
 fn explain(loss: LossReason) -> &'static str {
     match loss {
-        LossReason::Unproven => "etcd did not prove in time that it is still ours",
-        LossReason::KeyGone => "its key is gone (lease expired or revoked, or key deleted)",
+        LossReason::Unproven => "no proof from etcd in time",
+        LossReason::KeyGone => {
+            "its key is gone (the lease expired or was revoked, or the key was deleted)"
+        }
         LossReason::KeyTaken => "its key was overwritten",
-        LossReason::FileGone => "its file in the state folder was removed or replaced",
+        LossReason::FileGone => "its file in the state directory was removed or replaced",
     }
 }

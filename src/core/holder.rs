@@ -7,10 +7,13 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::request::Mode;
-use super::text::{printable, truncate};
+use super::text::{elided, printable, truncate};
 
 /// The version of the record that this dlock writes and understands.
 const VERSION: u32 = 1;
+
+/// Maximum width of a note among other facts.
+const MAX_NOTE_COLUMNS: usize = 60;
 
 /// Maximum length of a record in bytes.
 const MAX_RECORD_BYTES: usize = 1024;
@@ -196,15 +199,6 @@ impl Holder {
 
     /// For people: `alice@host pid 12, deploy.sh, since 2026-11-23T10:00:00Z, note "..."`.
     pub fn sentence(&self) -> String {
-        self.words(&self.since)
-    }
-
-    /// The same without the time.
-    pub fn describe_briefly(&self) -> String {
-        self.words("")
-    }
-
-    fn words(&self, since: &str) -> String {
         let mut text = format!("{}@{} pid {}", self.user, self.host, self.pid);
         let mut add = |what: &str, value: &str| {
             if !value.is_empty() {
@@ -213,15 +207,45 @@ impl Holder {
             }
         };
         add("", &self.program);
-        add("since ", since);
+        add("since ", &self.since);
         if let Some(note) = &self.note {
-            // A quote inside could end a note early and pass as dlock's own words.
-            add("note ", &format!("\"{}\"", note.replace('"', "'")));
+            add("", &quoted_note(note));
         }
         if let Some(url) = &self.url {
             add("", url);
         }
         printable(&text)
+    }
+
+    /// For people, from the longest text to the shortest: `alice@db1.example.org: deploy.sh, note "...", pid 12, URL` to
+    /// `alice@db1`.
+    pub fn descriptions(&self) -> Vec<String> {
+        let program = Some(&self.program).filter(|program| !program.is_empty());
+        let program = program.map_or_else(String::new, |program| format!(": {program}"));
+        let mut text = format!("{}@{}{program}", self.user, self.host);
+        let more = [
+            self.note
+                .as_ref()
+                .map(|note| quoted_note(&elided(&printable(note), MAX_NOTE_COLUMNS))),
+            Some(format!("pid {}", self.pid)),
+            self.url.clone(),
+        ];
+        let mut all = vec![text.clone()];
+        for part in more.into_iter().flatten() {
+            text = format!("{text}, {part}");
+            all.insert(0, text.clone());
+        }
+        let owner = format!("{}@{}", self.user, self.host_without_domain());
+        all.extend([format!("{owner}{program}"), owner]);
+        all.iter().map(|text| printable(text)).collect()
+    }
+
+    fn host_without_domain(&self) -> &str {
+        let is_address = self.host.chars().all(|c| c.is_ascii_digit() || c == '.');
+        match self.host.split_once('.') {
+            Some((first, _)) if !is_address => first,
+            _ => &self.host,
+        }
     }
 
     /// The age of the record, by two wall clocks; `None` if they contradict each other.
@@ -230,6 +254,11 @@ impl Holder {
         let since = since.duration_since(std::time::UNIX_EPOCH).ok()?;
         since_1970.checked_sub(since)
     }
+}
+
+/// A quote inside could end a note early and pass as dlock's own words.
+fn quoted_note(note: &str) -> String {
+    format!("note \"{}\"", note.replace('"', "'"))
 }
 
 #[cfg(test)]
@@ -274,6 +303,27 @@ mod tests {
             liar.sentence()
                 .ends_with(r#"note "x', since 1970\u{202e}\n""#)
         );
+    }
+
+    #[test]
+    fn a_description_leaves_out_the_less_important_first() {
+        let holder = Holder {
+            host: "db1.example.org".into(),
+            url: Some("https://ci/7".into()),
+            ..alice()
+        };
+        let shorter = [
+            "alice@db1.example.org: deploy.sh, note \"ticket 7\", pid 12, https://ci/7",
+            "alice@db1.example.org: deploy.sh, note \"ticket 7\", pid 12",
+            "alice@db1.example.org: deploy.sh, note \"ticket 7\"",
+            "alice@db1.example.org: deploy.sh",
+            "alice@db1: deploy.sh",
+            "alice@db1",
+        ];
+        assert_eq!(holder.descriptions(), shorter);
+        let host = "10.0.0.1".to_owned();
+        let by_address = Holder { host, ..alice() }.descriptions();
+        assert_eq!(by_address.last().unwrap(), "alice@10.0.0.1");
     }
 
     #[test]
@@ -388,7 +438,7 @@ mod tests {
             let asked = Some(StopRequest { to: StopKind::Stop, by, why: Some(note.clone()) });
             let holder = Holder { host, user, note: Some(note), since, url: Some(url), asked: asked.clone(), ..alice() };
             let asked = asked.map(|ask| ask.describe()).unwrap_or_default();
-            for text in [holder.sentence(), holder.describe_briefly(), asked] {
+            for text in [vec![holder.sentence(), asked], holder.descriptions()].concat() {
                 prop_assert!(!text.chars().any(super::super::text::is_hostile), "{text:?}");
                 prop_assert!(text.len() <= 10 * MAX_RECORD_BYTES + 3);
             }

@@ -5,7 +5,9 @@ use std::fmt::Write as _;
 use std::time::Duration;
 
 use serde::Serialize;
-use unicode_width::UnicodeWidthStr as _;
+use unicode_width::{UnicodeWidthChar as _, UnicodeWidthStr as _};
+
+const ELLIPSIS: &str = "...";
 
 /// Maximum length in bytes of a text from a record.
 const MAX_SHOWN_BYTES: usize = 1024;
@@ -16,11 +18,70 @@ pub fn format_duration(duration: Duration) -> humantime::FormattedDuration {
     humantime::format_duration(Duration::from_millis(millis))
 }
 
+/// A measured duration for people, to a tenth of a second: `6.5s`, `1m 6s`.
+pub fn format_measured(duration: Duration) -> String {
+    if duration < Duration::from_mins(1) {
+        return format!("{}.{}s", duration.as_secs(), duration.subsec_millis() / 100);
+    }
+    format_duration(Duration::from_secs(duration.as_secs())).to_string()
+}
+
+/// A word as a shell wants it.
+pub fn shell_word(word: &str) -> String {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "._@:+=,/-".contains(c);
+    if !word.is_empty() && word.chars().all(is_plain) {
+        return word.to_owned();
+    }
+    format!("'{}'", word.replace('\'', r"'\''"))
+}
+
+/// A duration for people at a glance, as kubectl shows ages: `12s`, `3m 12s`, `45m`, `3h 20m`, `30h`, `5d 3h`.
+pub fn format_age(duration: Duration) -> humantime::FormattedDuration {
+    const UNITS: [(u64, u64); 6] = [
+        (2 * 60, 1),
+        (10 * 60, 1),
+        (3 * HOUR, 60),
+        (8 * HOUR, 60),
+        (2 * DAY, HOUR),
+        (8 * DAY, HOUR),
+    ];
+    const HOUR: u64 = 60 * 60;
+    const DAY: u64 = 24 * HOUR;
+    let seconds = duration.as_secs();
+    let unit = UNITS.iter().find(|(below, _)| seconds < *below);
+    let unit = unit.map_or(DAY, |(_, unit)| *unit);
+    format_duration(Duration::from_secs(seconds - seconds % unit))
+}
+
 /// A duration for programs, in seconds to the microsecond.
 pub fn seconds(duration: Duration) -> f64 {
     #[expect(clippy::cast_precision_loss, reason = "exact for 285 years")]
     let micros = duration.as_micros() as f64;
     micros / 1e6
+}
+
+/// At most about `columns` of `text`: its middle is left out, as names differ at both ends.
+pub fn elided(text: &str, columns: usize) -> String {
+    if text.width() <= columns {
+        return text.to_owned();
+    }
+    let kept = columns.saturating_sub(ELLIPSIS.len());
+    let first = within(text.chars(), kept - kept / 2);
+    let last: String = within(text.chars().rev(), kept / 2)
+        .into_iter()
+        .rev()
+        .collect();
+    format!("{}{ELLIPSIS}{last}", String::from_iter(first))
+}
+
+/// The first characters, as many as `columns` have room for.
+fn within(characters: impl Iterator<Item = char>, columns: usize) -> Vec<char> {
+    let mut used = 0;
+    let fits = |character: &char| {
+        used += character.width().unwrap_or(0);
+        used <= columns
+    };
+    characters.take_while(fits).collect()
 }
 
 /// `text` made safe for a terminal, cut at 1 KiB.
@@ -131,6 +192,56 @@ mod tests {
             r"a\u{1b}[2J\n\u{85}\u{202e}b ü 漢"
         );
         assert_eq!(printable(&"x".repeat(2000)).len(), MAX_SHOWN_BYTES + 3);
+    }
+
+    #[test]
+    fn an_age_is_shown_as_kubectl_shows_it() {
+        let shown =
+            |seconds: u64| format_age(Duration::from_millis(seconds * 1000 + 999)).to_string();
+        for (seconds, text) in [
+            (0, "0s"),
+            (119, "1m 59s"),
+            (192, "3m 12s"),
+            (600, "10m"),
+            (3599, "59m"),
+            (3 * 3600 + 59, "3h"),
+            (3 * 3600 + 20 * 60, "3h 20m"),
+            (30 * 3600 + 59 * 60, "1day 6h"),
+            (6 * 86400 + 3 * 3600, "6days 3h"),
+            (20 * 86400 + 5 * 3600, "20days"),
+        ] {
+            assert_eq!(shown(seconds), text);
+        }
+    }
+
+    #[test]
+    fn a_measured_time_has_a_tenth_of_a_second() {
+        let shown = |millis| format_measured(Duration::from_millis(millis));
+        assert_eq!(
+            [49, 6_570, 59_999, 66_570].map(shown),
+            ["0.0s", "6.5s", "59.9s", "1m 6s"]
+        );
+    }
+
+    #[test]
+    fn a_word_is_quoted_where_a_shell_would_split_or_expand_it() {
+        assert_eq!(shell_word("job/nightly-2"), "job/nightly-2");
+        for (word, quoted) in [
+            ("a b", "'a b'"),
+            ("~x", "'~x'"),
+            ("it's", r"'it'\''s'"),
+            ("", "''"),
+        ] {
+            assert_eq!(shell_word(word), quoted);
+        }
+    }
+
+    #[test]
+    fn a_long_text_keeps_both_ends() {
+        assert_eq!(elided("deploy", 6), "deploy");
+        assert_eq!(elided("deploy-production", 10), "depl...ion");
+        assert_eq!(elided("漢漢漢漢漢漢", 9), "漢...漢");
+        assert_eq!(elided("deploy", 2), "...");
     }
 
     #[test]

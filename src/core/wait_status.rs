@@ -4,9 +4,11 @@
 use std::fmt::Write as _;
 use std::time::Duration;
 
+use unicode_width::UnicodeWidthStr as _;
+
 use super::holder::Holder;
 use super::name::LockName;
-use super::text::{format_duration, printable};
+use super::text::{elided, format_age, format_duration, printable};
 use super::time::Instant;
 
 /// Time for which an error stays visible; a lasting error is reported again within this.
@@ -27,7 +29,10 @@ pub struct WaitStatus {
 }
 
 /// No other client has the lock, and it is not ours before etcd says so.
-const UNCONFIRMED: &str = ", which no other client has; etcd has not confirmed our lease yet";
+const UNCONFIRMED: &str = "no other client holds it; etcd has not confirmed our lease yet";
+
+/// Least columns of a lock's name beside the rest of the line.
+const MIN_NAME_COLUMNS: usize = 12;
 
 /// The entries before our own.
 #[derive(Clone, Debug)]
@@ -132,23 +137,18 @@ impl WaitStatus {
 
     /// One message for a log: its times are of the wall clock.
     pub fn log_line(&self, now: Instant) -> String {
+        let mut text = format!("waiting for '{}'", self.name);
         let waited = self.waited(now);
-        let mut text = if waited < Duration::from_secs(1) {
-            format!("waiting for '{}'", self.name)
-        } else {
-            format!(
-                "waiting for '{}' since {}",
-                self.name,
-                whole_seconds(waited)
-            )
-        };
+        // Writing to a String cannot fail.
+        if waited >= Duration::from_secs(1) {
+            let _ = write!(text, " {}", whole_seconds(waited));
+        }
         if let Some(front) = &self.first {
             let verb = verb(front.holder.as_ref());
             let who = who(front.holder.as_ref());
-            // Writing to a String cannot fail.
-            let _ = write!(text, ", {verb} {who}; {}", front.position());
+            let _ = write!(text, " ({}; {verb} {who})", front.position());
         } else if self.is_our_turn {
-            text.push_str(UNCONFIRMED);
+            let _ = write!(text, " ({UNCONFIRMED})");
         }
         if let Some(left) = self.left(now) {
             let _ = write!(text, "; {} left of --wait", whole_seconds(left));
@@ -156,55 +156,93 @@ impl WaitStatus {
         text
     }
 
-    /// One line that is redrawn again and again, the most important part first, as the terminal may be narrow.
-    /// `since_1970` is the wall clock's time, by which the holder's age is computed.
-    pub fn live_line(&self, now: Instant, since_1970: Duration) -> String {
-        let mut text = format!(
-            "waiting {} for '{}'",
-            whole_seconds(self.waited(now)),
-            self.name
-        );
-        if let Some(left) = self.left(now) {
-            let _ = write!(text, ", {} left", whole_seconds(left));
+    /// One line that is redrawn again and again, in `columns` if that is possible: whatever matters less than the holder is
+    /// left out. `since_1970` is the wall clock's time, by which the holder's age is computed.
+    pub fn live_line(&self, now: Instant, since_1970: Duration, columns: usize) -> String {
+        let base = self.base_lines(now, since_1970, columns);
+        let fits = |line: &&String| line.width() <= columns;
+        let error = self.error.as_ref();
+        let error = error.filter(|(at, _)| now < *at + ERROR_SHOWN_FOR);
+        let with_error: Vec<String> = error.map_or_else(Vec::new, |(_, cause)| {
+            let cause = printable(cause);
+            base.iter().map(|line| format!("{line}; {cause}")).collect()
+        });
+        // An error that has no room at all is cut; the shortest line leaves most of it.
+        let all = with_error.iter().chain(&base);
+        let shown = all.clone().find(fits).or(with_error.last()).or(base.last());
+        shown.cloned().unwrap_or_default()
+    }
+
+    /// The line without an error, from the longest to the shortest; the last ones have an elided name.
+    fn base_lines(&self, now: Instant, since_1970: Duration, columns: usize) -> Vec<String> {
+        let name = self.name.to_string();
+        let waited = whole_seconds(self.waited(now));
+        let left = self.left(now);
+        let left = left.map_or_else(String::new, |left| {
+            format!(", {} left", whole_seconds(left))
+        });
+        let line = |name: &str, left: &str, state: &str| {
+            format!("waiting for '{name}' {waited}{left}{state}")
+        };
+        let (states, shortest) = self.states(now, since_1970);
+        let mut lines: Vec<String> = states
+            .iter()
+            .map(|state| line(&name, &left, state))
+            .collect();
+        for state in states.iter().rev().take(2).rev().chain(&shortest) {
+            let room = columns.saturating_sub(line("", "", state).width());
+            lines.push(line(&name, "", state));
+            lines.push(line(&elided(&name, room.max(MIN_NAME_COLUMNS)), "", state));
         }
+        lines
+    }
+
+    /// The state in parentheses, from the longest text to the shortest, and the holder alone.
+    fn states(&self, now: Instant, since_1970: Duration) -> (Vec<String>, Option<String>) {
         if let Some(delay) = self.lock_delay_ends_at.map(|at| at.since(now)) {
-            let _ = write!(
-                text,
-                ": its holder is gone without a release record, and its command gets {} to end",
-                whole_seconds(delay)
-            );
-        } else if let Some(front) = &self.first {
-            let _ = write!(text, ": {}, ", front.position());
-            match front.age(now, since_1970) {
-                Some(age) => {
-                    let _ = write!(text, "held for {} by ", whole_seconds(age));
-                }
-                None => {
-                    let _ = write!(text, "{} ", verb(front.holder.as_ref()));
-                }
-            }
-            let who = front
-                .holder
-                .as_ref()
-                .map_or_else(other, Holder::describe_briefly);
-            text.push_str(&who);
-        } else if self.is_our_turn {
-            text.push_str(UNCONFIRMED);
+            let delay = whole_seconds(delay);
+            let vanished = format!(" (the holder has vanished; its command has {delay} to end)");
+            return (vec![vanished], None);
         }
-        if let Some((_, cause)) = self
-            .error
-            .as_ref()
-            .filter(|(at, _)| now < *at + ERROR_SHOWN_FOR)
-        {
-            let _ = write!(text, " ({})", printable(cause));
-        }
-        text
+        let Some(front) = &self.first else {
+            let unconfirmed = format!(" ({UNCONFIRMED})");
+            let state = if self.is_our_turn {
+                unconfirmed
+            } else {
+                String::new()
+            };
+            return (vec![state], None);
+        };
+        let verb = verb(front.holder.as_ref());
+        let held = match front.age(now, since_1970) {
+            Some(age) => format!("held {} by", format_age(age)),
+            None => verb.to_owned(),
+        };
+        let holders = front.holder.as_ref();
+        let holders = holders.map_or_else(|| vec![other()], Holder::descriptions);
+        let position = front.position();
+        let states = holders.iter();
+        let states = states.map(|holder| format!(" ({position}; {held} {holder})"));
+        let shortest = holders.last().map(|holder| format!(" ({verb} {holder})"));
+        (states.collect(), shortest)
     }
 }
 
 impl FirstInQueue {
+    /// The place of our entry: the holder is not in the line.
     fn position(&self) -> String {
-        format!("place {0} in the queue, {0} ahead", self.count)
+        // English has 11th, 12th and 13th, but 21st, 22nd and 23rd.
+        let suffix = match (self.count % 100, self.count % 10) {
+            (11..=13, _) => "th",
+            (_, 1) => "st",
+            (_, 2) => "nd",
+            (_, 3) => "rd",
+            _ => "th",
+        };
+        match self.count {
+            1 => "next in line".to_owned(),
+            count => format!("{count}{suffix} in line"),
+        }
     }
 
     /// The age of the first entry, as far as it is known: the record's time is of its host's wall clock, and that of its
@@ -291,14 +329,14 @@ mod tests {
         status.behind(at(100.0), Some(&alice()), 2);
         assert!(status.is_visible());
         assert_eq!(
-            status.live_line(at(112.9), TEN + Duration::from_secs(192)),
-            "waiting 12s for 'deploy', 4m 47s left: place 2 in the queue, 2 ahead, held for 3m 12s by \
-             alice@db1 pid 12, deploy.sh, note \"ticket 7\", https://ci/7"
+            status.live_line(at(112.9), TEN + Duration::from_secs(192), 200),
+            "waiting for 'deploy' 12s, 4m 47s left (2nd in line; held 3m 12s by alice@db1: deploy.sh, \
+             note \"ticket 7\", pid 12, https://ci/7)"
         );
         assert_eq!(
             status.log_line(at(160.0)),
-            "waiting for 'deploy' since 1m, held by alice@db1 pid 12, deploy.sh, since 2026-11-23T10:00:00Z, \
-             note \"ticket 7\", https://ci/7; place 2 in the queue, 2 ahead; 4m left of --wait"
+            "waiting for 'deploy' 1m (2nd in line; held by alice@db1 pid 12, deploy.sh, since 2026-11-23T10:00:00Z, \
+             note \"ticket 7\", https://ci/7); 4m left of --wait"
         );
     }
 
@@ -307,19 +345,82 @@ mod tests {
         let mut status = status(None);
         status.behind(at(100.0), None, 2);
         assert_eq!(
-            status.live_line(at(101.0), TEN),
-            "waiting 1s for 'deploy': place 2 in the queue, 2 ahead, held by another client"
+            status.live_line(at(101.0), TEN, 200),
+            "waiting for 'deploy' 1s (2nd in line; held by another client)"
         );
         // Its record is as old as its entry in the queue.
         status.behind(at(105.0), Some(&alice()), 1);
-        let line = status.live_line(at(108.0), TEN + Duration::from_hours(1));
+        let line = status.live_line(at(108.0), TEN + Duration::from_hours(1), 200);
         assert!(
-            line.contains(" 1 ahead, held for 3s by alice@db1"),
+            line.contains("(next in line; held 3s by alice@db1"),
             "{line}"
         );
         // A wall clock that is behind the other one gives no age.
-        let early = status.live_line(at(108.0), TEN.saturating_sub(Duration::from_secs(5)));
-        assert!(early.contains("held for 3s by"), "{early}");
+        let early = status.live_line(at(108.0), TEN.saturating_sub(Duration::from_secs(5)), 200);
+        assert!(early.contains("held 3s by"), "{early}");
+    }
+
+    /// The width of a terminal of 80 columns without the prefix of the line and two columns that stay free.
+    const OF_80: usize = 71;
+
+    #[test]
+    fn a_narrow_line_leaves_out_all_but_the_holder() {
+        let mut status = status(Some(at(700.0)));
+        status.behind(at(100.0), Some(&alice()), 2);
+        let line = |columns| status.live_line(at(112.0), TEN + Duration::from_secs(192), columns);
+        for (columns, wanted) in [
+            (
+                110,
+                "waiting for 'deploy' 12s, 9m 48s left (2nd in line; held 3m 12s by alice@db1: deploy.sh, note \"ticket 7\")",
+            ),
+            (
+                90,
+                "waiting for 'deploy' 12s, 9m 48s left (2nd in line; held 3m 12s by alice@db1: deploy.sh)",
+            ),
+            (
+                OF_80,
+                "waiting for 'deploy' 12s (2nd in line; held 3m 12s by alice@db1)",
+            ),
+            (51, "waiting for 'deploy' 12s (held by alice@db1)"),
+        ] {
+            assert_eq!(line(columns), wanted, "{columns}");
+        }
+    }
+
+    #[test]
+    fn a_long_name_of_the_lock_or_the_host_leaves_room_for_the_holder() {
+        let name = "deploy/production/eu-central-1/frontend".parse().unwrap();
+        let mut status = WaitStatus::new(name, at(100.0), None);
+        let runner = Holder {
+            user: "ci".into(),
+            host: "runner4.internal.example.org".into(),
+            ..alice()
+        };
+        status.behind(at(100.0), Some(&runner), 12);
+        assert_eq!(
+            status.live_line(at(112.0), TEN + Duration::from_mins(30), OF_80),
+            "waiting for 'deploy...ntend' 12s (12th in line; held 30m by ci@runner4)"
+        );
+        let text = status.live_line(at(112.0), TEN + Duration::from_mins(30), 90);
+        assert!(
+            text.ends_with("held 30m by ci@runner4: deploy.sh)"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn a_place_in_the_line_is_an_ordinal() {
+        let place = |count| {
+            let mut status = status(None);
+            status.behind(at(100.0), None, count);
+            let line = status.live_line(at(100.0), TEN, 200);
+            line.split(['(', ';']).nth(1).unwrap().to_owned()
+        };
+        let places = [1, 2, 3, 4, 11, 12, 21, 111, 122].map(place);
+        let wanted = [
+            "next", "2nd", "3rd", "4th", "11th", "12th", "21st", "111th", "122nd",
+        ];
+        assert_eq!(places, wanted.map(|which| format!("{which} in line")));
     }
 
     #[test]
@@ -330,9 +431,9 @@ mod tests {
             ..alice()
         };
         status.behind(at(100.0), Some(&cooling), 1);
-        let line = status.live_line(at(101.0), TEN);
+        let line = status.live_line(at(101.0), TEN, 200);
         assert!(
-            line.contains("1 ahead, cooling down, last held by alice@db1"),
+            line.contains("next in line; cooling down, last held by alice@db1"),
             "{line}"
         );
     }
@@ -345,9 +446,9 @@ mod tests {
             ..alice()
         };
         status.behind(at(100.0), Some(&pending), 1);
-        let line = status.live_line(at(101.0), TEN);
+        let line = status.live_line(at(101.0), TEN, 200);
         assert!(
-            line.contains("1 ahead, taken by a waiter that has not started: alice@db1"),
+            line.contains("(next in line; taken by a waiter that has not started: alice@db1"),
             "{line}"
         );
         assert_eq!(status.holder(), None);
@@ -361,12 +462,12 @@ mod tests {
         let mut status = status(None);
         status.error(at(101.0), "'e1': no\u{1b}[2J answer".to_owned());
         assert!(status.is_visible());
-        let line = |now| status.live_line(at(now), TEN);
+        let line = |now| status.live_line(at(now), TEN, 200);
         assert_eq!(
             line(103.0),
-            r"waiting 3s for 'deploy' ('e1': no\u{1b}[2J answer)"
+            r"waiting for 'deploy' 3s; 'e1': no\u{1b}[2J answer"
         );
-        assert_eq!(line(112.0), "waiting 12s for 'deploy'");
+        assert_eq!(line(112.0), "waiting for 'deploy' 12s");
     }
 
     #[test]
@@ -374,11 +475,9 @@ mod tests {
         let mut status = status(None);
         status.behind(at(100.0), Some(&alice()), 1);
         status.lock_delay(at(101.0), Duration::from_secs(8));
-        let line = status.live_line(at(104.0), TEN);
+        let line = status.live_line(at(104.0), TEN, 200);
         assert!(
-            line.ends_with(
-                ": its holder is gone without a release record, and its command gets 5s to end"
-            ),
+            line.ends_with(" (the holder has vanished; its command has 5s to end)"),
             "{line}"
         );
     }
@@ -396,7 +495,7 @@ mod tests {
             let mut status = status(Some(at(200.0)));
             status.behind(at(100.0), Some(&holder), count);
             status.error(at(100.0), cause);
-            for text in [status.live_line(at(101.0), TEN), status.log_line(at(101.0))] {
+            for text in [status.live_line(at(101.0), TEN, 200), status.log_line(at(101.0))] {
                 prop_assert!(text.len() < 16 * 1024);
                 prop_assert!(!text.chars().any(super::super::text::is_hostile), "{text:?}");
             }

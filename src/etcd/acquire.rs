@@ -170,7 +170,7 @@ impl LockBackend for EtcdBackend {
 
     fn describe_unreleased(&self, _guarded: bool) -> String {
         let ttl = format_duration(self.requests.timings.ttl());
-        format!("it frees itself within {ttl} although the command is not dead")
+        format!("etcd frees it within {ttl} although the command is not dead")
     }
 }
 

@@ -22,7 +22,7 @@ use crate::core::keys::LockKeys;
 use crate::core::lock_delay::Predecessors;
 use crate::core::proof::EntryId;
 use crate::core::release::ReleaseVerdict;
-use crate::core::request::{LockRequest, Mode, WaitPolicy};
+use crate::core::request::{LockRequest, Mode};
 use crate::core::time::{Instant, LeaseTimings};
 use crate::lock::backend::{Release, WaitEvent};
 use crate::lock::error::mode_conflict;
@@ -57,19 +57,15 @@ pub(crate) struct EtcdBackend {
 }
 
 impl EtcdBackend {
-    /// `record` is what others are shown of us; `connect_timeout` is the time that etcd has for its first answer.
+    /// `record` is what others are shown of us; `limit` is the time that etcd has for its first answer.
     pub(crate) fn new(
         cluster: Rc<Cluster>,
         queue: LockKeys,
         record: Holder,
         timings: LeaseTimings,
         request: LockRequest,
-        connect_timeout: Duration,
+        limit: Duration,
     ) -> Self {
-        let limit = match request.wait_policy {
-            WaitPolicy::Timeout(wait) => wait.min(connect_timeout),
-            WaitPolicy::NoWait | WaitPolicy::Forever => connect_timeout,
-        };
         let requests = Rc::new(Requests {
             queue: QueueReader {
                 cluster,

@@ -12,7 +12,7 @@ use tokio::time::{sleep, timeout};
 use tracing::{info, warn};
 
 use super::connection::{Connection, connect, within};
-use super::error::{ErrorKind, LockError, connect_hint, refuses_certificate};
+use super::error::{ErrorKind, LockError, connect_hint, refuses_certificate, unreachable_hint};
 use super::login::Login;
 use crate::config::endpoint::Endpoint;
 use crate::config::{Settings, Tls};
@@ -37,6 +37,8 @@ pub(crate) struct Cluster {
     tls: Tls,
     login: Option<Login>,
     /// Limit on connecting to one endpoint.
+    /// The setting that names the endpoints; `None` for the built-in default.
+    endpoints_source: Option<String>,
     connect_limit: Duration,
     connections: Vec<Mutex<Option<Connection>>>,
     current: Cell<usize>,
@@ -78,7 +80,8 @@ impl Cluster {
             endpoints: settings.endpoints.clone(),
             tls: settings.tls.clone(),
             login: settings.credentials.clone().map(Login::new),
-            connect_limit: settings.connect_timeout,
+            endpoints_source: settings.endpoints_source.clone(),
+            connect_limit: settings.connect_timeout(),
             connections: (0..count).map(|_| Mutex::new(None)).collect(),
             current: Cell::new(0),
             switches: watch::Sender::new(()),
@@ -412,6 +415,7 @@ impl Cluster {
     pub(super) fn unreachable(&self, limit: Duration) -> LockError {
         let errors = self.errors.borrow();
         let hint = errors.iter().flatten().find_map(|error| error.hint.clone());
+        let hint = unreachable_hint(self.endpoints_source.as_deref(), hint);
         LockError {
             kind: ErrorKind::Retryable,
             cause: format!(

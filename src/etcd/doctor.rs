@@ -39,7 +39,7 @@ pub(crate) async fn examine(
         http_probe::probe(
             endpoint,
             &settings.tls,
-            settings.connect_timeout.min(STEP_TIMEOUT)
+            settings.connect_timeout().min(STEP_TIMEOUT)
         )
     );
     let answer = answer.map(|answer| Answer {
@@ -63,7 +63,7 @@ async fn probe(
     settings: &Settings,
     timings: LeaseTimings,
 ) -> Result<Answer, LockError> {
-    let limit = settings.connect_timeout;
+    let limit = settings.connect_timeout();
     let credentials = settings.credentials.as_ref();
     let asked_at = clock::now();
     let login = credentials.cloned().map(Login::new);

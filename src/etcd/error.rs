@@ -6,6 +6,7 @@ use std::error::Error as _;
 use etcd_client::Error;
 use tonic::{Code, Status};
 
+use crate::config::DEFAULT_ENDPOINTS;
 use crate::core::abandoned::Attempt;
 use crate::core::remedy::remedy;
 pub(crate) use crate::lock::error::{ErrorKind, LockError};
@@ -173,6 +174,9 @@ pub(super) fn refuses_certificate(cause: &str) -> bool {
     alert.is_some_and(|(_, alert)| alerts.iter().any(|known| alert.starts_with(known)))
 }
 
+/// The hint for an endpoint that refuses connections.
+const NOT_RUNNING: &str = "is etcd running there?";
+
 /// The hint for a first contact that failed.
 pub(crate) fn connect_hint(https: bool, cause: &str) -> Option<&'static str> {
     if let Some(hint) = remedy(cause) {
@@ -204,14 +208,12 @@ pub(crate) fn connect_hint(https: bool, cause: &str) -> Option<&'static str> {
     ]) {
         Some("the server wants a client certificate: give --cert and --key")
     } else if says(&["connection refused"]) {
-        Some(
-            "is etcd running there? the endpoints come from --endpoints, DLOCK_ENDPOINTS, ETCDCTL_ENDPOINTS or the configuration file",
-        )
+        Some(NOT_RUNNING)
     } else if says(&["was not looked up"]) {
-        Some("does the name server of /etc/resolv.conf answer? an address needs none")
+        Some("does the name server in /etc/resolv.conf answer? an IP address needs no name server")
     } else if says(&["no answer within", "no connection within", "timed out"]) {
         Some(
-            "something listens there but does not answer, or a firewall drops it: is it etcd, and does it run?",
+            "a server is there and does not answer, or a firewall drops the packets: is it etcd, and does it run?",
         )
     } else if says(&[
         "failed to lookup",
@@ -227,6 +229,20 @@ pub(crate) fn connect_hint(https: bool, cause: &str) -> Option<&'static str> {
         Some("the server may want a client certificate: give --cert and --key")
     } else {
         None
+    }
+}
+
+/// The hint where no endpoint answered: `hint` is that of one of them, `source` the setting that names them, `None` for the
+/// built-in default.
+pub(super) fn unreachable_hint(source: Option<&str>, hint: Option<String>) -> Option<String> {
+    match (source, hint.as_deref()) {
+        (None, None | Some(NOT_RUNNING)) => Some(format!(
+            "no endpoint is configured, so {DEFAULT_ENDPOINTS} was tried; set DLOCK_ENDPOINTS, or use --local on one machine"
+        )),
+        (Some(source), Some(NOT_RUNNING)) => {
+            Some(format!("{NOT_RUNNING} {source} names this endpoint"))
+        }
+        _ => hint,
     }
 }
 
@@ -257,6 +273,27 @@ mod tests {
         }
         let hint = handshake_hint(true, "invalid peer certificate: UnknownIssuer").unwrap();
         assert!(hint.contains("--cacert"));
+    }
+
+    #[test]
+    fn an_unreachable_etcd_has_a_hint_that_names_the_setting() {
+        let refused = connect_hint(false, "Connection refused (os error 111)");
+        let hint = |source, hint: Option<&str>| {
+            unreachable_hint(source, hint.map(str::to_owned)).unwrap_or_default()
+        };
+        assert_eq!(
+            hint(None, refused),
+            "no endpoint is configured, so 127.0.0.1:2379 was tried; set DLOCK_ENDPOINTS, or use --local on one machine"
+        );
+        assert_eq!(hint(None, None), hint(None, refused));
+        assert_eq!(
+            hint(Some("DLOCK_ENDPOINTS"), refused),
+            "is etcd running there? DLOCK_ENDPOINTS names this endpoint"
+        );
+        for source in [None, Some("--endpoints")] {
+            assert_eq!(hint(source, Some("use https://")), "use https://");
+        }
+        assert_eq!(hint(Some("--endpoints"), None), "");
     }
 
     #[test]

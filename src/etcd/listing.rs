@@ -96,7 +96,7 @@ impl<'a> EtcdReader<'a> {
         take: &mut dyn FnMut(ListedLock),
     ) -> Result<Snapshot, LockError> {
         let range = &self.range(which);
-        let limit = self.settings.connect_timeout;
+        let limit = self.settings.connect_timeout();
         let first = self.cluster.call(limit, async |etcd: Connection| {
             let first = page(&etcd, range, range.from.clone(), 0).await?;
             let revision = self.cluster.check_header(first.header())?.revision;
@@ -136,7 +136,7 @@ impl<'a> EtcdReader<'a> {
     async fn change(&self, which: &Selection, revision: i64) -> Result<(), LockError> {
         let (cluster, range) = (&self.cluster, self.range(which));
         let mut stream = cluster
-            .call(self.settings.connect_timeout, async |etcd: Connection| {
+            .call(self.settings.connect_timeout(), async |etcd: Connection| {
                 let options = WatchOptions::new()
                     .with_range(range.to.clone())
                     .with_start_revision(revision + 1);
@@ -173,7 +173,7 @@ impl LockReader for EtcdReader<'_> {
     fn held<'a>(&'a self, name: &'a LockName, token: FencingToken) -> Reading<'a, Held> {
         let keys = LockKeys::new(&self.settings.prefix, name);
         async move {
-            let holder = holder(&self.cluster, &keys, token, self.settings.connect_timeout);
+            let holder = holder(&self.cluster, &keys, token, self.settings.connect_timeout());
             let entry = holder.await?;
             Ok(entry.map(|entry| command_variables(&keys, entry)))
         }

@@ -139,7 +139,7 @@ impl LockBackend for LocalBackend {
 
     fn describe_unreleased(&self, guarded: bool) -> String {
         let how = if guarded {
-            "it stays taken until that process is dead, by the guard"
+            "the guard holds it until that process is dead"
         } else {
             "but it is free, although the command is not dead, since its guard is"
         };

@@ -45,6 +45,27 @@ fn is_dumb(term: Option<&str>) -> bool {
     matches!(term, None | Some("" | "dumb" | "unknown"))
 }
 
+const PREFIX: &str = "dlock: ";
+
+/// Columns at the right that stay free. On some terminals a cursor behind the last column moves to the next line, and a
+/// window that gets a little narrower would wrap the line.
+const SPARE_COLUMNS: u16 = 2;
+
+/// The columns that the text of a line may have.
+pub(crate) fn columns() -> usize {
+    usize::from(width()).saturating_sub(PREFIX.len())
+}
+
+fn width() -> u16 {
+    let columns = tcgetwinsize(stderr()).map_or(0, |size| size.ws_col);
+    let known = if columns > SPARE_COLUMNS {
+        columns
+    } else {
+        DEFAULT_WIDTH
+    };
+    known - SPARE_COLUMNS
+}
+
 /// The line; dropping it erases it.
 pub(crate) struct LiveLine(ProgressBar);
 
@@ -52,7 +73,7 @@ impl LiveLine {
     pub(crate) fn new() -> Self {
         // Drawn on call only: no steady tick, which would be a thread, and no limit on the rate.
         let target = ProgressDrawTarget::term_like(Box::new(Line::default()));
-        let style = ProgressStyle::with_template("dlock: {wide_msg}");
+        let style = ProgressStyle::with_template(&format!("{PREFIX}{{wide_msg}}"));
         // Only an invalid template would be refused.
         let style = style.unwrap_or_else(|_| ProgressStyle::default_spinner());
         let bar = ProgressBar::with_draw_target(None, target);
@@ -86,14 +107,8 @@ impl Line {
 }
 
 impl TermLike for Line {
-    /// One column less: on some terminals a cursor behind the last column moves to the next line.
     fn width(&self) -> u16 {
-        let columns = tcgetwinsize(stderr()).map_or(0, |size| size.ws_col);
-        if columns < 2 {
-            DEFAULT_WIDTH
-        } else {
-            columns - 1
-        }
+        width()
     }
 
     // There is one line, so the cursor never leaves it.

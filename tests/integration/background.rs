@@ -122,10 +122,7 @@ fn later_messages_are_in_the_log_file() {
     lose(&state);
     ends(&running);
     let text = state.read("log");
-    assert!(
-        text.starts_with("before\ndlock: the lock 'job' is lost"),
-        "{text}"
-    );
+    assert!(text.starts_with("before\ndlock: lost lock 'job'"), "{text}");
     assert_eq!(running.stderr(), "");
     hold("--background --log-file /nowhere/log")
         .finish()
@@ -166,6 +163,6 @@ fn later_messages_are_in_syslog() {
     let length = daemon.recv(&mut line).expect("a message");
     let line = String::from_utf8_lossy(&line[..length]);
     assert!(line.starts_with("<12>dlock["), "{line}");
-    assert!(line.contains("]: the lock 'job' is lost"), "{line}");
+    assert!(line.contains("]: lost lock 'job'"), "{line}");
     ends(&running);
 }

@@ -113,7 +113,7 @@ fn a_second_vanished_holder_is_waited_for_behind_a_killed_waiter() {
     let last = quick(etcd, &oracle, &[], &name);
     etcd.queue_of(&name, 4);
     eventually(LIMIT, "the last one has looked", || {
-        last.stderr().contains("3 ahead")
+        last.stderr().contains("3rd in line")
     });
     for one in &etcd.queue(&name)[..2] {
         etcd.revoke(&one.lease_hex());
@@ -188,7 +188,7 @@ fn a_holder_with_a_forged_release_record_keeps_the_lock() {
     oracle.entered(1);
     let mut waiter = quick(etcd, &oracle, &[], &name);
     eventually(LIMIT, "it knows for whom it waits", || {
-        waiter.stderr().contains("1 ahead")
+        waiter.stderr().contains("next in line")
     });
     let place = etcd.queue(&name).remove(0);
     let told = format!(r#"{{"alone":{}}}"#, place.create_revision);
@@ -225,7 +225,7 @@ fn is_kept_out_by_a_place_that_is_taken_away(comes_before: bool) {
     let last = early.unwrap_or_else(|| quick(etcd, &oracle, &[], &name));
     eventually(LIMIT, "the last one knows for whom it waits", || {
         let kept = etcd.queue(&name).remove(0);
-        kept.value.contains("cooling") && last.stderr().contains("1 ahead")
+        kept.value.contains("cooling") && last.stderr().contains("next in line")
     });
     let token = etcd.queue(&name)[0].create_revision.to_string();
     let line = ["break", &name, "--token", &token, "--yes"];
@@ -255,7 +255,7 @@ fn a_deleted_cooldown_causes_no_delay() {
     Dlock::on(etcd).run(line).finish().expect_code(0);
     let token = etcd.queue(&name)[0].create_revision.to_string();
     let mut next = Dlock::on(etcd).args(["-v"]).run([&name, "true"]).start();
-    eventually(LIMIT, "it waits", || next.stderr().contains("1 ahead"));
+    eventually(LIMIT, "it waits", || next.stderr().contains("next in line"));
     let line = ["break", &name, "--token", &token, "--yes", "--now"];
     let outcome = Dlock::on(etcd).args(line).finish().expect_code(0);
     assert!(!outcome.stderr.contains("may run on"), "{outcome:?}");

@@ -99,7 +99,7 @@ fn is_lost(mut running: Running, fake: &Fake) -> Outcome {
     let expired = fake.expired();
     let outcome = running.wait().expect_code(121);
     assert_eq!(expired, [0_i64; 0], "somebody else could have the lock");
-    let outcome = outcome.expect_stderr(&["dlock: the lock 'job' is lost"]);
+    let outcome = outcome.expect_stderr(&["dlock: lost lock 'job'"]);
     assert!(!outcome.stderr.contains("panicked"), "{}", outcome.stderr);
     no_leak(&running, fake);
     outcome

@@ -79,13 +79,25 @@ fn a_missing_etcd_is_explained() {
         NOBODY,
         &[],
         "dlock: cannot lock 'job': no endpoint answered within 2s: 'ETCD': Connection refused (os error 111)\n\
-         hint: is etcd running there? the endpoints come from --endpoints, DLOCK_ENDPOINTS, ETCDCTL_ENDPOINTS or the configuration file\n",
+         hint: is etcd running there? DLOCK_ENDPOINTS names this endpoint\n",
     );
     fails(
         "http://no-such-host.invalid:2379",
         &[],
         "dlock: cannot lock 'job': no endpoint answered within 2s: 'ETCD': failed to lookup address information: Name or service not known\n\
          hint: check the host name in --endpoints\n",
+    );
+}
+
+/// "etcd has 3s for its first answer, unless --connect-timeout is set" (dlock-run(1), --no-wait).
+#[test]
+fn a_run_that_does_not_wait_gives_up_early() {
+    says(
+        Dlock::at(NOBODY).run(["-n", "job", "true"]),
+        125,
+        &[],
+        "dlock: cannot lock 'job': no endpoint answered within 3s: 'http://127.0.0.1:1': Connection refused (os error 111)\n\
+         hint: is etcd running there? DLOCK_ENDPOINTS names this endpoint\n",
     );
 }
 
@@ -457,6 +469,6 @@ os.execvp(sys.argv[1], sys.argv[1:])
     let outcome = dlock.under(alone).under(bind).under(python).finish();
     outcome.expect_code(125).expect_stderr(&[
         "dlock: cannot lock 'job': no endpoint answered within 2s: 'http://etcd.example.org:2379': the name was not looked up within ",
-        "\nhint: does the name server of /etc/resolv.conf answer? an address needs none\n",
+        "\nhint: does the name server in /etc/resolv.conf answer? an IP address needs no name server\n",
     ]);
 }

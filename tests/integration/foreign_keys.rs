@@ -128,7 +128,7 @@ fn long_records_stop_no_request() {
     let dlock = || Dlock::on(&etcd).args(["-v"]);
     let waiter = |options: &[&str]| {
         let waiter = dlock().run([options, &[&name, "true"]].concat()).start();
-        eventually(LIMIT, "it waits", || waiter.stderr().contains("ahead"));
+        eventually(LIMIT, "it waits", || waiter.stderr().contains("in line"));
         waiter
     };
     let mut older = waiter(&[]);
@@ -168,7 +168,7 @@ fn no_record_delays_for_ever() {
     for cooling in [false, true] {
         let token = forge(etcd, &name, "1a", &record(cooling).to_string(), &[&lease]);
         let waiter = Dlock::on(etcd).args(["-v"]).run([&name, "true"]).start();
-        eventually(LIMIT, "it waits", || waiter.stderr().contains("ahead"));
+        eventually(LIMIT, "it waits", || waiter.stderr().contains("in line"));
         let broken = Dlock::on(etcd)
             .args(["break", &name, "--token", &token, "--yes", "--now"])
             .finish();

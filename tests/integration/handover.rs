@@ -23,7 +23,7 @@ fn patient_pair(etcd: &Etcd, oracle: &Oracle, name: &str, options: &[&str]) -> (
     let waiter = waiter.args(["-k0", name, "--"]);
     let (holder, waiter) = holder_and_waiter(etcd, oracle, name, holder, waiter);
     eventually(LIMIT, "it knows for whom it waits", || {
-        waiter.stderr().contains("1 ahead")
+        waiter.stderr().contains("next in line")
     });
     (holder, waiter)
 }
@@ -35,7 +35,7 @@ fn last(etcd: &Etcd, oracle: &Oracle, name: &str) -> Running {
     let last = last.args(oracle.command(&["true"])).start();
     // It has read the queue, not only joined it.
     eventually(LIMIT, "it knows for whom it waits", || {
-        last.stderr().contains("2 ahead")
+        last.stderr().contains("2nd in line")
     });
     last
 }
@@ -47,7 +47,7 @@ fn is_handed_over_late(oracle: &Oracle, mut holder: Running, mut waiter: Running
     waiter
         .wait_within(LIMIT * 2)
         .expect_code(0)
-        .expect_stderr(&["is gone, and has left no record of a release"]);
+        .expect_stderr(&["has vanished without a release"]);
     oracle.assert_no_overlap();
     assert_eq!(oracle.tokens().len(), 2);
 }
@@ -229,7 +229,7 @@ fn a_waiter_that_gives_up_hides_no_vanished_holder() {
     holder.wait_within(LIMIT * 2).expect_code(121);
     last.wait_within(LIMIT * 2)
         .expect_code(0)
-        .expect_stderr(&["is gone, and has left no record of a release"]);
+        .expect_stderr(&["has vanished without a release"]);
     oracle.assert_no_overlap();
 }
 
@@ -269,13 +269,13 @@ fn is_kept_out(etcd: &Etcd, oracle: &Oracle, name: &str) {
         .start();
     etcd.queue_of(name, 3);
     eventually(LIMIT, "the last one waits", || {
-        next.stderr().contains("2 ahead")
+        next.stderr().contains("2nd in line")
     });
     waiter.signal(Signal::INT);
     waiter.wait().expect_signal(Signal::INT);
     let left = etcd.entries(&place.key.replace("/lock/", "/released/"));
     assert!(left[0].value.contains("behind"), "{}", left[0].value);
-    eventually(LIMIT, "it knows", || next.stderr().contains("1 ahead"));
+    eventually(LIMIT, "it knows", || next.stderr().contains("next in line"));
     next.signal(Signal::INT);
     next.wait().expect_signal(Signal::INT);
     oracle.assert_no_overlap();
@@ -302,7 +302,7 @@ fn a_vanished_reader_is_waited_for_behind_a_waiter_that_gave_up() {
         .args(oracle.command(&["true"]))
         .start();
     eventually(LIMIT, "it knows for whom it waits", || {
-        last.stderr().contains("3 ahead")
+        last.stderr().contains("3rd in line")
     });
     last.signal(Signal::STOP);
     waiter.signal(Signal::INT);

@@ -219,8 +219,7 @@ fn a_wait_that_is_long_enough_ends_with_the_lock() {
         .expect_code(0)
         .expect_stdout("in\n")
         .expect_stderr(&[
-            "waiting for 'job', held by ",
-            "place 1 in the queue",
+            "waiting for 'job' (next in line; held by ",
             "acquired 'job' with token ",
         ]);
 }

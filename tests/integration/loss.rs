@@ -283,7 +283,7 @@ fn an_unconfirmed_release_keeps_the_commands_status_and_warns() {
         holder.wait().expect_code(code).expect_stderr(&[
             "dlock: ",
             "release",
-            "frees itself within",
+            "which etcd frees within",
         ]);
         eventually(LIMIT, "it frees itself", || etcd.queue(&name).is_empty());
     }

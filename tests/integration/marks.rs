@@ -48,7 +48,7 @@ fn no_run_starts_before_its_mark_is_made() {
             .args(["-c", "echo ran"])
             .start();
         eventually(LIMIT, "etcd does not answer", || {
-            link.sprung() && first.stderr().contains("goes on, though")
+            link.sprung() && first.stderr().contains("still waiting for")
         });
         link.heal();
         first.wait().expect_code(0).expect_stdout("ran\n");

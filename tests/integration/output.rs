@@ -27,10 +27,10 @@ fn the_live_line_shows_the_wait_for_a_lock() {
     terminal.prompts();
     terminal.line(&format!("{dlock} run -w 10m {name} echo won-$((3+4))"));
     for text in [
-        format!("dlock: waiting 0s for '{name}', 9m 59s left: place 1 in the queue, 1 ahead, "),
-        format!(" pid {}, sh, note \"ticket 7\"", holder.process().0),
+        format!("dlock: waiting for '{name}' 0s, 9m 59s left (next in line; held "),
+        format!(": sh, note \"ticket 7\", pid {})", holder.process().0),
         // It continues.
-        format!("\r\u{1b}[Kdlock: waiting 2s for '{name}', 9m 57s left: "),
+        format!("\r\u{1b}[Kdlock: waiting for '{name}' 2s, 9m 57s left ("),
     ] {
         terminal.await_text(&text);
     }
@@ -62,7 +62,7 @@ fn the_line_is_cut_and_leaves_nothing() {
     terminal.line("stty cols 60");
     terminal.prompts();
     terminal.line(&format!("{dlock} run {name} echo never"));
-    terminal.await_text("dlock: waiting 1s");
+    terminal.await_text("' 1s (");
     terminal.ctrl('C');
     terminal.prompts();
     terminal.line(&format!("{dlock} run -w 1 {name} echo never; echo code-$?"));
@@ -76,7 +76,7 @@ fn the_line_is_cut_and_leaves_nothing() {
     for line in drawn {
         let plain = &line[line.find("dlock: ").expect(line)..];
         let wide = plain.chars().filter(|c| !c.is_ascii()).count();
-        assert!(plain.chars().count() + wide <= 59, "{plain:?}");
+        assert!(plain.chars().count() + wide <= 58, "{plain:?}");
     }
     let screen = terminal.screen();
     assert!(
@@ -108,7 +108,9 @@ fn a_free_lock_is_taken_silently_and_a_dumb_terminal_is_not_erased() {
     let mut holder = hold_open(Dlock::on(etcd), &[], &name);
     let mut terminal = Terminal::open(&etcd.endpoint());
     terminal.line(&format!("{dlock} run {name} echo won-$((3+4))"));
-    terminal.await_text(&format!("dlock: waiting for '{name}', held by "));
+    terminal.await_text(&format!(
+        "dlock: waiting for '{name}' (next in line; held by "
+    ));
     let_pass(Duration::from_millis(2500));
     holder.let_go();
     terminal.await_text("won-7");
@@ -131,17 +133,19 @@ fn a_waiter_in_the_background_is_silent_and_not_stopped() {
     ));
     etcd.queue_of(&name, 2);
     // With -v it writes; with `tostop` that would stop a job.
-    terminal.await_text(&format!("dlock: waiting for '{name}', held by"));
+    terminal.await_text(&format!(
+        "dlock: waiting for '{name}' (next in line; held by"
+    ));
     let_pass(Duration::from_millis(1500));
     assert!(
-        !terminal.everything().contains("waiting 1s"),
+        !terminal.everything().contains("' 1s ("),
         "{}",
         terminal.everything()
     );
     terminal.line("jobs");
     terminal.await_text("Running");
     terminal.line("fg");
-    terminal.await_text(&format!("s for '{name}': place 1 in the queue, 1 ahead"));
+    terminal.await_text("s (next in line; held ");
     holder.let_go();
     terminal.await_text(&format!("acquired '{name}' with token"));
     eventually(LIMIT, "the command runs", || {
@@ -209,20 +213,17 @@ fn a_log_gets_each_change_once() {
     let lines: Vec<&str> = third.stderr.lines().collect();
     assert_eq!(lines.len(), 2, "{third:?}");
     assert!(
-        lines[0].contains(&format!("waiting for '{name}', held by")),
+        lines[0].contains(&format!("waiting for '{name}' (2nd in line; held by")),
         "{third:?}"
     );
+    assert!(lines[0].contains("note \"first\")"), "{third:?}");
     assert!(
-        lines[0].contains("note \"first\"; place 2 in the queue, 2 ahead"),
-        "{third:?}"
-    );
-    assert!(
-        lines[1].contains("note \"second\"; place 1 in the queue, 1 ahead"),
+        lines[1].contains("(next in line; held by") && lines[1].contains("note \"second\")"),
         "{third:?}"
     );
     let fourth = fourth.wait().expect_code(0);
     assert!(
-        fourth.stderr.contains("place 3 in the queue, 3 ahead"),
+        fourth.stderr.contains("(3rd in line; held by"),
         "{fourth:?}"
     );
     assert!(
@@ -249,13 +250,14 @@ fn a_hostile_record_is_safe_for_the_terminal() {
     terminal.line("stty cols 300");
     terminal.prompts();
     terminal.line(&format!("{dlock} run {name} echo won-$((3+4))"));
-    terminal.await_text(r"held by \u{202e}root@h\u{1b}[2J pid 7, a\r\nb, note");
+    terminal.await_text(r"held by \u{202e}root@h\u{1b}[2J: a\r\nb, note");
     let mut log = Dlock::on(etcd).args(["-v"]).run([&name, "true"]).start();
     eventually(LIMIT, "it says whom it waits for", || {
-        log.stderr().ends_with('\n')
+        log.stderr().contains("waiting for") && log.stderr().ends_with('\n')
     });
     let told = log.stderr();
-    assert!(told.len() < 4096 && told.lines().count() == 1, "{told:?}");
+    let waiting = told.lines().filter(|line| line.contains("waiting for"));
+    assert!(told.len() < 4096 && waiting.count() == 1, "{told:?}");
     for (shown, where_) in [(told, "log"), (terminal.everything(), "terminal")] {
         let hostile = ['\u{7}', '\u{202e}', '\u{2066}'];
         assert!(
@@ -355,8 +357,9 @@ fn failed_renewals_and_failovers_are_reported() {
     let lost = holder.wait().expect_code(121);
     let lost = lost.expect_stderr(&[
         " left: ",
-        "etcd did not prove in time that it is still ours (last proof ",
-        "s ago; 'http://127.0.0.1:",
+        &format!("dlock: lost lock '{name}': no proof from etcd for "),
+        "s (last error: 'http://127.0.0.1:",
+        "); stopping the command\n",
     ]);
     let failed = lost
         .stderr

@@ -51,7 +51,7 @@ fn status(etcd: &Etcd, name: &str) -> Value {
 /// The last proof of this waiter is older than a renewal interval.
 fn unproven(waiter: &Running) {
     eventually(LIMIT, "a renewal has failed", || {
-        waiter.stderr().contains("goes on, though")
+        waiter.stderr().contains("still waiting for")
     });
 }
 
@@ -76,7 +76,7 @@ fn a_waiter_that_cannot_prove_its_lease_leaves_the_queue() {
         assert!(!outcome.stderr.contains("still held by"), "{outcome:?}");
         outcome.expect_stderr(&[
             "waiting for",
-            "goes on, though",
+            "still waiting for",
             "no other client has it, but etcd has confirmed no renewal of our lease for",
             &format!("'{}' is an etcd gRPC proxy", proxy.endpoint),
             "hint: ",

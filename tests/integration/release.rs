@@ -28,7 +28,7 @@ fn a_lock_that_was_lost_is_lost_at_the_second_try_of_its_release_too() {
         link.refuse();
         link.heal();
         let outcome = holder.wait().expect_code(121);
-        outcome.expect_stderr(&["dlock: ", "was lost while the command ran"]);
+        outcome.expect_stderr(&["dlock: ", "lost lock '", "' while the command ran"]);
     }
 }
 

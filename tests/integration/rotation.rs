@@ -150,8 +150,7 @@ fn a_loss_names_the_refused_login_and_the_time_since_the_last_proof() {
     let report: Value = serde_json::from_str(&report).expect("JSON");
     let reason = report["reason"].as_str().unwrap_or_default();
     assert!(
-        reason.starts_with("etcd did not prove in time that it is still ours (last proof ")
-            && reason.contains(&refusal),
+        reason.starts_with("no proof from etcd for ") && reason.contains(&refusal),
         "{report}"
     );
 }

@@ -284,7 +284,10 @@ fn the_newest_request_supersedes() {
     newer.wait().expect_code(75).expect_stdout("");
     let stopped = holder.wait();
     let stopped = stopped.expect_code(121);
-    assert!(stopped.stderr.contains("asked to give up"), "{stopped:?}");
+    assert!(
+        stopped.stderr.contains("asked to release lock"),
+        "{stopped:?}"
+    );
     newest.wait().expect_code(0);
     assert_eq!(oracle.tokens().len(), 2);
 }
@@ -568,14 +571,23 @@ fn a_lock_is_seen_checked_and_broken() {
         .expect_code(0)
         .expect_silent();
     on(&["check", "--name", &name, "--token", "1"]).expect_code(121);
-    on(&["break", &name, "--token", "1", "--yes"]).expect_code(121);
+    let other = on(&["break", &name, "--token", "1", "--yes"]).expect_code(121);
+    other.expect_stderr(&[
+        &format!("token 1 is not in the queue of '{name}': its holder is "),
+        &format!(", token {token}\n"),
+    ]);
+    let without = on(&["break", &name]).expect_code(125);
+    without.expect_stderr(&[
+        &format!("cannot break '{name}' without --token: its holder is "),
+        &format!("\nhint: dlock break {name} --token {token}\n"),
+    ]);
     let unasked = on(&["break", &name, "--token", &token]);
     let unasked = unasked.expect_code(125);
     assert!(unasked.stderr.contains("--yes"), "{unasked:?}");
     let order = ["break", &name, "--token", &token, "--yes"];
     let broken = on(&[&order[..], &["--reason=a freeze"]].concat()).expect_code(0);
     assert!(
-        broken.stderr.contains("sending away the holder")
+        broken.stderr.contains("asking the holder")
             && broken.stderr.contains(&format!("token {token}")),
         "{broken:?}"
     );

@@ -49,7 +49,7 @@ fn a_survivor_is_named_and_keeps_the_lock_for_the_lease() {
         survivor.0
     );
     let kept = format!(
-        "dlock: the lock '{name}' is not released: it frees itself within 10s although the command is not dead\n"
+        "dlock: cannot release lock '{name}': etcd frees it within 10s although the command is not dead\n"
     );
     outcome.expect_stderr(&[&named, &kept]);
     eventually(LIMIT, "the lease ends", || etcd.queue(&name).is_empty());
@@ -77,7 +77,7 @@ fn a_survivor_of_a_loss_is_named() {
         .start();
     holder.says("on\n");
     etcd.revoke(&etcd.queue(&name)[0].lease_hex());
-    let words = ["is lost", "cannot kill process", "uid 65534"];
+    let words = ["lost lock", "cannot kill process", "uid 65534"];
     holder.wait().expect_code(122).expect_stderr(&words);
 }
 
@@ -102,7 +102,7 @@ fn a_survivor_keeps_a_local_lock_until_it_is_dead() {
     });
     holder.type_in("\n");
     let kept = format!(
-        "dlock: the lock '{name}' is not released: it stays taken until that process is dead, by the guard\n"
+        "dlock: cannot release lock '{name}': the guard holds it until that process is dead\n"
     );
     let words = ["cannot kill process ", "uid 65534", &kept];
     holder.wait().expect_code(122).expect_stderr(&words);

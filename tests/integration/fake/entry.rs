@@ -111,7 +111,7 @@ fn a_holder_that_vanishes_while_a_waiter_joins_is_waited_for() {
         let code = if options == ["-n"] { 75 } else { 0 };
         let outcome = newcomer.wait().expect_code(code);
         if code == 0 {
-            outcome.expect_stderr(&["is gone, and has left no record of a release"]);
+            outcome.expect_stderr(&["has vanished without a release"]);
         }
         holder.wait().expect_code(121);
     });
@@ -204,7 +204,7 @@ fn a_member_of_another_cluster_is_refused() {
     let holder = holder(&endpoints);
     fake.script.silence();
     // Nor does it matter that our key does not exist there.
-    is_lost(holder, &fake).expect_stderr(&["did not prove in time"]);
+    is_lost(holder, &fake).expect_stderr(&["no proof from etcd for"]);
     assert!(stranger.script.seen(Point::Read) > 0, "it was asked");
     assert_eq!(stranger.granted(), [0_i64; 0]);
 }

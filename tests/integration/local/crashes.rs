@@ -489,7 +489,7 @@ fn a_removed_entry_is_a_loss() {
         let mut holder = state.run(&["job", "sh", "-c", &script]).start();
         holder.says("on");
         let outcome = holder.wait().expect_code(121);
-        outcome.expect_stderr(&["the lock 'job' is lost", "removed or replaced"]);
+        outcome.expect_stderr(&["lost lock 'job'", "removed or replaced"]);
         holder.assert_tree_dead();
         assert!(state.next_token() > 0, "{number}");
     }
@@ -498,5 +498,5 @@ fn a_removed_entry_is_a_loss() {
     let outcome = state.run(&["job", "sh", "-c", script]).finish();
     outcome
         .expect_code(121)
-        .expect_stderr(&["was lost while the command ran"]);
+        .expect_stderr(&["lost lock 'job' while the command ran"]);
 }
