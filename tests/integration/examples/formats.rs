@@ -1,6 +1,7 @@
 //! The examples that are files for other programs: each is checked by its own program, and its commands are run.
 //! It must not know how examples are found.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::Write as _;
 use std::process::{Command, Stdio};
@@ -43,6 +44,11 @@ pub(super) const RUNNERS: &[Runner] = &[
         "dlock-examples.7",
         "[Unit]\nDescription=This host is the primary",
         By(service),
+    ),
+    (
+        "dlock-examples.7",
+        "[Unit]\nDescription=Nightly report, on one host",
+        By(service_with_few_rights),
     ),
     (
         "dlock-examples.7",
@@ -290,6 +296,113 @@ fn service(block: &Block) {
         let outcome = script(&etcd, &start).finish().expect_code(busy);
         assert!(outcome.stderr.contains("ran already"), "{outcome:?}");
     }
+}
+
+/// systemd accepts the unit and rates it well, and its service works with the rights that are left.
+fn service_with_few_rights(block: &Block) {
+    let (scratch, unit) = verified(block, "few-rights.service");
+    // In tenths; without any of the settings it is 96.
+    let words = ["security", "--no-pager", "--offline=true", "--threshold=20"];
+    let path = scratch.file("few-rights.service");
+    content(
+        "systemd-analyze",
+        &[&words[..], &[&path]].concat(),
+        "",
+        "systemd",
+    );
+
+    let etcd = Etcd::start();
+    etcd.add_user("deploy", "secret", "dlock/", "dlock0");
+    etcd.enable_auth();
+    let start = value(&block.text, "ExecStart");
+    let credential = value(&unit, "LoadCredential");
+    assert!(credential.starts_with("dlock-password:"), "{credential}");
+    let service = || {
+        let service = script(&etcd, &start);
+        service.home().write_private("dlock-password", "secret\n");
+        let home = service.home().path().to_owned();
+        service
+            .env("STATE_DIRECTORY", &home)
+            .env("CREDENTIALS_DIRECTORY", &home)
+            .env("DLOCK_USER", "deploy")
+    };
+
+    // What the settings mean to a process, as far as a namespace can have it.
+    for setting in [
+        "NoNewPrivileges=yes",
+        "CapabilityBoundingSet=",
+        "ProtectSystem=strict",
+    ] {
+        assert!(unit.lines().any(|line| line == setting), "{setting}");
+    }
+    assert!(unit.contains("ProtectProc=invisible\nProcSubset=pid\n"));
+    let restricted = service();
+    let few_rights = format!(
+        "mount -t proc -o hidepid=2,subset=pid proc /proc && mount --bind '{0}' '{0}' && \
+         mount -o remount,bind,ro / && exec setpriv --no-new-privs --bounding-set=-all \"$@\"",
+        restricted.home().path().display()
+    );
+    let mut namespaces = vec!["unshare"];
+    if !rustix::process::geteuid().is_root() {
+        namespaces.extend(["--user", "--map-root-user"]);
+    }
+    namespaces.extend(["--mount", "--pid", "--fork", "sh", "-c", &few_rights, "sh"]);
+    let outcome = restricted.under(namespaces).finish();
+    let outcome = outcome.expect_code(0).expect_silent();
+    assert!(outcome.stdout.contains("under token"), "{outcome:?}");
+
+    let allowed = content(
+        "systemd-analyze",
+        &["syscall-filter", "--no-pager"],
+        "",
+        "systemd",
+    );
+    let allowed = system_calls(&allowed, &value(&unit, "SystemCallFilter"));
+    assert!(
+        allowed.len() > 200 && !allowed.contains("mount"),
+        "{allowed:?}"
+    );
+    let traced = service();
+    let log = scratch.file("strace.log");
+    traced
+        .under(["strace", "-f", "-qqq", "-o", &log, "-e", "signal=none"])
+        .finish()
+        .expect_code(0);
+    let log = fs::read_to_string(log).expect("a log");
+    // `PID NAME(...`, or `PID <... NAME resumed>...`.
+    let called = log.lines().filter_map(|line| {
+        let (_, call) = line.split_once(' ')?;
+        Some(call.trim_start().split_once('(')?.0)
+    });
+    let is_call = |name: &&str| {
+        name.bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
+    };
+    let called: BTreeSet<&str> = called.filter(is_call).collect();
+    assert!(
+        called.contains("execve") && called.contains("pidfd_open"),
+        "{called:?}"
+    );
+    let refused: Vec<&&str> = called
+        .iter()
+        .filter(|name| !allowed.contains(**name))
+        .collect();
+    assert!(refused.is_empty(), "{refused:?}");
+}
+
+/// The system calls of a set, from the list of `systemd-analyze syscall-filter`: a line for the set, then lines that begin with
+/// blanks, each with a call or another set.
+fn system_calls(list: &str, set: &str) -> BTreeSet<String> {
+    let mut found = BTreeSet::new();
+    let lines = list.lines().skip_while(|line| *line != set).skip(1);
+    for line in lines.take_while(|line| line.starts_with(' ')) {
+        match line.trim() {
+            comment if comment.starts_with('#') => {}
+            other if other.starts_with('@') => found.extend(system_calls(list, other)),
+            call => drop(found.insert(call.to_owned())),
+        }
+    }
+    found
 }
 
 fn timer(block: &Block) {
