@@ -4,6 +4,7 @@
 # make faults        the same faults on dlock and its peers, as one table (seven minutes; ten with consul)
 # make bench         what dlock costs beside its peers and beside a bare client, as tables and as JSON (ten minutes)
 # make soak SECONDS= random faults for that long, with a seed that is printed and replays by SEED=
+# make sbom          the list of all that is compiled into dlock, in CycloneDX's form, in target/dist
 # make pictures      records the animated terminals of the README anew, from a real run
 # make mutants       the tests themselves: each promise is broken once, and a test must notice
 # make install [PREFIX=/usr/local] [DESTDIR=]     program, manual pages, completions; make uninstall takes them away
@@ -64,7 +65,7 @@ test-matrix: tools-test
 	$(not_run)
 
 # At random, and so the more the longer. Several may run side by side. With GO_ON=1 a failure is no end; there may be others.
-SECONDS ?= 600
+soak: SECONDS ?= 600
 soak: tools-test
 	DLOCK_TEST_SOAK=$(SECONDS) $(if $(SEED),DLOCK_TEST_SEED=$(SEED)) $(if $(GO_ON),DLOCK_TEST_GO_ON=$(GO_ON)) \
 	    $(CARGO) test --locked --test integration chaos -- --nocapture
@@ -205,3 +206,18 @@ tools-pictures:
 
 tools-mutants: tools-test
 	$(call need,patch=patch timeout=coreutils)
+
+# The same lock file makes the same list: without a random number, and with the day of the last commit.
+CARGO_CYCLONEDX := $(CURDIR)/target/tools/bin/cargo-cyclonedx
+SBOM := dlock-$(VERSION).cdx
+.PHONY: sbom tools-sbom
+sbom: export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || stat -c %Y CHANGELOG.md)
+sbom: tools-sbom
+	@mkdir -p target/dist
+	PATH="$(dir $(CARGO_CYCLONEDX)):$$PATH" $(CARGO) cyclonedx --format json --spec-version 1.5 --no-build-deps \
+	    --target x86_64-unknown-linux-musl --override-filename $(SBOM)
+	sed 's|path+file://$(CURDIR)|path+file://|g' $(SBOM).json >target/dist/$(SBOM).json
+	rm $(SBOM).json
+
+tools-sbom:
+	@[ -x $(CARGO_CYCLONEDX) ] || $(CARGO) install --locked --root $(CURDIR)/target/tools cargo-cyclonedx@^0.5
