@@ -207,11 +207,10 @@ tools-pictures:
 tools-mutants: tools-test
 	$(call need,patch=patch timeout=coreutils)
 
-# The same lock file makes the same list: without a random number, and with the day of the last commit.
+# The same lock file makes the same list: without a random number, and with the day of the last commit (SOURCE_DATE_EPOCH).
 CARGO_CYCLONEDX := $(CURDIR)/target/tools/bin/cargo-cyclonedx
 SBOM := dlock-$(VERSION).cdx
 .PHONY: sbom tools-sbom
-sbom: export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || stat -c %Y CHANGELOG.md)
 sbom: tools-sbom
 	@mkdir -p target/dist
 	PATH="$(dir $(CARGO_CYCLONEDX)):$$PATH" $(CARGO) cyclonedx --format json --spec-version 1.5 --no-build-deps \
