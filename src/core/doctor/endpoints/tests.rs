@@ -34,7 +34,7 @@ fn healthy(count: usize) -> Vec<Probe> {
                 size: 3_000_000,
                 ..MemberStatus::default()
             }),
-            version: Some("3.6.11".to_owned()),
+            version: Some("3.6.14".to_owned()),
             members: members.clone(),
             users: None,
             trial: Trial {
@@ -121,8 +121,8 @@ fn healthy_clusters_are_clean() {
     assert_eq!(
         says("endpoint")[..2],
         [
-            "etcd 3.6.11, member 1, the leader, raft term 7, 3 MiB, answers after 3ms",
-            "etcd 3.6.11, member 2, follows 1, raft term 7, 3 MiB, answers after 3ms"
+            "etcd 3.6.14, member 1, the leader, raft term 7, 3 MiB, answers after 3ms",
+            "etcd 3.6.14, member 2, follows 1, raft term 7, 3 MiB, answers after 3ms"
         ]
     );
     assert_eq!(
@@ -301,7 +301,7 @@ fn each_version_is_judged_once() {
     let words = ["3.6.8: ", "at http://b:2379 and http://c:2379", "20418"];
     only(&asked, &asking(), "version", Level::Warning, &words);
     answer(&mut asked[0]).users = Some(true);
-    assert_eq!(bad(&asked, &asking()).len(), 3);
+    assert_eq!(bad(&asked, &asking()).len(), 4);
 }
 
 #[test]
