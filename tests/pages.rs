@@ -458,6 +458,7 @@ const FOREIGN: &[&str] = &[
     "--fence",
     "--test",
     "--package",
+    "--strip-components",
     "--offline",
     "--eval",
 ];

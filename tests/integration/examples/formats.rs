@@ -15,7 +15,7 @@ use super::scripts::{adapted, furnish, script};
 use crate::support::{Certificates, Dlock, Etcd, Outcome, Scratch};
 
 pub(super) const RUNNERS: &[Runner] = &[
-    ("README.md", "# m  h  dom mon dow", By(crontab)),
+    ("README.md", "30 3 * * *", By(crontab)),
     ("README.md", "deploy:", By(gitlab)),
     ("README.md", "[Service]", By(service)),
     ("README.md", "endpoints = [", By(config)),

@@ -11,7 +11,7 @@ use crate::support::{Dlock, Etcd, dlock_program, hold, hold_open, search_path, u
 
 pub(super) const RUNNERS: &[Runner] = &[
     ("README.md", "$ make demo", By(targets)),
-    ("README.md", "make deb ", By(ways_to_install)),
+    ("README.md", "make dist ", By(ways_to_install)),
     ("README.md", "dlock run --local backup", By(begun)),
     ("README.md", "$ dlock run -n backup", By(shown_while_busy)),
     (
@@ -267,18 +267,27 @@ fn targets(block: &Block) {
 
 /// `make dist-test` runs each of them, which takes too long for here.
 fn ways_to_install(block: &Block) {
-    let test = include_str!("../../install.sh");
-    assert!(MAKEFILE.contains("\ndist-test: dist deb") && MAKEFILE.contains("tests/install.sh"));
-    for line in block
-        .text
-        .lines()
-        .map(|line| line.split('#').next().unwrap_or_default())
-    {
-        let mut words = line.split_whitespace();
+    let (install, dist) = (
+        include_str!("../../install.sh"),
+        include_str!("../../dist.sh"),
+    );
+    let tested = MAKEFILE.split("\ndist-test: ").nth(1).expect("the target");
+    let tested = tested.split("\n\n").next().expect("its commands");
+    for line in block.text.lines() {
+        let command = line.split('#').next().unwrap_or_default();
+        let mut words = command.split_whitespace();
         let found = match (words.next(), words.next()) {
-            (Some("make"), Some("deb")) => test.contains("debian --install"),
-            (Some("make"), Some("install")) => test.contains("make --silent install"),
-            (Some("cargo"), Some("install")) => test.contains("install --quiet --locked --path ."),
+            (Some("make"), Some("install")) => install.contains("make --silent install"),
+            (Some("make"), Some(first)) => [first].into_iter().chain(words).all(|target| {
+                MAKEFILE.contains(&format!("\n{target}: "))
+                    && tested.contains(&format!("{target} "))
+            }),
+            (Some("cargo"), Some("install")) => {
+                install.contains("install --quiet --locked --path .")
+            }
+            (Some("tar"), _) => {
+                dist.contains("target/dist/dlock-") && dist.contains("--strip-components 1")
+            }
             _ => false,
         };
         assert!(found, "{line}");
