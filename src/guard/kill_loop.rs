@@ -12,6 +12,7 @@ use super::tree::{FREEZE_LIMIT, Tree};
 use crate::core::time::Instant;
 use crate::sys::clock;
 use crate::sys::proc::ProcessId;
+use crate::sys::scheduling;
 
 /// A process that lives this long after the first SIGKILL is a survivor, except one that only waits for a processor.
 const SURVIVOR_AFTER: Duration = Duration::from_secs(2);
@@ -36,7 +37,7 @@ pub(super) struct KillLoop {
 
 impl KillLoop {
     pub(super) fn new(now: Instant) -> Self {
-        raise_priority();
+        scheduling::raise_priority();
         Self {
             since_at: now,
             met: BTreeSet::new(),
@@ -116,23 +117,6 @@ impl KillLoop {
     /// Whether processes that are left at `now` can be survivors.
     pub(super) fn is_overdue(&self, now: Instant) -> bool {
         now >= self.since_at + SURVIVOR_AFTER
-    }
-}
-
-/// Raises this process to a real-time priority, as root or where `RLIMIT_RTPRIO` allows it. Among a thousand processes that
-/// fork for ever, it would else get a thousandth of the processor, with seconds between its time slices.
-#[expect(unsafe_code, reason = "no other way to this system call")]
-fn raise_priority() {
-    // What the kernel calls `sched_param`. musl's function of this name always fails, and its structure has more fields.
-    let priority: libc::c_int = 1;
-    // SAFETY: the parameter is alive during the call. Without the permission nothing changes.
-    unsafe {
-        libc::syscall(
-            libc::SYS_sched_setscheduler,
-            0,
-            libc::SCHED_RR | libc::SCHED_RESET_ON_FORK,
-            &raw const priority,
-        );
     }
 }
 

@@ -24,6 +24,7 @@ use crate::sys::clock;
 use crate::sys::descriptors;
 use crate::sys::groups::group_of;
 use crate::sys::process::ExitStatus;
+use crate::sys::scheduling;
 
 /// Pause before the guard exits: dlock wakes on this processor and has the lock to release. The exit of a process takes
 /// 80 us (perf sched), during which dlock would wait.
@@ -108,6 +109,10 @@ impl Supervisor {
                 // a session, not only a group: the guard's death could else orphan the caller's group, and the kernel
                 // sends SIGHUP to an orphaned group with a stopped member (setpgid(2)).
                 let _ = setsid();
+                // On a busy machine, other processes would else keep it from its deadlines, for seconds (measured); and among a
+                // thousand processes that fork for ever, it would get a thousandth of the processor. Not before the fork: the
+                // command has its caller's priority.
+                scheduling::raise_priority();
                 self.close_inherited(&launched.outcome);
                 let supervision = Supervision {
                     command: launched.pid,

@@ -15,6 +15,7 @@ pub(crate) mod pidfd;
 pub(crate) mod proc;
 pub(crate) mod process;
 pub(crate) mod random;
+pub(crate) mod scheduling;
 pub(crate) mod signals;
 pub(crate) mod stream;
 pub(crate) mod syslog;

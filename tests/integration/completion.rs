@@ -192,10 +192,15 @@ fn an_etcd_that_does_not_answer_delays_no_completion() {
         outcome.expect_code(0).expect_silent().expect_stdout("");
         since(started_at)
     };
-    // Room for a busy machine.
-    assert!(complete(&link.endpoint()) < Duration::from_secs(3));
-    assert!(complete("http://127.0.0.1:1") < Duration::from_secs(3));
-    complete("nonsense://");
+    for endpoint in [&*link.endpoint(), "http://127.0.0.1:1"] {
+        // The same without a wait; an attempt to connect would take two seconds, and ten where nothing answers.
+        let plain = complete("nonsense://");
+        let took = complete(endpoint);
+        assert!(
+            took < plain * 3 + Duration::from_millis(1300),
+            "{took:?}, not {plain:?}"
+        );
+    }
 }
 
 /// For any content of a name, a shell reads it as one word.

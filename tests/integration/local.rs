@@ -358,7 +358,7 @@ fn a_lock_cools_down() {
     let state = State::new();
     let began_at = boot_clock();
     state
-        .run(&["--min-hold=3s", "job", "true"])
+        .run(&["--min-hold=6s", "job", "true"])
         .finish()
         .expect_code(0)
         .expect_silent();
@@ -373,7 +373,7 @@ fn a_lock_cools_down() {
         .finish()
         .expect_code(0)
         .expect_silent();
-    assert!(since(began_at) >= Duration::from_secs(3));
+    assert!(since(began_at) >= Duration::from_secs(6));
     state.next_token();
     assert_eq!(state.files(), ["token", "token.lock"]);
     let mut killed = hold(state.dlock(), &["--min-hold=1h"], "job");

@@ -94,7 +94,11 @@ fn a_mark_does_not_prolong_the_exit_with_a_silent_etcd() {
     assert_eq!(said, "");
     let (marked, said) = leaving(&["--once-per=1h"]);
     let extra = marked.saturating_sub(plain);
-    assert!(extra < Duration::from_secs(1), "{marked:?}, not {plain:?}");
+    // A time limit of its own would be two seconds more.
+    assert!(
+        extra < Duration::from_millis(1700),
+        "{marked:?}, not {plain:?}"
+    );
     assert!(
         said.contains("may start within 1h, although none has"),
         "{said}"

@@ -177,7 +177,7 @@ fn a_password_from_a_pipe_is_read_once() {
     etcd.add_user("team", "first", "dlock/", "dlock0");
     etcd.enable_auth();
     let line = format!(
-        "'{}' --user=team --password-file <(echo first) run --ttl=5 piped sh -c 'sleep 8; echo done'",
+        "'{}' --user=team --password-file <(echo first) run --ttl=10 piped sh -c 'sleep 12; echo done'",
         dlock_program()
     );
     let outcome = Dlock::program(["bash", "-c", &line])

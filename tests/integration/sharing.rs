@@ -143,13 +143,13 @@ fn a_lock_cools_down_by_the_count_of_etcd() {
     let name = unique("cool");
     let began_at = boot_clock();
     Dlock::on(etcd)
-        .run(["--min-hold=4s", &name, "true"])
+        .run(["--min-hold=12s", &name, "true"])
         .finish()
         .expect_code(0)
         .expect_silent();
     for _ in 0..2 {
         Dlock::on(etcd)
-            .run(["--min-hold=4s", "-n", "-E0", &name, "echo", "never"])
+            .run(["--min-hold=12s", "-n", "-E0", &name, "echo", "never"])
             .finish()
             .expect_code(0)
             .expect_stdout("")
@@ -170,7 +170,7 @@ fn a_lock_cools_down_by_the_count_of_etcd() {
         .expect_stderr(&["its command has ended", "hint: --now"]);
     let next = Dlock::on(etcd).args(["-v"]).run([&name, "true"]).finish();
     let next = next.expect_code(0);
-    assert!(since(began_at) >= Duration::from_secs(4));
+    assert!(since(began_at) >= Duration::from_secs(12));
     assert!(!next.stderr.contains("no record of a release"), "{next:?}");
     assert!(etcd.queue(&name).is_empty());
 }

@@ -31,7 +31,7 @@ pub(crate) use link::{Bait, BlackHole, Direction, Link, Lost, Mode, Trap};
 pub(crate) use metrics::Metrics;
 pub(crate) use oracle::Oracle;
 pub(crate) use permission::{as_root, as_user, in_namespaces, may_trace, not_run, without};
-pub(crate) use processes::{Process, alive};
+pub(crate) use processes::{PlainKill, Process, alive};
 pub(crate) use rustix::process::Signal;
 pub(crate) use scratch::Scratch;
 pub(crate) use terminal::Terminal;

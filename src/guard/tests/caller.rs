@@ -15,7 +15,7 @@ const MIRROR: &str = r#"
     exec > "$1"
     ls /proc/self/fd
     readlink /proc/self/cwd
-    cut -d ' ' -f 5 /proc/self/stat
+    cut -d ' ' -f 5,18,19,40,41 /proc/self/stat
     env
     umask
     ulimit -a
@@ -34,6 +34,7 @@ fn odd(command: &mut std::process::Command) {
             libc::dup2(2, 9);
             libc::close(0);
             libc::umask(0o27);
+            libc::setpriority(libc::PRIO_PROCESS, 0, 7);
         }
         Ok(())
     };
@@ -101,6 +102,21 @@ fn is_about_signals(line: &str) -> bool {
 #[test]
 fn the_command_finds_everything_as_it_would_without_dlock() {
     compare(odd, &["sh", "-c", MIRROR, "sh"], |_| true);
+}
+
+/// "The guard of root ... takes its turn before other processes" (dlock-run(1)): it has a priority that this process may have, too.
+#[test]
+fn the_guard_has_a_real_time_priority_where_it_may() {
+    alone(|scratch| {
+        let script = r#"echo $PPID > "$DIR/guard"; exec sleep 1000"#;
+        let _guard = scratch.start(script, PATIENT);
+        let pid = scratch.pid("guard");
+        // SAFETY: it only asks the kernel.
+        let policy = |pid| unsafe { libc::sched_getscheduler(pid) };
+        crate::sys::scheduling::raise_priority();
+        let own = policy(0);
+        eventually(|| policy(pid) == own);
+    });
 }
 
 #[test]

@@ -309,6 +309,18 @@ impl Running {
         });
     }
 
+    /// Waits until no process of the command's tree lives, and fails if one is seen alive after `too_late` was seen to hold. A
+    /// test that is itself late on a busy machine misses something, and blames nothing on dlock.
+    #[track_caller]
+    pub(crate) fn tree_dies_before(&self, what: &str, mut too_late: impl FnMut() -> bool) {
+        eventually(LIMIT, "the command's whole tree is dead", || {
+            let too_late = too_late();
+            let left = self.tree();
+            assert!(left.is_empty() || !too_late, "alive {what}: {left:?}");
+            left.is_empty()
+        });
+    }
+
     /// Fails unless no process of the command's tree lives now.
     #[track_caller]
     pub(crate) fn assert_tree_dead(&self) {

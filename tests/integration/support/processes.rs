@@ -2,9 +2,12 @@
 //! It must not know which program they run.
 
 use std::fs;
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
+
+use super::{boot_clock, since};
 
 /// The variable that marks every descendant of one started program, also one that left its parent and session.
 pub(crate) const MARK: &str = "TEST_TREE";
@@ -104,6 +107,46 @@ impl Process {
                     .collect::<Vec<_>>()
             })
             .collect()
+    }
+}
+
+/// A process that timeout(1) kills: the measure of how late a process that does not know dlock dies on this machine now.
+pub(crate) struct PlainKill {
+    child: Child,
+    dead_at: Option<Duration>,
+}
+
+impl PlainKill {
+    /// A process that is killed when this time is over.
+    pub(crate) fn after(span: Duration) -> Self {
+        let span = span.as_secs_f64().to_string();
+        let child = Command::new("timeout")
+            .args(["-s", "KILL", &span, "sleep", "600"])
+            .stdin(Stdio::null())
+            .spawn()
+            .expect("timeout(1) is part of every Linux");
+        Self {
+            child,
+            dead_at: None,
+        }
+    }
+
+    /// Whether it was seen dead as long as this ago.
+    pub(crate) fn is_dead_for(&mut self, span: Duration) -> bool {
+        if self.dead_at.is_none() && self.child.try_wait().expect("our own child").is_some() {
+            self.dead_at = Some(boot_clock());
+        }
+        self.dead_at.is_some_and(|dead_at| since(dead_at) >= span)
+    }
+}
+
+impl Drop for PlainKill {
+    fn drop(&mut self) {
+        if let Ok(None) = self.child.try_wait() {
+            // timeout(1) passes it on.
+            Process(self.child.id().try_into().expect("a process id")).signal(Signal::TERM);
+            let _ = self.child.wait();
+        }
     }
 }
 
