@@ -2,6 +2,7 @@
 # make test          everything that has to pass
 # make test-matrix   the end-to-end tests on etcd 3.5 as well; DLOCK_TEST_BIN=FILE tests that dlock
 # make faults        the same faults on dlock and its peers, as one table (seven minutes; ten with consul)
+# make late          how late a lost command is dead on a machine that has too much to do, as root (five minutes)
 # make bench         what dlock costs beside its peers and beside a bare client, as tables and as JSON (ten minutes)
 # make soak SECONDS= random faults for that long, with a seed that is printed and replays by SEED=
 # make sbom          the list of all that is compiled into dlock, in CycloneDX's form, in target/dist
@@ -22,8 +23,8 @@ CARGO ?= cargo
 export RUST_TEST_THREADS ?= 4
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
-.PHONY: help build demo test test-matrix mutants faults bench pictures soak install lay uninstall html static dist deb rpm image dist-test \
-    tools-build tools-demo tools-test tools-bench tools-pictures tools-mutants tools-static tools-deb tools-rpm tools-image tools-dist-test
+.PHONY: help build demo test test-matrix mutants faults late bench pictures soak install lay uninstall html static dist deb rpm image dist-test \
+    tools-build tools-demo tools-test tools-late tools-bench tools-pictures tools-mutants tools-static tools-deb tools-rpm tools-image tools-dist-test
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -72,6 +73,10 @@ soak: tools-test
 
 faults: tools-test
 	$(CARGO) bench --locked --bench faults -- --json target/faults.json
+
+# etcd's own files stand in memory: it must be quick until it is stopped.
+late: tools-late
+	TMPDIR=/dev/shm $(CARGO) bench --locked --bench late -- --json $(CURDIR)/target/late.json
 
 bench: tools-bench
 	$(CARGO) bench --locked --bench speed -- --json target/speed.json
@@ -203,6 +208,9 @@ tools-bench: tools-test
 tools-pictures:
 	$(call need,$(ETCD) unshare=util-linux mount=mount hostname=hostname /usr/bin/python3=python3 \
 	    /usr/lib/python3/dist-packages/pyte=python3-pyte)
+
+tools-late: tools-test
+	$(call need,stress-ng=stress-ng setpriv=util-linux)
 
 tools-mutants: tools-test
 	$(call need,patch=patch timeout=coreutils)
