@@ -118,7 +118,7 @@ fn a_second_vanished_holder_is_waited_for_behind_a_killed_waiter() {
     for one in &etcd.queue(&name)[..2] {
         etcd.revoke(&one.lease_hex());
         eventually(LIMIT, "the waiter knows of it", || {
-            killed.stderr().contains("no record of a release")
+            killed.stderr().contains("has vanished without a release")
         });
     }
     killed.signal(Signal::KILL);
@@ -218,7 +218,7 @@ fn is_kept_out_by_a_place_that_is_taken_away(comes_before: bool) {
     });
     etcd.revoke(&etcd.queue(&name)[0].lease_hex());
     eventually(LIMIT, "the waiter knows of it", || {
-        waiter.stderr().contains("no record of a release")
+        waiter.stderr().contains("has vanished without a release")
     });
     waiter.signal(Signal::INT);
     waiter.wait().expect_signal(Signal::INT);
@@ -260,5 +260,5 @@ fn a_deleted_cooldown_causes_no_delay() {
     let outcome = Dlock::on(etcd).args(line).finish().expect_code(0);
     assert!(!outcome.stderr.contains("may run on"), "{outcome:?}");
     let next = next.wait().expect_code(0);
-    assert!(!next.stderr.contains("no record of a release"), "{next:?}");
+    assert!(!next.stderr.contains("has vanished without a release"), "{next:?}");
 }

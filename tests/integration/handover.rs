@@ -115,7 +115,7 @@ fn a_release_passes_the_lock_on_at_once_and_leaves_nothing_for_long() {
     for waiter in &mut waiters {
         let outcome = waiter.wait().expect_code(0);
         assert!(
-            !outcome.stderr.contains("no record of a release"),
+            !outcome.stderr.contains("has vanished without a release"),
             "{}",
             outcome.stderr
         );
@@ -171,7 +171,7 @@ fn a_vanished_etcdctl_causes_no_delay() {
     etcd.revoke(&etcd.queue(&name)[0].lease_hex());
     let outcome = waiter.wait().expect_code(0);
     assert!(
-        !outcome.stderr.contains("no record of a release"),
+        !outcome.stderr.contains("has vanished without a release"),
         "{}",
         outcome.stderr
     );
@@ -185,7 +185,7 @@ fn a_waiter_that_gives_up_during_a_lock_delay_does_not_shorten_it() {
     let (mut holder, mut waiter) = patient_pair(etcd, &oracle, &name, &["--ttl=600"]);
     etcd.revoke(&etcd.queue(&name)[0].lease_hex());
     eventually(LIMIT, "the waiter knows of it", || {
-        waiter.stderr().contains("no record of a release")
+        waiter.stderr().contains("has vanished without a release")
     });
     waiter.signal(Signal::INT);
     waiter.wait().expect_signal(Signal::INT);
@@ -310,7 +310,7 @@ fn a_vanished_reader_is_waited_for_behind_a_waiter_that_gave_up() {
     etcd.revoke(&etcd.queue(&name)[0].lease_hex());
     last.signal(Signal::CONT);
     eventually(LIMIT, "the last one knows of it", || {
-        last.stderr().contains("no record of a release")
+        last.stderr().contains("has vanished without a release")
     });
     reader.let_go().expect_code(0);
     vanished.wait_within(LIMIT * 2).expect_code(121);
@@ -326,7 +326,7 @@ fn a_lock_delay_ends_although_many_waiters_give_up() {
     let mut last = last(etcd, &oracle, &name);
     etcd.revoke(&etcd.queue(&name)[0].lease_hex());
     eventually(LIMIT, "the waiter knows of it", || {
-        waiter.stderr().contains("no record of a release")
+        waiter.stderr().contains("has vanished without a release")
     });
     waiter.signal(Signal::INT);
     waiter.wait().expect_signal(Signal::INT);
@@ -335,7 +335,7 @@ fn a_lock_delay_ends_although_many_waiters_give_up() {
     assert!(place.value.contains(r#""cooling":true"#), "{}", place.value);
     let outcome = last.wait_within(LIMIT * 2).expect_code(0);
     assert!(
-        !outcome.stderr.contains("no record of a release"),
+        !outcome.stderr.contains("has vanished without a release"),
         "{}",
         outcome.stderr
     );
@@ -357,7 +357,7 @@ fn a_waiter_that_gives_up_causes_no_delay() {
     last.signal(Signal::CONT);
     let outcome = last.wait().expect_code(0);
     assert!(
-        !outcome.stderr.contains("no record of a release"),
+        !outcome.stderr.contains("has vanished without a release"),
         "{}",
         outcome.stderr
     );
