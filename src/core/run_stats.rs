@@ -67,14 +67,12 @@ impl Outcome {
     /// The description in the manual page.
     pub const fn meaning(self) -> &'static str {
         match self {
-            Self::Completed => "the command ran under the lock to its end, whatever its status",
+            Self::Completed => "the command has ended under the lock, with any status",
             Self::Busy => {
-                "it did not run: others had the lock, it had run already, or somebody sent it away"
+                "the command did not run: the lock was busy, the command ran already, or a newer request superseded it"
             }
-            Self::Interrupted => {
-                "a signal, or the end of the process that the lock was for, ended the wait"
-            }
-            Self::Lost => "the lock was lost, and the command was stopped or had ended by then",
+            Self::Interrupted => "a signal, or the end of the process of --pid, ended the wait",
+            Self::Lost => "the lock was lost, and the command was stopped or had ended already",
             Self::Asked => "somebody asked for the lock, and the command was stopped",
             Self::MaxHold => "the command was stopped because --max-hold had passed",
             Self::Unkillable => "a process of the command could not be killed",

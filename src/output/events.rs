@@ -24,83 +24,83 @@ macro_rules! events {
 
 events! {
     ACQUIRED = "acquired" [lock token waited_seconds]
-        "the lock is ours, and the command is started";
+        "the lock is held, and the command starts";
     ADMITTED = "admitted" [lock token file]
-        "dlock fence lets a token in";
+        "dlock fence accepts a token";
     ALREADY_RAN = "already-ran" [lock]
-        "a run has started within --once-per: the command does not run";
+        "a run has started within --once-per; the command does not run";
     BREAKING = "breaking" [lock token]
-        "dlock break sends somebody away";
+        "dlock break asks a holder or waiter to give up the lock";
     BROKEN = "broken" [lock token]
-        "dlock break --now has taken the lock away from a command that may still run";
+        "dlock break --now has deleted the entry of a command that may still run";
     BUG = "bug" []
-        "dlock itself is at fault";
+        "a bug in dlock";
     BUSY = "busy" [lock]
-        "somebody else has the lock: the command does not run";
+        "the lock has another holder; the command does not run";
     COOLING = "cooling" [lock left_seconds]
-        "the lock cools down after --min-hold: the command does not run";
+        "the lock cools down after --min-hold; the command does not run";
     DEBUG = "debug" []
-        "what helps to find a fault, with -vv; its text and its moments may change with any version";
+        "a detail that helps to find a fault, with -vv; its text and its moments may change with any version";
     FAILED = "failed" [exit_code hint]
-        "dlock could not do its work and ends";
+        "dlock failed, and ends";
     FAILOVER = "failover" [from to]
-        "from now on another endpoint is asked";
+        "dlock changes to another endpoint";
     FENCE_RESET = "fence-reset" [lock token file]
         "dlock fence --reset has changed the number";
     FENCE_WAITING = "fence-waiting" [file]
         "dlock fence waits for the command that runs under its file";
     KILLED = "killed" [lock result]
-        "the command that was to stop has ended, and all of its processes with it";
+        "the command that dlock stopped has ended, with all of its processes";
     LEFTOVERS = "leftovers" [lock count policy]
-        "the command has ended, and processes that it started have not";
+        "the command has ended, and processes that it started still run";
     LIBRARY = "library" [target]
         "a message of a library that DLOCK_LOG names; its text may change with any version";
     LOCK_DELAY = "lock-delay" [lock delay_seconds]
-        "the holder is gone and has left no record of a release: its command is given this time to end";
+        "the holder is gone without a release record; its command gets this time to end";
     LOST = "lost" [lock cause failure unproven_seconds]
-        "the lock is lost: the command is stopped and killed, or had ended by then; where etcd did not prove it in time, also why the last renewal failed, and the time since the last proof";
+        "the lock is lost; the command is stopped and killed, or has ended already; if etcd did not prove the lock in time, failure is the cause of the last failed renewal, and unproven_seconds the time since the last proof";
     MARK_LEFT = "mark-left" [lock within_seconds]
-        "the mark of a run that did not start may still stand: no run may start within this time";
+        "the mark of a run that did not start may remain; no run may start within this time";
     MAX_HOLD = "max-hold" [lock]
-        "the command has run for as long as --max-hold allows: it is stopped";
+        "the time of --max-hold has passed; the command is stopped";
     ORPHAN_SLOT = "orphan-slot" [lock key hint]
-        "a slot is taken, and its entry in the queue is gone: no slot is free before its key is gone, too";
+        "a slot is taken although its entry in the queue is gone; it is free when its key is gone, too";
     OTHER_CLUSTER = "other-cluster" [cluster wanted]
         "an endpoint belongs to another cluster than the one in use, and is not used";
     PERMANENT_KEY = "permanent-key" [lock token hint]
-        "the lock is held by a key without a lease, which never expires";
+        "a key without a lease, which never expires, holds the lock";
     PLACE_LOST = "place-lost" [lock]
-        "the place in the queue is lost, another one is taken at its end";
+        "the entry in the queue is lost; dlock queues again at the end";
     RELEASE_REQUESTED = "release-requested" [lock by]
-        "somebody asks for the lock, by dlock break or --supersede=holder: the command is stopped";
+        "dlock break or --supersede=holder asks for the lock; the command is stopped";
     RELEASE_UNCONFIRMED = "release-unconfirmed" [lock cause within_seconds]
-        "etcd did not confirm the release: the lock frees itself within this time";
+        "etcd did not confirm the release; the lock becomes free within this time";
     RELEASED = "released" [lock token held_seconds result]
-        "the lock was ours to the end and is free again";
+        "the lock was held to the end, and is free";
     RENEWAL_DOUBTFUL = "renewal-doubtful" [lock cause left_seconds]
-        "a renewal was answered and proves nothing; so much time is left until the command is stopped";
+        "a renewal was answered, but proves nothing; left_seconds is the time until the command is stopped";
     RENEWAL_FAILED = "renewal-failed" [lock endpoint cause left_seconds]
-        "a renewal was refused or not answered; so much time is left until the command is stopped";
+        "a renewal was refused or not answered; left_seconds is the time until the command is stopped";
     REPORT_FAILED = "report-failed" [file cause]
-        "what --report or --metrics asks for cannot be written";
+        "the file of --report or --metrics cannot be written";
     SETTING = "setting" []
         "a setting works, but exposes a secret, or lets another user change what dlock trusts";
     STOPPING = "stopping" [lock processes]
-        "the processes that are stopped, and killed if they do not end";
+        "dlock stops these processes, and kills them if they do not end";
     SUPERSEDED = "superseded" [lock by]
-        "somebody sent this waiter away: the command does not run";
+        "a newer request or dlock break ended this wait; the command does not run";
     SURVIVOR = "survivor" [pid program state uid]
         "a process of the command that cannot be killed";
     UNANSWERED = "unanswered" [lock cause left_seconds]
-        "no endpoint has answered yet; left_seconds is how long they are still tried";
+        "no endpoint has answered yet; left_seconds is the time for which dlock still tries";
     UNKILLABLE = "unkillable" [lock]
-        "the lock is not released, since processes of the command live; the message says when it will be";
+        "processes of the command are alive, so the lock is not released; the message says when it becomes free";
     WAIT_ERROR = "wait-error" [lock cause]
-        "something is in the way of waiting, which goes on";
+        "an error during the wait, which continues";
     WAITING = "waiting" [lock holder ahead waited_seconds left_seconds]
-        "somebody else has the lock; ahead counts those before us, left_seconds is what is left of --wait";
+        "the lock has another holder; ahead is the number of clients ahead in the queue, left_seconds the rest of --wait";
     WATCH_FAILED = "watch-failed" [cause]
-        "dlock ls --watch or dlock status --watch cannot see the locks, and tries again";
+        "dlock ls --watch or dlock status --watch cannot read the locks, and tries again";
 }
 
 /// Whether this event may have this field.

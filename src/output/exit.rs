@@ -41,15 +41,15 @@ pub(crate) const BUSY: u8 = 75;
 pub const TABLE: &[(&str, &str)] = &[
     (
         "the command's",
-        "the command ran under the lock to its end; if a signal ended it, dlock ends by the same signal (128+n in a shell)",
+        "the command has ended; if a signal ended it, dlock ends by the same signal (128+n in a shell)",
     ),
     (
         "75",
-        "the command did not run: the lock is busy (at once with --no-wait, or when --wait has passed), it ran already (--once-per), or a newer request superseded this one; --conflict-exit-code chooses another status",
+        "the command did not run: the lock is busy (at once with --no-wait, or after --wait), the command ran already (--once-per), or a newer request superseded this one; --conflict-exit-code sets another status",
     ),
     (
         "121",
-        "the lock was lost: the command was killed, or the release found that the lock was no longer ours; or somebody asked for it (dlock break, --supersede=holder) and the command was stopped; of dlock fence: the token is lower than the highest that FILE has seen",
+        "the lock was lost, and the command was stopped or had ended by then; or somebody asked for the lock (dlock break, --supersede=holder), and the command was stopped; from dlock fence: the token is lower than the highest that FILE has seen",
     ),
     ("122", "a process of the command could not be killed"),
     (
@@ -58,7 +58,7 @@ pub const TABLE: &[(&str, &str)] = &[
     ),
     (
         "125",
-        "dlock itself failed: usage, configuration, an etcd that cannot be reached or refuses, or a state folder that cannot be used (--local)",
+        "dlock itself failed: usage, configuration, an etcd that cannot be reached or refuses, or a state directory that cannot be used (--local)",
     ),
     ("126", "the command was found but cannot be executed"),
     ("127", "the command was not found"),

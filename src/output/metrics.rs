@@ -38,25 +38,25 @@ const SLACK: usize = 6;
 const SUCCESS: usize = 7;
 
 const FAMILIES: [Family; 8] = [
-    counter("dlock_runs", "Times that the lock was taken"),
+    counter("dlock_runs", "Number of times that the lock was acquired"),
     counter(
         "dlock_conflicts",
-        "Times that others had the lock, or there was to be no run now",
+        "Number of runs that did not get the lock, or were not due",
     ),
-    counter("dlock_losses", "Times that the lock was lost"),
+    counter("dlock_losses", "Number of times that the lock was lost"),
     counter(
         "dlock_failures",
-        "Times that dlock failed, the command could not be started, or could not be killed",
+        "Number of times that dlock failed, or could not start or kill the command",
     ),
-    counter("dlock_wait_seconds", "Time spent on getting the lock"),
+    counter("dlock_wait_seconds", "Time spent waiting for the lock"),
     counter("dlock_hold_seconds", "Time for which the lock was held"),
     gauge(
         "dlock_smallest_slack_seconds",
-        "Smallest time left until the command would have been told to stop, of the last run that renewed the lock or failed to",
+        "Smallest time left until the stop of the command, in the last run that needed a renewal",
     ),
     gauge(
         "dlock_last_success_timestamp_seconds",
-        "When a run last ended with status 0",
+        "Time of the last run that ended with status 0",
     ),
 ];
 
@@ -236,7 +236,7 @@ mod tests {
         metrics.add(&run, 1_795_428_000.5);
         let text = metrics.to_text();
         for line in [
-            "# HELP dlock_runs_total Times that the lock was taken",
+            "# HELP dlock_runs_total Number of times that the lock was acquired",
             "# TYPE dlock_runs_total counter",
             r#"dlock_runs_total{lock="a\"b\\"} 1.0"#,
             r#"dlock_losses_total{lock="a\"b\\"} 0.0"#,
