@@ -24,7 +24,7 @@ export RUST_TEST_THREADS ?= 4
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
 .PHONY: help build demo test test-matrix mutants faults late bench pictures soak install lay uninstall html static dist deb rpm image dist-test \
-    tools-build tools-demo tools-test tools-late tools-bench tools-pictures tools-mutants tools-static tools-deb tools-rpm tools-image tools-dist-test
+    tools-build tools-demo tools-test tools-html tools-late tools-bench tools-pictures tools-mutants tools-static tools-deb tools-rpm tools-image tools-dist-test
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -175,7 +175,7 @@ tools-demo:
 
 tools-test:
 	$(call need,$(PROTOC) $(ETCD) faketime=faketime openssl=openssl setsid=util-linux unshare=util-linux script=bsdutils \
-	    strace=strace mandoc=mandoc crontab=cron systemd-analyze=systemd jq=jq zsh=zsh fish=fish \
+	    strace=strace mandoc=mandoc crontab=cron systemd-analyze=systemd jq=jq zsh=zsh fish=fish /usr/sbin/haproxy=haproxy \
 	    /usr/bin/python3=python3 /usr/lib/python3/dist-packages/yaml=python3-yaml $(STORES))
 	@[ -x $(ETCD35)/usr/bin/etcdutl ] || tests/etcd35.sh $(ETCD35)
 

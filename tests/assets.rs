@@ -384,8 +384,8 @@ fn the_timeline_has_the_numbers_of_the_design() {
     }
 }
 
-/// "Names of events and fields stay what they are": every message of the code has a name that is in the page, and every
-/// name and field in the page is one of the code.
+/// "Names of events and fields stay what they are" (dlock-events(7)): every message of the code has a name that is in
+/// the page, and every name and field in the page is one of the code.
 #[test]
 fn every_event_is_in_the_page_and_in_the_code() {
     let source = source_of(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"));

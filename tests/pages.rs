@@ -175,10 +175,10 @@ fn mandoc_finds_no_fault() {
     }
 }
 
-/// The page as a terminal of 80 columns shows it.
-fn rendered(page: &Path) -> String {
+/// The page as a terminal with so many columns shows it.
+fn rendered(page: &Path, columns: u32) -> String {
     let shown = Command::new("mandoc")
-        .args(["-T", "utf8", "-O", "width=80"])
+        .args(["-T", "utf8", "-O", &format!("width={columns}")])
         .arg(page)
         .output();
     let text = String::from_utf8(shown.expect("mandoc is installed").stdout).unwrap();
@@ -198,7 +198,7 @@ fn rendered(page: &Path) -> String {
 #[test]
 fn every_page_fits_80_columns() {
     for page in pages() {
-        let text = rendered(&page);
+        let text = rendered(&page, 80);
         // The first and the last line are as wide as the page.
         let wide: Vec<&str> = text
             .lines()
@@ -222,7 +222,7 @@ fn no_page_has_backticks() {
 fn every_sentence_of_the_pages_has_a_subject() {
     for page in pages() {
         // Tags of lists, and columns of tables, are apart by blanks.
-        for paragraph in rendered(&page).split("\n\n") {
+        for paragraph in rendered(&page, 80).split("\n\n") {
             let lines = paragraph.lines().map(str::trim_start);
             let pieces: Vec<&str> = lines.flat_map(|line| line.split("   ")).collect();
             let text = pieces.join("\n");
@@ -319,6 +319,74 @@ fn the_pages_in_html_have_an_index_and_links() {
     }
 }
 
+/// Words in lower case, without backticks.
+fn words_of(text: &str) -> String {
+    let text = text.to_lowercase().replace('`', "");
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+/// The sources below a directory.
+fn sources(folder: &Path, found: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            sources(&path, found);
+        } else if path.extension().is_some_and(|it| it == "rs") {
+            found.push(path);
+        }
+    }
+}
+
+/// A comment above a test quotes the sentence that it tests, as `"SENTENCE" (PAGE(SECTION))`.
+#[test]
+fn every_quoted_sentence_is_in_its_page() {
+    let shown: Vec<(String, String)> = pages()
+        .iter()
+        .map(|page| {
+            let (title, section) = name(page).rsplit_once('.').unwrap();
+            // As wide as mandoc can: few lines break at a hyphen.
+            (
+                format!("{title}({section})"),
+                words_of(&rendered(page, 1000)),
+            )
+        })
+        .collect();
+    let mut files = Vec::new();
+    for folder in ["src", "tests"] {
+        sources(
+            &Path::new(env!("CARGO_MANIFEST_DIR")).join(folder),
+            &mut files,
+        );
+    }
+    let (mut count, mut missing) = (0, Vec::new());
+    for file in files {
+        let text = fs::read_to_string(&file).unwrap();
+        let comments: Vec<&str> = text
+            .lines()
+            .map(|line| line.trim_start().strip_prefix("//").unwrap_or("\n"))
+            .map(|line| line.trim_start_matches(['/', '!']))
+            .collect();
+        let comments = comments.concat();
+        for (page, wanted) in &shown {
+            let mark = format!("\" ({page})");
+            for (end, _) in comments.match_indices(&mark) {
+                let before = &comments[..end];
+                let quote = &before[before.rfind('"').unwrap() + 1..];
+                count += 1;
+                for part in quote.split("...") {
+                    let part = words_of(part);
+                    let part = part.trim_matches([' ', '.', ',', ';', ':']);
+                    if !wanted.contains(part) {
+                        missing.push(format!("{}: {page} has no {part:?}", file.display()));
+                    }
+                }
+            }
+        }
+    }
+    assert!(missing.is_empty(), "{}", missing.join("\n"));
+    assert!(count > 100, "{count}");
+}
+
 /// The text without roff's macros.
 fn plain(page: &Path) -> String {
     let text = fs::read_to_string(page).unwrap();
@@ -405,7 +473,8 @@ fn named(text: &str) -> impl Iterator<Item = &str> {
     })
 }
 
-/// "option by option": the second column of every table has options of dlock.
+/// "The tables list the options of each tool, the matching options of dlock" (dlock-migration(7)): the second column of
+/// every table has options of dlock.
 #[test]
 fn the_migration_names_existing_options() {
     let page = pages()
@@ -480,7 +549,7 @@ fn every_named_option_exists() {
     }
 }
 
-/// "Its keys are the long options": each of them has a line.
+/// "The keys are the long options" (dlock.toml(5)): each of them has a line.
 #[test]
 fn the_page_of_the_file_has_every_key() {
     let page = pages()

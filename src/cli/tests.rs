@@ -108,6 +108,7 @@ fn refused(args: &[&str], set: &[(&str, &str)]) -> String {
     text
 }
 
+/// "dlock does not look up SRV records in DNS" (dlock(1)), and follows none of the variables that ask for it.
 #[test]
 fn a_variable_of_etcdctl_that_dlock_does_not_follow_is_refused_unless_a_setting_overrides_it() {
     let run = ["run", "x", "y"];
@@ -1143,7 +1144,7 @@ local = true
     }
 }
 
-/// "a user together with an http:// endpoint that is not on this machine is an error"
+/// "dlock refuses to send a password over http to another machine" (dlock-security(7))
 #[test]
 fn a_password_goes_to_another_machine_only_encrypted() {
     let user = [("ETCDCTL_USER", "ci:XYZ")];
@@ -1446,7 +1447,8 @@ fn every_setting_is_an_option_of_the_same_name() {
     assert_eq!(options, expected.collect());
 }
 
-/// "Its keys are the long options without the dashes": all that have a variable, except the one that names the file.
+/// "The keys are the long options without the dashes" (dlock.toml(5)): all that have a variable, except the one that
+/// names the file.
 #[test]
 fn the_file_may_contain_every_setting_but_its_own_path() {
     let longs = settings().map(|(long, ..)| long);

@@ -38,7 +38,8 @@ fn is_shell(path: &OsStr, list: Option<&[u8]>) -> bool {
 mod tests {
     use super::*;
 
-    /// "/bin/sh when it is not set or names no shell: /usr/sbin/nologin, /bin/false, or one that /etc/shells does not have."
+    /// "dlock uses /bin/sh if the variable is not set or names no shell: /usr/sbin/nologin, /bin/false, or one that
+    /// /etc/shells does not have" (dlock-run(1))
     #[test]
     fn a_program_that_is_no_shell_is_replaced() {
         let list = b"# shells\n/bin/sh\n/bin/bash \n\n/usr/sbin/nologin\n/bin/false";

@@ -94,7 +94,7 @@ fn the_foreground_waits_until_the_line_is_written() {
     ends(&running);
 }
 
-/// "When the line cannot be written, the lock is released, and the status is 125."
+/// "If the line cannot be written, the lock is released and the status is 125" (dlock-hold(1))
 #[test]
 fn a_line_that_cannot_be_written_is_no_success() {
     let dlock = dlock_program();

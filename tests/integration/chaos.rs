@@ -44,12 +44,13 @@ const TAKES_LEASES: Duration = Duration::from_secs(20);
 /// Number of ended runs that a failure may show.
 const SHOWN: usize = 40;
 
-/// "No process of the command's tree runs after the first moment at which etcd could give the lock to somebody else":
-/// under random faults of dlock, guard, tree, members, network and clocks, and by a third party. In addition: each status
-/// agrees with the history of the keys, nothing runs more often than once in its time, a free lock is acquired, and no
-/// process burns a processor. Delays, losses for lack of a proof, and processor time are judged only in a soak, which has
-/// the machine for itself. A seed decides the faults, though not to the millisecond: `DLOCK_TEST_SEED=n` repeats them,
-/// `DLOCK_TEST_SOAK=3600` continues for an hour, and `DLOCK_TEST_GO_ON=1` continues after a failure, to find others.
+/// "No process of the command's tree runs after the first moment at which etcd could give the lock to somebody else"
+/// (dlock-run(1)): under random faults of dlock, guard, tree, members, network and clocks, and by a third party. In
+/// addition: each status agrees with the history of the keys, nothing runs more often than once in its time, a free
+/// lock is acquired, and no process burns a processor. Delays, losses for lack of a proof, and processor time are
+/// judged only in a soak, which has the machine for itself. A seed decides the faults, though not to the millisecond:
+/// `DLOCK_TEST_SEED=n` repeats them, `DLOCK_TEST_SOAK=3600` continues for an hour, and `DLOCK_TEST_GO_ON=1` continues
+/// after a failure, to find others.
 #[test]
 fn random_faults_never_make_two_holders() {
     let number = |name: &str, default: u64| {

@@ -283,8 +283,8 @@ fn settings_come_from_flag_variable_and_file_in_that_order() {
     works("variable before file", both.args(["--config", &path]));
 }
 
-/// "A default file counts as missing only if there is no such file. One that cannot be read, or whose directory cannot be
-/// searched, is an error with status 125" (dlock.toml(5)).
+/// "A file that cannot be read, or whose directory cannot be searched, does not count as missing: it is an error
+/// (status 125)" (dlock.toml(5)).
 #[test]
 fn an_unreadable_configuration_is_an_error() {
     use std::os::unix::fs::PermissionsExt;

@@ -254,7 +254,8 @@ fn a_lock_inside_itself_is_refused() {
     outcome.expect_stderr(&[&outer, "hint: "]);
 }
 
-/// "If the token there does not hold the lock any more, ... dlock goes on as if the lock were not there" (dlock-run(1)).
+/// "If the token in `DLOCK_HELD` does not hold the lock any more, ... dlock ignores that lock and asks for it as usual"
+/// (dlock-run(1)).
 #[test]
 fn a_lock_that_was_held_around_the_command_can_be_taken_again() {
     let (etcd, name) = (Etcd::shared(), unique("stale"));
@@ -272,8 +273,8 @@ fn a_lock_that_was_held_around_the_command_can_be_taken_again() {
     again(&name).expect_code(75).expect_stdout("");
 }
 
-/// "A lock of the same name under another prefix is another lock": it is acquired inside, and refused where it is held
-/// itself.
+/// "A lock of the same name under another prefix is another lock" (dlock-run(1)): it is acquired inside, and refused
+/// where it is held itself.
 #[test]
 fn a_lock_of_one_name_under_another_prefix_is_another_lock() {
     let (name, prefix) = (unique("prefix"), unique("team 1"));
@@ -501,7 +502,8 @@ fn without_verbose_a_successful_run_is_silent() {
     assert_ne!(outcome.stderr, "");
 }
 
-/// "A container's runtime that is older than its kernel may refuse newer system calls (EPERM); dlock then uses older ones."
+/// "A container runtime that is older than its kernel may refuse newer system calls (EPERM); dlock then uses older
+/// ones" (dlock-doctor(1))
 #[test]
 fn a_refused_system_call_is_replaced_by_an_older_one() {
     if may_trace().is_none() {
@@ -557,7 +559,7 @@ fn a_refused_system_call_is_replaced_by_an_older_one() {
     refused(script).finish().expect_code(0).expect_silent();
 }
 
-/// "The variables of the options of this page are for one run: its command does not get them."
+/// "The variables of the options of this page are for one run: the command does not get them" (dlock-run(1))
 #[test]
 fn a_commands_environment_has_no_option_of_its_run() {
     let state = Scratch::new();

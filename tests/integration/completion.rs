@@ -181,7 +181,7 @@ fn the_command_is_completed_as_without_dlock() {
     assert_eq!(fish(etcd, "dlock run job -- cat scr"), ["script"]);
 }
 
-/// "What has not come within 300 ms is left out"
+/// "Names that have not arrived within 300 ms are left out" (dlock-completions(1))
 #[test]
 fn an_etcd_that_does_not_answer_delays_no_completion() {
     let link = Link::silent();

@@ -46,7 +46,8 @@ fn nobody_overlaps(oracle: &Oracle, mut holder: Running, others: Vec<Running>) {
     oracle.assert_no_overlap();
 }
 
-/// "Whoever waits gives it that time", also if a whole queue is deleted, whose waiters know only the entry before them.
+/// "The waiters in the queue give the command that time" (dlock-run(1)), also if a whole queue is deleted, whose
+/// waiters know only the entry before them.
 #[test]
 fn a_whole_queue_that_lost_its_entries_waits_for_the_holder() {
     let (etcd, oracle, name) = (Etcd::shared(), Oracle::new(), unique("queue"));
@@ -203,8 +204,8 @@ fn a_holder_with_a_forged_release_record_keeps_the_lock() {
     assert_eq!(oracle.tokens().len(), 2);
 }
 
-/// A waiter that gives up "leaves its place taken for the rest of it", and dlock break, which deletes that entry, warns
-/// of the command that it is kept for. The other waiters give the command its time all the same.
+/// A waiter that gives up "leaves its entry for the rest of that time" (dlock-run(1)), and dlock break, which deletes
+/// that entry, warns of the command that it is kept for. The other waiters give the command its time all the same.
 #[track_caller]
 fn is_kept_out_by_a_place_that_is_taken_away(comes_before: bool) {
     let (etcd, oracle, name) = (Etcd::shared(), Oracle::new(), unique("taken-away"));

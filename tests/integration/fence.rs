@@ -73,8 +73,8 @@ fn is_late(outcome: Outcome, token: u32, seen: u32) {
         .expect_stderr(&["dlock: ", "'job'", &token, &seen, "hint: "]);
 }
 
-/// "A token that is lower than that of its lock is refused: the status is 121, the message names both tokens, and
-/// nothing has changed. Any other is recorded, and COMMAND is run."
+/// "If the token is lower than that of its lock, dlock refuses it: the exit status is 121, the message names both
+/// tokens, and nothing changes. Otherwise dlock records the token and runs COMMAND" (dlock-fence(1))
 #[test]
 fn a_lower_token_is_refused_and_any_other_is_accepted() {
     let fence = Fence::new();
@@ -94,7 +94,7 @@ fn a_lower_token_is_refused_and_any_other_is_accepted() {
     assert_eq!(before, "dlock-fence 1\njob 1207\nend\n");
 }
 
-/// "FILE holds the highest token seen of every lock": each has its own.
+/// "FILE contains the highest token seen of each lock" (dlock-fence(1)): each has its own.
 #[test]
 fn every_lock_has_its_own_token() {
     let fence = Fence::new();
@@ -116,7 +116,7 @@ fn every_lock_has_its_own_token() {
     );
 }
 
-/// "Without COMMAND the token is checked and recorded, and the status is 0."
+/// "Without COMMAND dlock checks and records the token, and the exit status is 0" (dlock-fence(1))
 #[test]
 fn without_a_command_the_token_is_recorded() {
     let fence = Fence::new();
@@ -125,7 +125,7 @@ fn without_a_command_the_token_is_recorded() {
     assert_eq!(fence.highest(), 7);
 }
 
-/// "What --token and --name stand for when they are not given; dlock-run(1) sets them for its command."
+/// "The defaults of --token and --name; dlock-run(1) sets them for its command" (dlock-fence(1))
 #[test]
 fn inside_dlock_run_fence_uses_its_token() {
     let (fence, etcd, name) = (Fence::new(), Etcd::shared(), unique("fenced"));
@@ -192,7 +192,8 @@ fn nonsense_arguments_are_refused_and_nothing_is_recorded() {
     }
 }
 
-/// "dlock ... becomes the command: same process, same signals, and the command's status is its own."
+/// "dlock ... becomes the command: same process, same signals, and the command's exit status is its own"
+/// (dlock-fence(1))
 #[test]
 fn the_command_replaces_dlock() {
     let fence = Fence::new();
@@ -274,8 +275,9 @@ fn waits(running: &mut Running) {
     });
 }
 
-/// "Who comes with a token that is not lower waits until it has ended, so an older writer that is already in ends
-/// first"; "A token that is lower is refused at once, also in that time."
+/// "A caller whose token is not lower waits until the command has ended, so an older writer that was admitted ends
+/// before a newer one starts" (dlock-fence(1)); "A lower token is refused at once, even during that time"
+/// (dlock-fence(1))
 #[test]
 fn an_older_writer_that_has_the_lock_ends_first() {
     let fence = Fence::new();
@@ -322,7 +324,8 @@ fn a_wait_is_reported() {
     second.wait().expect_code(0).expect_stderr(&[&fence.file]);
 }
 
-/// "It lasts until the last process that has the descriptor ends, also what the command leaves in the background."
+/// "It lasts until the last process that has the descriptor ends, including processes that the command leaves in the
+/// background" (dlock-fence(1))
 #[test]
 fn a_killed_command_keeps_the_lock_as_long_as_its_child_lives() {
     let fence = Fence::new();
@@ -455,7 +458,7 @@ fn peek_prints_and_changes_nothing() {
     outcome.expect_code(125).expect_stderr(&["cannot print"]);
 }
 
-/// "--reset sets the number of one lock lower", and says what that means.
+/// "--reset sets the number of one lock lower" (dlock-fence(1)), and says what that means.
 #[test]
 fn a_reset_allows_lower_tokens_again() {
     let fence = Fence::new();
@@ -485,7 +488,8 @@ fn a_reset_allows_lower_tokens_again() {
     assert_eq!(fence.highest(), 1);
 }
 
-/// "A file that dlock did not write, or that was cut or changed ... is refused with status 125 and left as it is."
+/// "A file that dlock did not write, or whose content it does not understand, is refused with status 125 and left as it
+/// is" (dlock-fence(1))
 #[test]
 fn a_foreign_or_damaged_file_is_refused_and_left_as_it_is() {
     for (text, named) in [
@@ -515,7 +519,7 @@ fn a_foreign_or_damaged_file_is_refused_and_left_as_it_is() {
     }
 }
 
-/// "So is a symbolic link", and anything else that is no plain file.
+/// "A symbolic link is refused as well" (dlock-fence(1)), and anything else that is no plain file.
 #[test]
 fn a_path_that_is_no_plain_file_is_refused() {
     let fence = Fence::new();
@@ -580,8 +584,8 @@ fn the_file_may_be_named_in_any_way() {
     }
 }
 
-/// "They are made with the rights that the umask leaves, and a replaced FILE keeps those that it had. Only who may write FILE
-/// may open FILE.lock"
+/// "dlock makes these files with the permissions that the umask leaves, and a replaced FILE keeps its own ... Only
+/// users who may write FILE may open FILE.lock" (dlock-fence(1))
 #[test]
 fn the_permissions_of_the_file_stay() {
     let fence = Fence::new();

@@ -170,8 +170,8 @@ fn overtaken(
     (status, ended, store.report())
 }
 
-/// "If its write comes late, it says so and fails, and the store has what the later holder wrote"; without the check, the
-/// update is lost.
+/// "If its write is late, it reports that and fails, and the store has the data of the later holder"
+/// (dlock-fencing(7)); without the check, the update is lost.
 #[track_caller]
 fn a_late_write_is_refused<S: Store>(recipe: &Recipe, store: impl Fn(&Etcd) -> S + Sync) {
     let scenario = |checked| {
@@ -190,7 +190,7 @@ fn a_late_write_is_refused<S: Store>(recipe: &Recipe, store: impl Fn(&Etcd) -> S
     });
 }
 
-/// "`PostgreSQL`, one statement: ... returns a row only if it has written"
+/// "`PostgreSQL`, one statement ... returns a row only if it has written" (dlock-fencing(7))
 #[test]
 fn postgresql_refuses_a_late_statement() {
     if Database::may_run().is_none() {
@@ -199,7 +199,7 @@ fn postgresql_refuses_a_late_statement() {
     a_late_write_is_refused(&POSTGRESQL_STATEMENT, |_| Database::new("documents"));
 }
 
-/// "`PostgreSQL`, a trigger: ... the tables themselves can ask for the token"
+/// "`PostgreSQL`, a trigger ... the tables themselves can require a token" (dlock-fencing(7))
 #[test]
 fn postgresql_refuses_a_late_writer_by_a_trigger() {
     if Database::may_run().is_none() {
@@ -208,13 +208,14 @@ fn postgresql_refuses_a_late_writer_by_a_trigger() {
     a_late_write_is_refused(&POSTGRESQL_TRIGGER, |_| Database::new("reports"));
 }
 
-/// "etcd itself: ... one transaction compares it and writes"
+/// "etcd itself ... one transaction compares it and writes" (dlock-fencing(7))
 #[test]
 fn etcd_refuses_a_late_transaction() {
     a_late_write_is_refused(&ETCD, EtcdItself::new);
 }
 
-/// "A file on another machine: ... under the fence it only takes its place"; "the status of a late writer is ... 121"
+/// "A file on another machine ... under the fence it is only renamed" (dlock-fencing(7)); "The exit status of a late
+/// writer is ... 121" (dlock-fencing(7))
 #[test]
 fn a_file_behind_ssh_refuses_a_late_writer() {
     a_late_write_is_refused(&SSH, |_| Storage::new());
@@ -229,7 +230,8 @@ fn redis_refuses_a_late_script() {
 /// Text that a shell, a database or etcdctl could interpret.
 const AWKWARD: &str = "it's \"10 %\" of\t$HOME \\n, ;)\n`two` 'lines";
 
-/// "The same token is let in again"; "let every store forget what it has seen of the lock": each recipe has its reset.
+/// "It accepts the same token" (dlock-fencing(7)); "reset the number of the lock in every store" (dlock-fencing(7)):
+/// each recipe has its reset.
 #[track_caller]
 fn lower_tokens_come_in_after_a_reset_only(recipe: &Recipe, store: &dyn Store) {
     let machine = Machine::new(recipe, store, true);
@@ -265,8 +267,8 @@ fn every_recipe_shows_how_to_reset_the_token() {
     lower_tokens_come_in_after_a_reset_only(&REDIS, &Redis::start());
 }
 
-/// "Every holder then has a token lower than those that the stores have seen, and is refused", until the store is reset;
-/// "etcd itself has nothing to forget".
+/// "The tokens of all holders are then lower than those that the stores have seen, and are refused" (dlock-fencing(7)),
+/// until the store is reset; "etcd itself needs no reset" (dlock-fencing(7)).
 #[test]
 fn after_a_restore_of_etcd_the_stores_must_be_reset() {
     let (etcd, storage) = (Etcd::start(), Storage::new());
@@ -306,8 +308,9 @@ fn etcd_takes_what_its_holder_writes() {
     assert_eq!(store.report(), AWKWARD);
 }
 
-/// "The check and the write are one act": a writer that arrives while the transaction of a newer one is not committed yet
-/// is not accepted by the old content; a still newer one waits, and sees all that was written then.
+/// "The check and the write are one operation" (dlock-fencing(7)): a writer that arrives while the transaction of a
+/// newer one is not committed yet is not accepted by the old content; a still newer one waits, and sees all that was
+/// written then.
 #[track_caller]
 fn they_do_not_meet_half_way(recipe: &Recipe, database: &Database) {
     let machine = || Machine::new(recipe, database, true);
@@ -341,8 +344,8 @@ fn they_do_not_meet_half_way(recipe: &Recipe, database: &Database) {
     assert_eq!(database.report(), "by 35");
 }
 
-/// "A statement that finds its row locked by an open transaction waits for it and then looks at the row again"; "an older
-/// writer that is already in ends first"
+/// "A statement that finds its row locked by an open transaction waits for it and then reads the row again"
+/// (dlock-fencing(7)); "an older writer that was accepted ends first" (dlock-fencing(7))
 #[test]
 fn in_postgresql_an_open_transaction_counts() {
     if Database::may_run().is_none() {
@@ -352,7 +355,7 @@ fn in_postgresql_an_open_transaction_counts() {
     they_do_not_meet_half_way(&POSTGRESQL_TRIGGER, &Database::new("reports"));
 }
 
-/// "Who brings none is refused as well": by the trigger, for any program and any statement.
+/// "A write without a token is refused as well" (dlock-fencing(7)): by the trigger, for any program and any statement.
 #[test]
 fn the_trigger_refuses_a_writer_without_a_token() {
     if Database::may_run().is_none() {

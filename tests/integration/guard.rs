@@ -378,8 +378,8 @@ fn a_forwarded_signal_that_is_ignored_changes_nothing() {
     assert_eq!(etcd.queue(&name).len(), 1);
 }
 
-/// "If the lock is lost, --pid says who is told to stop, and killed: that process and all that descends from it": the
-/// lock is not free before the last of them is dead, including those whose parent has died of the stop signal.
+/// "If the lock is lost, that process and all that descends from it are stopped and killed" (dlock-hold(1)): the lock
+/// is not free before the last of them is dead, including those whose parent has died of the stop signal.
 #[test]
 fn every_descendant_of_the_process_of_a_hold_is_dead_before_the_lock_is_free() {
     let etcd = Etcd::shared();

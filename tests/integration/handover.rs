@@ -52,7 +52,7 @@ fn is_handed_over_late(oracle: &Oracle, mut holder: Running, mut waiter: Running
     assert_eq!(oracle.tokens().len(), 2);
 }
 
-/// "Whoever waits gives it that time": an operator revokes the lease.
+/// "The waiters in the queue give the command that time" (dlock-run(1)): an operator revokes the lease.
 #[test]
 fn a_revoked_holder_is_waited_for() {
     let (etcd, oracle, name) = (Etcd::shared(), Oracle::new(), unique("revoked"));
@@ -61,7 +61,7 @@ fn a_revoked_holder_is_waited_for() {
     is_handed_over_late(&oracle, holder, waiter);
 }
 
-/// "Whoever waits gives it that time": an operator deletes the key.
+/// "The waiters in the queue give the command that time" (dlock-run(1)): an operator deletes the key.
 #[test]
 fn a_holder_without_its_key_is_waited_for() {
     let (etcd, oracle, name) = (Etcd::shared(), Oracle::new(), unique("deleted"));
@@ -70,7 +70,8 @@ fn a_holder_without_its_key_is_waited_for() {
     is_handed_over_late(&oracle, holder, waiter);
 }
 
-/// "Whoever waits gives it that time", also when its own entry is deleted with the holder's.
+/// "The waiters in the queue give the command that time" (dlock-run(1)), also when its own entry is deleted with the
+/// holder's.
 #[test]
 fn a_waiter_that_lost_its_entry_waits_for_a_vanished_holder() {
     let (etcd, oracle, name) = (Etcd::shared(), Oracle::new(), unique("both"));
@@ -79,7 +80,8 @@ fn a_waiter_that_lost_its_entry_waits_for_a_vanished_holder() {
     is_handed_over_late(&oracle, holder, waiter);
 }
 
-/// "The command gets the stop signal": a loss by a third party leaves the grace, too.
+/// "the command gets the signal of --signal, and dlock kills the tree after --kill-after" (dlock-run(1)): a loss by a
+/// third party leaves the grace, too.
 #[test]
 fn a_command_without_its_key_may_clean_up() {
     let (etcd, name) = (Etcd::shared(), unique("clean-up"));
@@ -95,7 +97,7 @@ fn a_command_without_its_key_may_clean_up() {
         .expect_stdout("on\ncleaned up\n");
 }
 
-/// "After a release nobody waits", and the release record is gone with its lease.
+/// "There is no lock delay after a release" (dlock-run(1)), and the release record is gone with its lease.
 #[test]
 fn a_release_passes_the_lock_on_at_once_and_leaves_nothing_for_long() {
     let (etcd, oracle, name) = (Etcd::start(), Oracle::new(), "clean");
@@ -159,7 +161,8 @@ fn a_waiter_without_its_entry_does_not_acquire_the_lock() {
     assert_eq!(oracle.guests(), ["next", "waiter"]);
 }
 
-/// "Holders that are not dlock are not waited for": they do not announce how long their command may run.
+/// "There is no lock delay after a release, nor after a holder that is not dlock" (dlock-run(1)): they do not announce
+/// how long their command may run.
 #[test]
 fn a_vanished_etcdctl_causes_no_delay() {
     let (etcd, name) = (Etcd::shared(), unique("etcdctl"));
@@ -177,8 +180,8 @@ fn a_vanished_etcdctl_causes_no_delay() {
     );
 }
 
-/// A waiter that gives up during that time "leaves its place taken for the rest of it": no waiter and no newcomer gets
-/// the lock early.
+/// A waiter that gives up during that time "leaves its entry for the rest of that time" (dlock-run(1)): no waiter and
+/// no newcomer gets the lock early.
 #[test]
 fn a_waiter_that_gives_up_during_a_lock_delay_does_not_shorten_it() {
     let (etcd, oracle, name) = (Etcd::shared(), Oracle::new(), unique("gives-up"));
@@ -197,7 +200,7 @@ fn a_waiter_that_gives_up_during_a_lock_delay_does_not_shorten_it() {
     assert_eq!(oracle.tokens().len(), 2);
 }
 
-/// "A crash during that time shortens it for nobody".
+/// "the lock delay is kept ... when a waiter crashes during the delay" (dlock-run(1)).
 #[test]
 fn a_waiter_that_is_killed_during_a_lock_delay_does_not_shorten_it() {
     let (etcd, oracle, name) = (Etcd::shared(), Oracle::new(), unique("killed"));
@@ -248,7 +251,7 @@ fn a_waiter_that_gives_up_behind_etcdctl_does_not_free_the_lock() {
     other.wait().expect_code(0);
 }
 
-/// "Keep the lock at least for so long", although a waiter gives up behind it.
+/// "Keep the lock for at least this long" (dlock-run(1)), although a waiter gives up behind it.
 #[test]
 fn a_waiter_that_gives_up_during_a_cooldown_does_not_free_the_lock() {
     let (etcd, oracle, name) = (Etcd::shared(), Oracle::new(), unique("behind-cooling"));
@@ -342,7 +345,7 @@ fn a_lock_delay_ends_although_many_waiters_give_up() {
     oracle.assert_no_overlap();
 }
 
-/// "After a release nobody waits", also if other waiters have left meanwhile.
+/// "There is no lock delay after a release" (dlock-run(1)), also if other waiters have left meanwhile.
 #[test]
 fn a_waiter_that_gives_up_causes_no_delay() {
     let (etcd, oracle, name) = (Etcd::shared(), Oracle::new(), unique("delays"));

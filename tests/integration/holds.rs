@@ -212,7 +212,8 @@ fn a_script_that_checks_the_status_never_goes_on_without_the_lock() {
     holder.wait().expect_code(0);
 }
 
-/// "A --pid that leads the session of a terminal, as a login shell does, is refused unless --session-leader is given".
+/// "--pid refuses a process that leads the session of a terminal, as a login shell does ... --session-leader permits
+/// it" (dlock-hold(1)).
 #[test]
 fn a_lock_for_the_shell_of_a_terminal_is_refused() {
     let (etcd, name, dlock) = (Etcd::shared(), unique("login"), dlock_program());

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use crate::support::{Dlock, Etcd, LIMIT, Process, eventually, hold_open, let_pass, unique};
 
-/// "A holder and a waiter are two processes of one thread each, which sleep from one renewal to the next."
+/// "A holder and a waiter of a lock in etcd are two processes of one thread each ... which sleep from one renewal to
+/// the next" (dlock-capacity(7))
 #[test]
 fn nothing_wakes_up_between_renewals() {
     let etcd = Etcd::shared();

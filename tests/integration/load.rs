@@ -57,7 +57,7 @@ fn next(dlock: Dlock, name: &str) -> Running {
     waiter.stdin(Stdio::piped()).start()
 }
 
-/// "Taking a lock and giving it back costs five more, once."
+/// "An acquisition and a release cost five more requests together" (dlock-capacity(7))
 #[test]
 fn a_run_costs_five_requests() {
     let etcd = Etcd::start();
@@ -69,7 +69,7 @@ fn a_run_costs_five_requests() {
     load.ends_with(5);
 }
 
-/// "And two more where it has to be waited for": a read of the earlier entries, and one when they are gone.
+/// "and two more if dlock has to wait" (dlock-capacity(7)): a read of the earlier entries, and one when they are gone.
 #[test]
 fn a_wait_costs_two_reads_of_the_queue() {
     let (etcd, name) = (Etcd::start(), "seven");
@@ -87,8 +87,8 @@ fn a_wait_costs_two_reads_of_the_queue() {
     load.ends_with(4 + 1 + 3);
 }
 
-/// "A release wakes up one waiter, however many wait", and "who follows on an exclusive holder that released the lock reads
-/// three keys, however many wait".
+/// "A release wakes up one waiter, however many wait" (dlock-capacity(7)), and "A waiter that follows an exclusive
+/// holder which released the lock reads three keys, however many wait" (dlock-capacity(7)).
 #[test]
 fn a_release_costs_the_next_waiter_one_read_of_three_keys() {
     let (etcd, name) = (Etcd::start(), "two");

@@ -253,8 +253,8 @@ fn the_kernel_shows_the_lock() {
     holder.let_go();
 }
 
-/// "Those who want the lock stand in a queue and get it in the order in which they came", never two at once, and every
-/// later one has a higher token.
+/// "Clients get the lock in the order of their entries in the queue" (dlock-run(1)), never two at once, and every later
+/// one has a higher token.
 #[test]
 fn the_queue_is_in_order() {
     let (state, oracle) = (State::new(), Oracle::new());
@@ -274,7 +274,7 @@ fn the_queue_is_in_order() {
     assert_eq!(oracle.tokens().len(), 12);
 }
 
-/// "A waiting writer is not starved by later readers".
+/// "a later reader does not overtake a waiting writer" (dlock-run(1)).
 #[test]
 fn a_writer_comes_in_its_turn() {
     let (state, oracle) = (State::new(), Oracle::new());
@@ -298,7 +298,7 @@ fn a_writer_comes_in_its_turn() {
     assert_eq!(oracle.guests()[2..], ["w", "r3"]);
 }
 
-/// "Let so many hold the lock at once": never more, and each with a slot of its own.
+/// "Let up to N runs hold the lock at once" (dlock-run(1)): never more, and each with a slot of its own.
 #[test]
 fn slots_are_never_taken_twice() {
     let state = State::new();
@@ -322,7 +322,7 @@ fn slots_are_never_taken_twice() {
     assert!(state.places().is_empty());
 }
 
-/// "All who use the lock have to give the same number": else 125, with both named.
+/// "All users of the lock need the same number" (dlock-run(1)): else 125, with both named.
 #[test]
 fn another_number_of_slots_is_refused() {
     let state = State::new();
@@ -351,8 +351,8 @@ fn another_number_of_slots_is_refused() {
     waiter.wait().expect_code(0).expect_stdout("0\n");
 }
 
-/// "Keep the lock at least for so long ... unless it was lost or somebody asked for it, or dlock was killed"; a command
-/// that did not start does not count.
+/// "Keep the lock for at least this long ... The lock is free earlier if it was lost, if somebody asked for it, or if
+/// dlock was killed" (dlock-run(1)); a command that did not start does not count.
 #[test]
 fn a_lock_cools_down() {
     let state = State::new();
@@ -397,7 +397,7 @@ fn a_lock_cools_down() {
     state.next_token();
 }
 
-/// "Stop the command after so long, then end with status 124": also a command that ignores the signal.
+/// "Stop the command after this time (status 124)" (dlock-run(1)): also a command that ignores the signal.
 #[test]
 fn a_command_is_stopped_at_its_limit() {
     let (state, oracle) = (State::new(), Oracle::new());
@@ -419,7 +419,7 @@ fn a_command_is_stopped_at_its_limit() {
     assert_eq!(oracle.tokens().len(), 2);
 }
 
-/// "kill: end them, then release the lock. wait: hold the lock until the last one has ended"
+/// "kill: stop them, then release the lock. wait: hold the lock until the last one has ended" (dlock-run(1))
 #[test]
 fn leftovers_are_killed_or_waited_for_before_the_release() {
     let (state, oracle) = (State::new(), Oracle::new());
@@ -444,8 +444,8 @@ fn leftovers_are_killed_or_waited_for_before_the_release() {
     assert_eq!(oracle.tokens().len(), 4);
 }
 
-/// "A signal while waiting leaves the queue at once and ends dlock by the same signal"; a signal to a holder is forwarded
-/// to the command.
+/// "A signal during the wait ... removes the entry ... and ends dlock by the same signal" (dlock-run(1)); a signal to a
+/// holder is forwarded to the command.
 #[test]
 fn signals_end_the_waiting_and_reach_the_command() {
     let state = State::new();
@@ -465,7 +465,8 @@ fn signals_end_the_waiting_and_reach_the_command() {
     behind.wait().expect_code(0).expect_stdout("next\n");
 }
 
-/// "No time ends it, so nothing is renewed, and a dlock that is stopped for an hour has its lock still."
+/// "No time ends the lock, so nothing is renewed, and a dlock that is stopped for an hour still holds its lock"
+/// (dlock-local(7))
 #[test]
 fn a_stopped_dlock_keeps_its_lock() {
     let (state, oracle) = (State::new(), Oracle::new());
@@ -484,8 +485,8 @@ fn a_stopped_dlock_keeps_its_lock() {
     assert_eq!(oracle.tokens().len(), 2);
 }
 
-/// "--wait spans everything", also a queue that cannot be joined because a process is stopped while it holds the
-/// directory's lock.
+/// "--wait limits the whole time until the command starts" (dlock-run(1)), also a queue that cannot be joined because a
+/// process is stopped while it holds the directory's lock.
 #[test]
 fn a_queue_that_cannot_be_joined_is_reported() {
     let state = State::new();
@@ -511,8 +512,8 @@ fn a_queue_that_cannot_be_joined_is_reported() {
     waiter.wait().expect_signal(Signal::TERM);
 }
 
-/// "`DLOCK_KEY`, `DLOCK_LEASE`, `ETCD_LOCK_KEY` and `ETCD_LOCK_REV` are not set, also when a lock in etcd is held around the
-/// command"
+/// "`DLOCK_KEY`, `DLOCK_LEASE`, `ETCD_LOCK_KEY` and `ETCD_LOCK_REV` are not set, even if a lock in etcd is held around
+/// the command" (dlock-local(7))
 #[test]
 fn the_command_gets_its_variables_and_no_false_ones() {
     let (state, etcd) = (State::new(), Etcd::shared());
@@ -552,7 +553,8 @@ fn the_command_gets_its_variables_and_no_false_ones() {
         .expect_stderr(&["in etcd", "hint: leave --local out"]);
 }
 
-/// "If the token there does not hold the lock any more, ... dlock goes on as if the lock were not there" (dlock-run(1)).
+/// "If the token in `DLOCK_HELD` does not hold the lock any more, ... dlock ignores that lock and asks for it as usual"
+/// (dlock-run(1)).
 #[test]
 fn a_lock_that_was_held_around_the_command_can_be_taken_again() {
     let state = State::new();
@@ -563,7 +565,7 @@ fn a_lock_that_was_held_around_the_command_can_be_taken_again() {
     again.expect_code(0).expect_stdout("again\n");
 }
 
-/// "To ask for one of them again is refused, unless --reentrant is given"
+/// "refuses such a request with status 125, unless --reentrant is given" (dlock-run(1))
 #[test]
 fn a_lock_inside_itself() {
     let state = State::new();
@@ -646,7 +648,7 @@ fn a_lock_is_seen_and_checked() {
     on(&["ls", "--json"]).expect_code(0).expect_stdout("");
 }
 
-/// "--watch goes on, and shows everything again whenever something changes."
+/// "--watch continues, and prints the list again after every change" (dlock-ls(1))
 #[test]
 fn a_change_is_shown() {
     let state = State::new();

@@ -165,8 +165,8 @@ fn a_restarted_etcd_is_survived() {
     etcd.assert_empty();
 }
 
-/// "No process of the command's tree runs after the first moment at which etcd could give the lock to somebody else": the
-/// network drops everything, or only the answers.
+/// "No process of the command's tree runs after the first moment at which etcd could give the lock to somebody else"
+/// (dlock-run(1)): the network drops everything, or only the answers.
 #[test]
 fn a_black_holed_network_ends_the_command_in_time() {
     let etcd = Etcd::shared();

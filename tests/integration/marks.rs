@@ -33,8 +33,8 @@ fn left(etcd: &Etcd, key: &str) -> u64 {
     told["ttl"].as_u64().expect("a number")
 }
 
-/// "Start at most once in this time": a key that must be in etcd before the start does not count because of an attempt to
-/// create it, whether the request or only its answer was lost.
+/// "Start at most once in this time on all hosts" (dlock-run(1)): a key that must be in etcd before the start does not
+/// count because of an attempt to create it, whether the request or only its answer was lost.
 #[test]
 fn no_run_starts_before_its_mark_is_made() {
     let etcd = &Etcd::start();
@@ -66,8 +66,8 @@ fn no_run_starts_before_its_mark_is_made() {
     });
 }
 
-/// "A signal while waiting ... leaves the queue, which takes at most two seconds where etcd is silent": all cleanup
-/// shares one time limit, and keys that may be left are reported.
+/// "A signal during the wait ... removes the entry, within two seconds even where etcd is silent" (dlock-run(1)): all
+/// cleanup shares one time limit, and keys that may be left are reported.
 #[test]
 fn a_mark_does_not_prolong_the_exit_with_a_silent_etcd() {
     let etcd = Etcd::shared();
@@ -105,7 +105,7 @@ fn a_mark_does_not_prolong_the_exit_with_a_silent_etcd() {
     );
 }
 
-/// "those who wait already with dlock are sent away": also a waiter that is about to take its slot.
+/// "it ends the waits of earlier clients of dlock" (dlock-run(1)): also a waiter that is about to take its slot.
 #[test]
 fn a_stop_request_survives_the_claim_of_a_slot() {
     let etcd = Etcd::shared();
@@ -127,7 +127,8 @@ fn a_stop_request_survives_the_claim_of_a_slot() {
     newer.wait().expect_code(0).expect_stdout("in\n");
 }
 
-/// "The slots are keys beside the queue": the slot of a holder that has lost the lock is free when its command is dead.
+/// "The slots are keys PREFIXslot/NAME/NUMBER" (dlock-run(1)): the slot of a holder that has lost the lock is free when
+/// its command is dead.
 #[test]
 fn a_holder_without_its_key_gives_its_slot_back() {
     let etcd = Etcd::shared();
@@ -140,7 +141,8 @@ fn a_holder_without_its_key_gives_its_slot_back() {
     next.finish().expect_code(0);
 }
 
-/// "by a lease that etcd counts from the moment when the lock was taken": a stall before the start does not count.
+/// "etcd counts the time, from the moment at which the lock was taken" (dlock-run(1)): a stall before the start does
+/// not count.
 #[test]
 fn a_stall_before_the_start_shortens_neither_time() {
     let etcd = Etcd::shared();
@@ -168,8 +170,8 @@ fn a_stall_before_the_start_shortens_neither_time() {
     }
 }
 
-/// "So one line in the crontab of several hosts, whose clocks differ by less than that, runs once" (dlock-run(1)): the line of the
-/// README, on hosts that are 1 s and 20 s late.
+/// "So a line in the crontabs of several hosts runs once, if their clocks differ by less than that time"
+/// (dlock-run(1)): the line of the README, on hosts that are 1 s and 20 s late.
 #[test]
 fn the_crontab_line_runs_once_on_hosts_whose_clocks_differ() {
     let (etcd, name) = (Etcd::shared(), unique("nightly"));

@@ -50,7 +50,8 @@ fn the_live_line_shows_the_wait_for_a_lock() {
     );
 }
 
-/// "cut to the width of the terminal", and erased as well when Ctrl-C or a timeout ends the wait.
+/// "On a narrow terminal the line leaves out what matters less" (dlock-run(1)), and is erased as well when Ctrl-C or
+/// a timeout ends the wait.
 #[test]
 fn the_line_is_cut_and_leaves_nothing() {
     let dlock = dlock_program();
@@ -375,7 +376,7 @@ fn failed_renewals_and_failovers_are_reported() {
         .expect_stderr(&["is asked from now on, not '"]);
 }
 
-/// "A signal while waiting ... ends dlock by the same signal", also a `dlock hold` without a command.
+/// "A signal during the wait ... ends dlock by the same signal" (dlock-run(1)), also a `dlock hold` without a command.
 #[test]
 fn a_hold_that_is_ended_while_it_waits_is_no_success() {
     let etcd = Etcd::shared();
@@ -402,8 +403,8 @@ fn a_hold_that_is_ended_while_it_waits_is_no_success() {
         .expect_stdout("exit 143\n");
 }
 
-/// "`DLOCK_LOG=etcd=debug,info` writes every message about the requests to etcd, and those of -v about the rest": the probe of
-/// `dlock doctor` is a request, the steps of a run are none.
+/// "`DLOCK_LOG=etcd=debug,info` writes every message about the requests to etcd, and those of -v about the rest"
+/// (dlock-events(7)): the probe of `dlock doctor` is a request, the steps of a run are none.
 #[test]
 fn directives_choose_the_messages_of_each_part() {
     let etcd = Etcd::shared();
@@ -436,8 +437,8 @@ fn directives_choose_the_messages_of_each_part() {
     }
 }
 
-/// "`DLOCK_LOG` wins over -v and -q, wherever they are set ... The error that ends dlock is always written. An invalid directive
-/// is an error (status 125)."
+/// "`DLOCK_LOG` wins over -v and -q, wherever they are set ... The error that ends dlock is always written. An invalid
+/// directive is an error (status 125)" (dlock-events(7))
 #[test]
 fn directives_win_and_must_be_valid() {
     let etcd = Etcd::shared();

@@ -68,8 +68,8 @@ fn a_killed_waiter_in_the_middle_blocks_the_queue_for_its_lease_at_most() {
     assert_eq!(killed.stdout(), "");
 }
 
-/// "A waiter that has no answer from etcd for one TTL sends no renewals until there is one, and so does not block those behind
-/// it" (dlock-run(1)): here its requests arrive, and no answer comes back.
+/// "A waiter that has no answer from etcd for one TTL sends no renewals until there is an answer, so it does not block the
+/// entries behind it" (dlock-run(1)): here its requests arrive, and no answer comes back.
 #[test]
 fn a_waiter_that_hears_nothing_does_not_block_those_behind_it() {
     let (etcd, name) = (Etcd::start(), unique("deaf"));

@@ -8,8 +8,8 @@ const LONG: &str = "--ttl=60";
 /// Besides the plain release there is one that starts a cooldown.
 const RELEASES: [&[&str]; 2] = [&[LONG], &[LONG, "--min-hold=50s"]];
 
-/// "121: ... or the release found that the lock was no longer ours": also when the first attempt to release it met a dead
-/// connection, whatever happened to that request.
+/// "The release checks that the lock was held without a gap. If it was not, the exit status is 121" (dlock-run(1)):
+/// also when the first attempt to release it met a dead connection, whatever happened to that request.
 #[test]
 fn a_lock_that_was_lost_is_lost_at_the_second_try_of_its_release_too() {
     let etcd = Etcd::shared();

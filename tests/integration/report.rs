@@ -180,7 +180,8 @@ fn a_report_names_a_loss() {
     );
 }
 
-/// "One that cannot be written is an error before the lock is asked for"; a file that must not be replaced stays.
+/// "A file that cannot be written is an error before dlock asks for the lock" (dlock-report(5)); a file that must not
+/// be replaced stays.
 #[test]
 fn a_file_that_cannot_be_written_is_refused_before_queueing() {
     let etcd = Etcd::shared();
@@ -268,7 +269,7 @@ fn samples(text: &str) -> BTreeMap<String, f64> {
         .collect()
 }
 
-/// "--metrics FILE ... several dlocks may use one file at the same time": nothing is lost, and the counters grow.
+/// "several dlocks may add to one file at the same time" (dlock-report(5)): nothing is lost, and the counters grow.
 #[test]
 fn metrics_of_many_runs_add_up() {
     const RUNS: usize = 12;
@@ -328,7 +329,7 @@ fn metrics_of_many_runs_add_up() {
     );
 }
 
-/// "The same holds for a file that grows beyond the limit of `ulimit -f`, which ends only the command by SIGXFSZ."
+/// "That includes a file that grows beyond the limit of `ulimit -f`; SIGXFSZ ends the command only" (dlock-report(5))
 #[test]
 fn a_limit_of_a_files_size_ends_only_the_command() {
     let home = Scratch::new();
@@ -365,7 +366,8 @@ fn a_limit_of_a_files_size_ends_only_the_command() {
     assert_eq!(left, 2);
 }
 
-/// "A file that others keep locked for five seconds at the end of the run is not written, with a warning."
+/// "If another process keeps it locked for five seconds at the end of the run, dlock writes a warning instead of the
+/// metrics" (dlock-report(5))
 #[test]
 fn busy_metrics_cost_no_job() {
     let dlock = Dlock::nowhere();

@@ -314,7 +314,7 @@ fn a_dlock_with_a_password_dumps_no_core() {
     assert_eq!(restored, without.len() - 2, "{with_password:?}");
 }
 
-/// "The command gets neither variable, and of NAME:PASSWORD the name alone."
+/// "The command gets neither variable, and of NAME:PASSWORD the name alone" (dlock(1))
 #[test]
 fn the_command_gets_no_password() {
     let dlock = Dlock::nowhere();
@@ -331,7 +331,8 @@ fn the_command_gets_no_password() {
     assert!(!outcome.stdout.contains("XYZ") && !outcome.stdout.contains("PASSWORD"));
 }
 
-/// "An executable with a setuid or setgid bit, or with file capabilities, refuses to run": without a lock and a command.
+/// "An executable with a setuid or setgid bit, or with file capabilities, refuses to run" (dlock-security(7)): without
+/// a lock and a command.
 #[test]
 fn a_setuid_dlock_refuses_to_run() {
     let owner = Dlock::nowhere();

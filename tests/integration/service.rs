@@ -47,7 +47,7 @@ impl Manager {
     }
 }
 
-/// "the service is starting while it waits, and active once the lock is held and the command runs"
+/// "the service is starting while it waits, and active once the lock is held and the command runs" (dlock-examples(7))
 #[test]
 fn a_service_is_ready_when_the_lock_is_held() {
     let etcd = Etcd::shared();
@@ -66,7 +66,7 @@ fn a_service_is_ready_when_the_lock_is_held() {
     manager.hears(&format!("READY=1\nSTATUS=holding the lock '{name}'"));
 }
 
-/// "A lock as a unit of its own"
+/// "A lock can be a unit of its own" (dlock-examples(7))
 #[test]
 fn a_lock_is_a_service() {
     let etcd = Etcd::shared();
@@ -82,7 +82,8 @@ fn a_lock_is_a_service() {
     assert!(etcd.queue(&name).is_empty());
 }
 
-/// "The command finds `NOTIFY_SOCKET` as it would without dlock", and a dlock below the service does not notify for it.
+/// "The command gets `NOTIFY_SOCKET` as it would without dlock" (dlock-examples(7)), and a dlock below the service does
+/// not notify for it.
 #[test]
 fn only_the_process_that_the_manager_started_notifies_it() {
     let etcd = Etcd::shared();

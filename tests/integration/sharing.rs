@@ -23,7 +23,8 @@ fn guest(etcd: &Etcd, oracle: &Oracle, options: &[&str], name: &str, who: &str) 
         .start()
 }
 
-/// "Hold the lock beside others that share it": in order, so that a waiting writer is not starved by later readers.
+/// "Such readers hold the lock together" (dlock-run(1)): in order, so that a waiting writer is not starved by later
+/// readers.
 #[test]
 fn readers_share_and_a_writer_comes_in_its_turn() {
     let etcd = Etcd::shared();
@@ -73,7 +74,7 @@ fn etcdctl_counts_as_a_writer() {
     late.wait().expect_code(0);
 }
 
-/// "Let so many hold the lock at once": never more, and each with a slot of its own.
+/// "Let up to N runs hold the lock at once" (dlock-run(1)): never more, and each with a slot of its own.
 #[test]
 fn slots_are_never_taken_twice() {
     let etcd = Etcd::shared();
@@ -112,7 +113,7 @@ fn slots_are_never_taken_twice() {
     assert!(etcd.entries(&format!("dlock/slot/{name}/")).is_empty());
 }
 
-/// "All who use the lock have to give the same number": else 125, with both numbers named.
+/// "All users of the lock need the same number" (dlock-run(1)): else 125, with both numbers named.
 #[test]
 fn another_number_of_slots_is_refused() {
     let etcd = Etcd::shared();
@@ -136,7 +137,8 @@ fn another_number_of_slots_is_refused() {
     assert_eq!(etcd.queue(&name).len(), 1);
 }
 
-/// "Keep the lock at least for so long": one tick of a cron job on several hosts with skewed clocks runs once.
+/// "Keep the lock for at least this long" (dlock-run(1)): one tick of a cron job on several hosts with skewed clocks
+/// runs once.
 #[test]
 fn a_lock_cools_down_by_the_count_of_etcd() {
     let etcd = Etcd::shared();
@@ -175,8 +177,8 @@ fn a_lock_cools_down_by_the_count_of_etcd() {
     assert!(etcd.queue(&name).is_empty());
 }
 
-/// "whether a token is still that of a holder of its lock": not of one whose key another client has overwritten, because
-/// it exits with 121.
+/// "whether a token is still that of a holder of its lock" (dlock-check(1)): not of one whose key another client has
+/// overwritten, because it exits with 121.
 #[test]
 fn an_overwritten_key_has_no_holder() {
     let etcd = Etcd::shared();
@@ -195,7 +197,7 @@ fn an_overwritten_key_has_no_holder() {
     check().expect_code(121);
 }
 
-/// "then the lock cools down, unless ... dlock was killed": it is free when its lease has ended.
+/// "The lock is free earlier ... if dlock was killed" (dlock-run(1)): it is free when its lease has ended.
 #[test]
 fn the_lock_of_a_killed_dlock_does_not_cool_down() {
     let etcd = Etcd::shared();
@@ -208,7 +210,8 @@ fn the_lock_of_a_killed_dlock_does_not_cool_down() {
     assert!(etcd.queue(&name).is_empty());
 }
 
-/// "Start at most once in this time": of ten that start together one runs, the others report which one and its result.
+/// "Start at most once in this time on all hosts" (dlock-run(1)): of ten that start together one runs, the others
+/// report which one and its result.
 #[test]
 fn once_per_starts_once() {
     let etcd = Etcd::shared();
@@ -233,7 +236,7 @@ fn once_per_starts_once() {
     );
 }
 
-/// "Stop the command after so long, then end with status 124": also a command that ignores the signal.
+/// "Stop the command after this time (status 124)" (dlock-run(1)): also a command that ignores the signal.
 #[test]
 fn a_command_is_stopped_at_its_limit() {
     let etcd = Etcd::shared();
@@ -292,7 +295,7 @@ fn the_newest_request_supersedes() {
     assert_eq!(oracle.tokens().len(), 2);
 }
 
-/// "Run the command straight away if the lock is held around this one already".
+/// "Run at once if a parent dlock holds the lock" (dlock-run(1)).
 #[test]
 fn an_outer_lock_counts_if_requested() {
     let etcd = Etcd::shared();
@@ -333,8 +336,8 @@ fn an_outer_lock_counts_if_requested() {
         .expect_stdout("");
 }
 
-/// "--wait spans everything": etcd may become available within that time; if it does not, dlock reports that instead of
-/// "busy".
+/// "--wait limits the whole time until the command starts" (dlock-run(1)): etcd may become available within that time;
+/// if it does not, dlock reports that instead of "busy".
 #[test]
 fn a_wait_includes_the_wait_for_etcd() {
     let outcome = Dlock::at("127.0.0.1:1")
@@ -352,7 +355,8 @@ fn a_wait_includes_the_wait_for_etcd() {
     patient.wait().expect_code(0).expect_stdout("got it\n");
 }
 
-/// "Hold the lock until this process has ended, and end it if the lock is lost"; `dlock release` ends it early.
+/// "until the process PID has ended ... If the lock is lost, that process and all that descends from it are stopped and
+/// killed" (dlock-hold(1)); `dlock release` ends it early.
 #[test]
 fn a_script_holds_a_lock_for_the_rest_of_its_life() {
     let etcd = Etcd::shared();
@@ -466,7 +470,7 @@ fn a_lock_without_a_command_ends_with_its_input_or_a_signal() {
     assert!(etcd.queue(&name).is_empty());
 }
 
-/// "All of these go together": readers and slots cool down, too, and each of several limits counts.
+/// "These options can be combined" (dlock-run(1)): readers and slots cool down, too, and each of several limits counts.
 #[test]
 fn the_ways_to_share_a_lock_go_together() {
     let etcd = Etcd::shared();
@@ -516,7 +520,7 @@ fn the_ways_to_share_a_lock_go_together() {
     newer.wait().expect_code(0).expect_stdout("in\n");
 }
 
-/// "A command that could not be started does not count": nor does it keep the lock for --min-hold.
+/// "A command that could not be started does not count" (dlock-run(1)): nor does it keep the lock for --min-hold.
 #[test]
 fn a_command_that_cannot_start_leaves_no_times() {
     let etcd = Etcd::shared();

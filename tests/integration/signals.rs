@@ -20,7 +20,8 @@ fn leader(etcd: &Etcd, name: &str, script: &str) -> crate::support::Running {
         .start()
 }
 
-/// "When a terminal is closed whose session dlock leads, the kernel tells dlock alone: the command gets this HUP, too."
+/// "When a terminal is closed whose session dlock leads, the kernel sends HUP to dlock alone, and dlock passes it on"
+/// (dlock-run(1))
 #[test]
 fn the_end_of_a_terminal_reaches_a_command_below_the_leader() {
     let etcd = Etcd::shared();
@@ -76,7 +77,8 @@ fn a_command_that_stops_itself_gives_the_terminal_back() {
     }
 }
 
-/// "The guard's clock goes on": a command that stopped itself and stays so is killed in time for the next holder.
+/// "The guard's clock goes on" (dlock-run(1)): a command that stopped itself and stays so is killed in time for the
+/// next holder.
 #[test]
 fn a_command_that_stopped_itself_past_the_ttl_is_lost() {
     let dlock = dlock_program();
@@ -192,7 +194,7 @@ fn rare_signals_reach_the_command() {
     assert!(outcome.stdout.lines().eq(&expected), "{outcome:?}");
 }
 
-/// "A signal that the caller had blocked waits until the command unblocks it", at any time.
+/// "A signal that the caller had blocked waits until the command unblocks it" (dlock-run(1)), at any time.
 #[test]
 fn a_blocked_signal_waits_for_the_command() {
     let etcd = Etcd::shared();

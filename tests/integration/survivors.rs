@@ -20,8 +20,8 @@ fn dlock_without_reach(etcd: &Etcd) -> Option<Dlock> {
     Some(Dlock::on(etcd).under(without("-kill")?))
 }
 
-/// "A process that dlock cannot kill is named on standard error, and the status is 122. dlock then does not release the
-/// lock: it frees itself when the lease ends, though that process may run on." It is an error, so `-q` does not hide it.
+/// "dlock names it on standard error, and the exit status is 122. dlock does not release the lock then" (dlock-run(1))
+/// It is an error, so `-q` does not hide it.
 #[test]
 fn a_survivor_is_named_and_keeps_the_lock_for_the_lease() {
     let (etcd, name) = (Etcd::shared(), unique("survivor"));
@@ -81,7 +81,7 @@ fn a_survivor_of_a_loss_is_named() {
     holder.wait().expect_code(122).expect_stderr(&words);
 }
 
-/// The same for a local lock, which the guard keeps: "it is held until both have ended".
+/// The same for a local lock, which the guard keeps: "The lock is held until both have ended" (dlock-local(7)).
 #[test]
 fn a_survivor_keeps_a_local_lock_until_it_is_dead() {
     let (etcd, name) = (Etcd::shared(), unique("survivor"));

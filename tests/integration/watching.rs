@@ -14,7 +14,7 @@ fn watch_opens() {
     let_pass(Duration::from_secs(1));
 }
 
-/// "dlock notices it within moments", after any fault of the connection.
+/// "dlock notices it by a watch on its key, within a second" (dlock-run(1)), after any fault of the connection.
 #[test]
 fn a_holder_whose_connection_was_reset_learns_of_a_revoke() {
     let (etcd, oracle, name) = (Etcd::shared(), Oracle::new(), unique("reset"));

@@ -300,7 +300,7 @@ fn stop_with_pid(adopted: i32, policy: Policy) -> Guard {
     guard
 }
 
-/// "That process and all that descends from it" (dlock-hold(1)).
+/// "that process and all that descends from it are stopped and killed" (dlock-hold(1)).
 #[test]
 fn no_process_that_the_adopted_one_forks_during_the_stop_is_lost() {
     alone(|_| {
@@ -437,7 +437,7 @@ fn never_seen_stopped(script: &str, policy: Policy) {
     });
 }
 
-/// "When dlocks of the tree hold locks, those are free when the rest of it is dead" (dlock-run(1)).
+/// "When dlocks of the tree hold locks, those are released when the other processes are dead" (dlock-run(1)).
 #[test]
 fn no_dlock_of_the_tree_is_killed_while_others_of_it_live() {
     alone(|scratch| {

@@ -101,8 +101,8 @@ fn dlock_names_the_processes_that_it_could_not_kill_in_time() {
     });
 }
 
-/// "A process that has been killed and only waits for a processor is awaited" (dlock-run(1)). A program that computes is
-/// always ready to run, and stays so after a SIGKILL until it gets a processor.
+/// "A killed process that only waits for a processor executes nothing of its program any more; dlock waits for its end"
+/// (dlock-run(1)). A program that computes is always ready to run, and stays so after a SIGKILL until it gets a processor.
 #[test]
 fn a_process_that_waits_for_a_processor_is_no_survivor_yet() {
     alone(|_| {

@@ -262,7 +262,8 @@ fn alarms(pages: &mut Pages) {
         .expect_silent();
 }
 
-/// "the revision is raised": tokens after a restoration are higher than all that were given out before.
+/// "the restore must raise the revision" (dlock-etcd(7)): tokens after a restoration are higher than all that were
+/// given out before.
 fn backup(pages: &mut Pages) {
     let newer = concat!(env!("CARGO_MANIFEST_DIR"), "/target/etcd-3.5/usr/bin");
     assert!(

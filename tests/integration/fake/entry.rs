@@ -96,7 +96,8 @@ fn a_lost_answer_leaves_no_entry_before_the_next_one() {
     });
 }
 
-/// "Whoever waits gives it that time", also a waiter that has its entry and has not read the ones before it.
+/// "The waiters in the queue give the command that time" (dlock-run(1)), also a waiter that has its entry and has not
+/// read the ones before it.
 #[test]
 fn a_holder_that_vanishes_while_a_waiter_joins_is_waited_for() {
     at_once([&[][..], &["-n"]], |options: &[&str]| {

@@ -67,8 +67,8 @@ fn goes_on(fence: &Fence, token: u32) {
     assert_eq!(files, ["fence", "fence.lock"]);
 }
 
-/// "Whatever happens, by kill -9 ... at any point, FILE has the old number or the new one, as a whole": killed before
-/// each call on files, both with an existing file and without one.
+/// "Whatever happens at any point ... FILE has the old number or the new one, as a whole" (dlock-fence(1)): killed
+/// before each call on files, both with an existing file and without one.
 #[test]
 fn a_kill_before_any_call_leaves_the_old_number_or_the_new_one() {
     if may_trace().is_none() {
@@ -103,8 +103,8 @@ fn a_kill_before_any_call_leaves_the_old_number_or_the_new_one() {
     }
 }
 
-/// "The number is on the disk before the command begins": a power cut keeps what was synced, so first the text, then its
-/// name in the directory, then the command.
+/// "The number is on the disk before the command begins" (dlock-fence(1)): a power cut keeps what was synced, so first
+/// the text, then its name in the directory, then the command.
 #[test]
 fn everything_is_synced_before_the_command_begins() {
     if may_trace().is_none() {
@@ -155,7 +155,8 @@ fn has_failed(fence: &Fence, outcome: Outcome, numbers: [u32; 2]) {
     assert!(numbers.contains(&fence.highest()), "{}", fence.text());
 }
 
-/// "If the new number cannot be recorded, the command is not run, and the status is 125": each call that writes fails.
+/// "If the new number cannot be recorded, the command is not run, and the exit status is 125" (dlock-fence(1)): each
+/// call that writes fails.
 #[test]
 fn a_disk_that_fails_keeps_the_command_from_running() {
     if may_trace().is_none() {
@@ -243,7 +244,7 @@ fn a_full_disk_keeps_the_number() {
     goes_on(&fence, 34);
 }
 
-/// "a disk that can only be read"
+/// "a read-only disk" (dlock-fence(1))
 #[test]
 fn a_read_only_disk_keeps_the_number() {
     let disk = Scratch::new();
@@ -268,7 +269,7 @@ fn a_read_only_disk_keeps_the_number() {
     );
 }
 
-/// "a FILE that the caller may not write": the permissions of its directory do not count for it.
+/// "a FILE that the caller may not write" (dlock-fence(1)): the permissions of its directory do not count for it.
 #[test]
 fn a_read_only_file_keeps_the_number() {
     let fence = Fence::new();

@@ -30,7 +30,8 @@ fn holder_and_waiter(state: &State, oracle: &Oracle) -> (Running, Running) {
     (holder, waiter)
 }
 
-/// "A dlock that is killed by SIGKILL does not free a lock whose command still runs; the guard stops the command first."
+/// "a dlock that is killed by SIGKILL does not free a lock whose command still runs, because the guard stops the
+/// command first" (dlock-local(7))
 #[test]
 fn a_killed_dlock_keeps_the_lock_until_its_tree_is_dead() {
     let (state, oracle) = (State::new(), Oracle::new());
@@ -85,7 +86,8 @@ fn a_nested_lock_is_taken_until_its_whole_tree_is_dead() {
     }
 }
 
-/// "A record of somebody who has crashed is never taken for a holder, since the kernel knows better."
+/// "The record of a process that crashed is never taken for a holder, since the kernel has released its file"
+/// (dlock-local(7))
 #[test]
 fn a_crashed_holder_is_never_shown() {
     let state = State::new();
@@ -203,8 +205,9 @@ fn traced(state: &State, calls: &str, tamper: &[&str], words: &[&str]) -> Dlock 
         .under(tamper)
 }
 
-/// "It ... never goes back, also when dlock is killed at any moment": killed before each call that has to do with files, dlock, its thread or
-/// its guard, the next one has a higher token than any command has seen, and finds the lock free.
+/// "never goes back, even if dlock is killed at any moment" (dlock-local(7)): killed before each call that has to do
+/// with files, dlock, its thread or its guard, the next one has a higher token than any command has seen, and finds the
+/// lock free.
 #[test]
 fn a_kill_before_any_call_never_lowers_the_token() {
     if may_trace().is_none() {
@@ -249,8 +252,9 @@ fn a_kill_before_any_call_never_lowers_the_token() {
     assert_eq!(state.files(), ["token", "token.lock"]);
 }
 
-/// "For several users, install -d -m 2770 -g GROUP DIR makes one": killed before each call that makes something, whatever its umask,
-/// one member of the group bars no other, and removes what it has left when it makes a lock again.
+/// "Make a state directory that the users of a group share" (dlock-local(7)): killed before each call that makes
+/// something, whatever its umask, one member of the group bars no other, and removes what it has left when it makes a
+/// lock again.
 #[test]
 fn a_kill_before_any_call_locks_no_member_of_the_group_out() {
     let (Some(()), Some(()), Some(first), Some(second)) = (
@@ -353,7 +357,8 @@ fn no_file_appears_before_it_has_its_mode() {
     }
 }
 
-/// "It is on the disk before the command begins": the text, its name in the directory, then the command.
+/// "It is on the disk before the command begins" (dlock-local(7)): the text, its name in the directory, then the
+/// command.
 #[test]
 fn everything_is_synced_before_the_command_begins() {
     if may_trace().is_none() {
@@ -381,7 +386,8 @@ fn everything_is_synced_before_the_command_begins() {
     }
 }
 
-/// "A state folder that cannot be used": 125, and the command is not run, when each call that writes fails once.
+/// "a state directory that cannot be used" (dlock-run(1)): 125, and the command is not run, when each call that writes
+/// fails once.
 #[test]
 fn a_disk_that_fails_keeps_the_command_from_running() {
     if may_trace().is_none() {
@@ -470,8 +476,8 @@ fn a_damaged_token_is_no_token() {
     assert_eq!(state.next_token(), 42);
 }
 
-/// "Who may write to the folder can remove files in it, and that frees the lock: its holder sees it within a second and stops
-/// its command, and the status is 121"
+/// "A user with write permission for the state directory can remove files in it, and that frees the lock. Its holder
+/// notices that within a second and stops its command, and the status is 121" (dlock-local(7))
 #[test]
 fn a_removed_entry_is_a_loss() {
     let state = State::new();

@@ -46,7 +46,7 @@ fn is_refused(state: &State, words: &[&str]) {
     run(&["ls"]).expect_code(125).expect_stdout("");
 }
 
-/// "It has to belong to root or to the user, not everybody may write to it"
+/// "The directory must belong to root or to the user, must not be writable for everybody" (dlock-local(7))
 #[test]
 fn a_directory_that_others_can_change_is_refused() {
     let state = State::new();
@@ -70,7 +70,7 @@ fn a_directory_that_others_can_change_is_refused() {
     );
 }
 
-/// "Neither it nor anything in it may be a symbolic link."
+/// "neither it nor anything in it may be a symbolic link" (dlock-local(7))
 #[test]
 fn a_link_is_not_followed() {
     let state = State::new();
@@ -163,8 +163,8 @@ fn a_directory_that_cannot_be_written_is_named() {
     }
 }
 
-/// "What is made in it is for its owner alone, and for the group, too, if the group may write to the folder", for any
-/// umask: a process that can open a file could put a flock on it, and block everybody.
+/// "Files in it are for their owner, and for the group if the group may write to the directory" (dlock-local(7)), for
+/// any umask: a process that can open a file could put a flock on it, and block everybody.
 #[test]
 fn new_files_are_for_users_that_may_write_to_the_directory() {
     for (bits, folder, file) in [
@@ -202,7 +202,8 @@ fn new_files_are_for_users_that_may_write_to_the_directory() {
     }
 }
 
-/// "For several users, install -d -m 2770 -g GROUP DIR makes one": the members of a group lock each other out.
+/// "Make a state directory that the users of a group share" (dlock-local(7)): the members of a group lock each other
+/// out.
 #[test]
 fn a_group_shares_its_locks() {
     let (Some(()), Some(first), Some(second), Some(nobody)) = (
@@ -241,7 +242,8 @@ fn a_group_shares_its_locks() {
     stranger.finish().expect_code(125).expect_stdout("");
 }
 
-/// "Network file systems are refused: there a lock can vanish while its command runs ... and nobody would know."
+/// "Network file systems (NFS, SMB, AFS, Ceph, Lustre) are refused: a lock can vanish there while its command runs ...
+/// and no process would notice" (dlock-local(7))
 #[test]
 fn a_network_file_system_is_refused() {
     if may_trace().is_none() {
@@ -269,7 +271,8 @@ fn a_network_file_system_is_refused() {
     }
 }
 
-/// "The folder is made with the rights of its user alone", in `XDG_STATE_HOME` or `~/.local/state`.
+/// "dlock makes the state directory with permissions for its user alone" (dlock-local(7)), in `XDG_STATE_HOME` or
+/// `~/.local/state`.
 #[test]
 fn every_user_has_a_state_directory() {
     let Some(nobody) = nobody() else { return };
@@ -298,7 +301,8 @@ fn every_user_has_a_state_directory() {
     }
 }
 
-/// "dlock-doctor(1) looks at the state folder": with the option or its variable, and leaves nothing behind.
+/// "dlock checks the locks of this machine ... the state directory" (dlock-doctor(1)): with the option or its variable,
+/// and leaves nothing behind.
 #[test]
 fn the_doctor_looks_at_the_directory() {
     let state = State::new();
