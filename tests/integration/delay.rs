@@ -261,5 +261,8 @@ fn a_deleted_cooldown_causes_no_delay() {
     let outcome = Dlock::on(etcd).args(line).finish().expect_code(0);
     assert!(!outcome.stderr.contains("may run on"), "{outcome:?}");
     let next = next.wait().expect_code(0);
-    assert!(!next.stderr.contains("has vanished without a release"), "{next:?}");
+    assert!(
+        !next.stderr.contains("has vanished without a release"),
+        "{next:?}"
+    );
 }

@@ -4,8 +4,8 @@
 use std::time::Duration;
 
 use crate::support::{
-    Dlock, Etcd, LIMIT, Oracle, PlainKill, Running, Signal, Terminal, boot_clock, child, dlock_program,
-    eventually, hold, hold_open, holder_and_waiter, let_pass, since, unique,
+    Dlock, Etcd, LIMIT, Oracle, PlainKill, Running, Signal, Terminal, boot_clock, child,
+    dlock_program, eventually, hold, hold_open, holder_and_waiter, let_pass, since, unique,
 };
 
 /// A holder and a waiter behind it, both with this TTL, and the name of the lock.
