@@ -5,6 +5,7 @@
 # make late          how late a lost command is dead on a machine that has too much to do, as root (five minutes)
 # make bench         what dlock costs beside its peers and beside a bare client, as tables and as JSON (ten minutes)
 # make soak SECONDS= random faults for that long, with a seed that is printed and replays by SEED=
+# make fuzz SECONDS= random bytes for all that others may have written: each target of fuzz/ for that long, else a minute
 # make sbom          the list of all that is compiled into dlock, in CycloneDX's form, in target/dist
 # make pictures      records the animated terminals of the README anew, from a real run
 # make mutants       the tests themselves: each promise is broken once, and a test must notice
@@ -83,6 +84,18 @@ bench: tools-bench
 
 pictures: build tools-pictures
 	pictures/record.py target/release/dlock pictures/run.svg
+
+# Without a sanitizer, the stable compiler is enough. A finding is in fuzz/artifacts: it becomes a seed, and the tests run it.
+CARGO_FUZZ := $(CURDIR)/target/tools/bin/cargo-fuzz
+.PHONY: fuzz tools-fuzz
+fuzz: SECONDS ?= 60
+fuzz: tools-fuzz
+	@for program in fuzz/fuzz_targets/*.rs; do \
+	    target=$$(basename "$$program" .rs); corpus=target/fuzz/corpus/$$target; \
+	    mkdir -p "$$corpus"; \
+	    PATH="$(dir $(CARGO_FUZZ)):$$PATH" $(CARGO) fuzz run --sanitizer none --target-dir target/fuzz "$$target" \
+	        "$$corpus" "fuzz/seeds/$$target" -- -max_total_time=$(SECONDS) -max_len=4096 -verbosity=0 -print_final_stats=1 || exit 1; \
+	done
 
 mutants: tools-mutants
 	CARGO=$(CARGO) tests/mutants.sh
@@ -214,6 +227,10 @@ tools-late: tools-test
 
 tools-mutants: tools-test
 	$(call need,patch=patch timeout=coreutils)
+
+tools-fuzz:
+	$(call need,$(PROTOC) c++=g++)
+	@[ -x $(CARGO_FUZZ) ] || $(CARGO) install --locked --root $(CURDIR)/target/tools cargo-fuzz@^0.13
 
 # The same lock file makes the same list: without a random number, and with the day of the last commit (SOURCE_DATE_EPOCH).
 CARGO_CYCLONEDX := $(CURDIR)/target/tools/bin/cargo-cyclonedx

@@ -25,12 +25,15 @@
 //! | what time is it? | `sys/clock.rs` |
 //! | what do the log and the terminal show? | `output/log.rs`, `output/events.rs`, `output/live_line.rs`, `core/text.rs` |
 //! | what is shown during the wait, what is counted? | `core/wait_status.rs`, `core/run_stats.rs`, `commands/report.rs`, `output/metrics.rs` |
+//! | what must hold for any bytes that others may have written? | `fuzzing.rs`, `fuzz/` |
 
 pub mod cli;
 mod commands;
 mod config;
 pub mod core;
 mod etcd;
+#[cfg(any(fuzzing, test))]
+pub mod fuzzing;
 mod guard;
 mod host;
 mod local;

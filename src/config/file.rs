@@ -74,7 +74,7 @@ impl File {
         Ok(Self::default())
     }
 
-    fn parse(path: PathBuf, text: &str) -> Result<Self, Failure> {
+    pub(crate) fn parse(path: PathBuf, text: &str) -> Result<Self, Failure> {
         let complain = |offset: usize, what: String| {
             let line = line_of(text, offset);
             anyhow!("cannot use '{}', line {line}: {what}", path.display())

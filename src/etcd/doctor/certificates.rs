@@ -10,7 +10,7 @@ use x509_cert::der::Decode as _;
 use crate::core::doctor::certificate::Certificate;
 
 /// Parses one certificate; `None` if it is none.
-pub(super) fn parse(der: &[u8]) -> Option<Certificate> {
+pub(crate) fn parse(der: &[u8]) -> Option<Certificate> {
     let certificate = x509_cert::Certificate::from_der(der).ok()?;
     let inner = certificate.tbs_certificate();
     let validity = inner.validity();
@@ -24,6 +24,12 @@ pub(super) fn parse(der: &[u8]) -> Option<Certificate> {
 
 /// The certificates of a PEM file in their order.
 pub(crate) fn read(path: &Path) -> Vec<Certificate> {
-    let parsed = CertificateDer::pem_file_iter(path).into_iter().flatten();
-    parsed.flatten().filter_map(|der| parse(&der)).collect()
+    // A file that cannot be read is reported by those who use it.
+    parse_pem(&std::fs::read(path).unwrap_or_default())
+}
+
+/// The same for the text of such a file.
+pub(crate) fn parse_pem(text: &[u8]) -> Vec<Certificate> {
+    let found = CertificateDer::pem_slice_iter(text).flatten();
+    found.filter_map(|der| parse(&der)).collect()
 }
