@@ -2,6 +2,7 @@
 //! It must not know what a directory holds.
 
 use std::os::fd::OwnedFd;
+use std::path::Path;
 
 use anyhow::anyhow;
 use rustix::fs::{Dir, Mode, OFlags, RawMode};
@@ -39,6 +40,10 @@ impl Modes {
             file: Mode::from_raw_mode(file),
         }
     }
+}
+
+pub(super) fn cannot_use(path: &Path) -> String {
+    format!("cannot use the state folder '{}'", path.display())
 }
 
 /// The names in a directory that are valid UTF-8.

@@ -15,8 +15,9 @@ use rustix::fs::{
 use rustix::io::Errno;
 use rustix::process::geteuid;
 
-use super::dir_util::{DIRECTORY_FLAGS, Modes, OTHER_DIR_HINT, list, not_written};
+use super::dir_util::{DIRECTORY_FLAGS, Modes, OTHER_DIR_HINT, cannot_use, list, not_written};
 use super::lock_dir::LockDir;
+use super::trusted::{check_above, check_lock_dir, check_state_dir};
 use crate::core::local::{
     MAX_DIRECTORY_BYTES, directory_of, is_in_memory, is_unfinished_folder, name_of,
     network_filesystem, unfinished_folder,
@@ -31,6 +32,8 @@ pub(super) struct StateDir {
     path: PathBuf,
     directory: OwnedFd,
     rights: Modes,
+    /// Its owner, group and mode as they were checked.
+    status: Stat,
 }
 
 impl StateDir {
@@ -40,11 +43,15 @@ impl StateDir {
         let path: PathBuf = path.components().collect();
         let directory = match openat(CWD, &path, DIRECTORY_FLAGS, Mode::empty()) {
             Ok(directory) => directory,
-            Err(Errno::NOENT) => return Ok(None),
+            Err(Errno::NOENT) => {
+                check_above(&path, None)?;
+                return Ok(None);
+            }
             Err(error) => return Err(not_opened(&path, error)),
         };
         let status = fstat(&directory).with_context(|| cannot_use(&path))?;
-        check_trusted(&path, &status)?;
+        check_state_dir(&path, &status)?;
+        check_above(&path, Some(&status))?;
         let file_system = fstatfs(&directory).with_context(|| cannot_use(&path))?;
         if let Some(kind) = network_filesystem(file_system.f_type) {
             return Err(anyhow!(
@@ -57,6 +64,7 @@ impl StateDir {
             path,
             directory,
             rights: Modes::of(status.st_mode),
+            status,
         }))
     }
 
@@ -102,6 +110,19 @@ impl StateDir {
 
     /// The directory of a lock, if it exists.
     pub(super) fn lock_dir(&self, name: &LockName) -> Result<Option<LockDir>, Failure> {
+        let Some(lock_dir) = self.open_lock_dir(name)? else {
+            return Ok(None);
+        };
+        self.check(&lock_dir)?;
+        Ok(Some(lock_dir))
+    }
+
+    fn check(&self, lock_dir: &LockDir) -> Result<(), Failure> {
+        let status = fstat(&lock_dir.directory).with_context(|| lock_dir.cannot_use())?;
+        check_lock_dir(&self.path, &lock_dir.path, &status, &self.status)
+    }
+
+    fn open_lock_dir(&self, name: &LockName) -> Result<Option<LockDir>, Failure> {
         let directory = directory_name(name)?;
         let path = self.path.join(&directory);
         match openat(&self.directory, &directory, DIRECTORY_FLAGS, Mode::empty()) {
@@ -118,8 +139,9 @@ impl StateDir {
 
     /// The directory of a lock, created if it does not exist.
     pub(super) fn make_lock_dir(&self, name: &LockName) -> Result<LockDir, Failure> {
-        if let Some(lock_dir) = self.lock_dir(name)? {
+        if let Some(lock_dir) = self.open_lock_dir(name)? {
             self.mend(&lock_dir);
+            self.check(&lock_dir)?;
             return Ok(lock_dir);
         }
         let directory = directory_name(name)?;
@@ -135,9 +157,10 @@ impl StateDir {
             Err(error) => return Err(error).with_context(tried).or_hint(OTHER_DIR_HINT),
         }
         fsync(&self.directory).with_context(tried)?;
-        let lock_dir = self.lock_dir(name)?;
+        let lock_dir = self.open_lock_dir(name)?;
         let lock_dir = lock_dir.ok_or_else(|| anyhow!("{}: it was removed again", tried()))?;
         self.mend(&lock_dir);
+        self.check(&lock_dir)?;
         Ok(lock_dir)
     }
 
@@ -189,10 +212,11 @@ impl StateDir {
         Ok(())
     }
 
-    /// Sets the mode of a directory of our own.
+    /// Sets the mode of a directory of our own, unless everybody could write to it and may have done so.
     fn mend(&self, lock_dir: &LockDir) {
         let is_wrong = |status: Stat| {
             status.st_uid == geteuid().as_raw()
+                && status.st_mode & 0o002 == 0
                 && Mode::from_raw_mode(status.st_mode) != self.rights.directory
         };
         if fstat(&lock_dir.directory).is_ok_and(is_wrong) {
@@ -223,10 +247,6 @@ fn directory_name(name: &LockName) -> Result<String, Failure> {
     Ok(directory)
 }
 
-fn cannot_use(path: &Path) -> String {
-    format!("cannot use the state folder '{}'", path.display())
-}
-
 fn not_opened(path: &Path, error: Errno) -> Failure {
     let now = statat(CWD, path, AtFlags::SYMLINK_NOFOLLOW);
     let kind = now.map(|status| FileType::from_raw_mode(status.st_mode));
@@ -241,24 +261,4 @@ fn not_opened(path: &Path, error: Errno) -> Failure {
         hint: Some(hint.to_owned()),
         ..anyhow!("{}: {why}", cannot_use(path)).into()
     }
-}
-
-/// Refuses a directory in which another user could take our lock away.
-fn check_trusted(path: &Path, status: &Stat) -> Result<(), Failure> {
-    let us = geteuid().as_raw();
-    if ![0, us].contains(&status.st_uid) {
-        return Err(anyhow!(
-            "{}: it belongs to another user (uid {}, we are {us})",
-            cannot_use(path),
-            status.st_uid
-        ))
-        .or_hint("a folder for several users belongs to root and to their group: install -d -m 2770 -g GROUP DIR");
-    }
-    if status.st_mode & 0o002 != 0 {
-        return Err(anyhow!("{}: everybody may write to it", cannot_use(path))).or_hint(format!(
-            "chmod o-w '{}', or name another folder",
-            path.display()
-        ));
-    }
-    Ok(())
 }

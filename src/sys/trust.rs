@@ -18,6 +18,17 @@ pub(crate) fn is_secure_execution() -> bool {
     unsafe { libc::getauxval(libc::AT_SECURE) != 0 }
 }
 
+/// Whether this is the number of all users that have none in our user namespace (`user_namespaces(7)`), as root of the host
+/// has in a sandbox of another user.
+pub(crate) fn is_unmapped(user: u32) -> bool {
+    let number = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+    let map = number("/proc/self/uid_map");
+    let mut map = map.split_whitespace();
+    let all = ["0", "0", "4294967295"];
+    let is_initial = all.iter().all(|one| map.next() == Some(one));
+    !is_initial && number("/proc/sys/kernel/overflowuid").trim().parse() == Ok(user)
+}
+
 /// Whether every user can read this file. A group that may read it was chosen by its owner.
 pub(crate) fn is_public(file: &Metadata) -> bool {
     file.mode() & 0o004 != 0

@@ -5,8 +5,8 @@ use std::os::fd::AsRawFd as _;
 use std::process::Stdio;
 
 use crate::support::{
-    Dlock, Etcd, LIMIT, Link, Mode, Running, Scratch, Signal, Terminal, dlock_program, eventually,
-    unique,
+    Dlock, Etcd, LIMIT, Link, Mode, Running, Scratch, Signal, Terminal, as_user, dlock_program,
+    eventually, unique,
 };
 
 /// A hold of the lock `name` by this dlock, and the name that it gave itself.
@@ -61,17 +61,12 @@ fn no_other_process_is_ended_by_a_release() {
     let script = "echo on; exec sleep 600";
     is_spared(Dlock::program(["sh", "-c", script]));
     // Not even one that has the file of a hold of another user: a setuid program inherits it.
-    if rustix::process::geteuid().is_root() {
+    if let Some(other) = as_user(65534, 65534) {
         let file = rustix::fs::memfd_create("dlock-outcome", rustix::fs::MemfdFlags::empty());
         let file = file.expect("a file in memory");
         let number = file.as_raw_fd();
         let open = format!("readlink /proc/self/fd/{number} | grep -q dlock-outcome && {script}");
-        is_spared(Dlock::program(["sh", "-c", &open]).under([
-            "setpriv",
-            "--reuid=65534",
-            "--clear-groups",
-            "--",
-        ]));
+        is_spared(Dlock::program(["sh", "-c", &open]).under(other));
     }
 }
 

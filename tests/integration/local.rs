@@ -686,7 +686,7 @@ fn a_lock_is_held_without_a_command() {
     ))
     .finish()
     .expect_stdout("in\n1\n");
-    let mut holder = script("sleep 600").start();
+    let mut holder = script("exec sleep 600").start();
     holder.says("in");
     script("echo never")
         .finish()

@@ -378,14 +378,14 @@ fn a_script_holds_a_lock_for_the_rest_of_its_life() {
     script(&released)
         .finish()
         .expect_stdout(&format!("{name}\n1\n"));
-    let mut holder = script("sleep 600").start();
+    let mut holder = script("exec sleep 600").start();
     holder.says(&name);
     let busy = script("echo never").finish();
     busy.expect_code(75).expect_stdout("");
     let key = etcd.queue(&name).remove(0).key;
     etcd.ctl(&["del", &key]);
     holder.wait().expect_signal(Signal::TERM);
-    let mut killed = script("sleep 600");
+    let mut killed = script("exec sleep 600");
     killed = killed.env("LATE", "1");
     eventually(LIMIT, "the place is free", || etcd.queue(&name).is_empty());
     let mut holder = killed.start();

@@ -2,7 +2,7 @@
 //! It must not know what the files are for.
 
 use std::fs::{self, Permissions};
-use std::os::unix::fs::{PermissionsExt, chown, symlink};
+use std::os::unix::fs::{PermissionsExt, chown, lchown, symlink};
 
 use super::State;
 use crate::doctor::Diagnosis;
@@ -68,6 +68,86 @@ fn a_directory_that_others_can_change_is_refused() {
             "install -d",
         ],
     );
+}
+
+/// "Each directory above the state directory, and above each symbolic link that leads there, must belong to root or to the
+/// user" (dlock-local(7)): a user that may rename one of them replaces all locks.
+#[test]
+fn a_directory_below_one_that_others_can_change_is_refused() {
+    let mut state = State::new();
+    let above = state.folder.file("above");
+    fs::create_dir_all(format!("{above}/between")).expect("a new directory");
+    state.path = format!("{above}/between/state");
+    let because = |directory: &str| format!("can be replaced by others, because of '{directory}'");
+    let refused = |state: &State| is_refused(state, &[&because(&above)]);
+    // Before the directory is made, and then.
+    for _ in 0..2 {
+        for bits in [0o777, 0o757] {
+            mode(&above, bits);
+            refused(&state);
+        }
+        mode(&above, 0o1777);
+        state.run(&["job", "true"]).finish().expect_code(0);
+    }
+    mode(&above, 0o755);
+    // A link that this user has made leads on, to directories that count like the others.
+    let link = state.folder.file("link");
+    symlink(&above, &link).expect("a link");
+    let direct = std::mem::replace(&mut state.path, format!("{link}/../link/between/state"));
+    state.run(&["job", "true"]).finish().expect_code(0);
+    mode(&above, 0o777);
+    refused(&state);
+    mode(&above, 0o755);
+    if as_root().is_none() {
+        return;
+    }
+    // In a directory like /tmp, its owner can make the link lead elsewhere.
+    lchown(&link, Some(NOBODY), None).expect("root may");
+    state.run(&["job", "true"]).finish().expect_code(0);
+    mode(state.folder.path().to_str().expect("a plain path"), 0o1777);
+    is_refused(&state, &[&because(&link), "it belongs to user 65534"]);
+    state.path = direct;
+    state.run(&["job", "true"]).finish().expect_code(0);
+    // A group may write there if it shares the locks.
+    chown(&above, None, Some(4242)).expect("root may");
+    mode(&above, 0o775);
+    refused(&state);
+    chown(&state.path, None, Some(4242)).expect("root may");
+    mode(&state.path, 0o2770);
+    state.run(&["other", "true"]).finish().expect_code(0);
+    chown(&above, Some(NOBODY), None).expect("root may");
+    refused(&state);
+}
+
+/// "No directory of a lock may be writable for everybody" (dlock-local(7)), nor belong to another user, unless a group
+/// shares the state directory.
+#[test]
+fn a_lock_directory_that_others_can_change_is_refused() {
+    let state = State::new();
+    state.next_token();
+    let lock = format!("{}/job", state.path);
+    let because = format!("'{lock}' is not safe: ");
+    for bits in [0o777, 0o1777, 0o702] {
+        mode(&lock, bits);
+        is_refused(&state, &[&because, "everybody may write to it"]);
+        assert_eq!(mode_of(&lock), bits);
+    }
+    // One that a process has left before it could set the mode.
+    mode(&lock, 0o500);
+    state.next_token();
+    assert_eq!(mode_of(&lock), 0o700);
+    if as_root().is_none() {
+        return;
+    }
+    chown(&lock, Some(NOBODY), None).expect("root may");
+    is_refused(&state, &[&because, "it belongs to user 65534"]);
+    chown(&state.path, None, Some(4242)).expect("root may");
+    mode(&state.path, 0o2770);
+    state.run(&["job", "true"]).finish().expect_code(0);
+    // It is no member of that group that may write there.
+    chown(&lock, None, Some(4343)).expect("root may");
+    mode(&lock, 0o770);
+    is_refused(&state, &[&because, "group 4343 may write to it"]);
 }
 
 /// "neither it nor anything in it may be a symbolic link" (dlock-local(7))
