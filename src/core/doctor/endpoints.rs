@@ -79,9 +79,7 @@ pub fn check_endpoints(asked: &[Probe], asking: &ProbeSettings) -> Vec<Finding> 
                 bad,
                 "no renewal counts: this is an etcd gRPC proxy, which answers renewals by itself",
             )
-            .hinting(
-                "name the members' own addresses, or a TCP balancer: see PROXIES in dlock-etcd(7)",
-            );
+            .hinting(latency::USE_MEMBERS);
         }
         latency::check_latency(name, &answer.trial.proofs, asking.timings, bad)
     }));

@@ -12,6 +12,13 @@ const CHECK: &str = "latency";
 /// The intervals of `core::heartbeat` vary by a tenth; the longest one counts here.
 const JITTER: u32 = 10;
 
+/// The reason of a proof whose two requests different members answered.
+pub const DIVIDED: &str = "two members answered, as behind a proxy that divides requests";
+
+/// Hint for a proxy through which no lock can be proven.
+pub const USE_MEMBERS: &str =
+    "name the members' own addresses, or a TCP balancer: see PROXIES in dlock-etcd(7)";
+
 /// One proof as a renewal of `dlock run` makes it: its duration, or why it did not count.
 pub type Proof = Result<Duration, String>;
 
@@ -48,7 +55,10 @@ pub fn check_latency(
     let times: Vec<Duration> = proofs.iter().flatten().copied().collect();
     let failed = proofs.iter().find_map(|proof| proof.as_ref().err());
     let limit = timings.renew_timeout();
-    let slow = slow_hint(timings);
+    let slow = match failed.map(String::as_str) {
+        Some(DIVIDED) => USE_MEMBERS.to_owned(),
+        _ => slow_hint(timings),
+    };
     let Some(worst) = times.iter().max().copied() else {
         let cause = failed.map_or("none was tried", String::as_str);
         let says = format!(
@@ -119,6 +129,18 @@ mod tests {
 
     fn ms(millis: u64) -> Duration {
         Duration::from_millis(millis)
+    }
+
+    #[test]
+    fn a_proxy_that_divides_requests_gets_a_hint_of_its_own() {
+        let divided = || Err(DIVIDED.to_owned());
+        for proofs in [vec![divided()], vec![Ok(ms(2)), divided(), Ok(ms(2))]] {
+            let finding = check_latency("a", &proofs, timings(30), Level::Unusable);
+            assert_eq!(finding.hint.as_deref(), Some(USE_MEMBERS));
+        }
+        let late = [Err("no answer in time".to_owned())];
+        let finding = check_latency("a", &late, timings(30), Level::Unusable);
+        assert_ne!(finding.hint.as_deref(), Some(USE_MEMBERS));
     }
 
     #[test]

@@ -10,7 +10,7 @@ use super::super::connection::{Connection, within};
 use super::super::queue::{entry_id, reads_of};
 use super::super::renewal::KeepAlive;
 use crate::core::doctor::facts::{Complaint, Trial};
-use crate::core::doctor::latency::Proof;
+use crate::core::doctor::latency::{DIVIDED, Proof};
 use crate::core::keys::LockKeys;
 use crate::core::name::LockName;
 use crate::core::proof::{
@@ -175,9 +175,7 @@ impl TrialLock<'_> {
 fn explain(doubt: Inconclusive) -> &'static str {
     match doubt {
         Inconclusive::OtherCluster => "the answer came from another cluster",
-        Inconclusive::OtherMember => {
-            "two members answered, as behind a proxy that divides requests"
-        }
+        Inconclusive::OtherMember => DIVIDED,
         Inconclusive::OtherTerm => "a leader was being elected",
         Inconclusive::OlderRevision => "the server went back in time",
         Inconclusive::NoTimeLeft => "the server does not know the lease's time",
