@@ -12,11 +12,12 @@ use super::{block_on, failed};
 use crate::cli::look::{ListFormat, ListRequest};
 use crate::config::backend::BackendConfig;
 use crate::core::listing::{ListedEntry, ListedLock};
-use crate::core::text::table;
+use crate::core::text::{fit, table};
 use crate::lock::error::LockError;
 use crate::lock::reader::{LockReader, Selection, Snapshot};
 use crate::output::exit::{Exit, Failure};
 use crate::output::{events, stdout};
+use crate::sys::clock;
 
 /// Pause before the next request after an error.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
@@ -82,22 +83,23 @@ impl Viewer<'_> {
     async fn show(&self, format: ListFormat) -> Result<(String, Snapshot), LockError> {
         // A list keeps only its rows, a status keeps the whole lock.
         let (mut lines, mut rows, mut only) = (String::new(), heads(), None);
+        let (now, columns) = (clock::since_1970(), stdout::columns());
         let mut take = |lock: ListedLock| match self.which {
             Selection::One(_) => only = Some(lock),
             Selection::BeginningWith(_) if format.json => lines += &(lock.summary() + "\n"),
-            Selection::BeginningWith(_) => rows.extend(holder_rows(&lock)),
+            Selection::BeginningWith(_) => rows.extend(holder_rows(&lock, now)),
         };
         let snapshot = self.reader.read(self.which, &mut take).await?;
         let text = match self.which {
             Selection::BeginningWith(_) if format.json => lines,
-            Selection::BeginningWith(_) => table(&rows),
+            Selection::BeginningWith(_) => fitted(rows, &[0, 1], columns),
             Selection::One(name) => {
                 let free = || ListedLock::new(&name.encoded(), Vec::new());
                 let lock = only.unwrap_or_else(free);
                 if format.json {
                     lock.detail() + "\n"
                 } else {
-                    status(&lock)
+                    status(&lock, now, columns)
                 }
             }
         };
@@ -114,33 +116,44 @@ fn row(cells: &[&str]) -> Vec<String> {
 
 fn heads() -> Vec<Vec<String>> {
     vec![row(&[
-        "NAME", "WAITING", "HOLDER", "TOKEN", "MODE", "SINCE", "TTL LEFT", "COMMAND",
+        "NAME", "HOLDER", "WAITING", "TOKEN", "MODE", "AGE", "TTL LEFT", "COMMAND",
     ])]
 }
 
+/// A table in the width of the terminal, if there is one: `elastic` columns may be shortened.
+fn fitted(mut rows: Vec<Vec<String>>, elastic: &[usize], columns: Option<usize>) -> String {
+    if let Some(columns) = columns {
+        fit(&mut rows, elastic, columns);
+    }
+    table(&rows)
+}
+
 /// One line per holder; the first also has the lock's name and the number of waiters.
-fn holder_rows(lock: &ListedLock) -> Vec<Vec<String>> {
-    let mut first = [lock.shown_name(), lock.waiting().to_string()];
-    let mut holders: Vec<Vec<String>> = lock.holders().map(cells).collect();
+fn holder_rows(lock: &ListedLock, since_1970: Duration) -> Vec<Vec<String>> {
+    let (mut name, mut waiting) = (lock.shown_name(), lock.waiting().to_string());
+    let mut holders: Vec<Vec<String>> = lock
+        .holders()
+        .map(|it| [vec![it.owner_account()], cells(it, since_1970)].concat())
+        .collect();
     if holders.is_empty() {
         // The first waiter has no slot yet.
         holders.push(row(&["-"]));
     }
-    let line = |holder| {
-        let line = [first.to_vec(), holder].concat();
-        first = [String::new(), String::new()];
-        line
+    let line = |mut holder: Vec<String>| {
+        holder.insert(1, std::mem::take(&mut waiting));
+        holder.insert(0, std::mem::take(&mut name));
+        holder
     };
     holders.into_iter().map(line).collect()
 }
 
 /// The whole queue in order.
-fn status(lock: &ListedLock) -> String {
+fn status(lock: &ListedLock, since_1970: Duration, columns: Option<usize>) -> String {
     if lock.entries.is_empty() {
         return format!("{}: free\n", lock.shown_name());
     }
     let mut rows = vec![row(&[
-        "PLACE", "WHO", "TOKEN", "MODE", "SINCE", "TTL LEFT", "COMMAND",
+        "PLACE", "WHO", "TOKEN", "MODE", "AGE", "TTL LEFT", "COMMAND",
     ])];
     let mut entry = 0;
     for one in &lock.entries {
@@ -150,7 +163,7 @@ fn status(lock: &ListedLock) -> String {
             entry += 1;
             entry.to_string()
         };
-        rows.push([vec![which], cells(one)].concat());
+        rows.push([vec![which, one.owner()], cells(one, since_1970)].concat());
     }
     let permanent = lock.entries.iter().filter_map(|one| one.entry.permanent());
     let notes = permanent.map(|key| {
@@ -162,22 +175,21 @@ fn status(lock: &ListedLock) -> String {
         lock.shown_name(),
         lock.holders().count(),
         lock.waiting(),
-        table(&rows),
+        fitted(rows, &[1], columns),
         notes.collect::<String>()
     )
 }
 
-fn cells(entry: &ListedEntry) -> Vec<String> {
+fn cells(entry: &ListedEntry, since_1970: Duration) -> Vec<String> {
     let left = if entry.holds {
         entry.left()
     } else {
         String::new()
     };
     vec![
-        entry.owner(),
         entry.entry.token.to_string(),
         entry.state(),
-        entry.since(),
+        entry.age(since_1970),
         left,
         entry.note(),
     ]

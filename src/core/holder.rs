@@ -250,9 +250,13 @@ impl Holder {
 
     /// The age of the record, by two wall clocks; `None` if they contradict each other.
     pub fn age(&self, since_1970: Duration) -> Option<Duration> {
+        since_1970.checked_sub(self.queued_at()?)
+    }
+
+    /// The time since 1970 at which it was made, by its own wall clock.
+    pub fn queued_at(&self) -> Option<Duration> {
         let since = humantime::parse_rfc3339(&self.since).ok()?;
-        let since = since.duration_since(std::time::UNIX_EPOCH).ok()?;
-        since_1970.checked_sub(since)
+        since.duration_since(std::time::UNIX_EPOCH).ok()
     }
 }
 

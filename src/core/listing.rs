@@ -10,7 +10,7 @@ use super::holder::Holder;
 use super::name::LockName;
 use super::proof::LeaseId;
 use super::request::Mode;
-use super::text::{format_duration, json, printable};
+use super::text::{format_age, format_duration, json, printable, shown_name};
 
 /// One lock with its queue.
 #[derive(Clone, Debug)]
@@ -96,7 +96,7 @@ impl ListedLock {
 
     /// The name, safe for a terminal.
     pub fn shown_name(&self) -> String {
-        printable(&self.name)
+        shown_name(&self.name)
     }
 }
 
@@ -135,10 +135,18 @@ impl ListedEntry {
         (lease != LeaseId::NONE).then_some(lease)
     }
 
+    /// The owner without its process, for people.
+    pub fn owner_account(&self) -> String {
+        let record = self.entry.record.as_ref();
+        record.map_or_else(other_client, |record| {
+            printable(&format!("{}@{}", record.user, record.host))
+        })
+    }
+
     /// The owner, for people.
     pub fn owner(&self) -> String {
         let Some(record) = &self.entry.record else {
-            return "another client".to_owned();
+            return other_client();
         };
         printable(&format!(
             "{}@{} pid {}",
@@ -176,6 +184,15 @@ impl ListedEntry {
         mode
     }
 
+    /// The time since its record was made, by two wall clocks: `since_1970` is that of this machine.
+    pub fn age(&self, since_1970: Duration) -> String {
+        let Some(record) = &self.entry.record else {
+            return "-".to_owned();
+        };
+        let age = record.queued_at().map(|at| since_1970.saturating_sub(at));
+        age.map_or_else(|| "?".to_owned(), |age| format_age(age).to_string())
+    }
+
     /// The time of its record, by its own wall clock.
     pub fn since(&self) -> String {
         let record = self.entry.record.as_ref();
@@ -191,6 +208,10 @@ impl ListedEntry {
             (None, None) => "-".to_owned(),
         }
     }
+}
+
+fn other_client() -> String {
+    "another client".to_owned()
 }
 
 #[cfg(test)]
@@ -266,7 +287,7 @@ mod tests {
     #[test]
     fn a_free_lock_and_an_invalid_name_are_listed() {
         let lock = ListedLock::new("%zz\u{7}", Vec::new());
-        assert_eq!(lock.shown_name(), r"%zz\u{7}");
+        assert_eq!(lock.shown_name(), r"'%zz\u{7}'");
         assert!(lock.detail().contains("\"held\":false"));
     }
 

@@ -136,32 +136,106 @@ pub fn json(value: &impl Serialize) -> String {
     safe
 }
 
+/// The widest cell that widens its column. A longer one moves the rest of its own line only.
+const MAX_ALIGNED_COLUMNS: usize = 48;
+
 /// Lines in aligned columns, two blanks apart. The last cell of a line makes no column wider.
 pub fn table(rows: &[Vec<String>]) -> String {
-    let mut widths: Vec<usize> = Vec::new();
-    for row in rows {
-        widths.resize(widths.len().max(row.len()), 0);
-        for (width, cell) in widths
-            .iter_mut()
-            .zip(row.split_last().map_or(&[][..], |it| it.1))
-        {
-            *width = cell.width().max(*width);
-        }
-    }
+    let widths = column_widths(rows);
     let mut text = String::new();
     for row in rows {
         let mut line = String::new();
         for (cell, width) in row.iter().zip(&widths) {
             line.push_str(cell);
-            line.extend(std::iter::repeat_n(
-                ' ',
-                (width + 2).saturating_sub(cell.width()),
-            ));
+            let blanks = (width + 2).saturating_sub(cell.width()).max(2);
+            line.extend(std::iter::repeat_n(' ', blanks));
         }
         text += line.trim_end();
         text.push('\n');
     }
     text
+}
+
+fn column_widths(rows: &[Vec<String>]) -> Vec<usize> {
+    let mut widths: Vec<usize> = Vec::new();
+    for row in rows {
+        widths.resize(widths.len().max(row.len()), 0);
+        let cells = row.split_last().map_or(&[][..], |it| it.1);
+        for (width, cell) in widths.iter_mut().zip(cells) {
+            *width = cell.width().min(MAX_ALIGNED_COLUMNS).max(*width);
+        }
+    }
+    widths
+}
+
+/// The least columns of a cell that is shortened.
+const MIN_CELL_COLUMNS: usize = 12;
+
+/// Shortens cells so that the table fits `columns`, if that is possible: those of the last column first, then those of the
+/// `elastic` ones.
+pub fn fit(rows: &mut [Vec<String>], elastic: &[usize], columns: usize) {
+    let mut widths = column_widths(rows);
+    let Some(last) = widths.len().checked_sub(1) else {
+        return;
+    };
+    let before = |widths: &[usize]| widths[..last].iter().map(|width| width + 2).sum::<usize>();
+    let wanted = rows.iter().filter_map(|row| row.get(last));
+    let wanted = wanted.map(|cell| cell.width()).max().unwrap_or(0);
+    for &column in elastic {
+        let missing = (before(&widths) + wanted.min(MIN_CELL_COLUMNS)).saturating_sub(columns);
+        let floor = widths[column].min(MIN_CELL_COLUMNS);
+        widths[column] = widths[column].saturating_sub(missing).max(floor);
+    }
+    widths[last] = columns.saturating_sub(before(&widths)).max(ELLIPSIS.len());
+    for row in rows {
+        for column in elastic.iter().copied().chain([last]) {
+            if let Some(cell) = row.get_mut(column) {
+                *cell = elided(cell, widths[column]);
+            }
+        }
+    }
+}
+
+/// The name of a lock, in quotes if it could be taken for another text: with blanks, quotes, characters that are not seen,
+/// or letters that look like Latin ones beside Latin ones; those characters are escaped.
+pub fn shown_name(name: &str) -> String {
+    let latin = name.chars().any(|c| c.is_ascii_alphabetic());
+    let misleads = |c: char| is_hostile(c) || is_unseen(c) || (latin && looks_latin(c));
+    let quoted = |c: char| misleads(c) || c == ' ' || c == '\'' || c == '"';
+    if !name.is_empty() && !name.chars().any(quoted) {
+        return printable(name);
+    }
+    let mut shown = String::new();
+    for character in truncate(name, MAX_SHOWN_BYTES).chars() {
+        if character == '\'' || character.is_control() {
+            shown.extend(character.escape_default());
+        } else if misleads(character) {
+            shown.extend(character.escape_unicode());
+        } else {
+            shown.push(character);
+        }
+    }
+    format!("'{shown}'")
+}
+
+/// Blanks other than the usual one, and characters without a shape of their own.
+fn is_unseen(character: char) -> bool {
+    let unseen = matches!(
+        character,
+        '\u{ad}' | '\u{34f}' | '\u{180e}' | '\u{200b}'..='\u{200d}' | '\u{2060}'..='\u{2064}' | '\u{feff}'
+            | '\u{fe00}'..='\u{fe0f}' | '\u{e0000}'..='\u{e0fff}' | '\u{115f}' | '\u{1160}' | '\u{3164}' | '\u{ffa0}' | '\u{2800}'
+    );
+    unseen || (character.is_whitespace() && character != ' ')
+}
+
+/// Letters and digits of the blocks whose members look like ASCII: Greek, Cyrillic, Armenian, Cherokee, letterlike symbols,
+/// numerals, full-width and mathematical forms (Unicode's confusables, UTS 39).
+fn looks_latin(character: char) -> bool {
+    matches!(
+        character,
+        '\u{370}'..='\u{58f}' | '\u{13a0}'..='\u{13ff}' | '\u{1e00}'..='\u{1fff}' | '\u{2100}'..='\u{218f}'
+            | '\u{ab70}'..='\u{abbf}' | '\u{ff01}'..='\u{ff5e}' | '\u{1d400}'..='\u{1d7ff}'
+    )
 }
 
 /// Whether the character could mislead a terminal or a reader.
@@ -242,6 +316,69 @@ mod tests {
         assert_eq!(elided("deploy-production", 10), "depl...ion");
         assert_eq!(elided("漢漢漢漢漢漢", 9), "漢...漢");
         assert_eq!(elided("deploy", 2), "...");
+    }
+
+    #[test]
+    fn a_name_that_could_deceive_is_quoted() {
+        for name in ["deploy", "job/nightly:2", "größe", "выкатка", "部署", "~x"] {
+            assert_eq!(shown_name(name), name);
+        }
+        for (name, shown) in [
+            ("a b", "'a b'"),
+            (" deploy", "' deploy'"),
+            ("it's", r"'it\'s'"),
+            ("d\u{435}ploy", r"'d\u{435}ploy'"),
+            ("deploy\u{a0}", r"'deploy\u{a0}'"),
+            ("de\u{200b}ploy", r"'de\u{200b}ploy'"),
+            ("x\u{202e}y\u{7}", r"'x\u{202e}y\u{7}'"),
+            ("\u{ff44}eploy", r"'\u{ff44}eploy'"),
+            ("", "''"),
+        ] {
+            assert_eq!(shown_name(name), shown);
+        }
+    }
+
+    #[test]
+    fn a_long_cell_moves_its_own_line_only() {
+        let long = "x".repeat(255);
+        let rows = [
+            vec!["NAME".to_owned(), "N".to_owned()],
+            vec![long, "1".to_owned()],
+            vec!["a".to_owned(), "2".to_owned()],
+        ];
+        let text = table(&rows);
+        let columns: Vec<usize> = text.lines().map(str::len).collect();
+        assert_eq!(columns, [51, 258, 51]);
+    }
+
+    #[test]
+    fn a_table_fits_a_terminal() {
+        let rows = |name: &str, command: &str| {
+            [
+                ["NAME", "HOLDER", "N", "COMMAND"],
+                [name, "alice@db1 pid 12", "94", command],
+            ]
+            .map(|row| row.map(str::to_owned).to_vec())
+        };
+        let shown = |name: &str, command: &str, columns| {
+            let mut rows = rows(name, command);
+            fit(&mut rows, &[0, 1], columns);
+            table(&rows)
+        };
+        assert_eq!(
+            shown("deploy", "deploy.sh", 60),
+            "NAME    HOLDER            N   COMMAND\ndeploy  alice@db1 pid 12  94  deploy.sh\n"
+        );
+        let long = "deploy/production/eu-central-1/frontend";
+        assert_eq!(
+            shown(long, "deploy.sh", 60),
+            "NAME                         HOLDER            N   COMMAND\n\
+             deploy/produ...l-1/frontend  alice@db1 pid 12  94  deploy.sh\n"
+        );
+        for columns in [50, 60, 80, 120] {
+            let text = shown(&"n".repeat(255), &"c".repeat(300), columns);
+            assert!(text.lines().all(|line| line.len() <= columns), "{text}");
+        }
     }
 
     #[test]

@@ -1,7 +1,19 @@
 //! The standard output of the sub-commands that print an answer.
 //! It must not know the answer.
 
-use std::io::{self, Write as _};
+use std::io::{self, IsTerminal as _, Write as _};
+
+use rustix::stdio::stdout;
+use rustix::termios::tcgetwinsize;
+
+/// The columns of the terminal; `None` if there is none, or if it does not say.
+pub(crate) fn columns() -> Option<usize> {
+    if !io::stdout().is_terminal() {
+        return None;
+    }
+    let columns = tcgetwinsize(stdout()).ok()?.ws_col;
+    (columns > 0).then(|| columns.into())
+}
 
 /// Prints `text`. Returns whether it is read: a reader that closed the pipe has read enough, which is no error.
 pub(crate) fn print(text: &str) -> io::Result<bool> {

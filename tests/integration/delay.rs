@@ -231,7 +231,7 @@ fn is_kept_out_by_a_place_that_is_taken_away(comes_before: bool) {
     let token = etcd.queue(&name)[0].create_revision.to_string();
     let line = ["break", &name, "--token", &token, "--yes"];
     let asked = Dlock::on(etcd).args(line).finish().expect_code(125);
-    asked.expect_stderr(&["a holder that vanished", "--now"]);
+    asked.expect_stderr(&["a vanished holder", "--now"]);
     let outcome = Dlock::on(etcd).args(line).args(["--now"]).finish();
     let outcome = outcome.expect_code(0);
     assert!(outcome.stderr.contains("may run on for 14s"), "{outcome:?}");

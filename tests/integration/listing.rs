@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 
 use serde_json::Value;
 
-use crate::support::{Dlock, Etcd};
+use crate::support::{Dlock, Etcd, Terminal, hold};
 
 /// etcdctl with `input` on its stdin: text that does not fit on a command line.
 pub(crate) fn feed(etcd: &Etcd, args: &[&str], input: &str) {
@@ -60,6 +60,58 @@ fn many_locks_are_listed_page_by_page() {
     let table = Dlock::on(&etcd).args(["ls"]).finish().expect_code(0).stdout;
     assert_eq!(table.lines().count(), 1 + LOCKS);
     assert_eq!(listed(&etcd, "job-007").len(), 10);
+}
+
+/// "On a terminal the table fits its width" (dlock-ls(1)): one long name costs the other lines nothing, and a name that could
+/// deceive is in quotes.
+#[test]
+fn a_list_fits_the_terminal() {
+    let etcd = Etcd::start();
+    for name in [
+        "n".repeat(255),
+        "a%20b".to_owned(),
+        "d%D0%B5ploy".to_owned(),
+    ] {
+        etcd.ctl(&["put", &format!("dlock/lock/{name}/1"), "x"]);
+    }
+    let _holder = hold(Dlock::on(&etcd), &["--note=release 7"], "job");
+    let dlock = env!("CARGO_BIN_EXE_dlock");
+    let mut terminal = Terminal::of_kind(&etcd.endpoint(), "xterm");
+    terminal.line("stty cols 80");
+    terminal.prompts();
+    terminal.line(&format!("{dlock} ls; echo done-$((3+4))"));
+    terminal.await_text("done-7");
+    let screen = terminal.everything();
+    let table: Vec<&str> = screen
+        .lines()
+        .skip_while(|line| !line.contains("NAME "))
+        .take(5)
+        .collect();
+    assert!(
+        table[0].contains("NAME") && table[0].contains("HOLDER"),
+        "{table:#?}"
+    );
+    for line in &table {
+        // The prompt is before the head.
+        let shown = &line[line.find("NAME ").unwrap_or(0)..];
+        assert!(shown.trim_end().len() <= 80, "{table:#?}");
+    }
+    let piped = Dlock::on(&etcd).args(["ls"]).finish().expect_code(0).stdout;
+    for (begins, ends) in [
+        ("'a b' ", ""),
+        (r"'d\u{435}ploy' ", ""),
+        (&format!("{}  another client", "n".repeat(255)), ""),
+        ("job ", "sh \"release 7\""),
+    ] {
+        let found = |line: &str| line.starts_with(begins) && line.ends_with(ends);
+        assert!(piped.lines().any(found), "{begins}: {piped}");
+    }
+    assert!(
+        piped.starts_with("NAME ") && piped.find("HOLDER") < piped.find("WAITING"),
+        "{piped}"
+    );
+    let shortest = piped.lines().map(str::len).min();
+    assert!(shortest.is_some_and(|length| length < 140), "{piped}");
 }
 
 /// "tolerant of foreign or broken records": values that are far too long, control characters in names and records.
