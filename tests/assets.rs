@@ -119,11 +119,11 @@ fn verbatim(text: &str) -> String {
     escaped
 }
 
-/// Every file below `man/recipes`, as `FOLDER/FILE`.
+/// Every file below `man/recipes`, as `DIRECTORY/FILE`.
 fn recipes() -> Vec<String> {
     let names = |path: &str| {
-        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
-        let entries = fs::read_dir(folder).unwrap();
+        let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
+        let entries = fs::read_dir(directory).unwrap();
         entries.map(|entry| entry.unwrap().file_name().into_string().unwrap())
     };
     names("man/recipes")
@@ -292,8 +292,8 @@ fn timeline() -> String {
 
 /// Every page, as `NAME.SECTION`, and its text, in the order of the names.
 fn all_pages() -> Vec<(String, String)> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("man/notes");
-    let paths = fs::read_dir(folder)
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("man/notes");
+    let paths = fs::read_dir(directory)
         .unwrap()
         .map(|entry| entry.unwrap().path());
     let roff = paths.filter(|path| path.extension().is_some_and(|it| it == "roff"));
@@ -330,8 +330,8 @@ fn man_pages() {
 fn pages_in_markdown() {
     let pages = all_pages();
     let names: BTreeSet<String> = pages.iter().map(|(name, _)| name.clone()).collect();
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/man");
-    for entry in fs::read_dir(folder).unwrap() {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/man");
+    for entry in fs::read_dir(directory).unwrap() {
         let file = entry.unwrap().file_name().into_string().unwrap();
         let page = file.strip_suffix(".md").unwrap();
         let is_known = page == "README" || names.contains(page);
@@ -435,9 +435,9 @@ fn every_event_is_in_the_page_and_in_the_code() {
 }
 
 /// All compiled code except the table of events itself, without its tests.
-fn source_of(folder: &Path) -> String {
+fn source_of(directory: &Path) -> String {
     let mut source = String::new();
-    for entry in fs::read_dir(folder).unwrap() {
+    for entry in fs::read_dir(directory).unwrap() {
         let path = entry.unwrap().path();
         if path.is_dir() {
             source += &source_of(&path);

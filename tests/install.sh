@@ -15,7 +15,7 @@ use() {
     [ "$("$@" completions bash | head -c 1)" = '#' ] || fail "$* has no completions"
 }
 
-# Manual pages for all that dlock can do, and completions; below a folder such as /usr.
+# Manual pages for all that dlock can do, and completions; below a directory such as /usr.
 look_at() {
     local page
     for page in man/*.[1-8]; do

@@ -9,8 +9,8 @@ use std::process::Command;
 use dlock::cli;
 
 fn pages() -> Vec<PathBuf> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("man");
-    let entries = fs::read_dir(folder).unwrap();
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("man");
+    let entries = fs::read_dir(directory).unwrap();
     let paths = entries.map(|entry| entry.unwrap().path());
     let pages: Vec<_> = paths.filter(|path| path.is_file()).collect();
     assert!(pages.len() > 10);
@@ -104,8 +104,8 @@ fn every_link_of_the_documents_leads_to_a_file() {
             if target.starts_with("https:") || target.is_empty() {
                 continue;
             }
-            let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
-            let file = folder.parent().unwrap().join(target);
+            let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
+            let file = directory.parent().unwrap().join(target);
             assert!(file.is_file(), "{path} links to {target}");
             count += 1;
         }
@@ -295,11 +295,11 @@ fn every_page_is_named_under_see_also_of_another() {
 /// `make html`: the index has every page, and each link leads to a page.
 #[test]
 fn the_pages_in_html_have_an_index_and_links() {
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("html");
+    let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join("html");
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/html.sh");
-    let made = Command::new(script).arg(&folder).output().unwrap();
+    let made = Command::new(script).arg(&directory).output().unwrap();
     assert!(made.status.success() && made.stderr.is_empty(), "{made:?}");
-    let read = |file: &str| fs::read_to_string(folder.join(file)).unwrap();
+    let read = |file: &str| fs::read_to_string(directory.join(file)).unwrap();
     let index = read("index.html");
     for page in pages() {
         let file = format!("{}.html", name(&page));
@@ -312,7 +312,10 @@ fn the_pages_in_html_have_an_index_and_links() {
             .filter(|link| !link.starts_with('#'))
             .collect();
         for link in &links {
-            assert!(folder.join(link).is_file(), "{file} has a link to {link}");
+            assert!(
+                directory.join(link).is_file(),
+                "{file} has a link to {link}"
+            );
         }
         // The index and the style are linked everywhere.
         assert!(links.len() >= 2 + see_also(&page).len().min(1), "{file}");
@@ -326,8 +329,8 @@ fn words_of(text: &str) -> String {
 }
 
 /// The sources below a directory.
-fn sources(folder: &Path, found: &mut Vec<PathBuf>) {
-    for entry in fs::read_dir(folder).unwrap() {
+fn sources(directory: &Path, found: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(directory).unwrap() {
         let path = entry.unwrap().path();
         if path.is_dir() {
             sources(&path, found);
@@ -352,9 +355,9 @@ fn every_quoted_sentence_is_in_its_page() {
         })
         .collect();
     let mut files = Vec::new();
-    for folder in ["src", "tests"] {
+    for directory in ["src", "tests"] {
         sources(
-            &Path::new(env!("CARGO_MANIFEST_DIR")).join(folder),
+            &Path::new(env!("CARGO_MANIFEST_DIR")).join(directory),
             &mut files,
         );
     }

@@ -5,9 +5,9 @@ pub(crate) mod connection;
 pub(crate) mod doctor;
 pub(crate) mod fence;
 pub(crate) mod hold;
+pub(crate) mod inspect;
 mod local;
 pub(crate) mod lock;
-pub(crate) mod look;
 pub(crate) mod partial;
 pub(crate) mod run;
 mod signal;
@@ -103,13 +103,13 @@ enum Command {
         alias = "list",
         after_help = examples_with_etcd!("ls", "dlock ls", "dlock ls --watch deploy", "dlock ls --json | jq -r .name")
     )]
-    Ls(look::ListArgs),
+    Ls(inspect::ListArgs),
     /// Show the holders and waiters of a lock
     #[command(after_help = examples_with_etcd!("status", "dlock status deploy", "dlock status --held deploy && echo busy"))]
-    Status(look::StatusArgs),
+    Status(inspect::StatusArgs),
     /// Test whether a token still holds its lock
     #[command(after_help = examples_with_etcd!("check", "dlock check || exit", "dlock check --name deploy --token 4711"))]
-    Check(look::CheckArgs),
+    Check(inspect::CheckArgs),
     /// Ask a holder or waiter to give up a lock
     #[command(
         override_usage = "dlock break [OPTIONS] NAME --token NUMBER",
@@ -118,7 +118,7 @@ enum Command {
             "dlock break deploy --token 4711 --reason 'release freeze'"
         )
     )]
-    Break(look::BreakArgs),
+    Break(inspect::BreakArgs),
     /// Refuse a token lower than the highest seen, else run a command
     #[command(
         override_usage = "dlock fence [OPTIONS] FILE [[--] COMMAND [ARG]...]\n       dlock fence FILE --peek [--name NAME]\n       dlock fence FILE --reset NUMBER [--name NAME]",
@@ -168,9 +168,9 @@ pub(crate) enum Work {
     Run(BackendConfig, run::Options),
     Fence(fence::Options),
     Hold(BackendConfig, hold::Options),
-    List(BackendConfig, look::ListRequest),
-    Check(BackendConfig, look::Check),
-    Break(Settings, look::Break),
+    List(BackendConfig, inspect::ListRequest),
+    Check(BackendConfig, inspect::Check),
+    Break(Settings, inspect::Break),
     /// The id of the process that holds the lock.
     Release(String),
     Doctor(BackendConfig, doctor::Options),

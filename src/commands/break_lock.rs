@@ -8,7 +8,7 @@ use anyhow::anyhow;
 use tracing::warn;
 
 use super::{block_on, failed};
-use crate::cli::look::Break;
+use crate::cli::inspect::Break;
 use crate::config::Settings;
 use crate::core::blockers::QueueEntry;
 use crate::core::holder::{StopKind, StopRequest};

@@ -7,7 +7,7 @@ use anyhow::anyhow;
 
 use super::select_backend::reader;
 use super::{block_on_and_end_threads, failed};
-use crate::cli::look::Check;
+use crate::cli::inspect::Check;
 use crate::config::backend::BackendConfig;
 use crate::core::name::{LockName, Scope};
 use crate::core::proof::FencingToken;

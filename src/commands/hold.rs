@@ -45,7 +45,7 @@ pub(super) fn hold(backend: &BackendConfig, options: &Options) -> Result<Exit, F
     let hold_lock = |background| {
         let outcome =
             OutcomeFile::create().context("cannot make a file for dlock release to read")?;
-        report_files.record(|stats| {
+        report_files.record(backend, |stats| {
             let ended = hold_lock(
                 backend,
                 options,

@@ -9,7 +9,7 @@ use tracing::warn;
 
 use super::select_backend::reader;
 use super::{block_on, failed};
-use crate::cli::look::{ListFormat, ListRequest};
+use crate::cli::inspect::{ListFormat, ListRequest};
 use crate::config::backend::BackendConfig;
 use crate::core::listing::{ListedEntry, ListedLock};
 use crate::core::text::{fit, table};

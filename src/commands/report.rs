@@ -11,6 +11,7 @@ use tracing::warn;
 
 use super::run_end::RunEnd;
 use crate::cli::lock;
+use crate::config::backend::BackendConfig;
 use crate::core::name::LockName;
 use crate::core::run_stats::{RunReport, RunStats};
 use crate::core::text::seconds;
@@ -129,6 +130,7 @@ impl<'a> ReportFiles<'a> {
     /// Does the work and writes the files. A file that cannot be written is only a warning: the exit status is that of the work.
     pub(super) fn record(
         &self,
+        backend: &BackendConfig,
         work: impl FnOnce(&mut RunStats) -> Result<RunEnd, Failure>,
     ) -> Result<Exit, Failure> {
         let began = clock::wall_clock();
@@ -152,6 +154,7 @@ impl<'a> ReportFiles<'a> {
             held_seconds: seconds(stats.held(now)),
             proofs: stats.proofs,
             smallest_slack_seconds: stats.smallest_slack.map(seconds),
+            endpoints_from: backend.endpoints_source().map(str::to_owned),
         };
         if let Some(target) = &self.report {
             warn_not_written(target.path(), target.write(&report));

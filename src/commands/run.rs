@@ -27,7 +27,9 @@ pub(super) fn run(backend: &BackendConfig, options: &Options) -> Result<Exit, Fa
         kept: report_files.stream().into_iter().collect(),
         ..LaunchOptions::default()
     };
-    report_files.record(|stats| execute(backend, options, launch_options, stats))
+    report_files.record(backend, |stats| {
+        execute(backend, options, launch_options, stats)
+    })
 }
 
 fn execute(

@@ -21,6 +21,19 @@ pub(crate) enum BackendConfig {
     Local(PathBuf),
 }
 
+impl BackendConfig {
+    /// Where the endpoints were set, for people; `None` without etcd.
+    pub(crate) fn endpoints_source(&self) -> Option<&str> {
+        match self {
+            Self::Etcd(settings) => {
+                let source = settings.endpoints_source.as_deref();
+                Some(source.unwrap_or("built-in default"))
+            }
+            Self::Local(_) => None,
+        }
+    }
+}
+
 /// The kind of backend, without its settings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum BackendKind {
@@ -57,7 +70,7 @@ pub(crate) fn local(layers: &Layers) -> Result<Option<(SettingValue, PathBuf)>, 
         Some(on) => Ok(Some(on)),
         // A typing error must not become a directory.
         None if !text.contains('/') => Err(format!(
-            "expected true, false or a folder with a slash in it: ./{text}"
+            "expected true, false or a directory with a slash in it: ./{text}"
         )),
         None => Ok(None),
     })?;
@@ -80,6 +93,6 @@ fn default_dir(layers: &Layers) -> Result<PathBuf, Failure> {
         path.filter(|path| path.is_absolute())
     };
     let state = absolute("XDG_STATE_HOME").or_else(|| Some(absolute("HOME")?.join(".local/state")));
-    let state = state.ok_or_else(|| anyhow!("no folder for local locks: HOME is not set"));
+    let state = state.ok_or_else(|| anyhow!("no directory for local locks: HOME is not set"));
     Ok(state.or_hint("--local=DIR names one")?.join("dlock"))
 }

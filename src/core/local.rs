@@ -120,12 +120,12 @@ pub fn is_unnumbered(file: &str) -> bool {
 
 /// The temporary name of a lock's directory until its mode is set. No lock name gives such a directory name, see
 /// [`directory_of`].
-pub fn unfinished_folder(random: u64) -> String {
+pub fn unfinished_directory(random: u64) -> String {
     format!(".new.{random:016x}")
 }
 
 /// Whether a directory has such a name.
-pub fn is_unfinished_folder(name: &str) -> bool {
+pub fn is_unfinished_directory(name: &str) -> bool {
     name.starts_with(".new.")
 }
 
@@ -271,11 +271,11 @@ mod tests {
             assert_eq!(cooled(file), None, "{file}");
         }
         assert!(is_unnumbered(&unnumbered(7)));
-        assert!(is_unfinished_folder(&unfinished_folder(7)));
-        assert_eq!(name_of(&unfinished_folder(7)), None);
+        assert!(is_unfinished_directory(&unfinished_directory(7)));
+        assert_eq!(name_of(&unfinished_directory(7)), None);
         for name in [".new.7", "new.7"] {
             let name = name.parse::<LockName>().unwrap();
-            assert!(!is_unfinished_folder(&directory_of(&name)), "{name}");
+            assert!(!is_unfinished_directory(&directory_of(&name)), "{name}");
         }
         assert!(is_unfinished_lock("token.lock.7f.new"));
         assert!(is_unfinished_lock("slots.lock.7f.new"));

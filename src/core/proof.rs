@@ -152,6 +152,12 @@ impl Ownership {
     }
 }
 
+/// Whether the members that an endpoint lists have these ids because it is an etcd gRPC proxy, which answers keepalives by
+/// itself: it lists itself, without an id (`server/proxy/grpcproxy/cluster.go`).
+pub fn is_grpc_proxy(members: impl IntoIterator<Item = u64>) -> bool {
+    members.into_iter().any(|id| id == 0)
+}
+
 #[cfg(test)]
 pub(crate) mod tests {
     use super::super::time::tests::at;

@@ -110,6 +110,8 @@ pub struct RunReport {
     /// The shortest time that was left until the stop deadline when a proof arrived; `None` without a renewal, zero when
     /// none arrived in time.
     pub smallest_slack_seconds: Option<f64>,
+    /// Where the endpoints of etcd were set; `None` without etcd.
+    pub endpoints_from: Option<String>,
 }
 
 impl RunStats {
@@ -240,13 +242,15 @@ mod tests {
             held_seconds: 6.5,
             proofs: 4,
             smallest_slack_seconds: Some(2.5),
+            endpoints_from: Some("built-in default".to_owned()),
         };
         assert_eq!(
             report.to_json(),
             concat!(
                 r#"{"name":"job","outcome":"completed","exit_code":0,"signal":null,"reason":null,"token":7,"#,
                 r#""began":"2026-11-23T10:00:00Z","ended":"2026-11-23T10:00:09Z","#,
-                r#""waited_seconds":2.5,"held_seconds":6.5,"proofs":4,"smallest_slack_seconds":2.5}"#,
+                r#""waited_seconds":2.5,"held_seconds":6.5,"proofs":4,"smallest_slack_seconds":2.5,"#,
+                r#""endpoints_from":"built-in default"}"#,
                 "\n"
             )
         );

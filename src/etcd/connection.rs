@@ -24,6 +24,7 @@ use super::login::Login;
 use super::tls;
 use crate::config::Tls;
 use crate::config::endpoint::Endpoint;
+use crate::core::proof::is_grpc_proxy;
 use crate::core::text::format_duration;
 
 /// The longest answer that dlock accepts. etcd takes values of up to 1.5 MiB, and a read of a queue has up to six of them;
@@ -87,10 +88,10 @@ pub(crate) async fn connect(
     Ok(Connection { client })
 }
 
-/// Whether an etcd gRPC proxy answers: it lists itself, as a member without an id (`server/proxy/grpcproxy/cluster.go`).
-pub(super) async fn is_grpc_proxy(etcd: &Connection, limit: Duration) -> bool {
+/// Whether an etcd gRPC proxy answers.
+pub(super) async fn answers_as_proxy(etcd: &Connection, limit: Duration) -> bool {
     let list = within(limit, etcd.client().cluster_client().member_list()).await;
-    list.is_ok_and(|list| list.members().iter().any(|member| member.id() == 0))
+    list.is_ok_and(|list| is_grpc_proxy(list.members().iter().map(etcd_client::Member::id)))
 }
 
 /// Bounds a request: after `limit` it fails.

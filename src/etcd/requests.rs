@@ -245,7 +245,9 @@ impl Requests {
     ) -> Result<Enqueued, LockError> {
         let header = self.queue.cluster.check_header(put.header())?;
         if !put.succeeded() {
-            return Err(LockError::retryable("the place was taken"));
+            return Err(LockError::retryable(
+                "the entry was created or given up before",
+            ));
         }
         self.shown.borrow_mut().changed = header.revision;
         // The txn itself made this revision, so it is our key's create revision.

@@ -2,7 +2,7 @@
 //! It must not know how an entry is created, nor how it is removed.
 
 use super::backend::{EtcdBackend, RETRY_PAUSE, command_variables};
-use super::connection::is_grpc_proxy;
+use super::connection::answers_as_proxy;
 use super::error::{ErrorKind, LockError};
 use super::prepare::Prepared;
 use super::queue::QueueView;
@@ -295,7 +295,7 @@ impl<'a> Waiter<'a> {
             &self.backend.requests.queue.cluster,
             self.timings.renew_timeout(),
         );
-        let asked = cluster.call(limit, async |etcd| Ok(is_grpc_proxy(&etcd, limit).await));
+        let asked = cluster.call(limit, async |etcd| Ok(answers_as_proxy(&etcd, limit).await));
         let proxy = cluster.name(cluster.current());
         matches!(asked.await, Ok(true)).then(|| {
             format!("'{proxy}' is an etcd gRPC proxy, which answers renewals by itself: name the members' own addresses or a TCP balancer")

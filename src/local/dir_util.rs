@@ -17,7 +17,7 @@ pub(super) const DIRECTORY_FLAGS: OFlags = OFlags::RDONLY
     .union(OFlags::CLOEXEC);
 
 /// Hint for an error that another state directory may avoid.
-pub(super) const OTHER_DIR_HINT: &str = "--local=DIR names another folder";
+pub(super) const OTHER_DIR_HINT: &str = "--local=DIR names another directory";
 
 /// Modes of new files in the state directory: for its owner, and for its group if that may write to the directory. A user
 /// who may only read gets none: a process that can open a file can flock it, and so block all others.
@@ -43,7 +43,7 @@ impl Modes {
 }
 
 pub(super) fn cannot_use(path: &Path) -> String {
-    format!("cannot use the state folder '{}'", path.display())
+    format!("cannot use the state directory '{}'", path.display())
 }
 
 /// The names in a directory that are valid UTF-8.

@@ -35,13 +35,13 @@ fn state(path: &Path) -> Result<StateDirState, Failure> {
 
 /// Checks that the directory, and those above it, can be made.
 fn check_creatable(path: &Path) -> Result<(), Failure> {
-    let path = std::path::absolute(path).context("cannot find out where the folder is")?;
+    let path = std::path::absolute(path).context("cannot find out where the directory is")?;
     let mut above = path.ancestors().skip(1);
     // The root always exists.
     let Some(above) = above.find(|above| above.exists()) else {
         return Ok(());
     };
     check_access(CWD, above, Access::WRITE_OK | Access::EXEC_OK)
-        .with_context(|| format!("cannot make a folder in '{}'", above.display()))
+        .with_context(|| format!("cannot make a directory in '{}'", above.display()))
         .or_hint(OTHER_DIR_HINT)
 }

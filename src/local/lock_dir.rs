@@ -77,7 +77,7 @@ impl LockDir {
     }
 
     pub(super) fn cannot_use(&self) -> String {
-        format!("cannot use the folder '{}'", self.path.display())
+        format!("cannot use the directory '{}'", self.path.display())
     }
 
     /// The file with this name, which is only replaced as a whole.

@@ -19,8 +19,8 @@ use super::dir_util::{DIRECTORY_FLAGS, Modes, OTHER_DIR_HINT, cannot_use, list, 
 use super::lock_dir::LockDir;
 use super::trusted::{check_above, check_lock_dir, check_state_dir};
 use crate::core::local::{
-    MAX_DIRECTORY_BYTES, directory_of, is_in_memory, is_unfinished_folder, name_of,
-    network_filesystem, unfinished_folder,
+    MAX_DIRECTORY_BYTES, directory_of, is_in_memory, is_unfinished_directory, name_of,
+    network_filesystem, unfinished_directory,
 };
 use crate::core::name::LockName;
 use crate::output::exit::{Failure, OrFail as _};
@@ -58,7 +58,7 @@ impl StateDir {
                 "{}: it is on {kind}, where a lock can vanish while its command runs (the server is restarted, or does not hear of this machine for a while), and nobody would know",
                 cannot_use(&path)
             ))
-            .or_hint("--local=DIR names a folder on a disk of this machine; for locks between machines there is etcd");
+            .or_hint("--local=DIR names a directory on a disk of this machine; for locks between machines there is etcd");
         }
         Ok(Some(Self {
             path,
@@ -74,7 +74,7 @@ impl StateDir {
             return Ok(root);
         }
         let made = DirBuilder::new().recursive(true).mode(0o700).create(path);
-        made.with_context(|| format!("cannot make the state folder '{}'", path.display()))
+        made.with_context(|| format!("cannot make the state directory '{}'", path.display()))
             .or_hint(OTHER_DIR_HINT)?;
         // Otherwise a power cut could remove the directory, and the tokens with it. The directories above it are
         // permanent, or not ours.
@@ -88,7 +88,7 @@ impl StateDir {
     /// Records a text as a lock does its token, without a trace; returns the time until the disk had it.
     pub(super) fn try_record(&self) -> Result<Duration, Failure> {
         let attempt = || -> Result<Duration, Errno> {
-            let name = unfinished_folder(random()?);
+            let name = unfinished_directory(random()?);
             let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
             let file = openat(&self.directory, &name, flags, self.rights.file)?;
             unlinkat(&self.directory, &name, AtFlags::empty())?;
@@ -147,12 +147,12 @@ impl StateDir {
         let directory = directory_name(name)?;
         let tried = || {
             format!(
-                "cannot make the folder '{}'",
+                "cannot make the directory '{}'",
                 self.path.join(&directory).display()
             )
         };
         self.sweep().with_context(tried)?;
-        match self.make_folder(&directory) {
+        match self.make_directory(&directory) {
             Err(Errno::EXIST) | Ok(()) => {}
             Err(error) => return Err(error).with_context(tried).or_hint(OTHER_DIR_HINT),
         }
@@ -166,9 +166,9 @@ impl StateDir {
 
     /// Creates a directory that appears under its name only with its mode set: the umask removes permissions, so a
     /// process killed in between would lock all others out.
-    fn make_folder(&self, name: &str) -> Result<(), Errno> {
+    fn make_directory(&self, name: &str) -> Result<(), Errno> {
         loop {
-            let unfinished = unfinished_folder(random()?);
+            let unfinished = unfinished_directory(random()?);
             mkdirat(&self.directory, &unfinished, self.rights.directory)?;
             let finish = || {
                 let directory =
@@ -201,7 +201,7 @@ impl StateDir {
     /// them.
     fn sweep(&self) -> Result<(), Errno> {
         let names = list(&self.directory)?;
-        for name in names.iter().filter(|name| is_unfinished_folder(name)) {
+        for name in names.iter().filter(|name| is_unfinished_directory(name)) {
             if let Ok(directory) = openat(&self.directory, name, DIRECTORY_FLAGS, Mode::empty())
                 && fstat(&directory).is_ok_and(|status| status.st_uid == geteuid().as_raw())
                 && flock(&directory, FlockOperation::NonBlockingLockExclusive).is_ok()
@@ -253,7 +253,7 @@ fn not_opened(path: &Path, error: Errno) -> Failure {
     let (why, hint) = match (error, kind) {
         (Errno::NOTDIR | Errno::LOOP, Ok(FileType::Symlink)) => (
             "it is a symbolic link".to_owned(),
-            "name the folder that it points to",
+            "name the directory that it points to",
         ),
         _ => (error.to_string(), OTHER_DIR_HINT),
     };

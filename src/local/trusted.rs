@@ -26,7 +26,7 @@ pub(super) fn check_state_dir(path: &Path, status: &Stat) -> Result<(), Failure>
             cannot_use(path),
             status.st_uid
         ))
-        .or_hint("a folder for several users belongs to root and to their group: install -d -m 2770 -g GROUP DIR");
+        .or_hint("a directory for several users belongs to root and to their group: install -d -m 2770 -g GROUP DIR");
     }
     refuse_public(path, path, status)
 }
@@ -56,7 +56,7 @@ pub(super) fn check_lock_dir(
         path.display()
     ))
     .or_hint(
-        "when the lock is free, remove that folder: dlock makes another one, with tokens from 1 on",
+        "when the lock is free, remove that directory: dlock makes another one, with tokens from 1 on",
     )
 }
 
@@ -74,7 +74,7 @@ fn refuse_public(state_dir: &Path, path: &Path, status: &Stat) -> Result<(), Fai
         cannot_use(state_dir)
     ))
     .or_hint(format!(
-        "chmod o-w '{}', or name another folder",
+        "chmod o-w '{}', or name another directory",
         path.display()
     ))
 }

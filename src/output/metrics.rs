@@ -223,6 +223,7 @@ mod tests {
             held_seconds: 2.25,
             proofs: 1,
             smallest_slack_seconds: None,
+            endpoints_from: None,
         }
     }
 

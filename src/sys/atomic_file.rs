@@ -66,7 +66,7 @@ impl AtomicFile {
         Ok(Self {
             path: path.to_owned(),
             directory: rustix::fs::open(directory, flags, Mode::empty())
-                .with_context(|| format!("cannot open the folder '{}'", directory.display()))?,
+                .with_context(|| format!("cannot open the directory '{}'", directory.display()))?,
             name: name.to_owned(),
             mode: None,
         })

@@ -306,21 +306,33 @@ fn an_unreadable_configuration_is_an_error() {
     set_mode(0o700);
 }
 
-/// "Without endpoints from an option, a variable or a file, dlock uses 127.0.0.1:2379", and `-v` tells so.
+/// "Without endpoints from an option, a variable or a file, dlock uses 127.0.0.1:2379", and `-v` tells so, as does the report.
 #[test]
 fn the_built_in_default_endpoint_is_told() {
     // Nothing listens there in a network of its own.
     let Some(alone) = in_namespaces(&["--net"]) else {
         return;
     };
-    let outcome = Dlock::nowhere()
-        .under(alone)
-        .args(["-v", "--connect-timeout=100ms"])
-        .run(["job", "true"])
-        .finish();
+    let dlock = || {
+        let dlock = Dlock::nowhere().under(&alone);
+        dlock.env("DLOCK_CONNECT_TIMEOUT", "100ms")
+    };
+    let outcome = dlock().args(["-v"]).run(["job", "true"]).finish();
     outcome.expect_code(125).expect_stderr(&[
         "no endpoints are set: using the built-in default 'http://127.0.0.1:2379'",
     ]);
+    for (options, source) in [
+        (&[][..], r#""endpoints_from":"built-in default""#),
+        (
+            &["--endpoints=127.0.0.1:1"],
+            r#""endpoints_from":"--endpoints""#,
+        ),
+        (&["--local"], r#""endpoints_from":null"#),
+    ] {
+        let line = [options, &["--report=-", "job", "true"]].concat();
+        let outcome = dlock().run(line).finish();
+        assert!(outcome.stdout.contains(source), "{outcome:?}");
+    }
 }
 
 /// "Unknown key in the file: error with the line."

@@ -295,6 +295,23 @@ fn a_lock_of_one_name_under_another_prefix_is_another_lock() {
     refused.expect_stderr(&["would wait for itself", "hint: "]);
 }
 
+/// "keys of different kinds must not collide whatever the prefix": a prefix whose keys would be those of locks under another one is
+/// refused, and the locks under that one stay free.
+#[test]
+fn a_prefix_whose_keys_are_those_of_other_locks_is_refused() {
+    let etcd = Etcd::start();
+    for kind in ["lock", "once", "released", "slot"] {
+        for prefix in [format!("dlock/{kind}"), format!("dlock/{kind}/")] {
+            let line = ["--prefix", &prefix, "--once-per=1h", "abc", "true"];
+            let refused = Dlock::on(&etcd).run(line).finish().expect_code(125);
+            refused.expect_stderr(&[&prefix, "are those of locks with the prefix 'dlock/'"]);
+        }
+        let free = Dlock::on(&etcd).run(["-n", kind, "true"]).finish();
+        free.expect_code(0).expect_silent();
+    }
+    etcd.assert_empty();
+}
+
 /// "126 / 127: command not executable / not found: found out before queueing"
 #[test]
 fn an_impossible_command_is_refused_before_queueing() {

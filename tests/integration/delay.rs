@@ -3,7 +3,10 @@
 
 use std::process::Stdio;
 
-use crate::support::{Dlock, Etcd, LIMIT, Oracle, Running, Signal, eventually, hold_open, unique};
+use crate::support::{
+    Direction, Dlock, Etcd, LIMIT, Link, Mode, Oracle, Running, Signal, eventually, hold_open,
+    unique,
+};
 
 /// A command that ignores everything but a kill.
 const STUBBORN: &str = "trap '' TERM; sleep 600; sleep 600; sleep 600";
@@ -178,6 +181,46 @@ fn a_grace_is_announced_as_often_as_it_changes() {
     for mut waiter in waiters {
         waiter.let_go().expect_code(0);
     }
+}
+
+/// "A stop request ... has to stay" in a record that its owner changes at the same time.
+#[test]
+fn a_stop_request_survives_an_announcement() {
+    let (etcd, name) = (Etcd::start(), unique("announced"));
+    let link = Link::to(etcd.port());
+    let mut holder = hold_open(Dlock::on(&etcd), &["-k0"], &name);
+    let waiter = Dlock::at(&link.endpoint()).run(["-k1", "--ttl=60", &name]);
+    let mut waiter = waiter.args(["echo", "never"]).start();
+    let own = etcd.queue_of(&name, 2).remove(1);
+    // Its announcement is on its way when the request is written.
+    let words = [own.key.as_str(), r#""grace_ms":5000"#];
+    link.snare(&words, &[(Direction::ToServer, Mode::Hold)]);
+    rewrite(&etcd, &name, 0, 5000);
+    eventually(LIMIT, "it announces", || link.sprung());
+    let token = own.create_revision.to_string();
+    let asking = ["break", &name, "--token", &token, "--yes", "--wait=1s"];
+    Dlock::on(&etcd).args(asking).finish().expect_code(75);
+    link.both(Mode::Pass);
+    waiter.wait().expect_code(75).expect_stdout("");
+    let words = |revision: u64| {
+        let revision = format!("--rev={revision}");
+        ["get", &own.key, "--print-value-only", &revision].map(str::to_owned)
+    };
+    let exists = |revision: &u64| {
+        let words = words(*revision);
+        etcd.try_ctl(&words.each_ref().map(String::as_str))
+    };
+    let revisions = (own.create_revision..).take_while(exists);
+    let versions = revisions.map(|revision| {
+        let words = words(revision);
+        etcd.ctl(&words.each_ref().map(String::as_str))
+    });
+    let versions: Vec<String> = versions
+        .filter(|value| value.contains("grace_ms"))
+        .collect();
+    let last = versions.last().expect("it was there");
+    assert!(last.contains(r#""asked":"#), "{versions:#?}");
+    holder.let_go().expect_code(0);
 }
 
 /// "A waiter starts only when the key of the one before it is gone": a release record does not count before that.

@@ -13,15 +13,15 @@ use crate::support::{
 
 /// A fence's file in a directory of its own.
 struct Fence {
-    folder: Scratch,
+    directory: Scratch,
     file: String,
 }
 
 impl Fence {
     fn new() -> Self {
-        let folder = Scratch::new();
-        let file = folder.file("fence");
-        Self { folder, file }
+        let directory = Scratch::new();
+        let file = directory.file("fence");
+        Self { directory, file }
     }
 
     fn with(text: &str) -> Self {
@@ -48,12 +48,12 @@ impl Fence {
     }
 
     fn text(&self) -> String {
-        self.folder.read("fence")
+        self.directory.read("fence")
     }
 
     /// All names in the directory.
     fn files(&self) -> Vec<String> {
-        let entries = fs::read_dir(self.folder.path()).expect("our own directory");
+        let entries = fs::read_dir(self.directory.path()).expect("our own directory");
         let name = |entry: std::io::Result<fs::DirEntry>| entry.expect("an entry").file_name();
         let mut names: Vec<String> = entries
             .map(|entry| name(entry).into_string().expect("a plain name"))
@@ -200,7 +200,7 @@ fn the_command_replaces_dlock() {
     let shell = |script: &str| fence.token(1).args(["sh", "-c", script]);
     shell("exit 7").finish().expect_code(7);
     shell("kill -9 $$").finish().expect_signal(Signal::KILL);
-    let script = fence.folder.write("script", "echo \"$0 $1\"\n");
+    let script = fence.directory.write("script", "echo \"$0 $1\"\n");
     fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).expect("our own file");
     let outcome = fence.token(1).args([&script, "one"]).finish();
     outcome
@@ -256,7 +256,7 @@ fn the_command_gets_what_the_caller_had() {
 /// A command that is accepted with `token`, reports that, and stays until it is ordered to end.
 fn visitor(fence: &Fence, token: u32) -> Running {
     let script = "echo in; echo $DLOCK_FENCING_TOKEN >>visits; read -r go; echo $DLOCK_FENCING_TOKEN out >>visits";
-    let setup = format!("cd {}", fence.folder.path().display());
+    let setup = format!("cd {}", fence.directory.path().display());
     let visitor = fence.token(token).args(["sh", "-c", script]);
     visitor.after(&setup).stdin(Stdio::piped()).start()
 }
@@ -293,7 +293,7 @@ fn an_older_writer_that_has_the_lock_ends_first() {
     newer.type_in("go\n");
     older.wait().expect_code(0);
     newer.wait().expect_code(0);
-    assert_eq!(fence.folder.read("visits"), "33\n33 out\n34\n34 out\n");
+    assert_eq!(fence.directory.read("visits"), "33\n33 out\n34\n34 out\n");
 }
 
 /// The token of a writer that waited is checked again.
@@ -305,7 +305,9 @@ fn a_writer_that_waited_too_long_is_refused() {
     let mut late = visitor(&fence, 2);
     waits(&mut late);
     // Writes the file directly, as if another writer had been faster.
-    fence.folder.write("fence", "dlock-fence 1\njob 3\nend\n");
+    fence
+        .directory
+        .write("fence", "dlock-fence 1\njob 3\nend\n");
     first.type_in("go\n");
     is_late(late.wait(), 2, 3);
 }
@@ -370,7 +372,7 @@ fn a_removed_lock_file_is_noticed_by_waiters() {
     first.says("in\n");
     let mut second = visitor(&fence, 2);
     waits(&mut second);
-    fs::remove_file(fence.folder.file("fence.lock")).expect("it is there");
+    fs::remove_file(fence.directory.file("fence.lock")).expect("it is there");
     let mut third = visitor(&fence, 3);
     third.says("in\n");
     first.type_in("go\n");
@@ -384,7 +386,7 @@ fn a_removed_lock_file_is_noticed_by_waiters() {
 #[test]
 fn concurrent_callers_run_one_at_a_time_and_the_number_never_falls() {
     let fence = Fence::new();
-    let log = fence.folder.file("log");
+    let log = fence.directory.file("log");
     let script = format!(
         "echo in $DLOCK_FENCING_TOKEN >>{log}; sleep 0.01; echo out $DLOCK_FENCING_TOKEN >>{log}"
     );
@@ -523,26 +525,26 @@ fn a_foreign_or_damaged_file_is_refused_and_left_as_it_is() {
 #[test]
 fn a_path_that_is_no_plain_file_is_refused() {
     let fence = Fence::new();
-    let folder = &fence.folder;
+    let directory = &fence.directory;
     fence.token(33).finish().expect_code(0);
-    symlink(&fence.file, folder.file("link")).expect("a link");
-    symlink(folder.file("nothing"), folder.file("dangling")).expect("a link");
-    fs::create_dir(folder.file("folder")).expect("a directory");
-    Dlock::program(["mkfifo", &folder.file("pipe")])
+    symlink(&fence.file, directory.file("link")).expect("a link");
+    symlink(directory.file("nothing"), directory.file("dangling")).expect("a link");
+    fs::create_dir(directory.file("directory")).expect("a directory");
+    Dlock::program(["mkfifo", &directory.file("pipe")])
         .finish()
         .expect_code(0);
     let before = fence.files();
     for (name, named) in [
-        (folder.file("link"), "symbolic link"),
-        (folder.file("dangling"), "symbolic link"),
-        (folder.file("folder"), "directory"),
-        (folder.file("pipe"), "not a plain file"),
+        (directory.file("link"), "symbolic link"),
+        (directory.file("dangling"), "symbolic link"),
+        (directory.file("directory"), "directory"),
+        (directory.file("pipe"), "not a plain file"),
         ("/dev/null".to_owned(), "not a plain file"),
         ("/".to_owned(), "names no file"),
         ("..".to_owned(), "names no file"),
-        (folder.file("no/such/file"), "no/such"),
-        (folder.file("fence/below"), "fence"),
-        (folder.file(&"x".repeat(300)), "too long"),
+        (directory.file("no/such/file"), "no/such"),
+        (directory.file("fence/below"), "fence"),
+        (directory.file(&"x".repeat(300)), "too long"),
     ] {
         let line = ["fence", &name, "--name=job", "--token=40", "echo", "x"];
         let outcome = Dlock::nowhere().args(line).finish();
@@ -559,8 +561,8 @@ fn a_path_that_is_no_plain_file_is_refused() {
 #[test]
 fn the_file_may_be_named_in_any_way() {
     let fence = Fence::new();
-    symlink(fence.folder.path(), fence.folder.file("way")).expect("a link");
-    let setup = format!("cd {}", fence.folder.path().display());
+    symlink(fence.directory.path(), fence.directory.file("way")).expect("a link");
+    let setup = format!("cd {}", fence.directory.path().display());
     for name in [
         "plain",
         "./here",
@@ -577,7 +579,7 @@ fn the_file_may_be_named_in_any_way() {
     }
     for name in ["plain", "here", "there", "-dash", "with blank", "tail"] {
         assert_eq!(
-            fence.folder.read(name),
+            fence.directory.read(name),
             "dlock-fence 1\njob 3\nend\n",
             "{name}"
         );
@@ -590,7 +592,7 @@ fn the_file_may_be_named_in_any_way() {
 fn the_permissions_of_the_file_stay() {
     let fence = Fence::new();
     let mode = |name: &str| {
-        let status = fs::metadata(fence.folder.file(name)).expect("it is there");
+        let status = fs::metadata(fence.directory.file(name)).expect("it is there");
         status.permissions().mode() & 0o7777
     };
     fence.token(1).after("umask 027").finish().expect_code(0);

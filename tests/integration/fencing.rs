@@ -59,13 +59,13 @@ const REDIS: Recipe = Recipe {
 
 /// A machine that follows a recipe: its directory has the recipe's files, and the report to be published.
 struct Machine {
-    folder: Scratch,
+    directory: Scratch,
     variables: Vec<(&'static str, String)>,
 }
 
 impl Machine {
     fn new(recipe: &Recipe, store: &dyn Store, checked: bool) -> Self {
-        let folder = Scratch::new();
+        let directory = Scratch::new();
         let recipes = Path::new(env!("CARGO_MANIFEST_DIR")).join("man/recipes");
         for entry in fs::read_dir(recipes.join(recipe.name)).expect("the recipe's directory") {
             let entry = entry.expect("an entry");
@@ -78,15 +78,18 @@ impl Machine {
             }
             let mode = entry.metadata().expect("it is there").permissions().mode();
             let permissions = fs::Permissions::from_mode(mode);
-            fs::set_permissions(folder.write(&name, &text), permissions).expect("our own file");
+            fs::set_permissions(directory.write(&name, &text), permissions).expect("our own file");
         }
         let variables = store.variables();
-        Self { folder, variables }
+        Self {
+            directory,
+            variables,
+        }
     }
 
     /// A program that starts in the machine's directory and finds the store.
     fn at_home(&self, program: Dlock) -> Dlock {
-        let home = format!("cd {}", self.folder.path().display());
+        let home = format!("cd {}", self.directory.path().display());
         let variables = self.variables.iter();
         variables.fold(program.after(&home), |program, (name, value)| {
             program.env(name, value)
@@ -101,7 +104,7 @@ impl Machine {
     }
 
     fn publish(&self, body: &str, token: u64) -> Outcome {
-        self.folder.write("report", body);
+        self.directory.write("report", body);
         self.script("publish", token).finish()
     }
 }
@@ -109,7 +112,7 @@ impl Machine {
 /// A holder that has its report and is about to publish it when its whole machine is paused.
 #[track_caller]
 fn paused_holder(etcd: &Etcd, machine: &Machine) -> Running {
-    machine.folder.write("report", "older");
+    machine.directory.write("report", "older");
     let script = "echo on; read -r go; ./publish; echo $? >status";
     let holder = Dlock::on(etcd).run(["--ttl=5", "report", "--", "sh", "-c", script]);
     let mut holder = machine.at_home(holder).stdin(Stdio::piped()).start();
@@ -127,7 +130,7 @@ fn paused_holder(etcd: &Etcd, machine: &Machine) -> Running {
 /// The next holder publishes its report.
 #[track_caller]
 fn next_holder(etcd: &Etcd, machine: &Machine) {
-    machine.folder.write("report", "newer");
+    machine.directory.write("report", "newer");
     let next = Dlock::on(etcd).run(["report", "--", "./publish"]);
     let mut next = machine.at_home(next).start();
     next.wait_within(LIMIT * 2).expect_code(0);
@@ -144,7 +147,7 @@ fn late_write(mut holder: Running, machine: &Machine) -> (String, Outcome) {
         process.signal(Signal::CONT);
     }
     let status = eventually(LIMIT, "the late write is over", || {
-        Some(machine.folder.read("status")).filter(|status| status.ends_with('\n'))
+        Some(machine.directory.read("status")).filter(|status| status.ends_with('\n'))
     });
     for process in paused {
         process.signal(Signal::CONT);
@@ -162,7 +165,7 @@ fn overtaken(
 ) -> (String, Outcome, String) {
     let machine = || Machine::new(recipe, store, checked);
     let (older, newer) = (machine(), machine());
-    store.prepare(&older.folder);
+    store.prepare(&older.directory);
     let holder = paused_holder(etcd, &older);
     next_holder(etcd, &newer);
     assert_eq!(store.report(), "newer");
@@ -235,7 +238,7 @@ const AWKWARD: &str = "it's \"10 %\" of\t$HOME \\n, ;)\n`two` 'lines";
 #[track_caller]
 fn lower_tokens_come_in_after_a_reset_only(recipe: &Recipe, store: &dyn Store) {
     let machine = Machine::new(recipe, store, true);
-    store.prepare(&machine.folder);
+    store.prepare(&machine.directory);
     let is_late = |token| {
         let outcome = machine.publish("late", token);
         assert_ne!(outcome.code(), Some(0), "{outcome:?}");
@@ -276,11 +279,11 @@ fn after_a_restore_of_etcd_the_stores_must_be_reset() {
     let beside = Machine::new(&SSH, &storage, true);
     let inside = Machine::new(&ETCD, &itself, true);
     let publish = |machine: &Machine, body| {
-        machine.folder.write("report", body);
+        machine.directory.write("report", body);
         let run = Dlock::on(&etcd).run(["report", "--", "./publish"]);
         machine.at_home(run).finish()
     };
-    let backup = beside.folder.file("backup");
+    let backup = beside.directory.file("backup");
     etcd.ctl(&["snapshot", "save", &backup]);
     for machine in [&inside, &beside, &beside] {
         publish(machine, "before").expect_code(0);
@@ -302,7 +305,7 @@ fn etcd_takes_what_its_holder_writes() {
     let etcd = Etcd::start();
     let store = EtcdItself::new(&etcd);
     let machine = Machine::new(&ETCD, &store, true);
-    machine.folder.write("report", AWKWARD);
+    machine.directory.write("report", AWKWARD);
     let run = Dlock::on(&etcd).run(["report", "--", "./publish"]);
     machine.at_home(run).finish().expect_code(0);
     assert_eq!(store.report(), AWKWARD);
@@ -315,9 +318,9 @@ fn etcd_takes_what_its_holder_writes() {
 fn they_do_not_meet_half_way(recipe: &Recipe, database: &Database) {
     let machine = || Machine::new(recipe, database, true);
     let (inside, older, newer) = (machine(), machine(), machine());
-    database.prepare(&inside.folder);
+    database.prepare(&inside.directory);
     inside.publish("by 1", 1).expect_code(0);
-    let write = inside.folder.read("write.sql");
+    let write = inside.directory.read("write.sql");
     let write = write.replace("BEGIN;", "").replace("COMMIT;", "");
     let mut session = inside
         .at_home(Dlock::program(["psql", "-Xq", "-v", "ON_ERROR_STOP=1"]))
@@ -328,7 +331,7 @@ fn they_do_not_meet_half_way(recipe: &Recipe, database: &Database) {
     session.type_in(&format!("BEGIN;\n{write}\n\\echo in\n"));
     session.says("in\n");
     let publish = |machine: &Machine, body, token| {
-        machine.folder.write("report", body);
+        machine.directory.write("report", body);
         machine.script("publish", token).start()
     };
     let mut older = publish(&older, "by 33", 33);
@@ -363,7 +366,7 @@ fn the_trigger_refuses_a_writer_without_a_token() {
     }
     let database = Database::new("reports");
     let machine = Machine::new(&POSTGRESQL_TRIGGER, &database, true);
-    database.prepare(&machine.folder);
+    database.prepare(&machine.directory);
     machine.publish("mine", 7).expect_code(0);
     for options in [
         "",

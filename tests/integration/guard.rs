@@ -36,6 +36,29 @@ fn a_killed_dlock_ends_its_tree() {
     });
 }
 
+/// A nested lock is not free while processes of its command live that ignore TERM, although the outer lock gives them hardly
+/// any time.
+#[test]
+fn a_nested_lock_is_held_until_the_last_process_of_its_command_is_dead() {
+    let (etcd, oracle) = (Etcd::shared(), Oracle::new());
+    let (outer, inner) = (unique("outer"), unique("inner"));
+    let children = "trap '' TERM; for i in $(seq 100); do sleep 600 & done; sleep 600";
+    let dlock = env!("CARGO_BIN_EXE_dlock");
+    let nested = Dlock::on(etcd)
+        .run(["-k300ms", "--max-hold=3s", &outer, "--"])
+        .args([dlock, "run", "-k3s", "--ttl=10", &inner, "--"])
+        .args(oracle.command(&["sh", "-c", children]));
+    let mut nested = nested.start();
+    oracle.entered(1);
+    let waiter = Dlock::on(etcd).run(["--ttl=10", &inner, "--"]);
+    let mut waiter = waiter.args(oracle.command(&["true"])).start();
+    etcd.queue_of(&inner, 2);
+    nested.wait().expect_code(124);
+    // At once, or when the lease of the nested dlock has ended.
+    waiter.wait_within(LIMIT * 2).expect_code(0);
+    assert_eq!(oracle.tokens().len(), 2);
+}
+
 /// A dlock killed while it waits leaves no process.
 #[test]
 fn a_killed_waiter_leaves_no_process() {

@@ -139,8 +139,8 @@ fn a_hold_that_ended_before_its_release_is_no_success() {
     holder.tree_dies();
     let mut releasing = release(&hold);
     eventually(LIMIT, "it waits for the end of the hold", || {
-        let folder = format!("/proc/{}/fd", releasing.process().0);
-        let open = std::fs::read_dir(folder).into_iter().flatten().flatten();
+        let directory = format!("/proc/{}/fd", releasing.process().0);
+        let open = std::fs::read_dir(directory).into_iter().flatten().flatten();
         let links = open.filter_map(|entry| std::fs::read_link(entry.path()).ok());
         links
             .into_iter()
@@ -177,17 +177,24 @@ fn a_script_that_checks_the_status_never_goes_on_without_the_lock() {
     let (mut holder, _) = hold(Dlock::on(etcd), &busy);
     for shell in ["bash", "dash", "zsh", "fish"] {
         let run = |hold: &str| {
+            // With the lines of dlock-hold(1) and dlock-release(1).
             let script = if shell == "fish" {
-                format!("set h ({hold} --pid $fish_pid); or exit; eval $h; echo in $DLOCK_NAME")
+                format!(
+                    "set h ({hold} --pid $fish_pid); or exit; eval $h; echo in $DLOCK_NAME
+                    {dlock} release; and set -e DLOCK_HELD DLOCK_HOLD; set -q DLOCK_HELD; or echo gone"
+                )
             } else {
-                format!("h=$({hold} --pid $$) || exit; eval \"$h\"; echo in $DLOCK_NAME")
+                format!(
+                    "h=$({hold} --pid $$) || exit; eval \"$h\"; echo in $DLOCK_NAME
+                    {dlock} release && unset DLOCK_HELD DLOCK_HOLD; echo \"${{DLOCK_HELD-gone}}\""
+                )
             };
-            let script = format!("{script}; {dlock} release");
             let run = Dlock::program([shell, "-c", &script]);
             run.env("DLOCK_ENDPOINTS", etcd.endpoint()).finish()
         };
         let held = run(&format!("{dlock} hold --background {name}"));
-        held.expect_code(0).expect_stdout(&format!("in {name}\n"));
+        let in_turn = format!("in {name}\ngone\n");
+        held.expect_code(0).expect_stdout(&in_turn);
         for (hold, code) in [
             (format!("{dlock} hold --bakground {name}"), 125),
             (format!("{dlock} hold --background -n {busy}"), 75),

@@ -16,15 +16,15 @@ use crate::support::{
 
 /// A state directory for one test.
 struct State {
-    folder: Scratch,
+    directory: Scratch,
     path: String,
 }
 
 impl State {
     fn new() -> Self {
-        let folder = Scratch::new();
-        let path = folder.file("state");
-        Self { folder, path }
+        let directory = Scratch::new();
+        let path = directory.file("state");
+        Self { directory, path }
     }
 
     /// dlock with the locks of this directory, and without any endpoint.
@@ -159,7 +159,7 @@ fn a_lock_name_is_not_a_path() {
             .expect_code(0)
             .expect_silent();
     }
-    let mut folders: Vec<String> = fs::read_dir(&state.path)
+    let mut directories: Vec<String> = fs::read_dir(&state.path)
         .expect("the state directory")
         .map(|entry| {
             entry
@@ -169,7 +169,7 @@ fn a_lock_name_is_not_a_path() {
                 .expect("ASCII")
         })
         .collect();
-    folders.sort();
+    directories.sort();
     let expected = [
         "%2E",
         "%2E.",
@@ -179,7 +179,7 @@ fn a_lock_name_is_not_a_path() {
         "a%2Fb",
         "token",
     ];
-    assert_eq!(folders, expected);
+    assert_eq!(directories, expected);
     let long = "ä".repeat(50);
     let outcome = state.run(&[&long, "echo", "never"]).finish();
     outcome.expect_code(125).expect_stdout("").expect_stderr(&[
@@ -302,7 +302,7 @@ fn a_writer_comes_in_its_turn() {
 #[test]
 fn slots_are_never_taken_twice() {
     let state = State::new();
-    let dir = state.folder.path().display();
+    let dir = state.directory.path().display();
     // The kernel's lock detects two holders with the same slot.
     let command = format!(
         "exec flock -n -E 99 {dir}/slot$DLOCK_SLOT sh -c 'echo $DLOCK_SLOT >>{dir}/seen; sleep 0.1'"
@@ -313,7 +313,7 @@ fn slots_are_never_taken_twice() {
     for mut run in runs {
         run.wait().expect_code(0).expect_silent();
     }
-    let seen = state.folder.read("seen");
+    let seen = state.directory.read("seen");
     let mut slots: Vec<&str> = seen.lines().collect();
     assert_eq!(slots.len(), 12);
     slots.sort_unstable();
@@ -388,8 +388,8 @@ fn a_lock_cools_down() {
     state.next_token();
     assert_eq!(state.files(), ["token", "token.lock"]);
     // Its own interpreter: only the start shows that there is none.
-    let broken = state.folder.file("broken");
-    state.folder.write("broken", &format!("#!{broken}\n"));
+    let broken = state.directory.file("broken");
+    state.directory.write("broken", &format!("#!{broken}\n"));
     fs::set_permissions(&broken, std::os::unix::fs::PermissionsExt::from_mode(0o755))
         .expect("our own file");
     let outcome = state.run(&["--min-hold=1h", "job", &broken]).finish();

@@ -48,6 +48,7 @@ fn a_report_is_written_for_every_outcome() {
         [
             "began",
             "ended",
+            "endpoints_from",
             "exit_code",
             "held_seconds",
             "name",
@@ -189,13 +190,13 @@ fn a_file_that_cannot_be_written_is_refused_before_queueing() {
     let home = Scratch::new();
     symlink(home.file("other"), home.file("link")).expect("a link");
     home.write("foreign.prom", "up 1\n");
-    fs::create_dir(home.file("folder")).expect("a directory");
-    let nowhere = home.file("no/folder/r");
+    fs::create_dir(home.file("directory")).expect("a directory");
+    let nowhere = home.file("no/directory/r");
     let cases = [
         ("--report", nowhere.clone()),
         ("--metrics", nowhere),
         ("--report", home.file("link")),
-        ("--report", home.file("folder")),
+        ("--report", home.file("directory")),
         ("--metrics", "/dev/null".to_owned()),
         ("--report", "/proc/r".to_owned()),
         ("--metrics", home.file("foreign.prom")),
@@ -233,9 +234,9 @@ fn a_report_that_fails_at_the_end_changes_no_status() {
     let etcd = Etcd::shared();
     let home = Scratch::new();
     for option in ["--report", "--metrics"] {
-        let folder = home.file(&unique("gone"));
-        fs::create_dir(&folder).expect("a directory");
-        let file = format!("{folder}/r");
+        let directory = home.file(&unique("gone"));
+        fs::create_dir(&directory).expect("a directory");
+        let file = format!("{directory}/r");
         Dlock::on(etcd)
             .run([
                 option,
@@ -243,11 +244,11 @@ fn a_report_that_fails_at_the_end_changes_no_status() {
                 &unique("gone"),
                 "sh",
                 "-c",
-                &format!("rm -r '{folder}'; exit 3"),
+                &format!("rm -r '{directory}'; exit 3"),
             ])
             .finish()
             .expect_code(3)
-            .expect_stderr(&["dlock: cannot write '", &folder]);
+            .expect_stderr(&["dlock: cannot write '", &directory]);
     }
     let file = home.write("kept.json", "");
     fs::set_permissions(&file, fs::Permissions::from_mode(0o640)).expect("our own file");

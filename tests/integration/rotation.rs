@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use crate::support::{
     Certificates, Direction, Dlock, Etcd, LIMIT, Link, Metrics, Scratch, boot_clock, dlock_program,
-    eventually, hold_open, let_pass, since,
+    eventually, hold_open, is_followed, let_pass, since,
 };
 
 /// A server with root and a user whose only role is readwrite on the prefix.
@@ -68,8 +68,8 @@ fn a_holder_and_a_waiter_go_on_when_the_password_file_is_right_again() {
     let etcd = with_passwords();
     let home = Scratch::new();
     let file = home.write_private("password", "first\n");
-    let mut holder = hold_open(as_team(&etcd, &file), &["--ttl=20"], "rotated");
-    let mut waiter = as_team(&etcd, &file)
+    let holder = hold_open(as_team(&etcd, &file), &["--ttl=20"], "rotated");
+    let waiter = as_team(&etcd, &file)
         .run(["--ttl=20", "rotated", "echo", "ran"])
         .start();
     etcd.queue_of("rotated", 2);
@@ -82,13 +82,7 @@ fn a_holder_and_a_waiter_go_on_when_the_password_file_is_right_again() {
     // Longer than the lock lives without a proof.
     let_pass(Duration::from_secs(18));
     logins.are_rare(2.0);
-    holder.let_go().expect_silent();
-    waiter
-        .wait()
-        .expect_code(0)
-        .expect_silent()
-        .expect_stdout("ran\n");
-    etcd.assert_empty();
+    is_followed(holder, waiter, &etcd);
 }
 
 /// "end a waiter with 125 when its place is surely gone"

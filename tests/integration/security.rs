@@ -9,8 +9,8 @@ use std::time::Duration;
 use rustix::fs::StatVfsMountFlags;
 
 use crate::support::{
-    Certificates, Dlock, Etcd, Link, Process, Running, as_root, dlock_program, hold_open, let_pass,
-    not_run,
+    Certificates, Dlock, Etcd, Link, Process, as_root, dlock_program, hold_open, is_followed,
+    let_pass, not_run,
 };
 
 /// A server with the minimum that dlock needs: a user whose only role is readwrite on the prefix.
@@ -24,18 +24,6 @@ fn with_passwords(flags: &[&str]) -> Etcd {
 /// dlock as that user.
 fn as_team(etcd: &Etcd) -> Dlock {
     Dlock::on(etcd).env("ETCDCTL_USER", "team:pass:word")
-}
-
-/// The holder ends, and the waiter behind it gets the lock.
-#[track_caller]
-fn is_followed(mut holder: Running, mut waiter: Running, etcd: &Etcd) {
-    holder.let_go().expect_silent();
-    waiter
-        .wait()
-        .expect_code(0)
-        .expect_silent()
-        .expect_stdout("ran\n");
-    etcd.assert_empty();
 }
 
 /// "TLS (server only, ...)"

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use super::latency::Proof;
-use crate::core::proof::Header;
+use crate::core::proof::{Header, is_grpc_proxy};
 
 pub(super) const NO_LEADER: &str = "most members of the cluster are down or cut off from this one, or their disks hang, or an election goes on: ask again in a few seconds";
 
@@ -62,9 +62,9 @@ pub struct Answer {
 }
 
 impl Answer {
-    /// Whether an etcd gRPC proxy answers: it lists itself, as a member without an id (`server/proxy/grpcproxy/cluster.go`).
+    /// Whether an etcd gRPC proxy answers.
     pub fn is_from_proxy(&self) -> bool {
-        self.members.iter().any(|member| member.id == 0)
+        is_grpc_proxy(self.members.iter().map(|member| member.id))
     }
 }
 

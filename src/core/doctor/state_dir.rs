@@ -62,7 +62,7 @@ pub fn check_state_dir(facts: &StateDirFacts) -> Finding {
         return Finding::ok(CHECK, path, &says);
     }
     Finding::warning(CHECK, path, &says)
-        .hinting("every run waits for that: name a folder on a quicker disk")
+        .hinting("every run waits for that: name a directory on a quicker disk")
 }
 
 #[cfg(test)]

@@ -72,13 +72,13 @@ impl Drop for Node {
     }
 }
 
-/// The output of a shell in `folder` for an example, with these variables.
-pub(super) fn shell(folder: &Scratch, text: &str, variables: &[(&str, &str)]) -> Outcome {
+/// The output of a shell in `directory` for an example, with these variables.
+pub(super) fn shell(directory: &Scratch, text: &str, variables: &[(&str, &str)]) -> Outcome {
     let program = Path::new(dlock_program()).parent().expect("a directory");
     let mut dlock = Dlock::program([
         "bash",
         "-c",
-        &format!("cd '{}'; {text}", folder.path().display()),
+        &format!("cd '{}'; {text}", directory.path().display()),
     ])
     .env("PATH", format!("{}:{}", program.display(), search_path()))
     .env("ETCDCTL_API", "3");
@@ -90,14 +90,14 @@ pub(super) fn shell(folder: &Scratch, text: &str, variables: &[(&str, &str)]) ->
 
 pub(super) fn story(blocks: &[Block]) {
     let mut pages = Pages(blocks.iter());
-    let folder = Scratch::new();
-    one_node(&mut pages, &folder);
+    let directory = Scratch::new();
+    one_node(&mut pages, &directory);
     // From here on one of the members is a script's own server: its ports and files replace those of the page.
-    let (_nodes, here) = three_nodes(&mut pages, &folder);
+    let (_nodes, here) = three_nodes(&mut pages, &directory);
     alarms(&mut pages);
     backup(&mut pages);
     let check = adapted(pages.next("dlock --endpoints https://etcd1"), &here);
-    let doctor = shell(&folder, &check, &[]);
+    let doctor = shell(&directory, &check, &[]);
     assert!(matches!(doctor.code(), Some(0 | 1)), "{doctor:?}");
     assert!(
         pages.0.next().is_none(),
@@ -105,12 +105,12 @@ pub(super) fn story(blocks: &[Block]) {
     );
 }
 
-fn one_node(pages: &mut Pages, folder: &Scratch) {
+fn one_node(pages: &mut Pages, directory: &Scratch) {
     let configuration =
         pages.next("ETCD_NAME=etcd1\nETCD_DATA_DIR=/var/lib/etcd/default\nETCD_LISTEN");
     let (client, peer) = (free_port(), free_port());
     let replaced = HashMap::from([
-        ("/var/lib/etcd/default".to_owned(), folder.file("one")),
+        ("/var/lib/etcd/default".to_owned(), directory.file("one")),
         (":2379".to_owned(), format!(":{client}")),
     ]);
     // With one node no client uses the peers' port, but the test has others beside it.
@@ -120,14 +120,14 @@ fn one_node(pages: &mut Pages, folder: &Scratch) {
     );
     let _node = Node::start(
         "etcd",
-        &folder.path().join("one.log"),
+        &directory.path().join("one.log"),
         &configuration,
         &replaced,
     );
     let endpoint = format!("http://127.0.0.1:{client}");
     let try_it = pages.next("etcdctl endpoint health");
     eventually(LIMIT, "one node serves", || {
-        let said = shell(folder, &try_it, &[("ETCDCTL_ENDPOINTS", &endpoint)]);
+        let said = shell(directory, &try_it, &[("ETCDCTL_ENDPOINTS", &endpoint)]);
         said.stdout.ends_with("it works\n").then_some(())
     });
 }
@@ -138,17 +138,17 @@ fn adapted(text: String, here: &HashMap<String, String>) -> String {
 }
 
 /// The nodes, and the paths and addresses of the test that replace those of the page.
-fn three_nodes(pages: &mut Pages, folder: &Scratch) -> (Vec<Node>, HashMap<String, String>) {
-    let made = shell(folder, &pages.next("set -eu\numask 077\nnew_key="), &[]).expect_code(0);
+fn three_nodes(pages: &mut Pages, directory: &Scratch) -> (Vec<Node>, HashMap<String, String>) {
+    let made = shell(directory, &pages.next("set -eu\numask 077\nnew_key="), &[]).expect_code(0);
     assert!(!made.stderr.contains("rror"), "{made:?}");
     for host in ["etcd1", "etcd2", "etcd3"] {
         let verify = format!("openssl verify -CAfile ca.pem {host}.pem");
-        shell(folder, &verify, &[]).expect_code(0);
+        shell(directory, &verify, &[]).expect_code(0);
     }
     let first =
         pages.next("ETCD_NAME=etcd1\nETCD_DATA_DIR=/var/lib/etcd/default\nETCD_INITIAL_CLUSTER=");
     let (clients, peers): (Vec<u16>, Vec<u16>) = (0..3).map(|_| (free_port(), free_port())).unzip();
-    let mut everywhere = HashMap::from([("/etc/etcd".to_owned(), folder.file(""))]);
+    let mut everywhere = HashMap::from([("/etc/etcd".to_owned(), directory.file(""))]);
     for (number, (client, peer)) in (1..).zip(clients.iter().zip(&peers)) {
         everywhere.insert(
             format!("https://etcd{number}.example.com:2380"),
@@ -174,7 +174,7 @@ fn three_nodes(pages: &mut Pages, folder: &Scratch) -> (Vec<Node>, HashMap<Strin
         let mut replaced = everywhere.clone();
         replaced.insert(
             "/var/lib/etcd/default".to_owned(),
-            folder.file(&format!("data{number}")),
+            directory.file(&format!("data{number}")),
         );
         replaced.insert(
             "https://0.0.0.0:2379".to_owned(),
@@ -186,7 +186,7 @@ fn three_nodes(pages: &mut Pages, folder: &Scratch) -> (Vec<Node>, HashMap<Strin
         );
         Node::start(
             "etcd",
-            &folder.path().join(format!("{name}.log")),
+            &directory.path().join(format!("{name}.log")),
             &configuration,
             &replaced,
         )
@@ -195,7 +195,7 @@ fn three_nodes(pages: &mut Pages, folder: &Scratch) -> (Vec<Node>, HashMap<Strin
     let here = |text: String| adapted(text, &everywhere);
     let look = here(pages.next("export ETCDCTL_ENDPOINTS="));
     eventually(LIMIT * 2, "three nodes serve", || {
-        let said = shell(folder, &look, &[]);
+        let said = shell(directory, &look, &[]);
         (said.code() == Some(0) && said.stdout.matches("started").count() == 3).then_some(())
     });
     let settings = look.split("etcdctl").next().expect("the exports");
@@ -203,29 +203,36 @@ fn three_nodes(pages: &mut Pages, folder: &Scratch) -> (Vec<Node>, HashMap<Strin
         "{settings}{}",
         pages.next("set -eu\numask 077\nopenssl rand")
     );
-    shell(folder, &users, &[]).expect_code(0);
+    shell(directory, &users, &[]).expect_code(0);
 
     let file = here(pages.next("endpoints = ["));
-    let file = file.replace("/etc/dlock/dlock.password", &folder.file("dlock.password"));
-    let file = folder.write("config.toml", &file);
-    shell(folder, "dlock run job -- true", &[("DLOCK_CONFIG", &file)])
-        .expect_code(0)
-        .expect_silent();
+    let file = file.replace(
+        "/etc/dlock/dlock.password",
+        &directory.file("dlock.password"),
+    );
+    let file = directory.write("config.toml", &file);
+    shell(
+        directory,
+        "dlock run job -- true",
+        &[("DLOCK_CONFIG", &file)],
+    )
+    .expect_code(0)
+    .expect_silent();
     // Nothing else is allowed.
     shell(
-        folder,
+        directory,
         "dlock --prefix other/ run job -- true",
         &[("DLOCK_CONFIG", &file)],
     )
     .expect_code(125);
-    let doctor = shell(folder, "dlock doctor", &[("DLOCK_CONFIG", &file)]);
+    let doctor = shell(directory, "dlock doctor", &[("DLOCK_CONFIG", &file)]);
     assert!(matches!(doctor.code(), Some(0 | 1)), "{doctor:?}");
 
     let team = format!("{settings}{}", pages.next("export ETCDCTL_USER="));
-    let said = shell(folder, &team, &[]).expect_code(0);
+    let said = shell(directory, &team, &[]).expect_code(0);
     assert!(said.stdout.ends_with("it works\n"), "{said:?}");
     shell(
-        folder,
+        directory,
         "dlock --user team --password-file team.password run job -- true",
         &[("DLOCK_CONFIG", &file)],
     )
@@ -270,7 +277,7 @@ fn backup(pages: &mut Pages) {
         fs::exists(format!("{newer}/etcdutl")).is_ok_and(|there| there),
         "there is no etcdutl in {newer}; put it there with: tests/etcd35.sh target/etcd-3.5, or run make test"
     );
-    let folder = Scratch::new();
+    let directory = Scratch::new();
     let path = format!("{newer}:{}", search_path());
     let port = free_port();
     let peers = format!("http://127.0.0.1:{}", free_port());
@@ -279,9 +286,9 @@ fn backup(pages: &mut Pages) {
         let configuration = format!(
             "ETCD_DATA_DIR={}\nETCD_LISTEN_CLIENT_URLS={endpoint}\nETCD_ADVERTISE_CLIENT_URLS={endpoint}\n\
              ETCD_LISTEN_PEER_URLS={peers}\nETCD_INITIAL_ADVERTISE_PEER_URLS={peers}\nETCD_INITIAL_CLUSTER=default={peers}",
-            folder.file(data)
+            directory.file(data)
         );
-        let log = folder.path().join(format!("{data}.log"));
+        let log = directory.path().join(format!("{data}.log"));
         Node::start(
             &format!("{newer}/etcd"),
             &log,
@@ -303,10 +310,15 @@ fn backup(pages: &mut Pages) {
     let variables = [("ETCDCTL_ENDPOINTS", &*endpoint), ("PATH", &*path)];
     let before = start("old");
     token();
-    shell(&folder, &pages.next("etcdctl snapshot save"), &variables).expect_code(0);
+    shell(&directory, &pages.next("etcdctl snapshot save"), &variables).expect_code(0);
     let last = token();
     drop(before);
-    shell(&folder, &pages.next("etcdutl snapshot restore"), &variables).expect_code(0);
+    shell(
+        &directory,
+        &pages.next("etcdutl snapshot restore"),
+        &variables,
+    )
+    .expect_code(0);
     let _after = start("restored");
     assert!(token() > last + 900_000_000);
 }

@@ -188,10 +188,10 @@ fn config(block: &Block) {
             assert!(line.contains("dlock doctor prints it"), "{line}");
             format!("cluster-id = {}", etcd.cluster_id())
         } else {
-            let folder = format!("\"{}/", dlock.home().path().display());
+            let directory = format!("\"{}/", dlock.home().path().display());
             ["\"/etc/dlock/", "\"/etc/etcd/", "\"/etc/ssl/etcd/"]
                 .iter()
-                .fold(line.to_owned(), |line, path| line.replace(path, &folder))
+                .fold(line.to_owned(), |line, path| line.replace(path, &directory))
         };
         text = format!("{text}{line}\n");
     }

@@ -94,7 +94,13 @@ pub(super) const RUNNERS: &[Runner] = &[
     ("dlock-hold.1", "coproc dlock hold", By(held_by_coprocess)),
     ("dlock-ls.1", "dlock ls\n", Prints(&["NAME"])),
     ("dlock-ls.1", "dlock ls --json", By(names_only)),
-    ("dlock-release.1", "dlock release", By(released)),
+    ("dlock-release.1", "dlock release\n", By(released)),
+    ("dlock-release.1", "dlock release &&", By(released)),
+    (
+        "dlock-release.1",
+        "dlock release; and",
+        By(released_in_fish),
+    ),
     (
         "dlock-run.1",
         "dlock run report -- dlock fence",
@@ -182,19 +188,19 @@ const SCP: &str = "#!/bin/sh\ncp \"$2\" \"${3#*:}\"\n";
 
 /// Puts stand-ins for the programs of the examples into a directory.
 pub(super) fn furnish(home: &Path) {
-    let folder = |name: &str| {
-        let folder = home.join(name);
-        std::fs::create_dir_all(&folder).expect("a directory");
-        folder
+    let directory = |name: &str| {
+        let directory = home.join(name);
+        std::fs::create_dir_all(&directory).expect("a directory");
+        directory
     };
     let write = |path: &Path, text: &str| {
         std::fs::write(path, text).expect("a program");
         let mode = std::fs::Permissions::from_mode(0o755);
         std::fs::set_permissions(path, mode).expect("our own file");
     };
-    let bin = folder("bin");
-    folder("srv");
-    folder("backup");
+    let bin = directory("bin");
+    directory("srv");
+    directory("backup");
     symlink(dlock_program(), bin.join("dlock")).expect("a link");
     for name in OWN {
         write(&home.join(name), STAND_IN);
@@ -296,8 +302,8 @@ fn ways_to_install(block: &Block) {
 
 /// In a directory of the test, not the machine's.
 fn begun(block: &Block) {
-    let folder = "--local=\"$HOME/locks\" ";
-    let text = block.text.replace("$ ", "").replace("--local ", folder);
+    let directory = "--local=\"$HOME/locks\" ";
+    let text = block.text.replace("$ ", "").replace("--local ", directory);
     let outcome = script(Etcd::shared(), &text).finish().expect_code(0);
     let count = block.text.matches("./backup.sh").count();
     assert_eq!(outcome.stdout.matches("backup.sh").count(), count);
@@ -342,14 +348,14 @@ fn one_of_several_clusters(block: &Block) {
 /// fencing.rs tests the recipes of `man/recipes`; beside them the page has only the calls of them, and the restore of
 /// dlock-etcd(7).
 fn recipe(block: &Block) {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("man/recipes");
-    let files = |folder: &Path| -> Vec<std::path::PathBuf> {
-        let entries = std::fs::read_dir(folder).expect("a directory");
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("man/recipes");
+    let files = |directory: &Path| -> Vec<std::path::PathBuf> {
+        let entries = std::fs::read_dir(directory).expect("a directory");
         entries
             .map(|entry| entry.expect("an entry").path())
             .collect()
     };
-    let is_recipe = files(&folder)
+    let is_recipe = files(&directory)
         .iter()
         .flat_map(|recipe| files(recipe))
         .any(|file| std::fs::read_to_string(file).expect("a text") == block.text);
@@ -454,6 +460,16 @@ fn released(block: &Block) {
     let etcd = Etcd::start();
     let text = format!(
         "h=$(dlock hold --background --pid $$ job) || exit\neval \"$h\"\n{}",
+        block.text
+    );
+    script(&etcd, &text).finish().expect_code(0).expect_silent();
+    assert!(etcd.queue("job").is_empty());
+}
+
+fn released_in_fish(block: &Block) {
+    let etcd = Etcd::start();
+    let text = format!(
+        "fish <<'END'\nset h (dlock hold --background --pid $fish_pid job); or exit; eval $h\n{}END\n",
         block.text
     );
     script(&etcd, &text).finish().expect_code(0).expect_silent();

@@ -27,7 +27,7 @@ fn traced(fence: &Fence, token: u32, tamper: &[&str]) -> Dlock {
         "strace",
         "-qqq",
         "-o",
-        &fence.folder.file("calls"),
+        &fence.directory.file("calls"),
         "-e",
         &trace,
     ];
@@ -42,7 +42,7 @@ fn traced(fence: &Fence, token: u32, tamper: &[&str]) -> Dlock {
 #[track_caller]
 fn calls(fence: &Fence, token: u32) -> Vec<(String, usize)> {
     traced(fence, token, &[]).finish().expect_code(0);
-    let log = fence.folder.read("calls");
+    let log = fence.directory.read("calls");
     let mut calls: Vec<(String, usize)> = Vec::new();
     // The first one starts dlock itself, and does not count.
     for line in log.lines().skip(1) {

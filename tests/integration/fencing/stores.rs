@@ -67,7 +67,7 @@ impl Drop for Server {
     }
 }
 
-fn new_folder(stem: &str) -> PathBuf {
+fn new_directory(stem: &str) -> PathBuf {
     let path = env::temp_dir().join(unique(stem));
     fs::create_dir(&path).expect("the temporary directory takes a new one");
     path
@@ -145,7 +145,7 @@ impl Store for Database {
 
 impl Postgres {
     fn start() -> Self {
-        let dir = new_folder("dlock-postgres");
+        let dir = new_directory("dlock-postgres");
         let programs = postgres_programs();
         let (initdb, postgres) = (programs.join("initdb"), programs.join("postgres"));
         let data = dir.join("data");
@@ -233,7 +233,7 @@ impl Store for EtcdItself {
         vec![
             ("ETCDCTL_API", "3".to_owned()),
             ("ETCDCTL_ENDPOINTS", self.0.clone()),
-            ("PATH", with_folder_of(&etcdctl_program())),
+            ("PATH", with_directory_of(&etcdctl_program())),
         ]
     }
 
@@ -249,10 +249,10 @@ impl Store for EtcdItself {
 }
 
 /// `PATH`, with the directory of this program in front.
-fn with_folder_of(program: &str) -> String {
+fn with_directory_of(program: &str) -> String {
     let path = env::var("PATH").unwrap_or_default();
     match Path::new(program).parent() {
-        Some(folder) if folder != Path::new("") => format!("{}:{path}", text(folder)),
+        Some(directory) if directory != Path::new("") => format!("{}:{path}", text(directory)),
         _ => path,
     }
 }
@@ -269,17 +269,17 @@ env -i PATH="$PATH" HOME="$PWD" sh -c "$*" < <(cat) | cat
 
 impl Storage {
     pub(super) fn new() -> Self {
-        let folder = Scratch::new();
-        fs::create_dir(folder.file("home")).expect("a new directory");
-        let ssh = folder.write("ssh", SSH);
+        let directory = Scratch::new();
+        fs::create_dir(directory.file("home")).expect("a new directory");
+        let ssh = directory.write("ssh", SSH);
         fs::set_permissions(ssh, fs::Permissions::from_mode(0o755)).expect("our own file");
-        Self(folder)
+        Self(directory)
     }
 }
 
 impl Store for Storage {
     fn variables(&self) -> Variables {
-        let dlock = with_folder_of(dlock_program());
+        let dlock = with_directory_of(dlock_program());
         vec![("PATH", format!("{}:{dlock}", text(self.0.path())))]
     }
 
@@ -298,11 +298,11 @@ impl Redis {
     pub(super) fn start() -> Self {
         let path = env::var_os("PATH").unwrap_or_default();
         assert!(
-            env::split_paths(&path).any(|folder| folder.join("redis-server").exists()),
+            env::split_paths(&path).any(|directory| directory.join("redis-server").exists()),
             "redis-server is not installed; install it with: apt-get install redis-server, or run make test"
         );
         for _ in 0..5 {
-            let (port, dir) = (free_port(), new_folder("dlock-redis"));
+            let (port, dir) = (free_port(), new_directory("dlock-redis"));
             let listen = ["--bind", "127.0.0.1", "--port", &port.to_string()];
             let keep = ["--save", "", "--dir", text(&dir)];
             let line = [&["redis-server"][..], &listen, &keep].concat();

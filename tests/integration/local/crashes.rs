@@ -197,7 +197,7 @@ fn traced(state: &State, calls: &str, tamper: &[&str], words: &[&str]) -> Dlock 
             .any(|dir| dir.join("strace").exists()),
         "strace is not installed; install it with: apt-get install strace, or run make test"
     );
-    let log = state.folder.file("calls");
+    let log = state.directory.file("calls");
     let calls = format!("trace={calls}");
     state
         .run(words)
@@ -214,7 +214,7 @@ fn a_kill_before_any_call_never_lowers_the_token() {
         return;
     }
     let state = State::new();
-    let seen = state.folder.file("seen");
+    let seen = state.directory.file("seen");
     let script = format!("echo $DLOCK_FENCING_TOKEN >>{seen}");
     let words = ["job", "sh", "-c", &script];
     let mut killed = 0;
@@ -235,7 +235,7 @@ fn a_kill_before_any_call_never_lowers_the_token() {
             let outcome = victim.wait();
             killed += u32::from(outcome.signal().is_some());
             eventually(LIMIT, "nothing is left", || victim.everything().is_empty());
-            let text = state.folder.read("seen");
+            let text = state.directory.read("seen");
             let highest = text
                 .lines()
                 .filter_map(|line| line.parse().ok())
@@ -289,7 +289,7 @@ fn a_kill_before_any_call_locks_no_member_of_the_group_out() {
             let open = |path: &Path, mode| {
                 fs::set_permissions(path, Permissions::from_mode(mode)).expect("our own");
             };
-            open(state.folder.path(), 0o755);
+            open(state.directory.path(), 0o755);
             chown(&state.path, None, Some(4242)).expect("root may");
             open(Path::new(&state.path), 0o2770);
             let kill = format!("inject={call}:signal=KILL:when={number}");
@@ -318,12 +318,12 @@ fn a_kill_before_any_call_locks_no_member_of_the_group_out() {
                 .expect_stdout(&format!("{at}\n"));
             let again = group(&state, 1001, "077", &["other", "true"]);
             again.finish().expect_code(0);
-            let mut folders: Vec<_> = fs::read_dir(&state.path)
+            let mut directories: Vec<_> = fs::read_dir(&state.path)
                 .expect("our own directory")
                 .map(|entry| entry.expect("an entry").file_name())
                 .collect();
-            folders.sort();
-            assert_eq!(folders, ["job", "other"], "{at}");
+            directories.sort();
+            assert_eq!(directories, ["job", "other"], "{at}");
         }
         assert!(killed > before, "{call} is never called");
     }
@@ -342,7 +342,7 @@ fn no_file_appears_before_it_has_its_mode() {
     let calls = "openat,mkdirat,fchmod,renameat,renameat2";
     let run = traced(&state, calls, &[], &["job", "true"]);
     run.finish().expect_code(0);
-    let log = state.folder.read("calls");
+    let log = state.directory.read("calls");
     let lines: Vec<&str> = log.lines().collect();
     for name in ["job", "token.lock", "token"] {
         let quoted = format!("\"{name}\"");
@@ -369,7 +369,7 @@ fn everything_is_synced_before_the_command_begins() {
         let calls = "fsync,renameat,execve";
         let run = traced(&state, calls, &[], &["job", "/bin/true"]);
         run.finish().expect_code(0);
-        let log = state.folder.read("calls");
+        let log = state.directory.read("calls");
         let position = |what: &str| log.lines().position(|line| line.contains(what));
         let renamed = position("\"token.new\"").expect("the token's file is replaced");
         let lines: Vec<&str> = log.lines().collect();
@@ -481,7 +481,7 @@ fn a_damaged_token_is_no_token() {
 #[test]
 fn a_removed_entry_is_a_loss() {
     let state = State::new();
-    let away = state.folder.file("away");
+    let away = state.directory.file("away");
     for (number, damage) in [
         "rm \"$DLOCK_LOCAL\"/job/$DLOCK_FENCING_TOKEN",
         "rm -r \"$DLOCK_LOCAL\"",

@@ -42,7 +42,13 @@ fn is_refused(state: &State, words: &[&str]) {
     run(&["run", "job", "echo", "never"])
         .expect_code(125)
         .expect_stdout("")
-        .expect_stderr(&[&["dlock: cannot use the state folder '", "hint: "], words].concat());
+        .expect_stderr(
+            &[
+                &["dlock: cannot use the state directory '", "hint: "],
+                words,
+            ]
+            .concat(),
+        );
     run(&["ls"]).expect_code(125).expect_stdout("");
 }
 
@@ -75,7 +81,7 @@ fn a_directory_that_others_can_change_is_refused() {
 #[test]
 fn a_directory_below_one_that_others_can_change_is_refused() {
     let mut state = State::new();
-    let above = state.folder.file("above");
+    let above = state.directory.file("above");
     fs::create_dir_all(format!("{above}/between")).expect("a new directory");
     state.path = format!("{above}/between/state");
     let because = |directory: &str| format!("can be replaced by others, because of '{directory}'");
@@ -91,7 +97,7 @@ fn a_directory_below_one_that_others_can_change_is_refused() {
     }
     mode(&above, 0o755);
     // A link that this user has made leads on, to directories that count like the others.
-    let link = state.folder.file("link");
+    let link = state.directory.file("link");
     symlink(&above, &link).expect("a link");
     let direct = std::mem::replace(&mut state.path, format!("{link}/../link/between/state"));
     state.run(&["job", "true"]).finish().expect_code(0);
@@ -104,7 +110,10 @@ fn a_directory_below_one_that_others_can_change_is_refused() {
     // In a directory like /tmp, its owner can make the link lead elsewhere.
     lchown(&link, Some(NOBODY), None).expect("root may");
     state.run(&["job", "true"]).finish().expect_code(0);
-    mode(state.folder.path().to_str().expect("a plain path"), 0o1777);
+    mode(
+        state.directory.path().to_str().expect("a plain path"),
+        0o1777,
+    );
     is_refused(&state, &[&because(&link), "it belongs to user 65534"]);
     state.path = direct;
     state.run(&["job", "true"]).finish().expect_code(0);
@@ -154,12 +163,15 @@ fn a_lock_directory_that_others_can_change_is_refused() {
 #[test]
 fn a_link_is_not_followed() {
     let state = State::new();
-    let target = state.folder.file("target");
+    let target = state.directory.file("target");
     fs::create_dir(&target).expect("a new directory");
     symlink(&target, &state.path).expect("a new link");
     is_refused(
         &state,
-        &["it is a symbolic link", "name the folder that it points to"],
+        &[
+            "it is a symbolic link",
+            "name the directory that it points to",
+        ],
     );
     let slash = Dlock::nowhere().run([&format!("--local={}/", state.path), "job", "echo", "never"]);
     slash.finish().expect_code(125).expect_stdout("");
@@ -173,7 +185,7 @@ fn a_link_is_not_followed() {
         .expect_stderr(&["/job': it is a symbolic link"]);
     fs::remove_file(format!("{}/job", state.path)).expect("our own link");
     fs::create_dir(format!("{}/job", state.path)).expect("a new directory");
-    let precious = state.folder.write("precious", "data");
+    let precious = state.directory.write("precious", "data");
     for file in ["token.lock", "token", "7", "7.2"] {
         let link = format!("{}/job/{file}", state.path);
         symlink(&precious, &link).expect("a new link");
@@ -190,7 +202,7 @@ fn a_link_is_not_followed() {
     assert_eq!(fs::read_dir(target).expect("still there").count(), 0);
 }
 
-/// "A folder that cannot be written": reported, with a hint.
+/// "A directory that cannot be written": reported, with a hint.
 #[test]
 fn a_directory_that_cannot_be_written_is_named() {
     let Some(nobody) = nobody() else { return };
@@ -205,7 +217,7 @@ fn a_directory_that_cannot_be_written_is_named() {
             "dlock: cannot ",
             &*state.path,
             "Permission denied",
-            "hint: --local=DIR names another folder",
+            "hint: --local=DIR names another directory",
         ];
         outcome
             .expect_code(125)
@@ -247,7 +259,7 @@ fn a_directory_that_cannot_be_written_is_named() {
 /// any umask: a process that can open a file could put a flock on it, and block everybody.
 #[test]
 fn new_files_are_for_users_that_may_write_to_the_directory() {
-    for (bits, folder, file) in [
+    for (bits, directory, file) in [
         (None, 0o700, 0o600),
         (Some(0o700), 0o700, 0o600),
         (Some(0o2770), 0o2770, 0o660),
@@ -268,7 +280,7 @@ fn new_files_are_for_users_that_may_write_to_the_directory() {
             let top = bits.unwrap_or(0o700);
             assert_eq!(
                 outcome.stdout,
-                format!("{top:o}\n{folder:o}\n{file:o}\n{file:o}\n"),
+                format!("{top:o}\n{directory:o}\n{file:o}\n{file:o}\n"),
                 "{bits:?} {umask}"
             );
             for name in ["token", "token.lock"] {
@@ -295,7 +307,10 @@ fn a_group_shares_its_locks() {
         return;
     };
     let state = State::new();
-    mode(state.folder.path().to_str().expect("a plain path"), 0o755);
+    mode(
+        state.directory.path().to_str().expect("a plain path"),
+        0o755,
+    );
     fs::create_dir(&state.path).expect("a new directory");
     chown(&state.path, None, Some(4242)).expect("root may");
     mode(&state.path, 0o2770);
@@ -346,7 +361,7 @@ fn a_network_file_system_is_refused() {
         let run = state.run(&["job", "echo", "never"]).under(strace);
         run.finish().expect_code(125).expect_stdout("").expect_stderr(&[
             &format!("it is on {name}, where a lock can vanish while its command runs"),
-            "hint: --local=DIR names a folder on a disk of this machine; for locks between machines there is etcd",
+            "hint: --local=DIR names a directory on a disk of this machine; for locks between machines there is etcd",
         ]);
     }
 }
@@ -356,15 +371,18 @@ fn a_network_file_system_is_refused() {
 #[test]
 fn every_user_has_a_state_directory() {
     let Some(nobody) = nobody() else { return };
-    for (variable, folder) in [
+    for (variable, directory) in [
         ("HOME", "home/.local/state/dlock"),
         ("XDG_STATE_HOME", "home/dlock"),
     ] {
         let state = State::new();
-        let home = state.folder.file("home");
+        let home = state.directory.file("home");
         fs::create_dir(&home).expect("a new directory");
         if am_root() {
-            mode(state.folder.path().to_str().expect("a plain path"), 0o755);
+            mode(
+                state.directory.path().to_str().expect("a plain path"),
+                0o755,
+            );
             chown(&home, Some(NOBODY), Some(NOBODY)).expect("root may");
         }
         let run = Dlock::nowhere()
@@ -375,7 +393,7 @@ fn every_user_has_a_state_directory() {
             .expect_code(0)
             .expect_silent()
             .expect_stdout("in\n");
-        let made = state.folder.file(folder);
+        let made = state.directory.file(directory);
         assert_eq!(mode_of(&made), 0o700);
         assert_eq!(mode_of(&format!("{made}/job/token")), 0o600);
     }

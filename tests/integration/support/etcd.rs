@@ -518,11 +518,11 @@ pub(crate) fn free_port() -> u16 {
 /// PATH with the directories of the chosen etcd and etcdctl in front, for scripts that name only the program.
 pub(crate) fn search_path() -> String {
     let chosen = [etcd_program(), etcdctl_program()];
-    let folders = chosen
+    let directories = chosen
         .iter()
         .filter_map(|program| Some(program.rsplit_once('/')?.0.to_owned()));
     let path = env::var("PATH").expect("a PATH");
-    folders.chain([path]).collect::<Vec<_>>().join(":")
+    directories.chain([path]).collect::<Vec<_>>().join(":")
 }
 
 pub(crate) fn etcd_program() -> String {

@@ -44,3 +44,15 @@ pub(crate) fn holder_and_waiter(
     etcd.queue_of(name, 2);
     (holder, waiter)
 }
+
+/// The holder ends, and the waiter behind it, whose command is `echo ran`, gets the lock.
+#[track_caller]
+pub(crate) fn is_followed(mut holder: Running, mut waiter: Running, etcd: &Etcd) {
+    holder.let_go().expect_silent();
+    waiter
+        .wait()
+        .expect_code(0)
+        .expect_silent()
+        .expect_stdout("ran\n");
+    etcd.assert_empty();
+}
