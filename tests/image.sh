@@ -45,7 +45,7 @@ mkdir "$work/job"
 cp /bin/busybox "$work/job/"
 cat >"$work/job/Dockerfile" <<END
 FROM scratch
-COPY --from=dlock:$version /usr/bin/dlock /usr/bin/dlock
+COPY --from=dlock:$version /usr/bin/dlock /usr/bin/
 COPY busybox /bin/busybox
 RUN ["/bin/busybox", "--install", "-s", "/bin"]
 USER 65534:65534
@@ -75,7 +75,7 @@ wrote stopped stopped || fail "the command did not get the signal"
 [ "$(docker inspect --format '{{.State.ExitCode}}' stopped)" = 5 ] || fail "not the command's status after docker stop"
 
 say "orphans are reaped"
-docker run --detach --name orphans "${strict[@]}" job run orphans \
+docker run --detach --name orphans "${strict[@]}" job run --ttl 5 --kill-after 1 orphans \
     sh -c 'for n in 1 2 3 4 5 6 7 8 9; do sh -c "sleep 0.2 &"; done; echo on; exec sleep 600' >/dev/null
 await wrote orphans on
 one_left() {
@@ -83,7 +83,10 @@ one_left() {
     [ "$(docker exec orphans sh -c 'cat /proc/[0-9]*/stat 2>/dev/null | grep -c -E "\(sleep\)|\) Z "')" -le 1 ]
 }
 await one_left
+
+say "a container that is killed"
 docker kill orphans >/dev/null
+docker run --rm "${strict[@]}" job run --wait 60 orphans true || fail "the lock of the killed container is never free"
 
 say "a container that is paused for longer than the TTL"
 docker run --detach --name paused "${strict[@]}" job run --ttl 5 --kill-after 1 paused sh -c 'echo on; sleep 600; echo late' >/dev/null

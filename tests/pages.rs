@@ -511,6 +511,7 @@ fn the_migration_names_existing_options() {
 
 /// Options of other programs that the pages mention.
 const FOREIGN: &[&str] = &[
+    "--from",
     "--interactive",
     "--auto-tls",
     "--initial-cluster",

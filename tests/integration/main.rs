@@ -40,4 +40,5 @@ mod superseding;
 mod support;
 mod survivors;
 mod tls;
+mod upgrade;
 mod watching;

@@ -24,7 +24,7 @@ use rustix::time::{ClockId, clock_gettime};
 
 pub(crate) use clock::{WallClock, assert_time_namespaces};
 pub(crate) use cluster::Cluster;
-pub(crate) use dlock::{Dlock, Outcome, Running, dlock_program};
+pub(crate) use dlock::{Dlock, Outcome, Running, dlock_program, previous_program};
 pub(crate) use etcd::{Etcd, etcd_program, etcdctl_program, free_port, search_path};
 pub(crate) use fixtures::{hold, hold_open, holder_and_waiter, is_followed};
 pub(crate) use link::{Bait, BlackHole, Direction, Link, Lost, Mode, Trap};

@@ -63,6 +63,7 @@ pub(super) const RUNNERS: &[Runner] = &[
     ("dlock-examples.7", "deploy:", By(gitlab)),
     ("dlock-examples.7", "name: deploy", By(github)),
     ("dlock-examples.7", "pipeline {", By(jenkins)),
+    ("dlock-examples.7", "FROM debian", By(copied_from_the_image)),
     ("dlock-examples.7", "apiVersion: batch/v1", By(kubernetes)),
     (
         "dlock-examples.7",
@@ -515,6 +516,21 @@ fn command(words: &Value) -> String {
         )
     });
     quoted.collect::<Vec<_>>().join(" ")
+}
+
+/// `make dist-test` builds such an image, which takes a container daemon.
+fn copied_from_the_image(block: &Block) {
+    let test = include_str!("../../image.sh");
+    let copied = |line: &&str| {
+        line.starts_with("COPY --from=") && line.ends_with(" /usr/bin/dlock /usr/bin/")
+    };
+    let example = block.text.lines().find(copied).expect("a copy");
+    let tried = test.lines().find(copied).expect("a copy");
+    let paths = |line: &str| {
+        line.split_once(' ')
+            .and_then(|(_, rest)| Some(rest.split_once(' ')?.1.to_owned()))
+    };
+    assert_eq!(paths(example), paths(tried));
 }
 
 fn kubernetes(block: &Block) {

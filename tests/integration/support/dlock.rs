@@ -18,21 +18,29 @@ use super::{LIMIT, Scratch, eventually, unique};
 
 /// The path of the dlock under test: the one in `DLOCK_TEST_BIN`, else the one that cargo built for the tests.
 pub(crate) fn dlock_program() -> &'static str {
-    static PROGRAM: LazyLock<String> = LazyLock::new(|| {
-        let Some(chosen) = env::var_os("DLOCK_TEST_BIN") else {
-            return env!("CARGO_BIN_EXE_dlock").to_owned();
-        };
-        // The tests start it in directories of their own, by its name too, and recognise its processes by that name.
-        let path = fs::canonicalize(&chosen)
-            .unwrap_or_else(|error| panic!("DLOCK_TEST_BIN={}: {error}", chosen.display()));
-        assert!(
-            path.ends_with("dlock"),
-            "DLOCK_TEST_BIN={}: the file's name is not dlock",
-            chosen.display()
-        );
-        path.into_os_string().into_string().expect("a UTF-8 path")
-    });
+    static PROGRAM: LazyLock<String> = LazyLock::new(|| chosen("DLOCK_TEST_BIN"));
     &PROGRAM
+}
+
+/// The path of a dlock that was built before it: the one in `DLOCK_TEST_PREVIOUS`, else the one that cargo built.
+pub(crate) fn previous_program() -> &'static str {
+    static PROGRAM: LazyLock<String> = LazyLock::new(|| chosen("DLOCK_TEST_PREVIOUS"));
+    &PROGRAM
+}
+
+fn chosen(variable: &str) -> String {
+    let Some(chosen) = env::var_os(variable) else {
+        return env!("CARGO_BIN_EXE_dlock").to_owned();
+    };
+    // The tests start it in directories of their own, by its name too, and recognise its processes by that name.
+    let path = fs::canonicalize(&chosen)
+        .unwrap_or_else(|error| panic!("{variable}={}: {error}", chosen.display()));
+    assert!(
+        path.ends_with("dlock"),
+        "{variable}={}: the file's name is not dlock",
+        chosen.display()
+    );
+    path.into_os_string().into_string().expect("a UTF-8 path")
 }
 
 /// A program to be started: by default the dlock under test.
