@@ -35,7 +35,7 @@ lock() {
     etcdctl --endpoints "http://127.0.0.1:$port" del --prefix "dlock/lock/$name/" >/dev/null
     wait "$holder" || status=$?
     [ "$status" = 121 ] || fail "status $status of a lost lock: $(cat "$work/lost")"
-    grep -q "the lock '$name' is lost" "$work/lost" || fail "no word of the loss: $(cat "$work/lost")"
+    grep -q "lost lock '$name'" "$work/lost" || fail "no word of the loss: $(cat "$work/lost")"
 }
 
 say "the sums"
