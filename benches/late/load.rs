@@ -9,7 +9,7 @@ use std::process::{Child, Command, Stdio};
 use rustix::process::{Pid, Signal, kill_process};
 use serde::Serialize;
 
-use crate::support::{LIMIT, eventually, unique};
+use crate::support::{LIMIT, dlock_program, eventually, unique};
 
 /// Tasks of the load for each processor.
 const TASKS_PER_CORE: usize = 8;
@@ -66,7 +66,7 @@ impl Machine {
         // The pages of the copy belong to the cgroup, which reclaims them.
         let copied = machine
             .inside("cp")
-            .args([env!("CARGO_BIN_EXE_dlock"), &machine.dlock()])
+            .args([dlock_program(), &machine.dlock()])
             .status();
         assert!(copied.is_ok_and(|status| status.success()), "cp(1) works");
         machine

@@ -15,10 +15,12 @@ use crate::support::{Dlock, Etcd, LIMIT, Process, Running, boot_clock, eventuall
 
 /// Number of locks that are lost at about the same time.
 const AT_ONCE: usize = 4;
-/// Of every lock: the least possible one.
-const TTL: &str = "--ttl=5";
+/// Of every lock: under each load, all holders of a round have begun before the first one is stopped.
+const TTL: &str = "--ttl=10";
 /// Time from the request to stop to the kill, as the promise has it.
 const GRACE: Duration = Duration::from_secs(1);
+/// Time from the start of the plain process to its kill.
+const PLAIN: Duration = Duration::from_secs(9);
 /// Pause between two looks at a timer.
 const PACE: Duration = Duration::from_millis(5);
 /// No machine is as late as this.
@@ -60,9 +62,12 @@ impl User {
 /// How late the kills of some losses were.
 #[derive(Default)]
 pub(crate) struct Late {
-    /// Of dlock's guard: from the moment that was promised to the death of the last process.
-    pub(crate) guard: Vec<Duration>,
-    /// Of a plain process that waits for the same moment, and kills one process.
+    /// From the moment that was promised to the one from which no process executes anything: each is dead, or has a SIGKILL
+    /// and waits for a processor to end.
+    pub(crate) killed: Vec<Duration>,
+    /// From the same moment to the death of the last process.
+    pub(crate) dead: Vec<Duration>,
+    /// The latter of a plain process that waits for a moment and kills one other.
     pub(crate) plain: Vec<Duration>,
 }
 
@@ -72,7 +77,10 @@ struct Tree {
     timer: Option<String>,
     /// The end of the timer, once it was seen.
     ends_at: Option<Duration>,
+    /// Those that may execute something.
+    running: Vec<i32>,
     alive: Vec<OwnedFd>,
+    killed_at: Option<Duration>,
     dead_at: Option<Duration>,
 }
 
@@ -80,12 +88,12 @@ struct Tree {
 pub(crate) fn suffer(machine: &Machine, user: User, count: usize) -> Late {
     let etcd = Etcd::start();
     let mut late = Late::default();
-    while late.guard.len() < count {
+    while late.killed.len() < count {
         lose(
             machine,
             user,
             &etcd,
-            AT_ONCE.min(count - late.guard.len()),
+            AT_ONCE.min(count - late.killed.len()),
             &mut late,
         );
     }
@@ -108,37 +116,33 @@ fn lose(machine: &Machine, user: User, etcd: &Etcd, count: usize, late: &mut Lat
     for holder in &mut holders {
         holder.says("on\n");
     }
-    etcd.stop();
     let mut trees: Vec<Tree> = holders.iter().map(Tree::of).collect();
-    let stop_at = boot_clock() + Duration::from_secs(3);
-    let plain_at = stop_at + GRACE;
+    let kill_at = boot_clock() + PLAIN;
     let myself = std::env::current_exe().expect("a Linux with /proc");
     let plain = Dlock::program([myself])
-        .args([WORD, &plain_at.as_micros().to_string()])
+        .args([WORD, &kill_at.as_micros().to_string()])
         .under(&launcher)
         .start();
     let child = eventually(LIMIT, "the plain process has a child", || {
         plain.process().children().pop()
     });
-    trees.push(Tree {
-        timer: None,
-        ends_at: Some(stop_at),
-        alive: vec![pidfd(child)],
-        dead_at: None,
-    });
-    observe(&mut trees);
+    trees.push(Tree::known(child, kill_at));
+    observe(&mut trees, || etcd.stop());
     etcd.cont();
     for holder in &mut holders {
         let outcome = holder.wait();
         assert!(matches!(outcome.code(), Some(121 | 122)), "{outcome:?}");
     }
-    let mut late_ones = trees.iter().map(Tree::late);
-    late.plain.extend(late_ones.next_back());
-    late.guard.extend(late_ones);
+    let (plain, trees) = trees.split_last().expect("the plain one");
+    late.plain.push(plain.late(plain.dead_at));
+    for tree in trees {
+        late.killed.push(tree.late(tree.killed_at));
+        late.dead.push(tree.late(tree.dead_at));
+    }
 }
 
-/// Waits until all are dead, with a priority over everything that it observes.
-fn observe(trees: &mut [Tree]) {
+/// Causes the loss and waits until all are dead, with a priority over everything that is observed.
+fn observe(trees: &mut [Tree], cause: impl FnOnce()) {
     std::thread::scope(|scope| {
         scope.spawn(|| {
             raise_priority();
@@ -155,16 +159,31 @@ fn observe(trees: &mut [Tree]) {
                 let _ = poll(&mut ends, Some(&pace));
             }
         });
+        cause();
     });
 }
 
 impl Tree {
+    /// A process that is killed at this time.
+    fn known(process: Process, kill_at: Duration) -> Self {
+        Self {
+            timer: None,
+            ends_at: Some(kill_at.saturating_sub(GRACE)),
+            running: vec![process.0],
+            alive: vec![pidfd(process)],
+            killed_at: None,
+            dead_at: None,
+        }
+    }
+
     fn of(holder: &Running) -> Self {
-        let guard = holder.guard();
+        let (guard, tree) = (holder.guard(), holder.tree());
         Self {
             timer: Some(timer(guard).expect("the guard has a timer")),
             ends_at: None,
-            alive: holder.tree().into_iter().map(pidfd).collect(),
+            running: tree.iter().map(|process| process.0).collect(),
+            alive: tree.into_iter().map(pidfd).collect(),
+            killed_at: None,
             dead_at: None,
         }
     }
@@ -182,17 +201,32 @@ impl Tree {
             let mut end = [PollFd::new(process, PollFlags::IN)];
             poll(&mut end, Some(&Duration::ZERO.try_into().expect("zero"))) == Ok(0)
         });
-        if self.alive.is_empty() && self.dead_at.is_none() {
-            self.dead_at = Some(boot_clock());
+        if self.ends_at.is_some_and(|ends_at| ends_at <= now) {
+            self.running.retain(|pid| !is_killed(*pid));
         }
+        let done = |list_is_empty: bool| list_is_empty.then(boot_clock);
+        self.killed_at = self.killed_at.or_else(|| done(self.running.is_empty()));
+        self.dead_at = self.dead_at.or_else(|| done(self.alive.is_empty()));
     }
 
-    /// Zero if it was killed in time.
-    fn late(&self) -> Duration {
+    /// Zero if it was in time.
+    fn late(&self, at: Option<Duration>) -> Duration {
         let promised_at = self.ends_at.expect("a timer that runs") + GRACE;
-        let dead_at = self.dead_at.expect("it is dead");
-        dead_at.saturating_sub(promised_at)
+        at.expect("it has come").saturating_sub(promised_at)
     }
+}
+
+/// Whether the process is dead, or has a SIGKILL that it has not acted on.
+fn is_killed(pid: i32) -> bool {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let pending = |line: &str| {
+        let set = ["SigPnd:", "ShdPnd:"]
+            .iter()
+            .find_map(|name| line.strip_prefix(name));
+        let set = set.and_then(|set| u64::from_str_radix(set.trim(), 16).ok());
+        set.is_some_and(|set| set & 1 << (libc::SIGKILL - 1) != 0)
+    };
+    status.is_empty() || status.contains("\nState:\tZ") || status.lines().any(pending)
 }
 
 fn pidfd(process: Process) -> OwnedFd {

@@ -22,7 +22,8 @@ pub(crate) struct Row {
 
 impl Row {
     pub(crate) fn new(load: Load, user: User, mut late: Late) -> Self {
-        late.guard.sort_unstable();
+        late.killed.sort_unstable();
+        late.dead.sort_unstable();
         late.plain.sort_unstable();
         Self { load, user, late }
     }
@@ -33,17 +34,18 @@ impl Row {
             "| {} | {} | {} |",
             self.load.title(),
             self.user.title(),
-            self.late.guard.len()
+            self.late.killed.len()
         );
         for percent in [0, 50, 90, 99, 100] {
             let _ = write!(
                 line,
                 " {} |",
-                milliseconds(percentile(&self.late.guard, percent))
+                milliseconds(percentile(&self.late.killed, percent))
             );
         }
-        let plain = percentile(&self.late.plain, 100);
-        let _ = write!(line, " {} |", milliseconds(plain));
+        for most in [&self.late.dead, &self.late.plain] {
+            let _ = write!(line, " {} |", milliseconds(percentile(most, 100)));
+        }
         line
     }
 
@@ -51,7 +53,7 @@ impl Row {
     pub(crate) fn broken_goal(&self) -> Option<String> {
         let (load, user) = (self.load.title(), self.user.title());
         let miss = |percent, goal| {
-            let late = percentile(&self.late.guard, percent);
+            let late = percentile(&self.late.killed, percent);
             let (late, goal) = (
                 milliseconds(late),
                 (late > goal).then(|| milliseconds(goal))?,
@@ -76,9 +78,9 @@ fn milliseconds(late: Duration) -> String {
 
 pub(crate) fn markdown(rows: &[Row]) -> String {
     let mut text =
-        "| load | user | losses | least | p50 | p90 | p99 | most | a plain process, most |\n"
+        "| load | user | losses | least | p50 | p90 | p99 | most | dead, most | a plain kill, most |\n"
             .to_owned();
-    let _ = writeln!(text, "|{}", "---|".repeat(9));
+    let _ = writeln!(text, "|{}", "---|".repeat(10));
     for row in rows {
         let _ = writeln!(text, "{}", row.line());
     }
@@ -109,8 +111,9 @@ pub(crate) fn json(rows: &[Row], load: &str) -> String {
                 late_ms: late_ms(late),
             };
             [
-                record("guard", &row.late.guard),
-                record("plain process", &row.late.plain),
+                record("killed", &row.late.killed),
+                record("dead", &row.late.dead),
+                record("dead by a plain kill", &row.late.plain),
             ]
         })
         .collect();
