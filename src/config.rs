@@ -121,7 +121,7 @@ fn endpoints(layers: &Layers, tls: bool) -> Result<Vec<Endpoint>, Failure> {
             "no endpoints are set, and {} forbids the built-in default '{DEFAULT_ENDPOINTS}'",
             required.source
         ))
-        .or_hint("give them by --endpoints, DLOCK_ENDPOINTS or the configuration file; dlock doctor shows which file is read");
+        .or_hint("set --endpoints, DLOCK_ENDPOINTS or endpoints in the configuration file; dlock doctor shows which file is read");
     }
     let text = match &found {
         Some(found) => found
@@ -170,7 +170,7 @@ fn tls(layers: &Layers, warnings: &mut Vec<SettingWarning>) -> Result<Tls, Failu
     };
     if let Some((found, other)) = alone {
         return Err(anyhow!("cannot use {found} without --{other}"))
-            .or_hint("a client certificate and its private key come together");
+            .or_hint("a client certificate needs its private key, and the key its certificate");
     }
     let mut path = |found: Option<SettingValue>, kind| {
         found

@@ -78,8 +78,8 @@ impl FenceArgs {
             Task::Peek(name)
         } else {
             let name = name
-                .ok_or_else(|| anyhow!("no name of a lock"))
-                .or_hint("--name NAME says it; the command of dlock run has it in DLOCK_NAME")?;
+                .ok_or_else(|| anyhow!("cannot use the fence: no name of a lock is given"))
+                .or_hint("give --name NAME; the command of dlock run has it in DLOCK_NAME")?;
             match self.reset {
                 Some(text) => Task::Reset {
                     name,
@@ -106,7 +106,7 @@ fn invalid_name(error: crate::core::name::InvalidName) -> String {
 fn token(layers: &Layers, flag: Option<OsString>) -> Result<FencingToken, Failure> {
     flag_or_env(layers, flag, "token", "DLOCK_FENCING_TOKEN")
         .ok_or_else(|| anyhow!("no token to check"))
-        .or_hint("--token NUMBER says it; the command of dlock run has it in DLOCK_FENCING_TOKEN")?
+        .or_hint("give --token NUMBER; the command of dlock run has it in DLOCK_FENCING_TOKEN")?
         .parse(|text| number(text, 1))
 }
 

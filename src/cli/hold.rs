@@ -108,7 +108,12 @@ impl HoldArgs {
 fn pid(text: &OsStr) -> Result<i32, Failure> {
     let pid = text.to_str().and_then(parse_digits::<i32>);
     let pid = pid.filter(|pid| *pid > 1);
-    Ok(pid.ok_or_else(|| anyhow!("cannot use --pid '{}': no process id", text.display()))?)
+    Ok(pid.ok_or_else(|| {
+        anyhow!(
+            "cannot use --pid '{}': expected a process id",
+            text.display()
+        )
+    })?)
 }
 
 impl ReleaseArgs {
@@ -117,7 +122,7 @@ impl ReleaseArgs {
         let hold = self.hold.or_else(|| layers.variable("DLOCK_HOLD"));
         let hold = hold.ok_or_else(|| anyhow!("cannot release a lock: DLOCK_HOLD is not set"));
         let hold = hold.or_hint(
-            "dlock release ends what dlock hold --background began; dlock run releases by itself",
+            "dlock release ends a dlock hold --background; dlock run releases its lock by itself",
         )?;
         Ok(hold.to_string_lossy().into_owned())
     }

@@ -200,21 +200,21 @@ fn refuse_etcd_only_options(layers: &Layers) -> Result<(), Failure> {
     let refused = [
         (
             layers.find_flag(Setting::Ttl),
-            "it has no lease, and is held until the command has ended",
+            "it has no lease, and dlock holds it until the command has ended",
         ),
         (
             layers.find(Setting::OncePer),
-            "no clock of one machine counts on through its restarts",
+            "no clock of this machine survives a restart",
         ),
         (
             layers.find(Setting::Supersede),
-            "only in etcd can those who wait be asked to go",
+            "only etcd can ask waiters to leave",
         ),
     ];
     for (found, why) in refused {
         if let Some(found) = found {
             return Err(anyhow!("cannot use {found} for a local lock: {why}"))
-                .or_hint("leave it out, or --local");
+                .or_hint("leave out this option, or --local");
         }
     }
     Ok(())
@@ -234,8 +234,10 @@ fn lock_request(
     let supersede = layers.find(Setting::Supersede);
     if let Some(found) = &supersede {
         let why = match (wait_policy, mode) {
-            (WaitPolicy::NoWait, _) => Some("--no-wait: who does not wait has nobody to send away"),
-            (_, Mode::Shared) => Some("--shared: readers do not stand in each other's way"),
+            (WaitPolicy::NoWait, _) => {
+                Some("--no-wait: a run that does not wait asks nobody to leave")
+            }
+            (_, Mode::Shared) => Some("--shared: readers do not block each other"),
             _ => None,
         };
         if let Some(why) = why {
@@ -304,7 +306,7 @@ fn times_of_a_lease(layers: &Layers) -> Result<(Duration, Duration), Failure> {
             format_duration(longest)
         ))
         .or_hint(format!(
-            "it would need --ttl {}s or more",
+            "use --ttl {}s or more, or a shorter --kill-after",
             fitting.as_millis().div_ceil(1000)
         ));
     }
@@ -314,7 +316,7 @@ fn times_of_a_lease(layers: &Layers) -> Result<(Duration, Duration), Failure> {
 fn parse_ttl(text: &str) -> Result<Duration, String> {
     let ttl = duration::parse(text)?;
     if !(MIN_TTL..=MAX_TTL).contains(&ttl) {
-        return Err("a TTL has 5s to 24h".to_owned());
+        return Err("expected 5s to 24h".to_owned());
     }
     if ttl.subsec_nanos() != 0 {
         return Err("etcd counts a TTL in whole seconds".to_owned());
@@ -323,7 +325,7 @@ fn parse_ttl(text: &str) -> Result<Duration, String> {
 }
 
 fn parse_status(text: &str) -> Result<u8, String> {
-    parse_digits(text).ok_or_else(|| "an exit status is a number from 0 to 255".to_owned())
+    parse_digits(text).ok_or_else(|| "expected a number from 0 to 255".to_owned())
 }
 
 fn parse_slots(text: &str) -> Result<u16, String> {

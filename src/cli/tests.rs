@@ -526,7 +526,7 @@ fn nonsense_is_refused() {
         );
     }
     let text = refused(&["run", "-k", "14.6", "x", "y"], &[]);
-    assert!(text.ends_with("--ttl 31s or more"), "{text}");
+    assert!(text.contains("--ttl 31s or more"), "{text}");
     assert_eq!(
         run(&["run", "-k", "14.5", "x", "y"]).lock.grace,
         Duration::from_millis(14500)
@@ -1259,8 +1259,8 @@ fn sharing_options_have_limits_and_conflicts() {
         (&["--slots", "1001"], "from 1 to 1000"),
         (&["--slots", "-1"], "from 1 to 1000"),
         (&["-s", "--slots", "2"], "together with"),
-        (&["--supersede", "-n"], "nobody to send away"),
-        (&["--supersede", "-s"], "readers do not stand"),
+        (&["--supersede", "-n"], "asks nobody to leave"),
+        (&["--supersede", "-s"], "readers do not block each other"),
         (&["--supersede=me"], "waiters"),
         (&["--min-hold", "0"], "more than 0"),
         (&["--min-hold", "1.5s"], "whole seconds"),

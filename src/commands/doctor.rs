@@ -148,7 +148,12 @@ fn print(report: &DoctorReport, json: bool) -> Result<(), Failure> {
         // Strings and numbers always serialise.
         serde_json::to_string_pretty(report).unwrap_or_default() + "\n"
     } else {
-        report_text(report)
+        let text = report_text(report);
+        if stdout::has_colours() {
+            coloured(&text)
+        } else {
+            text
+        }
     };
     stdout::print(&text).context("cannot write what was found")?;
     Ok(())
@@ -181,6 +186,32 @@ fn report_text(report: &DoctorReport) -> String {
     )
 }
 
+/// The levels at the beginnings of the lines in colour, which makes no column wider.
+fn coloured(text: &str) -> String {
+    let (findings, rest) = text.split_once("\n\n").unwrap_or((text, ""));
+    let line = |line: &str| {
+        let levels = [Level::Ok, Level::Warning, Level::Unusable];
+        let level = levels.into_iter().find_map(|level| {
+            let rest = line.strip_prefix(level_name(level))?;
+            rest.starts_with(' ').then_some((level, rest))
+        });
+        level.map_or_else(
+            || line.to_owned(),
+            |(level, rest)| {
+                // Green, yellow, red (console_codes(4)).
+                let colour = match level {
+                    Level::Ok => 32,
+                    Level::Warning => 33,
+                    Level::Unusable => 31,
+                };
+                format!("\u{1b}[{colour}m{}\u{1b}[m{rest}", level_name(level))
+            },
+        )
+    };
+    let findings: Vec<String> = findings.lines().map(line).collect();
+    format!("{}\n\n{rest}", findings.join("\n"))
+}
+
 fn level_name(level: Level) -> &'static str {
     match level {
         Level::Ok => "ok",
@@ -200,5 +231,19 @@ fn verdict(findings: &[Finding]) -> String {
         (0, 0) => "nothing was found that would go wrong".to_owned(),
         (0, warnings) => format!("locks work, warnings: {warnings}"),
         (_, _) => "no lock can be used like this".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_levels_are_coloured() {
+        let text = "ok       cluster  ok\n         hint: x\nunusable key      warning\n\nsetting  value\nok       y\n";
+        assert_eq!(
+            coloured(text),
+            "\u{1b}[32mok\u{1b}[m       cluster  ok\n         hint: x\n\u{1b}[31munusable\u{1b}[m key      warning\n\nsetting  value\nok       y\n"
+        );
     }
 }

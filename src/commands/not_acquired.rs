@@ -83,7 +83,7 @@ impl NotAcquired {
                 let by = request.describe();
                 let how = match request.to {
                     StopKind::Yield => "superseded",
-                    StopKind::Stop => "sent away",
+                    StopKind::Stop => "asked to leave",
                 };
                 let line = format!("no longer waiting for '{name}', {how} by {by}");
                 Self {

@@ -100,7 +100,18 @@ impl<S: LockSession> Supervision<'_, S> {
 
     fn step(&mut self, event: &Event) -> Option<SupervisionEnd> {
         let actions = self.watchdog.step(clock::now(), event);
-        debug!("{event:?} -> {actions:?}");
+        if enabled!(Level::DEBUG) {
+            let actions: Vec<String> = actions.iter().map(ToString::to_string).collect();
+            let all = actions.join(", ");
+            debug!(
+                "{event}: {}",
+                if all.is_empty() {
+                    "nothing to do"
+                } else {
+                    &all
+                }
+            );
+        }
         let stops = actions
             .iter()
             .any(|action| matches!(action, Action::Stop | Action::Lost(_) | Action::Unguarded));
@@ -195,7 +206,7 @@ impl<S: LockSession> Supervision<'_, S> {
     }
 
     fn on_signal(&mut self, signal: Signal) {
-        debug!("received {signal:?}");
+        debug!("received {signal}");
         let guard = &mut self.guard_io.guard;
         match self.leftovers {
             None => check_sent(guard.forward(signal)),
@@ -281,7 +292,7 @@ impl<S: LockSession> Supervision<'_, S> {
     }
 
     fn log_loss(&mut self, loss: LossReason) {
-        let (name, cause) = (self.name, explain(loss));
+        let (name, cause) = (self.name, loss.describe());
         let (mut reason, mut failure, mut unproven_seconds) = (cause.to_owned(), None, None);
         if loss == LossReason::Unproven {
             self.stats.unproven();
@@ -350,17 +361,5 @@ impl<S: LockSession> Supervision<'_, S> {
 fn check_sent(sent: io::Result<()>) {
     if let Err(error) = sent {
         debug!("the guard cannot be told: {error}");
-    }
-}
-
-/// The cause of a loss, for people.
-fn explain(loss: LossReason) -> &'static str {
-    match loss {
-        LossReason::Unproven => "no proof from etcd in time",
-        LossReason::KeyGone => {
-            "its key is gone (the lease expired or was revoked, or the key was deleted)"
-        }
-        LossReason::KeyTaken => "its key was overwritten",
-        LossReason::FileGone => "its file in the state directory was removed or replaced",
     }
 }

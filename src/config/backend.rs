@@ -94,5 +94,5 @@ fn default_dir(layers: &Layers) -> Result<PathBuf, Failure> {
     };
     let state = absolute("XDG_STATE_HOME").or_else(|| Some(absolute("HOME")?.join(".local/state")));
     let state = state.ok_or_else(|| anyhow!("no directory for local locks: HOME is not set"));
-    Ok(state.or_hint("--local=DIR names one")?.join("dlock"))
+    Ok(state.or_hint("give one with --local=DIR")?.join("dlock"))
 }

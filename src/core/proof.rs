@@ -73,6 +73,20 @@ pub enum LossReason {
     FileGone,
 }
 
+impl LossReason {
+    /// The cause, for people.
+    pub const fn describe(self) -> &'static str {
+        match self {
+            Self::Unproven => "no proof from etcd in time",
+            Self::KeyGone => {
+                "its key is gone (the lease expired or was revoked, or the key was deleted)"
+            }
+            Self::KeyTaken => "its key was overwritten",
+            Self::FileGone => "its file in the state directory was removed or replaced",
+        }
+    }
+}
+
 /// Why a renewal with an answer does not count.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Inconclusive {

@@ -1,11 +1,13 @@
 //! The holder's decisions: an [`Event`] in, [`Action`]s out.
 //! It must not know a clock, etcd, a process id or a signal's meaning.
 
+use std::fmt;
 use std::mem;
 use std::time::Duration;
 
 use super::heartbeat::{Heartbeat, Watch};
 use super::proof::{Inconclusive, LossReason, Ownership, Renewal, Verdict};
+use super::text::format_duration;
 use super::time::{Deadlines, Instant, LeaseTimings};
 
 /// After an order to kill, a guard that sends no answer within this is taken as dead.
@@ -59,6 +61,49 @@ pub enum Action {
     Proven { slack: Duration },
     /// A renewal was answered but does not count.
     Inconclusive(Inconclusive),
+}
+
+/// For the log of -vv.
+impl fmt::Display for Event {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tick => f.write_str("a moment has come"),
+            Self::Renewed(_) => f.write_str("a renewal was answered"),
+            Self::RenewalFailed => f.write_str("a renewal failed"),
+            Self::StillHeld => f.write_str("the lock is still held"),
+            Self::Lost(reason) => write!(f, "the lock is lost: {}", reason.describe()),
+            Self::Watch(Watch::Open) => f.write_str("the watch is open"),
+            Self::Watch(Watch::Reopening) => f.write_str("the watch is being reopened"),
+            Self::Watch(Watch::Broken) => f.write_str("the watch is broken"),
+            Self::Ack(beat) => write!(f, "the guard has confirmed deadline {beat}"),
+            Self::GuardDead => f.write_str("the guard is dead"),
+            Self::ReleaseRequested => f.write_str("a release was requested"),
+            Self::TreeDead { in_time: true } => f.write_str("no process of the command is left"),
+            Self::TreeDead { in_time: false } => {
+                f.write_str("the command was killed at its deadline")
+            }
+        }
+    }
+}
+
+/// For the log of -vv.
+impl fmt::Display for Action {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Renew => f.write_str("renew the lease"),
+            Self::Extend { beat, .. } => write!(f, "send deadline {beat} to the guard"),
+            Self::Stop => f.write_str("stop the command"),
+            Self::Kill => f.write_str("kill the command"),
+            Self::KillTree => f.write_str("kill the command and its guard"),
+            Self::Lost(_) => f.write_str("report the loss"),
+            Self::Unguarded => f.write_str("report that no guard is left"),
+            Self::MaxHold => f.write_str("report the end of --max-hold"),
+            Self::Proven { slack } => {
+                write!(f, "the lock is proven, {} early", format_duration(*slack))
+            }
+            Self::Inconclusive(doubt) => write!(f, "no proof: {}", doubt.describe()),
+        }
+    }
 }
 
 /// The state of the lock.

@@ -125,7 +125,7 @@ impl Cluster {
             let (from, to) = (self.name(before), self.name(index));
             info!(
                 event = events::FAILOVER,
-                from, to, "'{to}' is asked from now on, not '{from}'"
+                from, to, "using endpoint '{to}' instead of '{from}'"
             );
             self.switches.send_replace(());
         }

@@ -2,6 +2,7 @@
 //! It must not know how a message is sent, nor what its receiver does.
 
 use serde::{Deserialize, Serialize};
+use std::fmt;
 
 use crate::core::time::Deadlines;
 use crate::sys::process::ExitStatus;
@@ -62,6 +63,16 @@ pub(crate) struct Signal {
     pub(crate) sender: Sender,
     /// The value that `sigqueue(3)` sends along.
     pub(crate) value: Option<u64>,
+}
+
+impl fmt::Display for Signal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.sender {
+            Sender::Terminal => write!(f, "signal {} from the terminal", self.number),
+            Sender::Process(pid) => write!(f, "signal {} from process {pid}", self.number),
+            Sender::Kernel => write!(f, "signal {} from the kernel", self.number),
+        }
+    }
 }
 
 /// The sender of a signal.

@@ -6,6 +6,13 @@ use std::io::{self, IsTerminal as _, Write as _};
 use rustix::stdio::stdout;
 use rustix::termios::tcgetwinsize;
 
+/// Whether text may be coloured: on a terminal that can, unless the user does not want it (no-color.org).
+pub(crate) fn has_colours() -> bool {
+    let is_set = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
+    let dumb = std::env::var_os("TERM").is_none_or(|term| term.is_empty() || term == "dumb");
+    io::stdout().is_terminal() && !dumb && !is_set("NO_COLOR")
+}
+
 /// The columns of the terminal; `None` if there is none, or if it does not say.
 pub(crate) fn columns() -> Option<usize> {
     if !io::stdout().is_terminal() {

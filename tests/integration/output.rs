@@ -371,9 +371,7 @@ fn failed_renewals_and_failovers_are_reported() {
     let etcd = Etcd::shared();
     let both = format!("127.0.0.1:1,{}", etcd.endpoint());
     let moved = Dlock::at(&both).args(["-v"]).run([&name, "true"]).finish();
-    moved
-        .expect_code(0)
-        .expect_stderr(&["is asked from now on, not '"]);
+    moved.expect_code(0).expect_stderr(&["using endpoint '"]);
 }
 
 /// "A signal during the wait ... ends dlock by the same signal" (dlock-run(1)), also a `dlock hold` without a command.

@@ -86,7 +86,7 @@ fn a_watch_follows_requests_to_another_endpoint() {
     let (mut holder, mut waiter) = patient_waiter(etcd, waiter, &name);
     links[0].both(Mode::Drop);
     eventually(LIMIT, "another endpoint is asked", || {
-        waiter.stderr().contains("is asked from now on")
+        waiter.stderr().contains("using endpoint '")
     });
     watch_opens();
     holder.let_go().expect_code(0);
@@ -106,7 +106,7 @@ fn a_waiter_without_etcd_uses_little_processor_time() {
     let places = etcd.queue_of(name, 2);
     etcd.revoke(&places[0].lease_hex());
     eventually(LIMIT, "it waits for the command that vanished", || {
-        waiter.stderr().contains("no record of a release")
+        waiter.stderr().contains("has vanished without a release")
     });
     etcd.kill();
     let before = waiter.process().processor_time();

@@ -32,7 +32,11 @@ pub(super) struct HttpProbe {
 pub(super) async fn probe(endpoint: &Endpoint, files: &Tls, limit: Duration) -> HttpProbe {
     let mut found = HttpProbe::default();
     let ended = timeout(limit, exchange(endpoint, files, limit, &mut found)).await;
-    tracing::debug!("the probe of '{endpoint}' ended with {ended:?}");
+    match ended {
+        Ok(Ok(())) => tracing::debug!("'{endpoint}' has answered the probe"),
+        Ok(Err(error)) => tracing::debug!("cannot probe '{endpoint}': {error}"),
+        Err(_) => tracing::debug!("cannot probe '{endpoint}': no answer in time"),
+    }
     found
 }
 
