@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use super::steps::Experiment;
+use super::steps::{Experiment, PROXIED, Unproven};
 use super::world::{End, Kept, Key, Letter, Member, Message, Role, World};
 
 impl Experiment {
@@ -97,8 +97,10 @@ impl Experiment {
                     Key::Present { token, .. } => Some(token),
                     Key::Absent | Key::Gone(_) => None,
                 };
+                let proxied = self.unproven != Unproven::None && client == PROXIED;
+                let by = if proxied { Member(1 - at.0) } else { at };
                 let shown = Letter::Shown {
-                    by: at,
+                    by,
                     term: world.term,
                     revision: world.revision,
                     token,

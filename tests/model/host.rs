@@ -7,9 +7,12 @@ use dlock::core::heartbeat::{Heartbeat, Watch};
 use dlock::core::lock_delay::{Predecessor, Predecessors, Sight, lock_delay};
 use dlock::core::proof::{EntryId, FencingToken, Header, LeaseId, Ownership, Renewal, Verdict};
 use dlock::core::time::{Deadlines, LeaseTimings};
+use dlock::core::turn::Turn;
 
-use super::steps::{Announce, Experiment, Mishap, Notice, Rule, Word};
-use super::world::{Before, Client, End, Key, Letter, Message, NOW, Role, Tree, World};
+use super::steps::{Announce, Experiment, Mishap, Notice, PROXIED, Rule, Unproven, Word};
+use super::world::{
+    Before, Client, End, Key, Letter, Message, NOW, Role, TICK, Tree, TurnAge, World,
+};
 
 const CLUSTER: u64 = 7;
 
@@ -288,15 +291,60 @@ impl Experiment {
                 self.show(world, number, grace.max(more));
             }
             (Role::Delaying { left, .. }, _) if !left.is_zero() => {}
-            // The command starts only with a young proof (DESIGN 3).
+            // The command starts only with a young proof.
             _ if client.proof_age <= self.timings.renew_interval() => {
                 client.role = Role::Holding;
                 client.tree = Tree::Running;
                 client.before = None;
                 self.show(world, number, Duration::ZERO);
             }
+            _ if self.unproven != Unproven::None && client.turn.is_none() => {
+                client.turn = Some(TurnAge {
+                    begun: Duration::ZERO,
+                    seen: None,
+                });
+            }
             _ => {}
         }
+    }
+
+    /// The product's rule, with a read in every tick between the first and the last.
+    fn turn_of(&self, age: TurnAge) -> Turn {
+        let mut turn = Turn::new(NOW - age.begun, self.timings.ttl());
+        if let Some((first, last)) = age.seen {
+            let mut seen = first;
+            while last < seen {
+                turn.entry_seen(NOW - seen);
+                seen -= TICK;
+            }
+            turn.entry_seen(NOW - last);
+        }
+        turn
+    }
+
+    /// Whether the waiter behind the proxy has to do something before time passes: etcd answers its reads.
+    pub(crate) fn must_check(&self, world: &World) -> bool {
+        let client = &world.clients[PROXIED];
+        let is_young = client.proof_age <= self.timings.renew_interval();
+        client
+            .turn
+            .map_or(!is_young, |age| self.turn_of(age).check_at() <= NOW)
+    }
+
+    /// A waiter whose turn has come reads its entry.
+    pub(crate) fn check_turn(&self, world: &mut World, number: usize) {
+        let there = world.is_there(number);
+        let client = &mut world.clients[number];
+        let Some(age) = client.turn.filter(|_| there) else {
+            return;
+        };
+        if self.turn_of(age).entry_seen(NOW) {
+            self.leave_queue(world, number);
+            return;
+        }
+        let first = age.seen.map_or(Duration::ZERO, |(first, _)| first);
+        let seen = Some((first, Duration::ZERO));
+        client.turn = Some(TurnAge { seen, ..age });
     }
 
     /// A waiter whose entry is gone reads the queue and creates another entry.

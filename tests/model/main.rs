@@ -37,6 +37,11 @@
 //!
 //! A release record counts only when the key of its writer is gone.
 //!
+//! # The turn of a waiter that cannot prove its lease
+//!
+//! A keepalive renews a lease also when it proves nothing, as behind a proxy. So a waiter whose turn has come gives its
+//! entry up by the rule of [`Turn`](dlock::core::turn::Turn), else it blocks the queue for ever.
+//!
 //! # Bounds
 //!
 //! | | |
@@ -50,8 +55,8 @@
 //! | dlock | stopped once, for any time (not among newcomers, not among three); one waiter killed, or a whole queue deleted, where it says so |
 //! | states | 2,500 to 82,000 up to a counterexample, 6,000 to 290,000 where there is none, and up to 1,340,000 for three clients: all of them |
 //!
-//! Time itself has no bound: states hold ages, so a run may be endless. Left out: the renewals of a waiter (without a
-//! lease it starts nothing); keepalives that overlap another of the same client (dlock closes a stream that it gives up).
+//! Time itself has no bound: states hold ages, so a run may be endless. Left out: the renewals of a waiter before its
+//! turn (without a lease it starts nothing); keepalives that overlap another of the same client (dlock closes a stream that it gives up).
 //! Only the guards act between whole seconds, so a delay must be calculated by hand as well, see [`enough`].
 
 mod cluster;
@@ -66,7 +71,10 @@ use dlock::core::lock_delay::lock_delay;
 use dlock::core::time::LeaseTimings;
 use stateright::{Checker as _, HasDiscoveries, Model as _};
 
-use steps::{Announce, EXCLUSION, EXPIRY, Experiment, Mishap, Notice, PROGRESS, Rule, Word};
+use steps::{
+    Announce, EXCLUSION, EXPIRY, Experiment, LEFT, Mishap, Notice, PATIENCE, PROGRESS, Rule,
+    Unproven, Word,
+};
 use world::Rate;
 
 const SLOW: Rate = Rate(900);
@@ -92,6 +100,7 @@ fn experiment() -> Experiment {
         pauses: 0,
         leaving: false,
         mishap: Mishap::None,
+        unproven: Unproven::None,
         travel: Duration::from_millis(1100),
     }
 }
@@ -147,8 +156,10 @@ fn excludes(title: &str, experiment: Experiment, states: usize) {
         ),
     );
     assert!(checker.is_done());
-    if let Some(path) = found.get(EXCLUSION) {
-        panic!("{title}: {:#?}", path.clone().into_actions());
+    for broken in [EXCLUSION, PATIENCE] {
+        if let Some(path) = found.get(broken) {
+            panic!("{title}: {broken}: {:#?}", path.clone().into_actions());
+        }
     }
     assert!(
         found.contains_key(PROGRESS),
@@ -413,4 +424,39 @@ fn a_release_that_counts_without_a_read_of_the_key_lets_two_trees_live() {
 #[test]
 fn a_waiter_starts_only_when_the_key_of_the_one_before_it_is_gone() {
     excludes("looked at", forged(false), 5_000);
+}
+
+/// The second client's renewals pass a proxy.
+fn proxied(unproven: Unproven) -> Experiment {
+    Experiment {
+        elections: 0,
+        rates: &[Rate::EXACT],
+        unproven,
+        ..experiment()
+    }
+}
+
+#[test]
+fn a_waiter_that_cannot_prove_its_lease_and_stays_blocks_the_queue() {
+    let stays = proxied(Unproven::Stays).checker();
+    let checker = stays.finish_when(HasDiscoveries::AnyFailures).spawn_bfs();
+    let path = checker.join().discovery(PATIENCE);
+    let steps = path.expect("its lease is renewed").into_actions();
+    show("a waiter stays", &format!("after {} steps", steps.len()));
+}
+
+#[test]
+fn a_waiter_that_cannot_prove_its_lease_leaves_and_blocks_nobody_for_long() {
+    let checker = proxied(Unproven::Leaves).checker().spawn_bfs().join();
+    let unique = checker.unique_state_count();
+    show("a waiter leaves", &format!("never, in {unique} states"));
+    assert!(checker.is_done() && unique >= 1_000, "only {unique} states");
+    let found = checker.discoveries();
+    for broken in [EXCLUSION, PATIENCE] {
+        if let Some(path) = found.get(broken) {
+            panic!("{broken}: {:#?}", path.clone().into_actions());
+        }
+    }
+    let leaves = checker.discovery(LEFT).expect("it gives its entry up");
+    assert_eq!(leaves.last_state().alive().count(), 0);
 }

@@ -13,6 +13,8 @@ use super::world::{
 
 pub(crate) const EXCLUSION: &str = "not two trees alive";
 pub(crate) const PROGRESS: &str = "the second runs after a release";
+pub(crate) const PATIENCE: &str = "no waiter that cannot prove blocks the queue for two TTLs";
+pub(crate) const LEFT: &str = "a waiter that cannot prove leaves";
 pub(crate) const EXPIRY: &str = "the second runs after an expiry";
 
 /// The rule by which a client takes answers as a proof.
@@ -70,6 +72,20 @@ pub(crate) enum Mishap {
     Forge,
 }
 
+/// The waiter whose renewals pass a proxy: another member answers its reads than its keepalives.
+pub(crate) const PROXIED: usize = 1;
+
+/// What that waiter does when its turn has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Unproven {
+    /// No waiter is behind a proxy.
+    None,
+    /// It tries again and again.
+    Stays,
+    /// [`Turn`](dlock::core::turn::Turn).
+    Leaves,
+}
+
 /// The rules and the bounds of one experiment.
 #[derive(Clone, Debug)]
 pub(crate) struct Experiment {
@@ -96,6 +112,7 @@ pub(crate) struct Experiment {
     /// Waiters may give up.
     pub(crate) leaving: bool,
     pub(crate) mishap: Mishap,
+    pub(crate) unproven: Unproven,
     /// How long a message may travel, on its client's clock.
     pub(crate) travel: Duration,
 }
@@ -126,6 +143,8 @@ pub(crate) enum Step {
     /// A waiter reads the queue: without a blocker it starts its command, or begins the lock delay.
     Turn(usize),
     Leave(usize),
+    /// A waiter whose turn has come reads its entry.
+    Check(usize),
     /// The watch on a client's key breaks: its undelivered events are lost.
     Break(usize),
     /// It is reopened, which begins with a read.
@@ -142,7 +161,9 @@ impl Experiment {
     /// The guard's and the leader's clocks advance.
     fn tick(&self, world: &mut World) {
         for number in 0..world.clients.len() {
+            let there = world.is_there(number);
             let client = &mut world.clients[number];
+            client.turn = client.turn.filter(|_| there);
             let passed = client.clock.counts(TICK);
             client.proof_age += passed;
             if let Some(asked) = &mut client.asked {
@@ -150,6 +171,13 @@ impl Experiment {
             }
             if let Role::Delaying { left, .. } = &mut client.role {
                 *left = left.saturating_sub(passed);
+            }
+            if let Some(turn) = &mut client.turn {
+                turn.begun += passed;
+                if let Some((first, last)) = &mut turn.seen {
+                    *first += passed;
+                    *last += passed;
+                }
             }
             if let Tree::Stopping { since } = &mut client.tree {
                 *since += passed;
@@ -163,6 +191,9 @@ impl Experiment {
             if given_up {
                 world.hang_up(number);
             }
+        }
+        if self.blocks(world) {
+            world.blocked = (world.blocked + TICK).min(self.timings.ttl() * 3);
         }
         for number in 0..world.keys.len() {
             let counts = !self.is_waiting(world, number);
@@ -205,6 +236,9 @@ impl Experiment {
     /// Time stops until a holder that must learn of its loss has learnt of it, and until one with a broken watch has the
     /// answer to a renewal that is due.
     fn is_awaited(&self, world: &World) -> bool {
+        if self.unproven == Unproven::Leaves && self.blocks(world) && self.must_check(world) {
+            return true;
+        }
         if self.notice == Notice::Unsure {
             return false;
         }
@@ -215,6 +249,14 @@ impl Experiment {
             .clients
             .iter()
             .any(|client| client.role == Role::Holding && client.broken && self.is_due(client))
+    }
+
+    /// Whether the waiter behind the proxy has its turn and does not start.
+    fn blocks(&self, world: &World) -> bool {
+        self.unproven != Unproven::None
+            && world.clients[PROXIED].role == Role::Waiting
+            && world.is_there(PROXIED)
+            && self.outlook(world, PROXIED) == Outlook::Free
     }
 
     /// Whether watches may break.
@@ -280,6 +322,9 @@ impl Experiment {
             if self.leaving {
                 steps.push(Step::Leave(number));
             }
+            if number == PROXIED && client.turn.is_some() && self.unproven == Unproven::Leaves {
+                steps.push(Step::Check(number));
+            }
         }
         if client.role == Role::Holding && self.may_break() {
             steps.push(if client.broken {
@@ -343,6 +388,11 @@ impl Model for Experiment {
                     }
                     clients[0].role = Role::Holding;
                     clients[0].tree = Tree::Running;
+                    if self.unproven != Unproven::None {
+                        // The holder has just released: only the waiter's turn matters.
+                        clients[0].finish(Role::Over);
+                        keys[0] = Key::Gone(End::Released);
+                    }
                 }
                 World {
                     term: 1,
@@ -355,6 +405,7 @@ impl Model for Experiment {
                     pauses: 0,
                     killed: false,
                     forged: None,
+                    blocked: Duration::ZERO,
                 }
             })
             .collect()
@@ -420,6 +471,7 @@ impl Model for Experiment {
             },
             Step::Turn(client) => self.turn(world, client),
             Step::Leave(client) => self.leave_queue(world, client),
+            Step::Check(client) => self.check_turn(world, client),
             Step::Break(client) => {
                 world.clients[client].broken = true;
                 world.network.retain(|message| {
@@ -446,6 +498,12 @@ impl Model for Experiment {
     fn properties(&self) -> Vec<Property<Self>> {
         vec![
             Property::always(EXCLUSION, |_, world: &World| world.alive().count() <= 1),
+            Property::always(PATIENCE, |experiment: &Self, world: &World| {
+                world.blocked < experiment.timings.ttl() * 2
+            }),
+            Property::sometimes(LEFT, |_, world: &World| {
+                !world.blocked.is_zero() && world.clients[PROXIED].role == Role::Over
+            }),
             Property::sometimes(PROGRESS, |_, world: &World| {
                 world.runs_after(|end| end == End::Released)
             }),

@@ -135,6 +135,14 @@ pub(crate) struct Asked {
     pub(crate) kept: Option<Kept>,
 }
 
+/// The turn of a waiter that has no young proof, as ages on its clock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct TurnAge {
+    pub(crate) begun: Duration,
+    /// The first and the last of the reads that have shown its entry, one in each tick.
+    pub(crate) seen: Option<(Duration, Duration)>,
+}
+
 /// One dlock with its guard and its command, on a host of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Client {
@@ -152,6 +160,7 @@ pub(crate) struct Client {
     pub(crate) highest_revision: i64,
     /// The entry that it waits for: the one right before it at its last read.
     pub(crate) before: Option<Before>,
+    pub(crate) turn: Option<TurnAge>,
     /// Time between the stop and the kill of its command.
     pub(crate) grace: Duration,
 }
@@ -169,6 +178,7 @@ impl Client {
             token: 0,
             highest_revision: 0,
             before: None,
+            turn: None,
             grace: Duration::ZERO,
         }
     }
@@ -253,6 +263,8 @@ pub(crate) struct World {
     pub(crate) killed: bool,
     /// A release record of this client was forged.
     pub(crate) forged: Option<usize>,
+    /// How long the waiter behind the proxy has blocked the queue, on the leader's clock.
+    pub(crate) blocked: Duration,
 }
 
 impl World {
