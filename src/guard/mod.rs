@@ -27,10 +27,10 @@ use std::path::PathBuf;
 use std::thread;
 use std::time::Duration;
 
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{
-    PidfdFlags, WaitId, WaitIdOptions, child_subreaper, getpid, pidfd_open, set_child_subreaper,
-    waitid,
+    Pid, PidfdFlags, WaitId, WaitIdOptions, child_subreaper, getpid, pidfd_open,
+    set_child_subreaper, waitid,
 };
 use rustix::stdio::{dup2_stdin, dup2_stdout};
 use rustix::time::{TimerfdClockId, TimerfdFlags, timerfd_create};
@@ -93,6 +93,7 @@ pub(crate) struct LaunchOptions<'a> {
 
 /// dlock's handle of the guard. Dropping it ends the command, too.
 pub(crate) struct Guard {
+    pid: Pid,
     /// The guard's process, by pidfd.
     process: OwnedFd,
     backchannel: Backchannel,
@@ -165,6 +166,7 @@ fn fork_guard(command: Command, policy: Policy, options: &LaunchOptions) -> io::
     };
     let process = pidfd_open(pid, PidfdFlags::empty())?;
     Ok(Guard {
+        pid,
         process,
         backchannel: ours,
         tree,
@@ -215,6 +217,21 @@ impl Guard {
         self.backchannel.socket().try_clone()
     }
 
+    /// Spares what the children that dlock had before the guard have started since: an orphan of theirs becomes a child of
+    /// dlock, as the orphans of the tree do when the guard dies. While it lives, those become its own children.
+    fn spare_orphans(&mut self) {
+        if !self.tree.has_preexisting() {
+            return;
+        }
+        let others = self
+            .tree
+            .below_except(Some(self.pid.as_raw_nonzero().get()));
+        let mut end = [PollFd::new(&self.process, PollFlags::IN)];
+        if poll(&mut end, Some(&Timespec::default())) == Ok(0) {
+            self.tree.spare(others);
+        }
+    }
+
     /// Runs the command with these variables added to those that it inherits, unless its deadline has passed.
     pub(crate) fn start(
         &mut self,
@@ -222,6 +239,7 @@ impl Guard {
         deadlines: Deadlines,
     ) -> io::Result<()> {
         self.busy = true;
+        self.spare_orphans();
         self.order(&Order::Start {
             variables: env.to_vec(),
             deadlines,
@@ -230,6 +248,7 @@ impl Guard {
 
     /// Sends later deadlines, and a ping that [`GuardReport::Ack`] answers. Earlier deadlines change nothing.
     pub(crate) fn extend(&mut self, beat: u64, deadlines: Deadlines) -> io::Result<()> {
+        self.spare_orphans();
         // An extension may be lost while the guard is stopped: the next one has newer deadlines.
         if self
             .backchannel
@@ -308,6 +327,8 @@ impl Guard {
     /// if some do not die. Returns the survivors. Blocks.
     pub(crate) fn kill_tree(&mut self, limit: Duration) -> Vec<Survivor> {
         let begun_at = clock::now();
+        // The guard may be stopped.
+        self.spare_orphans();
         let mut kill_loop = KillLoop::new(begun_at);
         // This comes first and needs no /proc: the command dies with the guard.
         let _ = signals::send(self.process.as_fd(), libc::SIGKILL);

@@ -84,12 +84,7 @@ impl Tree {
         tree.lists = children.is_ok();
         // Most callers have none, and each read of /proc costs more than ten other system calls.
         if !children.is_ok_and(|children| children.is_empty()) {
-            let mut preexisting = Vec::new();
-            tree.walk_below(&root, &[], &mut |process| {
-                preexisting.push(process.identity);
-                true
-            });
-            tree.preexisting = preexisting;
+            tree.preexisting = tree.below_except(None);
         }
         Ok(tree)
     }
@@ -150,6 +145,28 @@ impl Tree {
     /// Whether the kernel lists children, which is quicker than reading every process.
     pub(super) fn is_listed(&self) -> bool {
         self.lists
+    }
+
+    /// The processes below this one, except this child and those below it.
+    pub(super) fn below_except(&self, child: Option<i32>) -> Vec<ProcessId> {
+        let mut found = Vec::new();
+        if let Ok(root) = self.find(self.root) {
+            self.walk_below(&root, &[], &mut |process| {
+                let is_other = Some(process.identity.pid) != child;
+                if is_other {
+                    found.push(process.identity);
+                }
+                is_other
+            });
+        }
+        found
+    }
+
+    /// Spares these processes and those below them, too.
+    pub(super) fn spare(&mut self, others: Vec<ProcessId>) {
+        self.preexisting.extend(others);
+        self.preexisting.sort_unstable();
+        self.preexisting.dedup();
     }
 
     /// Whether there are children that are not of the tree.

@@ -4,8 +4,8 @@
 use std::time::Duration;
 
 use crate::support::{
-    Dlock, Etcd, LIMIT, Oracle, PlainKill, Running, Signal, Terminal, boot_clock, child,
-    dlock_program, eventually, hold, hold_open, holder_and_waiter, let_pass, since, unique,
+    Dlock, Etcd, LIMIT, Oracle, PlainKill, Process, Running, Signal, Terminal, alive, boot_clock,
+    child, dlock_program, eventually, hold, hold_open, holder_and_waiter, let_pass, since, unique,
 };
 
 /// A holder and a waiter behind it, both with this TTL, and the name of the lock.
@@ -571,4 +571,33 @@ fn a_caller_with_a_stopped_job_is_not_hung_up() {
         .finish()
         .expect_code(0)
         .expect_stdout("survived\n");
+}
+
+/// "An orphan of a job that the shell had before exec dlock is not ours": it lives when dlock kills the tree in the place of
+/// its guard.
+#[test]
+fn a_job_of_the_shell_before_exec_outlives_the_tree() {
+    let (etcd, name) = (Etcd::shared(), unique("job"));
+    let script = "echo $$ >$HOME/orphan; exec sleep 600";
+    let job = format!("(until [ -e $HOME/go ]; do sleep 0.1; done; sh -c '{script}' &) & true");
+    let dlock = Dlock::on(etcd)
+        .run(["--ttl=5", &name, "sh", "-c", "echo on; exec sleep 600"])
+        .after(&job);
+    let go = dlock.home().file("go");
+    let mut holder = dlock.start();
+    holder.says("on");
+    std::fs::write(go, "").expect("our own directory");
+    let orphan = eventually(LIMIT, "the job has started it", || {
+        holder.written("orphan").trim().parse().ok().map(Process)
+    });
+    eventually(LIMIT, "it is an orphan", || {
+        holder.process().children().contains(&orphan)
+    });
+    holder.guard().signal(Signal::STOP);
+    let outcome = holder.wait();
+    assert!(matches!(outcome.code(), Some(121 | 125)), "{outcome:?}");
+    assert!(alive(orphan), "{outcome:?}");
+    let mut left = holder.tree();
+    left.retain(|process| *process != orphan);
+    assert!(left.is_empty(), "{left:?}");
 }

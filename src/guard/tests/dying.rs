@@ -278,6 +278,31 @@ fn children_that_dlock_had_before_are_spared() {
     });
 }
 
+/// An orphan of a child that dlock had before becomes a child of dlock, as those of the tree do when the guard dies.
+#[test]
+fn orphans_of_children_that_dlock_had_before_are_spared() {
+    alone(|scratch| {
+        let started = scratch.0.join("orphan").display().to_string();
+        let script = "until [ -e $0.go ]; do sleep 0.01; done; setsid sleep 1000 >/dev/null 2>&1 & echo $! >$0";
+        let mut job = std::process::Command::new("/bin/sh")
+            .args(["-c", script, &started])
+            .spawn()
+            .unwrap();
+        let mut guard = scratch.start(&format!("{FAR} while :; do sleep 1; done"), PATIENT);
+        let far_away = scratch.pid("far");
+        fs::write(started + ".go", "").unwrap();
+        let orphan = scratch.pid("orphan");
+        job.wait().unwrap();
+        guard.extend(1, far()).unwrap();
+        signals::send(guard.process.as_fd(), libc::SIGKILL).unwrap();
+        while next(&mut guard) != GuardReport::GuardDead {}
+        assert_eq!(guard.kill_tree(LIMIT), []);
+        assert!(!is_alive(far_away) && is_alive(orphan));
+        // SAFETY: our own child, which has not been waited for.
+        unsafe { libc::kill(orphan, libc::SIGKILL) };
+    });
+}
+
 /// Runs a command with `adopted` as its adopted process, and stops both. The guard lives on for the caller's checks.
 fn stop_with(adopted: &std::process::Child, policy: Policy) -> Guard {
     stop_with_pid(i32::try_from(adopted.id()).unwrap(), policy)
@@ -425,7 +450,7 @@ fn never_seen_stopped(script: &str, policy: Policy) {
             .args(["-c", script])
             .spawn()
             .unwrap();
-        let pid = rustix::process::Pid::from_child(&adopted);
+        let pid = Pid::from_child(&adopted);
         let observer = thread::spawn(move || {
             let options = WaitOptions::UNTRACED | WaitOptions::CONTINUED;
             let status = rustix::process::waitpid(Some(pid), options).unwrap();
