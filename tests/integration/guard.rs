@@ -573,8 +573,8 @@ fn a_caller_with_a_stopped_job_is_not_hung_up() {
         .expect_stdout("survived\n");
 }
 
-/// "An orphan of a job that the shell had before exec dlock is not ours": it lives when dlock kills the tree in the place of
-/// its guard.
+/// "those jobs and their processes are not of the tree" (dlock-run(1)): an orphan of one lives when dlock kills the tree in the
+/// place of its guard.
 #[test]
 fn a_job_of_the_shell_before_exec_outlives_the_tree() {
     let (etcd, name) = (Etcd::shared(), unique("job"));

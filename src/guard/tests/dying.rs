@@ -318,9 +318,12 @@ fn stop_with_pid(adopted: i32, policy: Policy) -> Guard {
     guard.start(&[], far()).unwrap();
     assert_eq!(next(&mut guard), GuardReport::Started);
     guard.stop().unwrap();
-    assert_eq!(
-        last(&mut guard),
-        ended(ExitStatus::Signalled(libc::SIGTERM), Cause::Ordered)
+    let last = last(&mut guard);
+    // On a busy machine, the grace of a hasty policy can be over first.
+    let by = |signal| ended(ExitStatus::Signalled(signal), Cause::Ordered);
+    assert!(
+        [libc::SIGTERM, libc::SIGKILL].map(by).contains(&last),
+        "{last:?}"
     );
     guard
 }
