@@ -253,7 +253,7 @@ fn leftovers_are_killed_before_the_release() {
         let command = oracle.command(&["sh", "-c", &format!("{}; exit 3", child("daemonises.sh"))]);
         let line = [options, &["-k", "1", &name, "--"]].concat();
         let mut holder = Dlock::on(etcd).run(line).args(command).start();
-        let warning = "dlock: the command has ended and left ";
+        let warning = "dlock: the command has ended, stopping ";
         let ended = holder.wait().expect_code(3).expect_stderr(&[warning]);
         assert_eq!(ended.stderr.lines().count(), 1, "{ended:?}");
         holder.assert_tree_dead();

@@ -149,7 +149,7 @@ fn a_refused_release_is_a_warning_and_no_loss() {
     let refusal = Act::Refuse(Code::ResourceExhausted, NO_SPACE);
     fake.script.always(Point::Release, refusal);
     holder.type_in("\n");
-    let words = ["dlock: cannot confirm the release of 'job'", "space"];
+    let words = ["dlock: cannot confirm the release of lock 'job'", "space"];
     holder.wait().expect_code(7).expect_stderr(&words);
     no_leak(&holder, &fake);
 }
