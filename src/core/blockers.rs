@@ -294,7 +294,7 @@ pub fn superseded(before: &[QueueEntry], request: Supersede) -> Vec<(&QueueEntry
         let record = entry.record.as_ref()?;
         let to = match request {
             Supersede::Holder => StopKind::Stop,
-            Supersede::Waiters if holds => return None,
+            Supersede::Waiters if holds && !entry.is_pending() => return None,
             Supersede::Waiters => StopKind::Yield,
         };
         let is_asked = |ask: &StopRequest| ask.to == to || ask.to == StopKind::Stop;
@@ -370,6 +370,15 @@ mod tests {
             (1, StopKind::Stop),
         ];
         assert_eq!(asked(&queue, Supersede::Holder), all);
+    }
+
+    /// "All earlier waiters end" (dlock-run(1)): also the first of the queue, as long as its command has not started.
+    #[test]
+    fn a_first_entry_that_has_not_started_is_asked_as_a_waiter() {
+        let mut queue = [1, 2].map(|token| entry(token, Some(Mode::Exclusive), false));
+        queue[0].record.as_mut().unwrap().pending = true;
+        let both = [(2, StopKind::Yield), (1, StopKind::Yield)];
+        assert_eq!(asked(&queue, Supersede::Waiters), both);
     }
 
     #[test]
