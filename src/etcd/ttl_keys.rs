@@ -1,6 +1,8 @@
 //! The keys beside the queue: the mark of a run (`--once-per`), and slots (`--slots`).
 //! It must not know when they are written.
 
+use std::collections::BTreeSet;
+
 use etcd_client::{Compare, CompareOp, GetOptions, KeyValue, PutOptions, Txn, TxnOp};
 
 use super::connection::Connection;
@@ -11,9 +13,6 @@ use crate::core::blockers::OrphanSlot;
 use crate::core::holder::{Holder, StopRequest};
 use crate::core::proof::{EntryId, LeaseId};
 use crate::sys::clock;
-
-/// Reads per request: etcd allows 128 operations.
-const MAX_READS: usize = 100;
 
 /// The record of an earlier run, whose mark is there.
 pub(super) type EarlierRun = Option<Holder>;
@@ -157,29 +156,27 @@ pub(super) async fn claim_slot(
     }
 }
 
-/// The first of these slots whose entry is gone.
+/// The first of these slots whose entry is gone. A cooldown moves a slot and its entry to another lease, and the key of the
+/// entry keeps its name, so the lease under which the entry is now counts.
 async fn orphan(
     requests: &Requests,
     etcd: &Connection,
     taken: &[(u16, LeaseId)],
 ) -> Result<Option<OrphanSlot>, LockError> {
     let keys = &requests.queue.keys;
-    for some in taken.chunks(MAX_READS) {
-        let entries = some.iter().map(|(_, lease)| {
-            let keys_only = GetOptions::new().with_keys_only();
-            TxnOp::get(keys.entry(*lease), Some(keys_only))
-        });
-        let (_, entries) = requests.queue.read(etcd, entries.collect()).await?;
-        let mut pairs = some.iter().zip(entries);
-        let found = pairs.find(|(_, entry)| entry.is_empty());
-        if let Some(((slot, lease), _)) = found {
-            return Ok(Some(OrphanSlot {
-                key: keys.slot(*slot),
-                lease: *lease,
-            }));
-        }
-    }
-    Ok(None)
+    let all = GetOptions::new().with_range(keys.ended()).with_keys_only();
+    let reads = vec![TxnOp::get(keys.prefix(), Some(all))];
+    let (_, reads) = requests.queue.read(etcd, reads).await?;
+    let entries: BTreeSet<LeaseId> = (reads.iter().flatten())
+        .map(|entry| LeaseId(entry.lease()))
+        .collect();
+    // No dlock writes a slot without a lease.
+    let is_orphan = |lease| lease == LeaseId::NONE || !entries.contains(&lease);
+    let found = taken.iter().find(|(_, lease)| is_orphan(*lease));
+    Ok(found.map(|(slot, lease)| OrphanSlot {
+        key: keys.slot(*slot),
+        lease: *lease,
+    }))
 }
 
 /// The slots that are taken, each with its lease, and our own key.

@@ -116,6 +116,21 @@ fn a_slot_without_an_entry_is_named() {
     outcome.expect_stderr(&[&named, &end]);
 }
 
+/// The same beside a slot that cools down: its entry is under another lease than its name says.
+#[test]
+fn a_slot_that_cools_down_is_not_taken_for_one_without_an_entry() {
+    let (etcd, name) = (Etcd::shared(), unique("cooling"));
+    let run = |options: &[&str]| {
+        let options = [&["--slots=2", "--ttl=5"], options, &[&name, "true"]].concat();
+        Dlock::on(etcd).run(options).finish()
+    };
+    run(&["--min-hold=60"]).expect_code(0);
+    let key = format!("dlock/slot/{name}/1");
+    etcd.ctl(&["put", &key, "x"]);
+    let named = format!("the slot '{key}' is taken and its entry in the queue is gone");
+    run(&["-n"]).expect_code(75).expect_stderr(&[&named]);
+}
+
 /// "tolerant of foreign or broken records": values of a megabyte fill no answer of etcd, for a request of any kind.
 #[test]
 fn long_records_stop_no_request() {
