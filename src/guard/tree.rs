@@ -353,22 +353,9 @@ impl Tree {
         self.freeze_adopted(clock::now() + FREEZE_LIMIT);
         let mut asked = Vec::new();
         self.walk(|process| asked.push(process.identity));
-        let top = self.top();
-        let (top, others): (Vec<_>, Vec<_>) =
-            asked.into_iter().partition(|&process| Some(process) == top);
-        // A process that is gone needs no signal; one that cannot be signalled will be a survivor.
-        let send = |process: &ProcessId, signal| drop(self.signal(*process, signal));
-        for process in &others {
-            send(process, signal);
-        }
-        // Children first, the adopted process last: when a parent dies whose children are stopped, the kernel sends them
-        // SIGHUP before they can act on `signal` (setpgid(2), "orphaned process group").
-        for process in others.iter().rev() {
-            send(process, libc::SIGCONT);
-        }
-        for process in &top {
-            send(process, signal);
-            send(process, libc::SIGCONT);
+        for (process, signal) in stop_sequence(&asked, self.top(), signal) {
+            // A process that is gone needs no signal; one that cannot be signalled will be a survivor.
+            let _ = self.signal(process, signal);
         }
     }
 
@@ -443,6 +430,27 @@ impl Tree {
             .filter_map(|pid| Some((self.find(pid).ok()?.stat.parent, pid)))
             .collect()
     }
+}
+
+/// The signals that stop these processes, given parents first, in their order.
+///
+/// SIGCONT is sent to children first, and the adopted process `top` is the last of all: when a parent dies whose children are
+/// stopped, the kernel sends them SIGHUP before they can act on `signal` (setpgid(2), "orphaned process group").
+pub(super) fn stop_sequence(
+    processes: &[ProcessId],
+    top: Option<ProcessId>,
+    signal: i32,
+) -> Vec<(ProcessId, i32)> {
+    let (top, others): (Vec<_>, Vec<_>) = processes
+        .iter()
+        .copied()
+        .partition(|&process| Some(process) == top);
+    let stop = others.iter().map(|&process| (process, signal));
+    let resume = others.iter().rev().map(|&process| (process, libc::SIGCONT));
+    let last = top
+        .iter()
+        .flat_map(|&process| [(process, signal), (process, libc::SIGCONT)]);
+    stop.chain(resume).chain(last).collect()
 }
 
 impl Process {

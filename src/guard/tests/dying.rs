@@ -6,7 +6,7 @@ use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 
 use super::kill_loop::KillLoop;
-use super::tree::Tree;
+use super::tree::{Tree, stop_sequence};
 use super::*;
 use crate::sys::proc::{self, ProcessId};
 use crate::sys::process::ExitStatus;
@@ -393,6 +393,24 @@ fn a_child_that_the_adopted_process_forks_at_its_death_is_found() {
         assert_eq!(met, BTreeSet::from([child, orphan]));
         assert!(states.0 == 'T' && states.1 != 'T', "{states:?}");
     });
+}
+
+/// The same without odds: whether the kernel sends SIGHUP depends on how fast the adopted process dies.
+#[test]
+fn the_adopted_process_gets_the_stop_signal_after_its_children_are_continued() {
+    let [top, child, grandchild] = [1, 2, 3].map(|pid| ProcessId { pid, start: 0 });
+    let (stop, resume) = (libc::SIGTERM, libc::SIGCONT);
+    assert_eq!(
+        stop_sequence(&[top, child, grandchild], Some(top), stop),
+        [
+            (child, stop),
+            (grandchild, stop),
+            (grandchild, resume),
+            (child, resume),
+            (top, stop),
+            (top, resume),
+        ]
+    );
 }
 
 /// The processes below an adopted one are stopped for a moment. The kernel sends SIGHUP to a stopped process when its parent
