@@ -21,6 +21,13 @@ impl Undead {
         Self(pid)
     }
 
+    /// Starts one as the command of a guard.
+    fn command(scratch: &Scratch) -> (Guard, Self) {
+        let script = r#"echo $$ > "$DIR/pid"; while :; do sleep 1; done"#;
+        let guard = scratch.start(script, PATIENT);
+        (guard, Self::new(scratch.pid("pid")))
+    }
+
     fn let_go(self) {
         assert_eq!(Self::ptrace(self.0, libc::PTRACE_DETACH, 0), 0);
     }
@@ -34,11 +41,7 @@ impl Undead {
 #[test]
 fn a_process_that_does_not_die_is_named_and_awaited() {
     alone(|scratch| {
-        let mut guard = scratch.start(
-            r#"echo $$ > "$DIR/pid"; while :; do sleep 1; done"#,
-            PATIENT,
-        );
-        let undead = Undead::new(scratch.pid("pid"));
+        let (mut guard, undead) = Undead::command(&scratch);
         guard.kill().unwrap();
         let GuardReport::Survivors(survivors) = next(&mut guard) else {
             panic!("no survivors");
@@ -84,11 +87,7 @@ fn the_guard_stays_until_all_are_dead_though_dlock_is_gone() {
 #[test]
 fn dlock_names_the_processes_that_it_could_not_kill_in_time() {
     alone(|scratch| {
-        let mut guard = scratch.start(
-            r#"echo $$ > "$DIR/pid"; while :; do sleep 1; done"#,
-            PATIENT,
-        );
-        let undead = Undead::new(scratch.pid("pid"));
+        let (mut guard, undead) = Undead::command(&scratch);
         // Its guard and its child are dead soon, but not within a certain time.
         eventually(|| {
             let left = guard.kill_tree(Duration::from_millis(200));

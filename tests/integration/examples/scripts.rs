@@ -309,7 +309,7 @@ fn begun(block: &Block) {
     assert_eq!(outcome.stdout.matches("backup.sh").count(), count);
 }
 
-/// What a busy lock and `dlock ls` print: the words, not the numbers, names and columns of this machine.
+/// The output of a busy lock and of `dlock ls`: the words, not the numbers, names and columns of this machine.
 fn shown_while_busy(block: &Block) {
     let lines = block.text.lines();
     let commands: Vec<&str> = lines.filter_map(|line| line.strip_prefix("$ ")).collect();
@@ -457,22 +457,22 @@ fn names_only(block: &Block) {
 }
 
 fn released(block: &Block) {
-    let etcd = Etcd::start();
-    let text = format!(
+    leaves_no_entry(&format!(
         "h=$(dlock hold --background --pid $$ job) || exit\neval \"$h\"\n{}",
         block.text
-    );
-    script(&etcd, &text).finish().expect_code(0).expect_silent();
-    assert!(etcd.queue("job").is_empty());
+    ));
 }
 
 fn released_in_fish(block: &Block) {
-    let etcd = Etcd::start();
-    let text = format!(
+    leaves_no_entry(&format!(
         "fish <<'END'\nset h (dlock hold --background --pid $fish_pid job); or exit; eval $h\n{}END\n",
         block.text
-    );
-    script(&etcd, &text).finish().expect_code(0).expect_silent();
+    ));
+}
+
+fn leaves_no_entry(text: &str) {
+    let etcd = Etcd::start();
+    script(&etcd, text).finish().expect_code(0).expect_silent();
     assert!(etcd.queue("job").is_empty());
 }
 
