@@ -36,9 +36,9 @@ pub(crate) struct Cluster {
     endpoints: Vec<Endpoint>,
     tls: Tls,
     login: Option<Login>,
-    /// Limit on connecting to one endpoint.
     /// The setting that names the endpoints; `None` for the built-in default.
     endpoints_source: Option<String>,
+    /// Limit on connecting to one endpoint.
     connect_limit: Duration,
     connections: Vec<Mutex<Option<Connection>>>,
     current: Cell<usize>,
