@@ -1,4 +1,4 @@
-//! What must hold for any bytes that dlock reads and others may have written: one function for each target of `fuzz/`.
+//! The rules that must hold for any bytes that dlock reads and others may have written: one function for each target of `fuzz/`.
 //! It must not know where the bytes come from. It is compiled for fuzzing and for tests alone.
 #![expect(clippy::missing_panics_doc, reason = "a panic is a finding")]
 
@@ -200,7 +200,7 @@ mod tests {
         entries.map(|entry| entry.unwrap().path()).collect()
     }
 
-    /// What a fuzzer has found stays there.
+    /// Inputs that a fuzzer has found stay there.
     #[test]
     fn every_target_has_seeds_and_they_hold() {
         for (name, target) in TARGETS {

@@ -217,7 +217,6 @@ fn no_page_has_backticks() {
     }
 }
 
-/// Of a page, or a part of it.
 #[test]
 fn every_sentence_of_the_pages_has_a_subject() {
     for page in pages() {

@@ -18,7 +18,7 @@ pub(crate) const STUBBORN: [&str; 3] = [
     "trap '' TERM; setsid -f sleep 600; (while :; do :; done) & echo on; while :; do sleep 600; done",
 ];
 
-/// What the guard does at the least: it waits until a moment of the boot clock, in microseconds, and kills one process.
+/// The least that the guard does: it waits until a moment of the boot clock, in microseconds, and kills one process.
 pub(crate) fn run(words: &[String]) -> ExitCode {
     let kill_at = words.first().and_then(|word| word.parse().ok());
     let kill_at = Duration::from_micros(kill_at.expect("a moment"));

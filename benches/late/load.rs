@@ -19,7 +19,7 @@ const WORKER_MIB: usize = 256;
 /// The size of the file that each of two workers writes again and again.
 const FILE_MIB: usize = 512;
 
-/// What the machine has to do.
+/// The work of the machine beside the locks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Load {

@@ -15,7 +15,8 @@ use crate::support::{Dlock, Etcd, LIMIT, Process, Running, boot_clock, eventuall
 
 /// Number of locks that are lost at about the same time.
 const AT_ONCE: usize = 4;
-/// Of every lock: under each load, all holders of a round have begun before the first one is stopped.
+/// The TTL of every lock, long enough that under each load all holders of a round have begun before the first one is
+/// stopped.
 const TTL: &str = "--ttl=10";
 /// Time from the request to stop to the kill, as the promise has it.
 const GRACE: Duration = Duration::from_secs(1);
@@ -26,7 +27,7 @@ const PACE: Duration = Duration::from_millis(5);
 /// No machine is as late as this.
 const GIVE_UP: Duration = Duration::from_mins(1);
 
-/// Whose locks they are. Only root's guard has a real-time priority.
+/// The owner of the locks. Only root's guard has a real-time priority.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum User {
@@ -242,7 +243,7 @@ fn timer(process: Process) -> Option<String> {
         .find(|path| time_left(path).is_some())
 }
 
-/// What is left until this timer ends; zero when it is over.
+/// The time until this timer ends; zero when it is over.
 fn time_left(timer: &str) -> Option<Duration> {
     let text = fs::read_to_string(timer).ok()?;
     let value = text

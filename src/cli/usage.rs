@@ -40,7 +40,7 @@ pub(super) fn failure(error: &Error, definitions: &Command) -> Failure {
     }
 }
 
-/// What a user of another tool wants by this word. Similar tools have no sub-command: `flock FILE COMMAND`.
+/// The command that a user of another tool wants by this word. Similar tools have no sub-command: `flock FILE COMMAND`.
 fn instead_of(unknown: Option<&ContextValue>) -> &'static str {
     match unknown {
         Some(ContextValue::String(word)) if word == "lock" => {

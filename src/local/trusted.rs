@@ -122,7 +122,7 @@ pub(super) fn check_above(path: &Path, state_dir: Option<&Stat>) -> Result<(), F
             continue;
         }
         let next = current.join(&step);
-        // What does not exist is made by this process, and what cannot be seen cannot be used.
+        // A directory that does not exist is made by this process, and one that cannot be seen cannot be used.
         let Ok(status) = statat(CWD, &next, AtFlags::SYMLINK_NOFOLLOW) else {
             return Ok(());
         };

@@ -5,7 +5,7 @@
 /// Raises this process to a real-time priority, as root or where `RLIMIT_RTPRIO` allows it. A process that it forks
 /// afterwards has the default priority, and not the nice value of its caller.
 pub(crate) fn raise_priority() {
-    // What the kernel calls `sched_param`. musl's function of this name always fails, and its structure has more fields.
+    // The kernel's `sched_param`. musl's function of this name always fails, and its structure has more fields.
     let priority: libc::c_int = 1;
     // SAFETY: the parameter is alive during the call. Without the permission nothing changes.
     unsafe {

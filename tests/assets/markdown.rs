@@ -27,7 +27,7 @@ struct Writer {
     text: String,
     place: Place,
     outer: Vec<Place>,
-    /// Of the next line.
+    /// The beginning of the next line.
     prefix: Option<String>,
     /// Whether the next line is the tag of a list's item, and whether the one after it is its text.
     tag: Tag,
@@ -72,7 +72,7 @@ impl Writer {
         }
         let indent = self.indent();
         let prefix = self.prefix.take().unwrap_or(indent);
-        // What would begin a list, a heading or a quotation.
+        // A character that would begin a list, a heading or a quotation.
         let is_markup = line.starts_with(['-', '+', '#', '>', '=']);
         let escape = if is_markup { "\\" } else { "" };
         writeln!(self.text, "{prefix}{escape}{line}").unwrap();

@@ -75,7 +75,7 @@ pub(crate) enum Mishap {
 /// The waiter whose renewals pass a proxy: another member answers its reads than its keepalives.
 pub(crate) const PROXIED: usize = 1;
 
-/// What that waiter does when its turn has come.
+/// The steps of that waiter when its turn has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Unproven {
     /// No waiter is behind a proxy.

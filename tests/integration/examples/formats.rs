@@ -328,7 +328,7 @@ fn service_with_few_rights(block: &Block) {
             .env("DLOCK_USER", "deploy")
     };
 
-    // What the settings mean to a process, as far as a namespace can have it.
+    // The restrictions that the settings put on a process, as far as a namespace can have them.
     for setting in [
         "NoNewPrivileges=yes",
         "CapabilityBoundingSet=",

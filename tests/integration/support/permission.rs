@@ -1,4 +1,4 @@
-//! What a test needs of the kernel and may be refused: namespaces, other users, fewer capabilities, tracing. A test asks here for
+//! Permissions that a test needs and the kernel may refuse: namespaces, other users, fewer capabilities, tracing. A test asks here for
 //! the words that start its program so, and is noted as not run if there are none.
 //! It must not know what a test does with its permission.
 
