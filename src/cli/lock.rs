@@ -253,6 +253,7 @@ fn lock_request(
         wait_policy,
         min_hold: layers.parse(Setting::MinHold, time)?,
         once_per: layers.parse(Setting::OncePer, time)?,
+        retry_failed: false,
         supersede: supersede
             .map(|found| found.parse(parse_supersede))
             .transpose()?,

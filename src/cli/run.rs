@@ -11,7 +11,7 @@ use crate::config::backend::BackendKind;
 use crate::config::layers::Layers;
 use crate::config::setting::Setting;
 use crate::core::name::LockName;
-use crate::core::request::Leftovers;
+use crate::core::request::{Leftovers, LockRequest};
 use crate::host::shell::command_shell;
 use crate::output::exit::{Failure, OrFail};
 
@@ -31,6 +31,13 @@ pub(crate) struct RunArgs {
 
     #[command(flatten)]
     lock: lock::LockArgs,
+
+    /// With --once-per: a failed run does not count
+    ///
+    /// Only a run counts whose command has ended with status 0. If the last one failed, lost the lock or was killed, this
+    /// one starts as soon as the lock is free. A run that still holds the lock is awaited.
+    #[arg(long, help_heading = "Waiting")]
+    retry_failed: bool,
 
     /// Run at once if a parent dlock holds the lock
     ///
@@ -80,10 +87,12 @@ impl RunArgs {
 
     fn options(self, layers: &Layers, kind: BackendKind) -> Result<Options, Failure> {
         let leftovers = layers.parse(Setting::Leftovers, leftovers)?;
+        let mut lock = lock::resolve(layers, kind)?;
+        lock.request.retry_failed = retry_failed(layers, &lock.request)?;
         Ok(Options {
             name: lock::name(&self.name)?,
             command: command(layers, self.command, self.string)?,
-            lock: lock::resolve(layers, kind)?,
+            lock,
             leftovers: leftovers.unwrap_or(Leftovers::Kill),
             reentrant: layers.find_switch(Setting::Reentrant)?.is_some(),
         })
@@ -108,6 +117,15 @@ fn command(
             .or_hint("dlock run NAME -- COMMAND [ARG...], or dlock run NAME -c 'SHELL STRING'"),
         None => Ok(command),
     }
+}
+
+/// A variable or the file may set it for all runs, some of which have no period.
+fn retry_failed(layers: &Layers, request: &LockRequest) -> Result<bool, Failure> {
+    if request.once_per.is_none() && layers.find_flag(Setting::RetryFailed).is_some() {
+        return Err(anyhow!("cannot use --retry-failed without --once-per"))
+            .or_hint("a run without --once-per starts whenever the lock is free");
+    }
+    Ok(layers.find_switch(Setting::RetryFailed)?.is_some())
 }
 
 fn leftovers(text: &str) -> Result<Leftovers, String> {

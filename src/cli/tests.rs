@@ -1254,6 +1254,11 @@ fn sharing_options_have_limits_and_conflicts() {
     let limited = run(&["run", "--max-hold", "1.5", "x", "y"]);
     assert_eq!(limited.lock.max_hold, Some(Duration::from_millis(1500)));
     assert!(run(&["run", "--reentrant", "x", "y"]).reentrant);
+    assert!(request(&["--once-per=1h", "--retry-failed"]).retry_failed);
+    assert!(!request(&["--once-per=1h"]).retry_failed);
+    // Set for all runs, it does not matter to those without a period.
+    let everywhere = [("DLOCK_RETRY_FAILED", "1")];
+    run_with(&["run", "x", "y"], &everywhere);
     for (args, says) in [
         (&["--slots", "0"][..], "from 1 to 1000"),
         (&["--slots", "1001"], "from 1 to 1000"),
@@ -1265,6 +1270,7 @@ fn sharing_options_have_limits_and_conflicts() {
         (&["--min-hold", "0"], "more than 0"),
         (&["--min-hold", "1.5s"], "whole seconds"),
         (&["--once-per", "-1"], "negative"),
+        (&["--retry-failed"], "without --once-per"),
         (&["--max-hold", "0s"], "more than 0"),
     ] {
         let all = [&["run", "x"], args, &["--", "y"]].concat();

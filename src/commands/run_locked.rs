@@ -96,9 +96,34 @@ impl<C: LockBackend> LockedRunner<'_, C> {
     async fn run(&mut self) -> Result<RunEnd, Failure> {
         // Boxed: the memory of one future is free while the other runs.
         match self.acquire().boxed_local().await? {
-            Ok(acquired) => self.hold(*acquired).boxed_local().await,
+            Ok(acquired) => {
+                let ended = self.hold(*acquired).boxed_local().await;
+                self.say_uncounted(&RunEnd::of(&ended));
+                ended
+            }
             Err(end) => Ok(end),
         }
+    }
+
+    /// Says that a run which did not succeed keeps no other one from starting.
+    fn say_uncounted(&self, end: &RunEnd) {
+        let (name, request) = (self.run.name, self.run.lock.request);
+        if !request.retry_failed || request.once_per.is_none() {
+            return;
+        }
+        if end.exit == Exit::Command(0) || end.outcome == Outcome::NotStarted {
+            return;
+        }
+        let result = match end.outcome {
+            Outcome::Lost => "lost the lock".to_owned(),
+            _ => end.result(),
+        };
+        warn!(
+            event = events::NOT_COUNTED,
+            lock = %name,
+            result,
+            "this run of '{name}' does not count ({result}): the next one with --retry-failed may start once the lock is free"
+        );
     }
 
     async fn acquire(&mut self) -> Result<Acquisition<C::Session>, Failure> {

@@ -41,7 +41,7 @@ settings! {
     Backend: Local "local";
     Run: NoWait "no-wait", Wait "wait", ConflictExitCode "conflict-exit-code", Ttl "ttl",
         KillAfter "kill-after", Signal "signal", Shared "shared", Slots "slots", MinHold "min-hold", MaxHold "max-hold",
-        OncePer "once-per", Supersede "supersede", Note "note", Report "report", Metrics "metrics",
+        OncePer "once-per", RetryFailed "retry-failed", Supersede "supersede", Note "note", Report "report", Metrics "metrics",
         Leftovers "leftovers", Reentrant "reentrant";
 }
 

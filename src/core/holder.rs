@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::proof::LeaseId;
 use super::request::Mode;
 use super::text::{elided, printable, truncate};
 
@@ -62,6 +63,9 @@ pub struct Holder {
     /// The result of the command, if it is kept.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub result: Option<String>,
+    /// The lease of the run's entry, in the mark of a run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub entry: Option<LeaseId>,
     /// A request to its owner to give the lock up.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub asked: Option<StopRequest>,

@@ -16,6 +16,7 @@ pub mod listing;
 pub mod local;
 pub mod lock_delay;
 pub mod name;
+pub mod once;
 pub mod preparation;
 pub mod proof;
 #[cfg(test)]

@@ -81,6 +81,8 @@ pub struct LockRequest {
     pub min_hold: Option<Duration>,
     /// Time after the start of our run in which no other run may start.
     pub once_per: Option<Duration>,
+    /// Whether only a run that has succeeded keeps ours from starting.
+    pub retry_failed: bool,
     /// The clients that this request supersedes.
     pub supersede: Option<Supersede>,
 }

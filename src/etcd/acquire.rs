@@ -14,7 +14,9 @@ use super::session::EtcdSession;
 use super::ttl_keys;
 use super::wait::{Outcome, Waiter};
 use crate::core::name::Scope;
+use crate::core::once::{Counting, counting};
 use crate::core::preparation::Grant;
+use crate::core::release::{ReleaseAnswer, ReleaseAnswers};
 use crate::core::request::WaitPolicy;
 use crate::core::text::format_duration;
 use crate::lock::backend::{LockBackend, QueuePosition, Release, ReleaseReason, WaitEvent};
@@ -114,7 +116,9 @@ impl LockBackend for EtcdBackend {
         }
         let left = self.predecessors.borrow().remaining(clock::now());
         if left.is_zero() || self.entry.get().is_none() {
-            let _ = self.delete_entry(rest(), None).await;
+            let _ = self
+                .delete_entry(rest(), None, ReleaseAnswers::default())
+                .await;
         } else {
             // No other request may acquire the lock while the command of a vanished holder may run. If that lease
             // cannot be granted, our own keeps the entry, and those behind us wait for one more grace.
@@ -126,7 +130,9 @@ impl LockBackend for EtcdBackend {
                     result: None,
                     grace: (self.predecessors.borrow()).grace(clock::now(), least),
                 };
-                let _ = self.delete_entry(rest(), Some(kept)).await;
+                let _ = self
+                    .delete_entry(rest(), Some(kept), ReleaseAnswers::default())
+                    .await;
             }
         }
         self.preparation.revoke_unused(rest()).await;
@@ -139,15 +145,12 @@ impl LockBackend for EtcdBackend {
     /// Deletes our key if it is still the one that we acquired with, or leaves it to cool down. The success of that
     /// comparison proves, without any clock, that no other client held the lock in between.
     async fn release(&self, limit: Duration, reason: ReleaseReason<'_>) -> Release {
-        if let (Some(mark), ReleaseReason::Done(result) | ReleaseReason::AtOnce(result)) =
-            (self.preparation.mark.get(), reason)
-        {
-            let (requests, lease) = (&self.requests, mark.grant.lease);
-            let marking = async |etcd| ttl_keys::mark_result(requests, etcd, lease, result).await;
-            if let Err(error) = requests.call(limit, marking).await {
-                tracing::debug!("the result of the run cannot be kept: {error}");
+        let mut seen = ReleaseAnswers::default();
+        if let ReleaseReason::Done(result) | ReleaseReason::AtOnce(result) = reason {
+            let entry = self.entry.get();
+            if self.preparation.mark_result(entry, result, limit).await {
+                seen = seen.with(ReleaseAnswer::Present);
             }
-            self.preparation.mark.set(None);
         }
         let cooldown = match reason {
             ReleaseReason::Done(result) => self.preparation.cooldown.take().map(|grant| Cooldown {
@@ -158,7 +161,7 @@ impl LockBackend for EtcdBackend {
             ReleaseReason::AtOnce(_) | ReleaseReason::Unused => None,
         };
         let lease = self.entry.get().map(|entry| entry.lease);
-        let release = self.delete_entry(limit, cooldown).await;
+        let release = self.delete_entry(limit, cooldown, seen).await;
         if matches!(release, Release::NotOurs) {
             // No process of the command runs any more: its slot is free, too.
             self.attempts.abandon(lease);
@@ -181,7 +184,10 @@ async fn enqueue_unless_ran(backend: &EtcdBackend) -> Result<Result<Enqueued, Ou
         // A mark of ours that is to be revoked is not that of a run.
         backend.attempts.revoke_all(LEAVE_TIMEOUT).await;
         let ran = async |etcd| ttl_keys::read_mark(requests, etcd).await;
-        if let Some(ran) = requests.call(limit, ran).await? {
+        // The result of a run that has not ended may be a failure: our turn will show it.
+        if let Some(ran) = requests.call(limit, ran).await?
+            && counting(ran.as_ref(), backend.request.retry_failed) == Counting::Counts
+        {
             return Ok(Err(Outcome::AlreadyRan(ran)));
         }
     }

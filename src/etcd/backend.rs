@@ -21,7 +21,7 @@ use crate::core::holder::{Holder, StopRequest};
 use crate::core::keys::LockKeys;
 use crate::core::lock_delay::Predecessors;
 use crate::core::proof::EntryId;
-use crate::core::release::ReleaseVerdict;
+use crate::core::release::{ReleaseAnswers, ReleaseVerdict};
 use crate::core::request::{LockRequest, Mode};
 use crate::core::time::{Instant, LeaseTimings};
 use crate::lock::backend::{Release, WaitEvent};
@@ -285,10 +285,12 @@ impl EtcdBackend {
         written.inspect_err(|error| tracing::debug!("our record cannot be changed: {error}"))
     }
 
+    /// Deletes our entry, or leaves it to a cooldown; `seen` is what etcd has answered since the end of the command.
     pub(super) async fn delete_entry(
         &self,
         limit: Duration,
         cooldown: Option<Cooldown>,
+        seen: ReleaseAnswers,
     ) -> Release {
         let Some(entry) = self.entry.take() else {
             return Release::Confirmed;
@@ -298,7 +300,7 @@ impl EtcdBackend {
             record,
             slot: self.preparation.slot.get(),
             cooldown,
-            answers: Cell::default(),
+            answers: Cell::new(seen),
         };
         let deleting = async |etcd| self.requests.delete_entry(&etcd, entry, &release).await;
         let answered = self.requests.queue.cluster.call(limit, deleting).await;

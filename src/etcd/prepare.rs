@@ -13,6 +13,7 @@ use super::requests::{LEAVE_TIMEOUT, Requests};
 use super::ttl_keys::{self, Claimed, Marked};
 use crate::core::blockers::OrphanSlot;
 use crate::core::holder::{Holder, StopRequest};
+use crate::core::once::has_succeeded;
 use crate::core::preparation::{Grant, Mark};
 use crate::core::proof::{EntryId, LeaseId};
 use crate::core::request::{LockRequest, Mode};
@@ -118,7 +119,8 @@ impl Preparation {
             // An attempt whose answer was lost may have made the mark under a lease that was given up since.
             let ours = self.attempts.leases();
             let marking = async |etcd| {
-                ttl_keys::mark_run(&self.requests, etcd, entry, grant.lease, &ours).await
+                let retry = self.request.retry_failed;
+                ttl_keys::mark_run(&self.requests, etcd, entry, grant.lease, &ours, retry).await
             };
             match self.requests.call(limit, marking).await? {
                 Marked::Ours => self.mark.set(Some(Mark::confirmed(grant))),
@@ -143,6 +145,37 @@ impl Preparation {
         }
         self.attempts.newest_first();
         self.attempts.revoke_all(limit).await;
+    }
+
+    /// Writes the result of the run into its mark; returns whether etcd has confirmed a success under our entry.
+    pub(super) async fn mark_result(
+        &self,
+        entry: Option<EntryId>,
+        result: &str,
+        limit: Duration,
+    ) -> bool {
+        let (Some(Mark { grant, .. }), Some(entry)) = (self.mark.take(), entry) else {
+            return false;
+        };
+        let marking = async |etcd| {
+            ttl_keys::mark_result(&self.requests, etcd, entry, grant.lease, result).await
+        };
+        let marked = self.requests.call(limit, marking).await;
+        marked.unwrap_or_else(|error| {
+            if self.request.retry_failed && has_succeeded(result) {
+                let name = self.requests.queue.keys.lock();
+                warn!(
+                    event = events::RESULT_UNCONFIRMED,
+                    lock = %name,
+                    cause = %error,
+                    "etcd did not confirm that this run of '{name}' has succeeded, so the next one with --retry-failed may start: {error}"
+                );
+            } else {
+                // A run without a result does not count once its entry is gone.
+                tracing::debug!("the result of the run cannot be kept: {error}");
+            }
+            false
+        })
     }
 
     /// Warns if a mark may still be there although no run has started.

@@ -11,6 +11,7 @@ use super::queue::{is_own, reads_of};
 use super::requests::Requests;
 use crate::core::blockers::OrphanSlot;
 use crate::core::holder::{Holder, StopRequest};
+use crate::core::once::{Counting, counting, has_succeeded};
 use crate::core::proof::{EntryId, LeaseId};
 use crate::sys::clock;
 
@@ -29,27 +30,33 @@ pub(super) async fn read_mark(
 }
 
 /// Marks that our run starts now, until `lease` ends, or returns the run whose mark is there. A mark under one of
-/// `ours` moves to that lease: an earlier attempt has made it, or time has passed since.
+/// `ours` moves to that lease: an earlier attempt has made it, or time has passed since. The mark of a run that does not
+/// count is replaced; see [`core::once`](crate::core::once).
 pub(super) async fn mark_run(
     requests: &Requests,
     etcd: Connection,
     entry: EntryId,
     lease: LeaseId,
     ours: &[LeaseId],
+    retry_failed: bool,
 ) -> Result<Marked, LockError> {
     let key = requests.queue.keys.once();
     let free = || Compare::create_revision(key.as_str(), CompareOp::Equal, 0);
-    let mut replaceable = free();
+    let mut replaceable = vec![free()];
+    let mut tried = None;
     loop {
         let under = PutOptions::new().with_lease(lease.0);
-        let record = requests.record_now().to_json();
+        let record = Holder {
+            entry: Some(entry.lease),
+            ..requests.record_now()
+        };
         let conditions = requests
             .ownership_compares(entry)
             .into_iter()
-            .chain([replaceable]);
+            .chain(replaceable);
         let txn = Txn::new()
             .when(conditions.collect::<Vec<_>>())
-            .and_then([TxnOp::put(key.as_str(), record, Some(under))])
+            .and_then([TxnOp::put(key.as_str(), record.to_json(), Some(under))])
             .or_else([
                 TxnOp::get(key.as_str(), None),
                 TxnOp::get(requests.queue.keys.entry(entry.lease), None),
@@ -72,38 +79,66 @@ pub(super) async fn mark_run(
             Some(there) if there.lease() == lease.0 => return Ok(Marked::Ours),
             _ if !is_own(&own, entry) => return Ok(Marked::EntryLost),
             Some(there) if ours.contains(&LeaseId(there.lease())) => {
-                Compare::lease(key.as_str(), CompareOp::Equal, there.lease())
+                vec![Compare::lease(
+                    key.as_str(),
+                    CompareOp::Equal,
+                    there.lease(),
+                )]
             }
-            Some(there) => return Ok(Marked::AlreadyRan(Holder::parse(there.value()))),
+            Some(there) => {
+                let ran = Holder::parse(there.value());
+                let changed = there.mod_revision();
+                let unchanged = Compare::mod_revision(key.as_str(), CompareOp::Equal, changed);
+                match counting(ran.as_ref(), retry_failed) {
+                    Counting::Failed => vec![unchanged],
+                    // If it is still there unchanged after this attempt, so is that entry.
+                    Counting::WhileQueued(run) if tried.replace(changed) != Some(changed) => {
+                        let run = requests.queue.keys.entry(run);
+                        vec![
+                            unchanged,
+                            Compare::create_revision(run, CompareOp::Equal, 0),
+                        ]
+                    }
+                    Counting::Counts | Counting::WhileQueued(_) => {
+                        return Ok(Marked::AlreadyRan(ran));
+                    }
+                }
+            }
             // The mark has ended since.
-            None => free(),
+            None => vec![free()],
         };
     }
 }
 
-/// Adds the result of the run to our mark, if it is still there.
+/// Adds the result of the run to our mark, if it is still there. A run succeeds only if its entry is there, too: returns
+/// whether etcd has confirmed such a success.
 pub(super) async fn mark_result(
     requests: &Requests,
     etcd: Connection,
+    entry: EntryId,
     lease: LeaseId,
     result: &str,
-) -> Result<(), LockError> {
+) -> Result<bool, LockError> {
     let key = requests.queue.keys.once();
     let record = Holder {
         result: Some(result.to_owned()),
+        entry: Some(entry.lease),
         ..requests.record.clone()
     };
     let under = PutOptions::new().with_lease(lease.0);
+    let success = has_succeeded(result).then(|| requests.ownership_compares(entry));
+    let is_ours = Compare::lease(key.as_str(), CompareOp::Equal, lease.0);
+    let conditions = success.clone().into_iter().flatten().chain([is_ours]);
     let txn = Txn::new()
-        .when([Compare::lease(key.as_str(), CompareOp::Equal, lease.0)])
+        .when(conditions.collect::<Vec<_>>())
         .and_then([TxnOp::put(key, record.to_json(), Some(under))]);
     match etcd.kv().txn(txn).await.map_err(LockError::from) {
-        Err(error) if error.kind == ErrorKind::LeaseNotFound => Ok(()),
-        answer => requests
-            .queue
-            .cluster
-            .check_header(answer?.header())
-            .map(drop),
+        Err(error) if error.kind == ErrorKind::LeaseNotFound => Ok(false),
+        answer => {
+            let answer = answer?;
+            requests.queue.cluster.check_header(answer.header())?;
+            Ok(success.is_some() && answer.succeeded())
+        }
     }
 }
 

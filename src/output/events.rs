@@ -63,6 +63,8 @@ events! {
         "the mark of a run that did not start may remain; no run may start within this time";
     MAX_HOLD = "max-hold" [lock]
         "the time of --max-hold has passed; the command is stopped";
+    NOT_COUNTED = "not-counted" [lock result]
+        "a run with --retry-failed did not succeed, so it does not count for --once-per";
     ORPHAN_SLOT = "orphan-slot" [lock key hint]
         "a slot is taken although its entry in the queue is gone; it is free when its key is gone, too";
     OTHER_CLUSTER = "other-cluster" [cluster wanted]
@@ -83,6 +85,8 @@ events! {
         "a renewal was refused or not answered; left_seconds is the time until the command is stopped";
     REPORT_FAILED = "report-failed" [file cause]
         "the file of --report or --metrics cannot be written";
+    RESULT_UNCONFIRMED = "result-unconfirmed" [lock cause]
+        "etcd did not confirm that a run with --retry-failed has succeeded; another one may start";
     SETTING = "setting" []
         "a setting works, but exposes a secret, or lets another user change what dlock trusts";
     STOPPING = "stopping" [lock processes]

@@ -31,6 +31,7 @@ mod proxy;
 mod queue;
 mod release;
 mod report;
+mod retrying;
 mod rotation;
 mod security;
 mod service;
