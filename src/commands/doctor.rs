@@ -138,7 +138,11 @@ fn of_file(path: &Path, what: &str, found: Option<Certificate>, now: Duration) -
     let object = path.display().to_string();
     match found {
         Some(found) => certificate::check_certificate(&object, what, &found, now),
-        None => Finding::unusable("certificate", &object, "no certificate can be read in it"),
+        None => Finding::unusable(
+            "certificate",
+            &object,
+            "it contains no certificate that dlock can read",
+        ),
     }
 }
 
@@ -228,9 +232,9 @@ fn verdict(findings: &[Finding]) -> String {
             .count()
     };
     match (count(Level::Unusable), count(Level::Warning)) {
-        (0, 0) => "nothing was found that would go wrong".to_owned(),
-        (0, warnings) => format!("locks work, warnings: {warnings}"),
-        (_, _) => "no lock can be used like this".to_owned(),
+        (0, 0) => "no problem was found".to_owned(),
+        (0, warnings) => format!("locks work; warnings: {warnings}"),
+        (_, _) => "locks do not work here".to_owned(),
     }
 }
 

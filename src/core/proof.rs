@@ -109,8 +109,8 @@ impl Inconclusive {
             Self::OtherCluster => "the answer came from another cluster",
             Self::OtherMember => "two members answered",
             Self::OtherTerm => "a leader was being elected",
-            Self::OlderRevision => "the server went back in time",
-            Self::NoTimeLeft => "the server does not know the lease's time",
+            Self::OlderRevision => "the server answered with older data than before",
+            Self::NoTimeLeft => "the server did not know the time left of the lease",
         }
     }
 }

@@ -35,7 +35,7 @@ fn state(path: &Path) -> Result<StateDirState, Failure> {
 
 /// Checks that the directory, and those above it, can be made.
 fn check_creatable(path: &Path) -> Result<(), Failure> {
-    let path = std::path::absolute(path).context("cannot find out where the directory is")?;
+    let path = std::path::absolute(path).context("cannot make the path absolute")?;
     let mut above = path.ancestors().skip(1);
     // The root always exists.
     let Some(above) = above.find(|above| above.exists()) else {

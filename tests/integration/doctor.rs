@@ -161,7 +161,7 @@ fn the_table_is_aligned() {
     assert_eq!(column(good, "etcd 3."), column(down, "Connection refused"));
     assert!(row("         hint: ", "is etcd running there?").len() > 20);
     assert!(row("endpoints ", nowhere).ends_with("DLOCK_ENDPOINTS"));
-    assert!(lines.last().unwrap().starts_with("locks work, warnings: "));
+    assert!(lines.last().unwrap().starts_with("locks work; warnings: "));
 }
 
 /// "a member stopped or dead": it is named, and the doctor waits for it for `--connect-timeout` at most.
@@ -287,7 +287,7 @@ fn certificates_are_shown_with_their_end() {
         let words = ["--cacert", &ca, "--cert", &cert, "--key", &key];
         let found = Diagnosis::of(Dlock::on(&etcd), &words);
         found.is_fine(&ETCD);
-        let left = format!("ends in {} days", days - 1);
+        let left = format!("expires in {} days", days - 1);
         for (object, subject) in [
             (etcd.endpoint(), "server certificate for 'CN=server'"),
             (cert.clone(), "client certificate for 'CN=client'"),
@@ -381,7 +381,7 @@ fn permissions_are_tried() {
         "permission",
         "dlock/",
         "unusable",
-        &["this etcd wants a user"],
+        &["this etcd requires a user"],
     );
     assert!(etcd.entries("").is_empty());
 }
@@ -476,7 +476,12 @@ fn every_setting_says_where_it_came_from() {
     assert_eq!(found.setting("cacert"), None);
     assert!(!found.text.contains("pass:word"), "{}", found.text);
     // A warning on stderr elsewhere is a finding here.
-    found.says("settings", "password-file", "warning", &["others can read"]);
+    found.says(
+        "settings",
+        "password-file",
+        "warning",
+        &["every user can read"],
+    );
 }
 
 /// Settings that cannot be used are an error before anything is asked.

@@ -51,24 +51,26 @@ pub fn check_certificate(
         not_after,
     } = certificate;
     let subject = if subject.is_empty() {
-        "nobody by name"
+        "(unnamed)"
     } else {
         subject
     };
     let who = format!("{what} for '{subject}', issued by '{issuer}'");
     if let Some(early) = not_before.checked_sub(now).filter(|it| !it.is_zero()) {
-        let says = format!("{who}, is not valid yet, for {}", days(early));
-        return Finding::warning(CHECK, object, &says)
-            .hinting("is the clock of this machine right?");
+        let says = format!("{who}, is not valid for another {}", days(early));
+        return Finding::warning(CHECK, object, &says).hinting("check the clock of this machine");
     }
     let Some(left) = not_after.checked_sub(now) else {
-        let says = format!("{who}, ended {} ago", days(now.saturating_sub(*not_after)));
+        let says = format!(
+            "{who}, expired {} ago",
+            days(now.saturating_sub(*not_after))
+        );
         return Finding::warning(CHECK, object, &says).hinting("renew it");
     };
-    let says = format!("{who}, ends in {}", days(left));
+    let says = format!("{who}, expires in {}", days(left));
     if left < certificate.notice() {
         return Finding::warning(CHECK, object, &says)
-            .hinting("renew it in time: no new connection can be made after its end");
+            .hinting("renew it in time: after that, no new connection is possible");
     }
     Finding::ok(CHECK, object, &says)
 }
@@ -106,12 +108,12 @@ mod tests {
         assert_eq!(far.level, Level::Ok);
         assert_eq!(
             far.says,
-            "server certificate for 'CN=etcd1', issued by 'CN=ours', ends in 65 days"
+            "server certificate for 'CN=etcd1', issued by 'CN=ours', expires in 65 days"
         );
         assert_eq!(found(351, 14).level, Level::Ok);
         let near = found(352, 13);
         assert_eq!(near.level, Level::Warning);
-        assert!(near.says.ends_with("ends in 13 days") && near.hint.is_some());
+        assert!(near.says.ends_with("expires in 13 days") && near.hint.is_some());
         // A certificate for five days, made by hand, and new.
         assert_eq!(found(0, 5).level, Level::Warning);
     }
@@ -121,7 +123,7 @@ mod tests {
         assert_eq!(found(0, 2).level, Level::Ok);
         assert_eq!(found(1, 1).level, Level::Ok);
         assert_eq!(found(2, 0).level, Level::Warning);
-        assert!(found(2, 0).says.ends_with("ends in 1m"));
+        assert!(found(2, 0).says.ends_with("expires in 1m"));
     }
 
     #[test]
@@ -134,11 +136,11 @@ mod tests {
         };
         let found = check_certificate("x", "server certificate", &over, DAY * TODAY);
         assert_eq!(found.level, Level::Warning);
-        assert!(found.says.contains("for 'nobody by name'"), "{found:?}");
-        assert!(found.says.ends_with("ended 2 days ago"), "{found:?}");
+        assert!(found.says.contains("for '(unnamed)'"), "{found:?}");
+        assert!(found.says.ends_with("expired 2 days ago"), "{found:?}");
         let found = check_certificate("x", "server certificate", &over, DAY * (TODAY - 10));
         assert!(
-            found.says.ends_with("is not valid yet, for 1 day"),
+            found.says.ends_with("is not valid for another 1 day"),
             "{found:?}"
         );
     }

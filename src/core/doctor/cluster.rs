@@ -70,8 +70,9 @@ fn unity(named: usize, answers: &[Named], wanted: Option<ClusterId>) -> Vec<Find
     leaders.dedup();
     if leaders.len() > 1 {
         findings.push(
-            Finding::warning(CHECK, &id, "the members follow different leaders")
-                .hinting("an election goes on, or a member is cut off: ask again in a few seconds"),
+            Finding::warning(CHECK, &id, "the members follow different leaders").hinting(
+                "an election is under way, or a member is cut off: try again in a few seconds",
+            ),
         );
     }
     let members = ones
@@ -81,7 +82,9 @@ fn unity(named: usize, answers: &[Named], wanted: Option<ClusterId>) -> Vec<Find
         .unwrap_or_default();
     let membership = membership(&id, named, &ones, members);
     findings.push(if wanted.is_none() && membership.hint.is_none() {
-        membership.hinting(&format!("to refuse every other one: cluster-id = \"{id}\""))
+        membership.hinting(&format!(
+            "to refuse every other cluster: cluster-id = \"{id}\""
+        ))
     } else {
         membership
     });
@@ -104,7 +107,7 @@ fn refused(id: ClusterId, ones: &[&Named], wanted: ClusterId, remains: bool) -> 
         Finding::unusable(CHECK, &object, &says)
     };
     finding.hinting(&format!(
-        "name the members of one cluster only; if this is the one: cluster-id = \"{id}\""
+        "name the members of one cluster only; if this cluster is the right one: cluster-id = \"{id}\""
     ))
 }
 
@@ -133,7 +136,7 @@ fn membership(id: &str, named: usize, ones: &[&Named], members: &[Member]) -> Fi
     }
     if voters.len() == 2 {
         return Finding::warning(CHECK, id, &says)
-            .hinting("two members fail more often than one: add a third");
+            .hinting("two members fail more often than one does: add a third");
     }
     // A name that the cluster lists is that member; another name may stand for all of them.
     let mut listed = voters.iter().flat_map(|member| &member.urls);
@@ -195,7 +198,7 @@ fn alarms(answers: &[Named]) -> Vec<Finding> {
             Finding::unusable(
                 CHECK,
                 "CORRUPT",
-                "the members have different data: nothing that etcd says can be relied on",
+                "the members have different data: no answer of etcd is reliable",
             )
             .hinting("replace the member that differs, then `etcdctl alarm disarm`"),
         );

@@ -140,7 +140,7 @@ fn describe(answer: &Answer) -> String {
             "the leader".to_owned()
         }
         Some(status) => format!("follows {:x}", status.leader),
-        None => "tells its state to root only".to_owned(),
+        None => "shows its state to root only".to_owned(),
     });
     words.extend(header.map(|header| format!("raft term {}", header.term)));
     let size = status.as_ref().map_or(0, |status| status.size);
@@ -161,11 +161,11 @@ fn mebibytes(bytes: i64) -> i64 {
 fn user(answers: &[Named], asking: &ProbeSettings) -> Option<Finding> {
     const CHECK: &str = "user";
     let Some(user) = asking.user else {
-        let says = "no user is given: etcd sees nobody, or who the client certificate is for";
+        let says = "no user is given: etcd sees an anonymous client, or the user of the client certificate";
         return Some(Finding::ok(CHECK, "none", says));
     };
     if !answers.iter().find_map(|(_, answer)| answer.users)? {
-        let says = "not needed: authentication is not enabled, so that everybody may do everything";
+        let says = "not needed: authentication is not enabled, so every client may do everything";
         return Some(Finding::ok(CHECK, user, says));
     }
     if asking.exposed.is_empty() {
@@ -173,7 +173,7 @@ fn user(answers: &[Named], asking: &ProbeSettings) -> Option<Finding> {
     }
     let readers = asking.exposed.join(" and ");
     let says = format!("logged in, and the password travels in the clear to {readers}");
-    Some(Finding::warning(CHECK, user, &says).hinting("let etcd speak TLS, and use https://"))
+    Some(Finding::warning(CHECK, user, &says).hinting("enable TLS in etcd, and use https://"))
 }
 
 fn permission(answers: &[Named], asking: &ProbeSettings) -> Option<Finding> {
@@ -208,7 +208,7 @@ fn permission(answers: &[Named], asking: &ProbeSettings) -> Option<Finding> {
         .iter()
         .any(|(_, answer)| answer.trial.locks.is_ok() && answer.trial.key.is_ok());
     tried.then(|| {
-        let says = "granted, put, kept, read, deleted and revoked; nothing was left";
+        let says = "a lease was granted, renewed and revoked, its key written, read and deleted";
         Finding::ok(CHECK, prefix, says)
     })
 }

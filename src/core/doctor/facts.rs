@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::latency::Proof;
 use crate::core::proof::{Header, is_grpc_proxy};
 
-pub(super) const NO_LEADER: &str = "most members of the cluster are down or cut off from this one, or their disks hang, or an election goes on: ask again in a few seconds";
+pub(super) const NO_LEADER: &str = "most members of the cluster are down or cut off from this one, or their disks hang, or an election is under way: try again in a few seconds";
 
 /// A failed request, ready to be shown.
 #[derive(Clone, Debug, PartialEq, Eq)]

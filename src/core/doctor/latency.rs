@@ -105,7 +105,7 @@ fn short(time: Duration) -> String {
 fn slow_hint(timings: LeaseTimings) -> String {
     /// The TTL from which an attempt takes no longer, see [`LeaseTimings::renew_timeout`].
     const PATIENT: Duration = Duration::from_secs(16);
-    let server = "look at etcd's disks and the network in between";
+    let server = "check etcd's disks and the network";
     if timings.ttl() < PATIENT {
         return format!(
             "--ttl {} or more gives each renewal more time; or {server}",

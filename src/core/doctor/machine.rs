@@ -57,24 +57,25 @@ fn clock(facts: &HostFacts) -> Finding {
         "no suspend since boot".to_owned()
     } else {
         format!(
-            "{} of suspend since boot, which is counted",
+            "{} of suspend since boot, which dlock counts",
             format_duration(Duration::from_secs(facts.suspended.as_secs().max(1)))
         )
     };
     match source {
         "jiffies" | "refined-jiffies" => {
             let says = format!(
-                "a clock that runs with the timer's ticks, and loses time when they are late; {slept}"
+                "a clock that counts timer ticks, and loses time when they are late; {slept}"
             );
             Finding::warning(CHECK, source, &says)
-                .hinting("the kernel found no better one: see clocksource in its log")
+                .hinting("the kernel found no better clock: search for 'clocksource' in its log")
         }
         "hpet" | "acpi_pm" => {
             let says = format!(
-                "a slow clock that kernels fall back to when the processor's own is not to be trusted; {slept}"
+                "a slow clock, which the kernel uses when it does not trust the processor's clock; {slept}"
             );
-            Finding::warning(CHECK, source, &says)
-                .hinting("see in the kernel's log why: 'clocksource', 'tsc unstable'")
+            Finding::warning(CHECK, source, &says).hinting(
+                "the kernel's log has the reason: search for 'clocksource' and 'tsc unstable'",
+            )
         }
         "kvm-clock" | "xen" | "hyperv_clocksource_tsc_page" => {
             let says = format!(
@@ -103,22 +104,22 @@ fn scheduling(lateness: Duration) -> Finding {
 fn guard(facts: &HostFacts) -> Option<Finding> {
     const CHECK: &str = "guard";
     let hidden = if facts.hides_others {
-        "; /proc hides the processes of other users (hidepid), so one that becomes another user's is not even named"
+        "; /proc hides the processes of other users (hidepid), so dlock cannot name a process that becomes another user's"
     } else {
         ""
     };
     Some(match facts.guard.as_ref()? {
-        Err(cause) => Finding::unusable(CHECK, "kernel", &format!("no command can be guarded: {cause}"))
-            .hinting("dlock needs /proc, pidfds, timerfds and signalfds (Linux 5.4 or later), also inside of a container or a seccomp filter"),
+        Err(cause) => Finding::unusable(CHECK, "kernel", &format!("dlock cannot guard a command: {cause}"))
+            .hinting("dlock needs /proc, pidfds, timerfds and signalfds (Linux 5.4 or later), also in a container or under a seccomp filter"),
         Ok(true) => Finding::ok(
             CHECK,
             "kernel",
-            &format!("a command's processes can be found and killed{hidden}"),
+            &format!("dlock can find and kill a command's processes{hidden}"),
         ),
         Ok(false) => Finding::warning(
             CHECK,
             "kernel",
-            &format!("the kernel does not list the children of a process, so that killing a command means to search all processes{hidden}"),
+            &format!("the kernel does not list the children of a process, so dlock must search all processes to kill a command{hidden}"),
         )
         .hinting("a kernel with CONFIG_PROC_CHILDREN is quicker"),
     })
@@ -242,7 +243,7 @@ mod tests {
         let clock = clock(&facts);
         assert_eq!(
             clock.says,
-            "1h 2m 3s of suspend since boot, which is counted"
+            "1h 2m 3s of suspend since boot, which dlock counts"
         );
     }
 }

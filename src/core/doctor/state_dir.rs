@@ -40,7 +40,7 @@ pub fn check_state_dir(facts: &StateDirFacts) -> Finding {
             return Finding::unusable(CHECK, path, cause).maybe_hinting(hint.as_deref());
         }
         Ok(StateDirState::Missing) => {
-            return Finding::ok(CHECK, path, "not there yet, the first lock makes it");
+            return Finding::ok(CHECK, path, "does not exist yet; the first lock creates it");
         }
         Ok(StateDirState::Usable {
             locks,
@@ -49,7 +49,7 @@ pub fn check_state_dir(facts: &StateDirFacts) -> Finding {
         }) => (*locks, *recorded_in, *in_memory),
     };
     let memory = if in_memory {
-        "; on a file system in memory: the tokens begin anew with the machine"
+        "; on a file system in memory: after a restart of the machine, tokens start from 1 again"
     } else {
         ""
     };
@@ -62,7 +62,7 @@ pub fn check_state_dir(facts: &StateDirFacts) -> Finding {
         return Finding::ok(CHECK, path, &says);
     }
     Finding::warning(CHECK, path, &says)
-        .hinting("every run waits for that: name a directory on a quicker disk")
+        .hinting("every run waits for the disk: name a directory on a faster one")
 }
 
 #[cfg(test)]

@@ -48,7 +48,7 @@ const FAULTS: &[Fault] = &[
     Fault {
         since: FIRST,
         fixed: &[version(3, 4, 0)],
-        breaks: "dlock was never tried with it, and locks are known to be unsafe on it",
+        breaks: "dlock is not tested with it, and locks are known to be unsafe on it",
         with_users: false,
         reference: "etcd issue 11456",
     },
@@ -76,7 +76,7 @@ const FAULTS: &[Fault] = &[
     Fault {
         since: version(3, 4, 20),
         fixed: &[version(3, 4, 42), version(3, 5, 28), version(3, 6, 9)],
-        breaks: "a member that was paused may answer a read with old data, and reads are what proves a lock",
+        breaks: "a member that was paused may answer a read with old data, and dlock proves a lock by reads",
         with_users: false,
         reference: "etcd issue 20418",
     },
@@ -97,14 +97,14 @@ const FAULTS: &[Fault] = &[
     Fault {
         since: FIRST,
         fixed: &[version(3, 4, 42), version(3, 5, 28), version(3, 6, 9)],
-        breaks: "who has no user at all may still renew leases, and so keep a dead holder's lock taken",
+        breaks: "a client without a user may still renew leases, and so keep a dead holder's lock taken",
         with_users: true,
         reference: "CVE-2026-33413",
     },
     Fault {
         since: FIRST,
         fixed: &[version(3, 4, 44), version(3, 5, 30), version(3, 6, 11)],
-        breaks: "a user may put keys under a lease of somebody else by a nested transaction",
+        breaks: "a user may put keys under another user's lease by a nested transaction",
         with_users: true,
         reference: "etcd changelog",
     },
@@ -181,7 +181,7 @@ impl Fault {
 pub fn check_version(text: &str, where_it_runs: &str, users: bool) -> Vec<Finding> {
     const CHECK: &str = "version";
     let Some(version) = Version::parse(text) else {
-        let says = format!("not a version that dlock can judge, at {where_it_runs}");
+        let says = format!("this dlock does not know this version, at {where_it_runs}");
         return vec![Finding::warning(CHECK, text, &says)];
     };
     let faults = FAULTS.iter().filter(|fault| fault.concerns(version));
@@ -198,7 +198,7 @@ pub fn check_version(text: &str, where_it_runs: &str, users: bool) -> Vec<Findin
         } else {
             ""
         };
-        let says = format!("{untested}nothing known that breaks locks, at {where_it_runs}");
+        let says = format!("{untested}no known fault that breaks locks, at {where_it_runs}");
         return vec![Finding::ok(CHECK, text, &says)];
     }
     findings

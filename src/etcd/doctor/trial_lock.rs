@@ -99,7 +99,7 @@ impl TrialLock<'_> {
         let answer = within(STEP_TIMEOUT, self.etcd.kv().txn(txn)).await?;
         if answer.succeeded() {
             return Err(LockError::retryable(
-                "a transaction was done that never may be",
+                "etcd did a transaction whose condition was false",
             ));
         }
         Ok(())
@@ -177,8 +177,8 @@ fn explain(doubt: Inconclusive) -> &'static str {
         Inconclusive::OtherCluster => "the answer came from another cluster",
         Inconclusive::OtherMember => DIVIDED,
         Inconclusive::OtherTerm => "a leader was being elected",
-        Inconclusive::OlderRevision => "the server went back in time",
-        Inconclusive::NoTimeLeft => "the server does not know the lease's time",
+        Inconclusive::OlderRevision => "the server answered with older data than before",
+        Inconclusive::NoTimeLeft => "the server did not know the time left of the lease",
     }
 }
 

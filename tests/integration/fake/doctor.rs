@@ -34,7 +34,7 @@ fn bad_versions_are_named() {
     fake.script.set_version("3\u{1b}[2J\u{202e}\n");
     let found = diagnosis(&fake);
     let shown = "3\\u{1b}[2J\\u{202e}\\n";
-    found.says("version", shown, "warning", &["not a version"]);
+    found.says("version", shown, "warning", &["does not know this version"]);
 }
 
 /// "Where auth forbids Maintenance.Status (needs root), say so as info, not as a failure"
@@ -45,7 +45,7 @@ fn a_member_that_refuses_its_status_is_fine() {
     fake.script.always(Point::Status, denied);
     let found = diagnosis(&fake);
     found.is_fine(&ETCD);
-    let words = ["tells its state to root only", "raft term 7"];
+    let words = ["shows its state to root only", "raft term 7"];
     found.says("endpoint", &fake.endpoint(), "ok", &words);
 }
 

@@ -379,7 +379,7 @@ fn a_status_that_the_user_may_not_read_is_no_failure() {
     };
     let findings = check_endpoints(&asked, &team);
     assert_eq!(worst(&findings), Level::Ok, "{findings:?}");
-    assert!(findings[0].says.contains("tells its state to root only"));
+    assert!(findings[0].says.contains("shows its state to root only"));
 }
 
 #[test]
