@@ -208,7 +208,7 @@ fn parse_prefix(text: &str) -> Result<String, String> {
         return Err("a prefix must not be empty".to_owned());
     }
     if text.chars().any(char::is_control) {
-        return Err("a prefix must not hold control characters".to_owned());
+        return Err("a prefix must not contain control characters".to_owned());
     }
     let slash = if text.ends_with('/') { "" } else { "/" };
     let prefix = format!("{text}{slash}");

@@ -78,7 +78,7 @@ impl FenceArgs {
             Task::Peek(name)
         } else {
             let name = name
-                .ok_or_else(|| anyhow!("cannot use the fence: no name of a lock is given"))
+                .ok_or_else(|| anyhow!("cannot use the fence: no lock name is given"))
                 .or_hint("give --name NAME; the command of dlock run has it in DLOCK_NAME")?;
             match self.reset {
                 Some(text) => Task::Reset {

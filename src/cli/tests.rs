@@ -486,7 +486,7 @@ fn nonsense_is_refused() {
         (&["run", "--endpoints", "a:99999", "x", "y"], "'a:99999'"),
         (
             &["run", "--endpoints", "http://a,https://b", "x", "y"],
-            "mixed",
+            "all https",
         ),
         (&["run", "--prefix", "", "x", "y"], "must not be empty"),
         (
@@ -507,13 +507,13 @@ fn nonsense_is_refused() {
         (&["run", "--key", "/nowhere/x", "x", "y"], "without --cert"),
         (
             &["run", "--user", "alice", "x", "y"],
-            "there is no password",
+            "no password is given",
         ),
         (&["run", "--user", ":x", "x", "y"], "user is empty"),
         (&["run", "--user", "alice:", "x", "y"], "password is empty"),
         (
             &["run", "--password-file", "/nowhere/x", "x", "y"],
-            "there is no user",
+            "no user is given",
         ),
         (&["run", "--config", "/nowhere/x", "x", "y"], "'/nowhere/x'"),
         (&["completions", "ksh"], "ksh"),
@@ -1041,25 +1041,33 @@ fn files_that_others_can_read_or_change_are_warned_about() {
         (&password, 0o640),
     ];
     let cases: &[(&str, u32, &[&str])] = &[
-        (&ca, 0o646, &["cacert: others can change the CA file '"]),
+        (
+            &ca,
+            0o646,
+            &["cacert: other users can change the CA file '"],
+        ),
         (
             &cert,
             0o646,
-            &["cert: others can change the client certificate '"],
+            &["cert: other users can change the client certificate '"],
         ),
-        (&key, 0o644, &["key: others can read the private key '"]),
-        (&key, 0o602, &["key: others can change the private key '"]),
+        (&key, 0o644, &["key: every user can read the private key '"]),
+        (
+            &key,
+            0o602,
+            &["key: other users can change the private key '"],
+        ),
         (
             &password,
             0o604,
-            &["password-file: others can read the password file '"],
+            &["password-file: every user can read the password file '"],
         ),
         (
             &password,
             0o606,
             &[
-                "password-file: others can read",
-                "password-file: others can change the password file '",
+                "password-file: every user can read",
+                "password-file: other users can change the password file '",
             ],
         ),
     ];
@@ -1085,7 +1093,7 @@ fn files_that_others_can_read_or_change_are_warned_about() {
     chmod(&secret, 0o644);
     let said = warned(&["--config", &secret], &[]);
     assert!(
-        said[0].starts_with("config: others can read the configuration file with"),
+        said[0].starts_with("config: every user can read the configuration file with"),
         "{said:?}"
     );
     let other = [("ETCDCTL_PASSWORD", "x")];

@@ -116,7 +116,7 @@ pub(crate) fn resolve(
             return Ok(None);
         };
         return Err(anyhow!(
-            "cannot use the password of {source}: there is no user to it"
+            "cannot use the password of {source}: no user is given"
         ))
         .or_hint("name the user with --user or DLOCK_USER");
     };
@@ -154,12 +154,12 @@ pub(crate) fn resolve(
         }
         (None, None) => {
             return Err(anyhow!(
-                "cannot use the user '{name}' of {}: there is no password",
+                "cannot use the user '{name}' of {}: no password is given",
                 user.source
             ))
             .or_hint(match layers.variable("DLOCK_HELD") {
-                None => "give it by --password-file or DLOCK_PASSWORD",
-                Some(_) => "give it by --password-file or DLOCK_PASSWORD_FILE: the command of a dlock does not get the variables with its password",
+                None => "give it with --password-file or DLOCK_PASSWORD",
+                Some(_) => "give it with --password-file or DLOCK_PASSWORD_FILE: dlock removes passwords from the environment of its command",
             });
         }
     };

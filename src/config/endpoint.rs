@@ -63,7 +63,7 @@ pub(crate) fn parse_list(text: &str, tls: bool) -> Result<Vec<Endpoint>, String>
             && first.https != endpoint.https
         {
             return Err(format!(
-                "endpoint '{word}': http and https must not be mixed, and '{first}' comes first"
+                "endpoint '{word}': all endpoints must be http or all https, and '{first}' is the first"
             ));
         }
         if !endpoints.contains(&endpoint) {
@@ -78,7 +78,7 @@ fn parse(word: &str, tls: bool) -> Result<Endpoint, String> {
         return Err("it is empty".to_owned());
     }
     if word.contains(|character: char| character.is_whitespace() || character.is_control()) {
-        return Err("it must not hold blanks".to_owned());
+        return Err("it must not contain blanks".to_owned());
     }
     let (https, rest) = split_scheme(word, tls)?;
     let authority = rest.strip_suffix('/').unwrap_or(rest);
@@ -104,7 +104,7 @@ fn split_scheme(word: &str, tls: bool) -> Result<(bool, &str), String> {
     match scheme.to_ascii_lowercase().as_str() {
         "https" => Ok((true, rest)),
         "http" if tls => {
-            Err("TLS options are given, but http is spoken without TLS: write https://".to_owned())
+            Err("http:// is without TLS, but TLS options are given: write https://".to_owned())
         }
         "http" => Ok((false, rest)),
         "unix" | "unixs" => Err("unix sockets are not supported".to_owned()),
@@ -126,7 +126,7 @@ fn split_port(authority: &str) -> Result<(&str, Option<&str>), String> {
     }
     match authority.split_once(':') {
         Some((_, rest)) if rest.contains(':') => {
-            Err("IPv6 addresses stand in brackets, as in [::1]:2379".to_owned())
+            Err("write an IPv6 address in brackets, as in [::1]:2379".to_owned())
         }
         Some((host, port)) => Ok((host, Some(port))),
         None => Ok((authority, None)),
@@ -136,7 +136,7 @@ fn split_port(authority: &str) -> Result<(&str, Option<&str>), String> {
 fn port_number(text: &str) -> Result<u16, String> {
     parse_digits(text)
         .filter(|port| *port != 0)
-        .ok_or_else(|| format!("'{text}' is no port: expected 1 to 65535"))
+        .ok_or_else(|| format!("'{text}' is not a port: expected 1 to 65535"))
 }
 
 fn host_name(host: &str) -> Result<String, String> {
@@ -144,7 +144,7 @@ fn host_name(host: &str) -> Result<String, String> {
         return address
             .parse::<Ipv6Addr>()
             .map(|address| address.to_string())
-            .map_err(|_| format!("'{address}' is no IPv6 address"));
+            .map_err(|_| format!("'{address}' is not an IPv6 address"));
     }
     if host.is_empty() {
         return Err("it names no host".to_owned());
@@ -157,7 +157,7 @@ fn host_name(host: &str) -> Result<String, String> {
         return host
             .parse::<Ipv4Addr>()
             .map(|address| address.to_string())
-            .map_err(|_| format!("'{host}' is no IPv4 address"));
+            .map_err(|_| format!("'{host}' is not an IPv4 address"));
     }
     let label = |label: &str| {
         (1..=63).contains(&label.len())
@@ -168,7 +168,7 @@ fn host_name(host: &str) -> Result<String, String> {
             && !label.ends_with('-')
     };
     if name.len() > 253 || !name.split('.').all(label) {
-        return Err(format!("'{host}' is no host name"));
+        return Err(format!("'{host}' is not a host name"));
     }
     Ok(host.to_ascii_lowercase())
 }
@@ -265,8 +265,8 @@ mod tests {
             ("a..b", "host name"),
             ("ä.example", "host name"),
             ("a;b", "host name"),
-            ("http://a,https://b", "mixed"),
-            ("a,https://b", "mixed"),
+            ("http://a,https://b", "all https"),
+            ("a,https://b", "all https"),
         ] {
             let error = one(text).unwrap_err();
             assert!(error.contains(part), "{text:?}: {error}");

@@ -58,12 +58,12 @@ impl TrustFile {
         let (name, path) = (self.name(), path.display());
         if self.is_secret() && is_public(file) {
             warnings.push(self.warning(format!(
-                "others can read the {name} '{path}'; chmod o-r takes that from them"
+                "every user can read the {name} '{path}': use chmod o-r"
             )));
         }
         if let Some(why) = foreign_writer(file) {
             warnings.push(self.warning(format!(
-                "others can change the {name} '{path}': {why}; chown and chmod go-w take that from them"
+                "other users can change the {name} '{path}', because {why}: use chown and chmod go-w"
             )));
         }
     }
@@ -88,6 +88,7 @@ impl TrustFile {
 pub(super) fn password_in_arguments() -> SettingWarning {
     SettingWarning {
         setting: Setting::User,
-        says: "others can read the password of --user in the process list; --password-file keeps it from them".to_owned(),
+        says: "every user can read the password of --user in the process list: use --password-file"
+            .to_owned(),
     }
 }

@@ -94,7 +94,7 @@ impl File {
                     None => error.or_hint(format!("the keys are {}", keys().join(", "))),
                 };
             };
-            let kind = || format!("'{key}' has no such kind of value");
+            let kind = || format!("'{key}' does not take a value of this kind");
             let entry = Entry {
                 line: line_of(text, offset),
                 text: text_of(value.get_ref())

@@ -45,7 +45,7 @@ impl fmt::Display for InvalidName {
                 f,
                 "a lock's name has at most {MAX_NAME_BYTES} bytes, this one has {length}"
             ),
-            Self::Control => write!(f, "a lock's name must not hold control characters"),
+            Self::Control => write!(f, "a lock's name must not contain control characters"),
         }
     }
 }

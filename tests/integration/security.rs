@@ -135,7 +135,7 @@ fn a_user_with_the_least_role_can_do_everything() {
     is_followed(holder, waiter, &etcd);
 }
 
-/// "dlock warns, and goes on": each file that others can read or change, and a password on the command line.
+/// "dlock warns, and goes on": each file that other users can read or change, and a password on the command line.
 #[test]
 fn exposed_secrets_are_warned_about() {
     let made = Certificates::new();
@@ -165,14 +165,14 @@ fn exposed_secrets_are_warned_about() {
     chmod(&my_key, 0o644);
     let (words, read) = (
         exposed.args(tls).args(by_file),
-        "dlock: others can read the ",
+        "dlock: every user can read the ",
     );
     words
         .run(["job", "true"])
         .finish()
         .expect_code(0)
         .expect_stderr(&[
-            &format!("dlock: others can change the CA file '{ca}'"),
+            &format!("dlock: other users can change the CA file '{ca}'"),
             &format!("{read}private key '{my_key}'"),
             &format!("{read}password file '{file}'"),
         ]);
@@ -181,7 +181,7 @@ fn exposed_secrets_are_warned_about() {
     let shown = Dlock::on(&etcd).args(tls).args(["--user=team:pass:word"]);
     let outcome = shown.run(["job", "true"]).finish().expect_code(0);
     assert!(!outcome.stderr.contains("pass:word"), "{outcome:?}");
-    outcome.expect_stderr(&["dlock: others can read the password of --user"]);
+    outcome.expect_stderr(&["dlock: every user can read the password of --user"]);
 }
 
 /// "Re-authenticate when told "invalid auth token"": the token ends during a long hold and a long wait.
@@ -261,7 +261,7 @@ fn no_process_shows_a_password_in_its_environment() {
             let shown = fs::read(format!("/proc/{}/environ", process.0)).unwrap_or_default();
             let shown = String::from_utf8_lossy(&shown);
             assert!(shown.contains("DLOCK_USER=team\0"), "{}", process.name());
-            assert!(!shown.contains("word"), "{}", process.name());
+            assert!(!shown.contains(":word"), "{}", process.name());
         }
         holder.let_go().expect_silent();
     }
