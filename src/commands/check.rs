@@ -19,7 +19,7 @@ use crate::output::exit::{Exit, Failure, OrFail as _};
 /// Prints nothing if the token holds the lock; else the error says so.
 pub(super) fn check(backend: &BackendConfig, check: &Check) -> Result<Exit, Failure> {
     let Check { name, token } = check;
-    let attempt = format!("cannot tell whether token {token} still has the lock '{name}'");
+    let attempt = format!("cannot check whether token {token} still holds the lock '{name}'");
     refuse_other_backend(backend, check, &attempt)?;
     if held(backend, name, *token, attempt)?.is_some() {
         return Ok(Exit::Done);

@@ -19,7 +19,7 @@ use crate::output::exit::{Exit, Failure};
 use crate::output::{events, stdout};
 
 /// Hint: the other cause of a low token.
-const RESTORED: &str = "a later holder of the lock has been here; if etcd was restored from a backup and its tokens went back, see --reset in dlock-fence(1)";
+const RESTORED: &str = "a later holder of the lock has used this file; if etcd was restored from a backup and its tokens went back, see --reset in dlock-fence(1)";
 
 /// Executes the task.
 pub(super) fn fence(options: &Options) -> Result<Exit, Failure> {
@@ -61,7 +61,7 @@ fn enter(
         lock = %name,
         token = token.0,
         file = %file.display(),
-        "token {token} of '{name}' is let in by '{}'",
+        "token {token} of '{name}' is accepted by '{}'",
         file.display()
     );
     let Some(command) = found else {
@@ -88,7 +88,7 @@ fn late(
         exit: Exit::Lost,
         hint: Some(RESTORED.to_owned()),
         ..anyhow!(
-            "cannot let token {token} of '{name}' in: '{}' has seen token {highest}",
+            "refused token {token} of '{name}': '{}' has seen token {highest}",
             file.display()
         )
         .into()
@@ -120,7 +120,7 @@ fn reset(file: &Path, name: &LockName, token: FencingToken) -> Result<Exit, Fail
             lock = %name,
             token = token.0,
             %file,
-            "'{file}' lets tokens of '{name}' in from {token} on, no more from {before} on: that is right only after etcd was restored and its tokens went back"
+            "'{file}' now accepts tokens of '{name}' from {token} on, instead of {before}: that is right only after etcd was restored and its tokens went back"
         );
     } else {
         info!(
@@ -128,7 +128,7 @@ fn reset(file: &Path, name: &LockName, token: FencingToken) -> Result<Exit, Fail
             lock = %name,
             token = token.0,
             %file,
-            "'{file}' lets tokens of '{name}' in from {token} on"
+            "'{file}' now accepts tokens of '{name}' from {token} on"
         );
     }
     Ok(Exit::Done)

@@ -117,7 +117,8 @@ fn hold_lock(
             .collect(),
         ..LaunchOptions::default()
     };
-    let hold = crate::sys::proc::ProcessId::own().context("cannot find our own process")?;
+    let hold = crate::sys::proc::ProcessId::own()
+        .context("cannot read our own process's entry in /proc")?;
     let unwanted = || {
         owner.is_some_and(ProcessHandle::has_ended)
             || input.as_ref().is_some_and(crate::sys::pidfd::is_hung_up)
@@ -252,7 +253,8 @@ fn json(variables: impl Iterator<Item = (&'static str, String)>) -> String {
 /// Ends a `dlock hold`, waits until it has released the lock, and checks that the lock was held until then.
 pub(super) fn release(hold: &str) -> Result<Exit, Failure> {
     let name = hold.parse::<crate::sys::proc::ProcessId>();
-    let name = name.map_err(|()| anyhow!("cannot use DLOCK_HOLD '{hold}': it names no process"))?;
+    let name =
+        name.map_err(|()| anyhow!("cannot use DLOCK_HOLD '{hold}': it does not name a process"))?;
     let requested_at = clock::now();
     let other = ProcessHandle::open(name).map_err(|_| ended_before())?;
     let outcome = match other.outcome() {
@@ -261,7 +263,7 @@ pub(super) fn release(hold: &str) -> Result<Exit, Failure> {
         // The variable may name any process of this user, and any at all for root.
         Err(error) => {
             return Err(anyhow!(
-                "cannot release the lock of process '{hold}': nothing shows that it is a dlock hold: {error}"
+                "cannot release the lock of process '{hold}': it does not seem to be a dlock hold: {error}"
             ))
             .or_hint("use the DLOCK_HOLD that dlock hold has printed, as the same user or root");
         }
@@ -277,7 +279,7 @@ pub(super) fn release(hold: &str) -> Result<Exit, Failure> {
         .into());
     }
     let end = outcome.read().map_err(|error| {
-        let why = format!("what became of it cannot be read from process '{hold}': {error}");
+        let why = format!("cannot read the result of process '{hold}': {error}");
         not_held(&why)
     });
     let end = HoldEnd::parse(&end.or_exit(Exit::Lost)?);
@@ -293,8 +295,11 @@ pub(super) fn release(hold: &str) -> Result<Exit, Failure> {
 fn ended_before() -> Failure {
     Failure {
         exit: Exit::Lost,
-        hint: Some("that dlock has said how it ended: on its stderr, or in the background in syslog or --log-file".to_owned()),
-        ..not_held("the dlock that held it has ended before").into()
+        hint: Some(
+            "it wrote the reason to its stderr or, in the background, to syslog or --log-file"
+                .to_owned(),
+        ),
+        ..not_held("its dlock hold has ended before").into()
     }
 }
 

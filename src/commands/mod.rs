@@ -69,7 +69,7 @@ fn block_on_and_end_threads<T>(
         > 1
     {
         if clock::now() >= limit_at {
-            return Err(anyhow!("a name look-up does not end").into());
+            return Err(anyhow!("a name lookup does not end").into());
         }
         std::thread::yield_now();
     }

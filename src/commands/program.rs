@@ -23,7 +23,7 @@ pub(super) fn find(argv: &[OsString]) -> Result<guard::Command, Failure> {
         Err(Lookup::NotFound) => Err(Failure {
             exit: Exit::NotFound,
             hint: is_shell_string(program).then(|| {
-                "one word is one program: dlock run NAME -c STRING runs a string of the shell"
+                "dlock takes it for the name of a program: dlock run NAME -c STRING runs a shell command"
                     .to_owned()
             }),
             error: anyhow!("cannot run '{}': command not found", program.display()),
@@ -69,7 +69,7 @@ pub(super) fn not_started(program: &OsStr, error: &io::Error) -> Failure {
         },
         error: anyhow!("cannot run '{}': {error}", program.display()),
         hint: too_long.then(|| {
-            "the variables that dlock sets need some hundred bytes of the same room: give the command fewer arguments".to_owned()
+            "the variables that dlock sets take some hundred bytes of the space for arguments: give the command fewer arguments".to_owned()
         }),
     }
 }

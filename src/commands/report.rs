@@ -64,7 +64,8 @@ impl ReportTarget {
         let special = stream::open_special(&path).map_err(|error| {
             let unread = error.raw_os_error() == Some(Errno::NXIO.raw_os_error());
             Failure {
-                hint: unread.then(|| "nobody reads that pipe: start its reader first".to_owned()),
+                hint: unread
+                    .then(|| "no process reads that pipe: start the reader first".to_owned()),
                 ..anyhow!("{}: {error}", tried()).into()
             }
         });
@@ -168,7 +169,7 @@ impl<'a> ReportFiles<'a> {
 
 fn absolute(path: &Path, option: &str) -> Result<PathBuf, Failure> {
     let path = std::path::absolute(path);
-    Ok(path.with_context(|| format!("cannot find out where --{option} is"))?)
+    Ok(path.with_context(|| format!("cannot make the path of --{option} absolute"))?)
 }
 
 /// The file of a report, which may hold an earlier report but nothing else: a wrong path must not cost another file.
@@ -179,10 +180,10 @@ fn open_report(path: &Path) -> Result<AtomicFile, Failure> {
         return Ok(file);
     }
     Err(anyhow!(
-        "cannot use '{}' for a report: there is a file that is none",
+        "cannot use '{}' for a report: the file there is not a report",
         path.display()
     ))
-    .or_hint("a report is one JSON object, and replaces the one before: name another file, or remove that one")
+    .or_hint("a report is one JSON object, and replaces the report before: name another file, or remove this one")
 }
 
 fn add_metrics(path: &Path, report: &RunReport) -> Result<(), Failure> {
@@ -200,11 +201,11 @@ fn read(file: &AtomicFile) -> Result<Metrics, Failure> {
         .ok()
         .filter(|text| text.len() as u64 <= MAX_METRICS_BYTES);
     let metrics = text
-        .ok_or_else(|| "it is too long, or no text".to_owned())
+        .ok_or_else(|| "it is too long, or not text".to_owned())
         .and_then(|text| Metrics::parse(&text));
     metrics
         .map_err(|why| anyhow!("cannot use '{}' for metrics: {why}", file.path().display()))
-        .or_hint("dlock makes the file itself, and counts on from what it holds: name one that is not there yet")
+        .or_hint("dlock creates the file, and adds to the numbers in it: name a file that does not exist yet")
 }
 
 fn warn_not_written(path: &Path, written: Result<(), Failure>) {

@@ -16,7 +16,7 @@ pub(crate) struct RunEnd {
 
 impl RunEnd {
     /// The reason of a run that ended because its caller was gone.
-    pub(crate) const UNWANTED: &str = "nobody wanted the lock any more";
+    pub(crate) const UNWANTED: &str = "the lock was no longer wanted";
 
     pub(crate) fn new(outcome: Outcome, exit: Exit, reason: impl Into<String>) -> Self {
         Self {

@@ -262,7 +262,7 @@ impl<C: LockBackend> LockedRunner<'_, C> {
                 .release(RELEASE_TIMEOUT, ReleaseReason::Unused)
                 .await;
             return Err(
-                anyhow!("cannot tell the guard process to start the command: {error}").into(),
+                anyhow!("cannot send the guard process the start of the command: {error}").into(),
             );
         }
         let mut supervision = Supervision {

@@ -360,6 +360,6 @@ impl<S: LockSession> Supervision<'_, S> {
 /// Logs that a message could not be sent: the guard is dead or stopped, and its silence leads to `KillTree`.
 fn check_sent(sent: io::Result<()>) {
     if let Err(error) = sent {
-        debug!("the guard cannot be told: {error}");
+        debug!("cannot send to the guard: {error}");
     }
 }

@@ -101,7 +101,7 @@ impl PermanentKey {
     /// How to delete it.
     pub fn remedy(&self, name: &str) -> String {
         printable(&format!(
-            "once nothing runs under it: dlock break '{name}' --token {} --now --yes",
+            "when no command runs under it: dlock break '{name}' --token {} --now --yes",
             self.token
         ))
     }
@@ -130,7 +130,7 @@ impl OrphanSlot {
     /// How to free it.
     pub fn remedy(&self) -> String {
         printable(&format!(
-            "once nothing runs under it: etcdctl del '{}'",
+            "when no command runs under it: etcdctl del '{}'",
             self.key
         ))
     }

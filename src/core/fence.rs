@@ -39,13 +39,13 @@ impl fmt::Display for Unreadable {
                 let version = printable(version);
                 write!(
                     f,
-                    "it has version {version}, and this dlock knows {VERSION}"
+                    "its format has version {version}, and this dlock knows version {VERSION}"
                 )
             }
             Self::Line(number) => {
-                write!(f, "line {number} is not NAME TOKEN, or names a lock twice")
+                write!(f, "line {number} is not NAME TOKEN, or repeats a lock")
             }
-            Self::Cut => write!(f, "its last line is missing: it was cut"),
+            Self::Cut => write!(f, "its last line is missing, so the file was cut"),
         }
     }
 }

@@ -48,7 +48,7 @@ impl HoldEnd {
 /// The result for a hold that ended with `end`, if it reported one, and whose release was requested at `asked_at`.
 pub fn hold_verdict(end: Option<&HoldEnd>, asked_at: Instant) -> HoldVerdict {
     let Some(end) = end else {
-        return HoldVerdict::Lost("the dlock that held it was killed".to_owned());
+        return HoldVerdict::Lost("its dlock hold was killed".to_owned());
     };
     let reason = || {
         let status = || format!("it ended with status {}", end.exit_code);
@@ -56,7 +56,7 @@ pub fn hold_verdict(end: Option<&HoldEnd>, asked_at: Instant) -> HoldVerdict {
     };
     match end.exit_code {
         0 if end.held_until >= Some(asked_at.since_boot()) => HoldVerdict::Released,
-        0 => HoldVerdict::Lost("the dlock that held it had given it back before".to_owned()),
+        0 => HoldVerdict::Lost("its dlock hold had released it before".to_owned()),
         UNKILLABLE_STATUS => HoldVerdict::Unkillable(reason()),
         _ => HoldVerdict::Lost(reason()),
     }
@@ -84,7 +84,7 @@ mod tests {
         let judge = |end: HoldEnd| hold_verdict(Some(&end), asked_at);
         assert_eq!(judge(end(0, Some(10), None)), HoldVerdict::Released);
         assert_eq!(judge(end(0, Some(11), None)), HoldVerdict::Released);
-        let before = lost("the dlock that held it had given it back before");
+        let before = lost("its dlock hold had released it before");
         assert_eq!(judge(end(0, Some(9), None)), before);
         assert_eq!(judge(end(0, None, None)), before);
         let gone = end(121, Some(11), Some("its key is gone"));
@@ -101,7 +101,7 @@ mod tests {
     #[test]
     fn a_hold_without_a_report_was_killed() {
         let asked_at = Instant::from_boot(Duration::from_secs(10));
-        let killed = lost("the dlock that held it was killed");
+        let killed = lost("its dlock hold was killed");
         assert_eq!(hold_verdict(None, asked_at), killed);
         assert_eq!(HoldEnd::parse(b""), None);
         assert_eq!(HoldEnd::parse(b"{\"exit_code\":0"), None);

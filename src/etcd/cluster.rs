@@ -430,7 +430,7 @@ impl Cluster {
 
 /// Reads the header of an answer.
 pub(super) fn read_header(header: Option<&ResponseHeader>) -> Result<Header, LockError> {
-    let header = header.ok_or_else(|| LockError::retryable("an answer without a header"))?;
+    let header = header.ok_or_else(|| LockError::retryable("the answer has no header"))?;
     Ok(Header {
         cluster: header.cluster_id(),
         member: header.member_id(),

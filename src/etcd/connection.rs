@@ -133,7 +133,7 @@ async fn contact(
         let secured = secured.clone();
         async move {
             if again {
-                return Err(std::io::Error::other("the server hung up"));
+                return Err(std::io::Error::other("the server closed the connection"));
             }
             let stream = dial(&host, port, limit).await?;
             let stream: Box<dyn Stream> = match secured {

@@ -113,7 +113,7 @@ fn causes_of(error: &dyn std::error::Error) -> String {
         "tls handshake eof",
     ];
     if silent.iter().any(|words| said.ends_with(words)) {
-        return "the server hung up".to_owned();
+        return "the server closed the connection".to_owned();
     }
     said
 }
@@ -127,7 +127,7 @@ fn hint(code: Code, message: &str) -> Option<&'static str> {
             Some("check --user and --password-file, or DLOCK_USER and DLOCK_PASSWORD")
         }
         Code::InvalidArgument if message.contains("user name is empty") => {
-            Some("this etcd wants a user: give --user and --password-file")
+            Some("this etcd requires a user: give --user and --password-file")
         }
         _ => None,
     }
@@ -135,7 +135,7 @@ fn hint(code: Code, message: &str) -> Option<&'static str> {
 
 /// The messages of the libraries for a broken connection: chance decides between them.
 const BROKEN_CONNECTION_TEXTS: [&str; 7] = [
-    "hung up",
+    "closed the connection",
     "broken pipe",
     "connection reset",
     "connection closed",
@@ -197,24 +197,22 @@ pub(crate) fn connect_hint(https: bool, cause: &str) -> Option<&'static str> {
     } else if says(&["(alpn)"]) {
         Some("is it etcd? a proxy in front of it has to offer h2, or to pass TLS through")
     } else if says(&["certificate expired", "not valid yet"]) {
-        Some("renew the server's certificate, or set this machine's clock right")
+        Some("renew the server's certificate, or correct this machine's clock")
     } else if says(&["notvalidforname", "not valid for name"]) {
-        Some("the server's certificate is for another name: use the name that it was made for")
+        Some("the server's certificate is for another name: use that name in --endpoints")
     } else if says(&[
         "certificaterequired",
         "certificate required",
         "badcertificate",
         "bad certificate",
     ]) {
-        Some("the server wants a client certificate: give --cert and --key")
+        Some("the server requires a client certificate: give --cert and --key")
     } else if says(&["connection refused"]) {
         Some(NOT_RUNNING)
     } else if says(&["was not looked up"]) {
-        Some("does the name server in /etc/resolv.conf answer? an IP address needs no name server")
+        Some("check the name server in /etc/resolv.conf, or give an IP address")
     } else if says(&["no answer within", "no connection within", "timed out"]) {
-        Some(
-            "a server is there and does not answer, or a firewall drops the packets: is it etcd, and does it run?",
-        )
+        Some("a firewall drops the packets, or the server is not etcd, or it hangs")
     } else if says(&[
         "failed to lookup",
         "name or service not known",
@@ -226,7 +224,7 @@ pub(crate) fn connect_hint(https: bool, cause: &str) -> Option<&'static str> {
             "if that is etcd, it speaks TLS there: use https:// with --cacert; else it is another server's port",
         )
     } else if https && says(&BROKEN_CONNECTION_TEXTS) {
-        Some("the server may want a client certificate: give --cert and --key")
+        Some("the server may require a client certificate: give --cert and --key")
     } else {
         None
     }
@@ -264,7 +262,7 @@ mod tests {
         for cause in [
             "stream closed because of a broken pipe",
             "Connection reset by peer (os error 104)",
-            "the server hung up",
+            "the server closed the connection",
         ] {
             let hint = connect_hint(true, cause).unwrap();
             assert!(hint.contains("--cert"), "{cause}: {hint}");
@@ -305,7 +303,7 @@ mod tests {
         for cause in [
             &*says("HandshakeFailure"),
             "invalid peer certificate: BadCertificate",
-            "the server hung up",
+            "the server closed the connection",
         ] {
             assert!(!refuses_certificate(cause), "{cause}");
         }

@@ -191,7 +191,7 @@ impl Preparation {
             event = events::MARK_LEFT,
             lock = %name,
             within_seconds = once_per.as_secs(),
-            "etcd did not confirm that the mark of this run is taken back: no run of '{name}' may start within {}, although none has",
+            "etcd did not confirm that the mark of this run is removed: no run of '{name}' may start within {}, although this one did not start",
             format_duration(once_per)
         );
     }

@@ -141,7 +141,7 @@ impl LockBackend for LocalBackend {
         let how = if guarded {
             "the guard holds it until that process is dead"
         } else {
-            "but it is free, although the command is not dead, since its guard is"
+            "but it is free, although the command is alive, because its guard is dead"
         };
         how.to_owned()
     }

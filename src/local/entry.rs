@@ -222,7 +222,7 @@ impl Entry {
             self.lock_dir.prepare_cooling(ticket, hold)?;
         }
         if self.is_lost() {
-            return Err(anyhow!("our place in the queue was removed by somebody").into());
+            return Err(anyhow!("the entry in the queue was removed by another process").into());
         }
         Ok(QueueOutcome::Acquired(ticket))
     }
@@ -250,7 +250,7 @@ impl Entry {
     fn own(&self) -> Result<MutexGuard<'_, Own>, Failure> {
         let own = self.names();
         if own.left {
-            return Err(anyhow!("nobody waits any more").into());
+            return Err(anyhow!("the wait is over").into());
         }
         Ok(own)
     }

@@ -162,7 +162,7 @@ impl LockDir {
             format_duration(limit)
         );
         Failure {
-            hint: Some("is one of them stopped?".to_owned()),
+            hint: Some("lslocks shows that process, which is stopped or hangs".to_owned()),
             ..anyhow!(cause).into()
         }
     }
@@ -294,7 +294,7 @@ impl LockDir {
 
     fn not_told(&self, name: &str, error: Errno) -> Failure {
         anyhow!(
-            "cannot tell whether '{}' is held: {error}",
+            "cannot find out whether '{}' is held: {error}",
             self.shown(name)
         )
         .into()
@@ -419,7 +419,7 @@ fn repair(why: &Unreadable) -> &'static str {
     match why {
         Unreadable::Version(_) => "use the newer dlock that wrote it",
         Unreadable::Foreign | Unreadable::Line(_) | Unreadable::Cut => {
-            "restore it; or remove it and set a number that no token was above: dlock fence FILE --name NAME --token NUMBER"
+            "restore it; or remove it, and set a number that is not below any token so far: dlock fence FILE --name NAME --token NUMBER"
         }
     }
 }

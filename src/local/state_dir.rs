@@ -55,10 +55,10 @@ impl StateDir {
         let file_system = fstatfs(&directory).with_context(|| cannot_use(&path))?;
         if let Some(kind) = network_filesystem(file_system.f_type) {
             return Err(anyhow!(
-                "{}: it is on {kind}, where a lock can vanish while its command runs (the server is restarted, or does not hear of this machine for a while), and nobody would know",
+                "{}: it is on {kind}, where a lock can vanish unnoticed while its command runs (the server restarts, or loses contact with this machine)",
                 cannot_use(&path)
             ))
-            .or_hint("--local=DIR names a directory on a disk of this machine; for locks between machines there is etcd");
+            .or_hint("--local=DIR names a directory on a disk of this machine; locks between machines are in etcd");
         }
         Ok(Some(Self {
             path,
@@ -82,7 +82,7 @@ impl StateDir {
             let _ = fsync(&above);
         }
         let root = Self::find(path)?;
-        Ok(root.ok_or_else(|| anyhow!("{}: it was removed again", cannot_use(path)))?)
+        Ok(root.ok_or_else(|| anyhow!("{}: another process removed it", cannot_use(path)))?)
     }
 
     /// Records a text as a lock does its token, without a trace; returns the time until the disk had it.
@@ -158,7 +158,8 @@ impl StateDir {
         }
         fsync(&self.directory).with_context(tried)?;
         let lock_dir = self.open_lock_dir(name)?;
-        let lock_dir = lock_dir.ok_or_else(|| anyhow!("{}: it was removed again", tried()))?;
+        let lock_dir =
+            lock_dir.ok_or_else(|| anyhow!("{}: another process removed it", tried()))?;
         self.mend(&lock_dir);
         self.check(&lock_dir)?;
         Ok(lock_dir)
@@ -242,7 +243,7 @@ fn directory_name(name: &LockName) -> Result<String, Failure> {
             "cannot use the lock name '{name}' on this machine: a file's name has at most {MAX_DIRECTORY_BYTES} bytes, and this one would have {}",
             directory.len()
         ))
-        .or_hint("everything but ASCII letters, digits and ._~@:+=,- takes three bytes for each of its own");
+        .or_hint("each byte takes three, except ASCII letters, digits and ._~@:+=,-");
     }
     Ok(directory)
 }

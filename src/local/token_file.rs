@@ -38,11 +38,11 @@ impl TokenFile {
     pub(crate) fn read(&self) -> Result<HighestTokens, Failure> {
         read(&self.0, |why| match why {
             Unreadable::Foreign => {
-                "dlock fence makes the file itself: name one that is not there yet"
+                "dlock fence creates its file: name a file that does not exist yet"
             }
             Unreadable::Version(_) => "use the newer dlock that wrote it",
             Unreadable::Line(_) | Unreadable::Cut => {
-                "restore it; or move it away and let every lock's next token in, which is higher than all before: dlock run NAME -- dlock fence FILE"
+                "restore it; or move it away, and give the new file the next token of each lock: dlock run NAME -- dlock fence FILE"
             }
         })
     }
@@ -107,5 +107,5 @@ pub(crate) fn record(file: &AtomicFile, seen: &HighestTokens) -> Result<(), Fail
 fn settle(file: &AtomicFile) -> Result<(), Failure> {
     let settled = file.sync_dir();
     let path = file.path().display();
-    Ok(settled.with_context(|| format!("cannot record the token in '{path}' for good"))?)
+    Ok(settled.with_context(|| format!("cannot record the token in '{path}' permanently"))?)
 }

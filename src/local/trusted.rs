@@ -56,7 +56,7 @@ pub(super) fn check_lock_dir(
         path.display()
     ))
     .or_hint(
-        "when the lock is free, remove that directory: dlock makes another one, with tokens from 1 on",
+        "when the lock is free, remove that directory: dlock creates a new one, with tokens from 1 on",
     )
 }
 
@@ -70,7 +70,7 @@ fn refuse_public(state_dir: &Path, path: &Path, status: &Stat) -> Result<(), Fai
         format!("'{}' is not safe: ", path.display())
     };
     Err(anyhow!(
-        "{}: {which}everybody may write to it",
+        "{}: {which}every user may write to it",
         cannot_use(state_dir)
     ))
     .or_hint(format!(
@@ -97,7 +97,7 @@ pub(super) fn check_above(path: &Path, state_dir: Option<&Stat>) -> Result<(), F
     let check = |directory: &Path, status: &Stat| match unsafe_above(status, group) {
         None => Ok(()),
         Some(why) => Err(anyhow!(
-            "{}: it can be replaced by others, because of '{}': {why}",
+            "{}: other users can replace it, because of '{}': {why}",
             cannot_use(path),
             directory.display()
         ))

@@ -100,7 +100,7 @@ impl LockError {
 pub(crate) fn mode_conflict(theirs: Mode, by: Option<&Holder>, ours: Mode) -> Failure {
     let by = by.map(Holder::sentence).unwrap_or_default();
     Failure {
-        hint: Some("all who use a lock have to give the same --slots".to_owned()),
+        hint: Some("all clients of a lock must give the same --slots".to_owned()),
         ..anyhow!("it is used as '{theirs}' by {by}, not as '{ours}'").into()
     }
 }

@@ -118,8 +118,8 @@ impl Metrics {
             if line.is_empty() || line.starts_with('#') {
                 continue;
             }
-            let sample = sample(line)
-                .ok_or_else(|| format!("line {} is none that dlock has written", number + 1));
+            let sample =
+                sample(line).ok_or_else(|| format!("line {} was not written by dlock", number + 1));
             let (family, lock, value) = sample?;
             metrics.0.entry(lock).or_default()[family] = Some(value);
         }

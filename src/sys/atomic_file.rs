@@ -38,7 +38,7 @@ pub(crate) struct IsSymlink(PathBuf);
 
 impl IsSymlink {
     /// The text for the `hint:` line.
-    pub(crate) const HINT: &str = "name the file that it points to: the file is replaced at every change, and that would be the link";
+    pub(crate) const HINT: &str = "name the file that the link points to: dlock replaces the file at each change, and would replace the link";
 }
 
 impl fmt::Display for IsSymlink {
@@ -280,7 +280,7 @@ impl AtomicFile {
 
     /// A name beside the file that no other process uses.
     fn new_name(&self) -> Result<OsString> {
-        let random = random().context("no random number")?;
+        let random = random().context("cannot read random bytes")?;
         Ok(self.beside(&format!(".{random:x}.new")))
     }
 

@@ -473,7 +473,7 @@ fn a_reset_allows_lower_tokens_again() {
     let reset = |number: &str| fence.dlock(&["--name=job", "--reset", number]).finish();
     reset("7")
         .expect_code(0)
-        .expect_stderr(&["'job'", " 7 ", " 120 ", "restored"]);
+        .expect_stderr(&["'job'", " 7 ", " 120: ", "restored"]);
     is_late(fence.token(6).finish(), 6, 7);
     fence.token(14).finish().expect_code(0);
     reset("20").expect_code(0).expect_silent();

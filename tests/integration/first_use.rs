@@ -195,13 +195,13 @@ fn wrong_users_and_permissions_are_explained() {
         endpoint,
         &[],
         "dlock: cannot lock 'job': etcd at 'ETCD': user name is empty\n\
-         hint: this etcd wants a user: give --user and --password-file\n",
+         hint: this etcd requires a user: give --user and --password-file\n",
     );
     fails(
         endpoint,
         &[("DLOCK_USER", "elsewhere")],
-        "dlock: cannot use the user 'elsewhere' of DLOCK_USER: there is no password\n\
-         hint: give it by --password-file or DLOCK_PASSWORD\n",
+        "dlock: cannot use the user 'elsewhere' of DLOCK_USER: no password is given\n\
+         hint: give it with --password-file or DLOCK_PASSWORD\n",
     );
     fails(
         endpoint,
@@ -267,7 +267,7 @@ fn misplaced_arguments_are_explained() {
         (
             &["--endpoints", "localhost:port", "run", "job", "true"],
             125,
-            "dlock: cannot use --endpoints: endpoint 'localhost:port': 'port' is no port: expected 1 to 65535\n",
+            "dlock: cannot use --endpoints: endpoint 'localhost:port': 'port' is not a port: expected 1 to 65535\n",
         ),
     ] {
         says(Dlock::at(NOBODY).args(words), code, &[], wanted);
@@ -354,7 +354,7 @@ fn a_shell_string_as_a_command_is_explained() {
     ] {
         let wanted = format!(
             "dlock: cannot run '{string}': command not found\n\
-             hint: one word is one program: dlock run NAME -c STRING runs a string of the shell\n"
+             hint: dlock takes it for the name of a program: dlock run NAME -c STRING runs a shell command\n"
         );
         fails_here(Dlock::nowhere(), &["job", string], 127, &wanted);
     }
@@ -469,6 +469,6 @@ os.execvp(sys.argv[1], sys.argv[1:])
     let outcome = dlock.under(alone).under(bind).under(python).finish();
     outcome.expect_code(125).expect_stderr(&[
         "dlock: cannot lock 'job': no endpoint answered within 2s: 'http://etcd.example.org:2379': the name was not looked up within ",
-        "\nhint: does the name server in /etc/resolv.conf answer? an IP address needs no name server\n",
+        "\nhint: check the name server in /etc/resolv.conf, or give an IP address\n",
     ]);
 }

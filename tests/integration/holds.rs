@@ -55,7 +55,7 @@ fn no_other_process_is_ended_by_a_release() {
         release(&format!("{pid}:{start}"))
             .wait()
             .expect_code(125)
-            .expect_stderr(&["nothing shows that it is a dlock hold", "hint: "]);
+            .expect_stderr(&["it does not seem to be a dlock hold", "hint: "]);
         assert!(!innocent.is_over(), "{}", innocent.stderr());
     };
     let script = "echo on; exec sleep 600";
@@ -150,7 +150,7 @@ fn a_hold_that_ended_before_its_release_is_no_success() {
     releasing
         .wait()
         .expect_code(121)
-        .expect_stderr(&[NOT_HELD, "given it back before"]);
+        .expect_stderr(&[NOT_HELD, "had released it before"]);
     holder.wait().expect_code(0);
 }
 

@@ -100,7 +100,7 @@ fn a_mark_does_not_prolong_the_exit_with_a_silent_etcd() {
         "{marked:?}, not {plain:?}"
     );
     assert!(
-        said.contains("may start within 1h, although none has"),
+        said.contains("may start within 1h, although this one did not start"),
         "{said}"
     );
 }

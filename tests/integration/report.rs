@@ -421,7 +421,7 @@ fn a_stream_is_written_and_not_replaced() {
     let unread = run(&pipe).after(&format!("mkfifo {pipe}")).finish();
     unread.expect_code(125).expect_stdout("").expect_stderr(&[
         &format!("cannot write '{pipe}'"),
-        "hint: nobody reads that pipe",
+        "hint: no process reads that pipe",
     ]);
     make("").finish().expect_code(0).expect_silent();
     eventually(LIMIT, "the reader is at its end", || {
@@ -465,7 +465,7 @@ fn a_report_replaces_only_a_report() {
         run("echo never")
             .expect_code(125)
             .expect_stdout("")
-            .expect_stderr(&["there is a file that is none", "hint: "]);
+            .expect_stderr(&["the file there is not a report", "hint: "]);
         assert_eq!(home.read("file"), text);
     }
     home.write("file", "");
@@ -475,7 +475,7 @@ fn a_report_replaces_only_a_report() {
     }
     run(&format!("rm {file}; echo mine >{file}"))
         .expect_code(0)
-        .expect_stderr(&["cannot write", "there is a file that is none"]);
+        .expect_stderr(&["cannot write", "the file there is not a report"]);
     assert_eq!(home.read("file"), "mine\n");
 }
 

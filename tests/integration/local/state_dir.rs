@@ -59,7 +59,7 @@ fn a_directory_that_others_can_change_is_refused() {
     fs::create_dir(&state.path).expect("a new directory");
     for bits in [0o777, 0o1777, 0o702] {
         mode(&state.path, bits);
-        is_refused(&state, &["everybody may write to it", "chmod o-w"]);
+        is_refused(&state, &["every user may write to it", "chmod o-w"]);
     }
     mode(&state.path, 0o755);
     state.next_token();
@@ -84,7 +84,7 @@ fn a_directory_below_one_that_others_can_change_is_refused() {
     let above = state.directory.file("above");
     fs::create_dir_all(format!("{above}/between")).expect("a new directory");
     state.path = format!("{above}/between/state");
-    let because = |directory: &str| format!("can be replaced by others, because of '{directory}'");
+    let because = |directory: &str| format!("other users can replace it, because of '{directory}'");
     let refused = |state: &State| is_refused(state, &[&because(&above)]);
     // Before the directory is made, and then.
     for _ in 0..2 {
@@ -138,7 +138,7 @@ fn a_lock_directory_that_others_can_change_is_refused() {
     let because = format!("'{lock}' is not safe: ");
     for bits in [0o777, 0o1777, 0o702] {
         mode(&lock, bits);
-        is_refused(&state, &[&because, "everybody may write to it"]);
+        is_refused(&state, &[&because, "every user may write to it"]);
         assert_eq!(mode_of(&lock), bits);
     }
     // One that a process has left before it could set the mode.
@@ -360,8 +360,8 @@ fn a_network_file_system_is_refused() {
         ];
         let run = state.run(&["job", "echo", "never"]).under(strace);
         run.finish().expect_code(125).expect_stdout("").expect_stderr(&[
-            &format!("it is on {name}, where a lock can vanish while its command runs"),
-            "hint: --local=DIR names a directory on a disk of this machine; for locks between machines there is etcd",
+            &format!("it is on {name}, where a lock can vanish unnoticed while its command runs"),
+            "hint: --local=DIR names a directory on a disk of this machine; locks between machines are in etcd",
         ]);
     }
 }
@@ -405,7 +405,7 @@ fn every_user_has_a_state_directory() {
 fn the_doctor_looks_at_the_directory() {
     let state = State::new();
     let of = |dlock: Dlock| Diagnosis::of(dlock, &["--kill-after=1h"]);
-    of(state.dlock()).says("state", &state.path, "ok", &["not there yet"]);
+    of(state.dlock()).says("state", &state.path, "ok", &["does not exist yet"]);
     assert!(fs::metadata(&state.path).is_err());
     state.run(&["job", "true"]).finish().expect_code(0);
     let option = format!("--local={}", state.path);
@@ -428,7 +428,7 @@ fn the_doctor_looks_at_the_directory() {
         "state",
         &state.path,
         "unusable",
-        &["everybody may write to it"],
+        &["every user may write to it"],
     );
     diagnosis.is_unusable();
     if am_root() {
