@@ -222,11 +222,12 @@ mod tests {
     fn after_one_ttl_without_an_answer_no_renewal_is_due() {
         let mut heartbeat = heartbeat();
         let mut now = at(2.0);
-        while heartbeat.start_renewal(now) {
+        for _ in 0..10 {
+            assert!(heartbeat.start_renewal(now));
             now = now + Duration::from_secs(1);
             heartbeat.failed(now);
         }
-        assert_eq!(now, at(12.0));
+        assert!(!heartbeat.start_renewal(now));
         heartbeat.renew_now(now);
         heartbeat.watch(now, Watch::Broken);
         assert_eq!(heartbeat.due_at(), None);
