@@ -50,6 +50,8 @@ impl Proxy {
             "start",
             &format!("--endpoints={members}"),
             &format!("--listen-addr={listen}"),
+            // etcd 3.5.30 ends after five seconds if nothing answers at the address that it advertises; 3.5.16 does not.
+            &format!("--advertise-client-url={listen}"),
         ];
         Self::start(&etcd_program(), &words, port, Scratch::new())
     }
