@@ -521,6 +521,7 @@ const FOREIGN: &[&str] = &[
     "--nonblock",
     "--exclusive",
     "--close",
+    "--no-block",
     "--no-fork",
     "--password",
     "--dial-timeout",

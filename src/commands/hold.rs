@@ -129,6 +129,7 @@ fn hold_lock(
         name: &options.name,
         lock: &options.lock,
         program: OsStr::new("dlock hold"),
+        is_hold: true,
         leftovers: Leftovers::Kill,
         variables: vec![("DLOCK_HOLD".to_owned(), hold.to_string())],
         unwanted: (owner.is_some() || input.is_some() || background.is_some()).then_some(&unwanted),

@@ -49,6 +49,7 @@ fn execute(
         name: &options.name,
         lock: &options.lock,
         program: options.program(),
+        is_hold: false,
         leftovers: options.leftovers,
         variables: Vec::new(),
         unwanted: None,

@@ -1,6 +1,7 @@
 //! A run under a lock: acquire the lock, have the guard run the command, release the lock.
 //! It must not know gRPC, nor how processes are killed.
 
+use std::cell::Cell;
 use std::ffi::OsStr;
 use std::fmt::Write as _;
 use std::io;
@@ -35,6 +36,7 @@ use crate::lock::backend::{
 use crate::lock::error::LockError;
 use crate::output::events;
 use crate::output::exit::{Exit, Failure};
+use crate::output::systemd;
 use crate::sys::clock;
 use crate::sys::daemonize::Background;
 
@@ -51,6 +53,8 @@ pub(super) struct LockedRun<'a> {
     pub(super) lock: &'a lock::Options,
     /// The program name that others see.
     pub(super) program: &'a OsStr,
+    /// Whether the command is dlock itself, which only waits and answers no watchdog.
+    pub(super) is_hold: bool,
     pub(super) leftovers: Leftovers,
     /// Variables of the command, beside those of the lock.
     pub(super) variables: Vec<(String, String)>,
@@ -68,15 +72,21 @@ pub(super) fn execute(
     stats: &mut RunStats,
 ) -> Result<RunEnd, Failure> {
     super::block_on(async {
+        let runs = Cell::new(false);
         let mut runner = LockedRunner {
             run,
             backend,
             guard_io: GuardIo::open(guard).context("cannot listen to the guard process")?,
             signals: Signals::listen().context("cannot listen to signals")?,
             began_at: clock::now(),
+            runs: &runs,
             stats,
         };
-        runner.run().await
+        tokio::select! {
+            biased;
+            end = runner.run() => end,
+            never = systemd::answer_watchdog(|| !runs.get()) => match never {},
+        }
     })
 }
 
@@ -89,6 +99,8 @@ struct LockedRunner<'a, C> {
     guard_io: GuardIo,
     signals: Signals,
     began_at: Instant,
+    /// Whether a command runs that has to answer the watchdog of the service manager.
+    runs: &'a Cell<bool>,
     stats: &'a mut RunStats,
 }
 
@@ -278,7 +290,9 @@ impl<C: LockBackend> LockedRunner<'_, C> {
             stopped: None,
             background: run.background,
         };
+        self.runs.set(!run.is_hold);
         let end = supervision.run().await;
+        self.runs.set(false);
         let watchdog = supervision.watchdog;
         self.stats.over(clock::now());
         match end {

@@ -6,8 +6,8 @@ use std::io;
 use std::ops::RangeInclusive;
 
 use libc::{
-    SIGABRT, SIGBUS, SIGCHLD, SIGCONT, SIGFPE, SIGHUP, SIGILL, SIGINT, SIGKILL, SIGPIPE, SIGQUIT,
-    SIGSEGV, SIGSTOP, SIGSYS, SIGTRAP, SIGTSTP, SIGTTIN, SIGTTOU, SIGWINCH, SIGXCPU, SIGXFSZ,
+    SIGBUS, SIGCHLD, SIGCONT, SIGFPE, SIGHUP, SIGILL, SIGINT, SIGKILL, SIGPIPE, SIGQUIT, SIGSEGV,
+    SIGSTOP, SIGSYS, SIGTRAP, SIGTSTP, SIGTTIN, SIGTTOU, SIGWINCH, SIGXCPU, SIGXFSZ,
 };
 use rustix::process::getpid;
 use tokio::net::unix::pipe::Receiver;
@@ -15,9 +15,10 @@ use tokio::net::unix::pipe::Receiver;
 use crate::guard::{Sender, Signal};
 
 /// Signals that dlock does not forward: they cannot be caught, are faults of dlock itself, or concern its own child. TTOU
-/// stays blocked: a line on stderr must not stop dlock in the background of a terminal (`stty tostop`).
-const NOT_HANDED_ON: [i32; 11] = [
-    SIGKILL, SIGSTOP, SIGSEGV, SIGBUS, SIGILL, SIGFPE, SIGSYS, SIGTRAP, SIGABRT, SIGCHLD, SIGTTOU,
+/// stays blocked: a line on stderr must not stop dlock in the background of a terminal (`stty tostop`). ABRT is handed on: the
+/// watchdog of systemd sends it, and abort(3) unblocks its own.
+const NOT_HANDED_ON: [i32; 10] = [
+    SIGKILL, SIGSTOP, SIGSEGV, SIGBUS, SIGILL, SIGFPE, SIGSYS, SIGTRAP, SIGCHLD, SIGTTOU,
 ];
 
 /// Signals that the kernel sends for the terminal, to every process of the foreground group.

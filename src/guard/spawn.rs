@@ -29,6 +29,14 @@ const DEFAULT_PATH: &str = "/bin:/usr/bin";
 /// The interpreter of a script without `#!`, as with `execvp(3)`.
 const SHELL: &CStr = c"/bin/sh";
 
+/// Variables in which systemd(1) names the process that it started, for the watchdog (`sd_watchdog_enabled(3)`) and for sockets
+/// (`sd_listen_fds(3)`). A process ignores what is meant for another one.
+const ADDRESSED: [&[u8]; 2] = [b"WATCHDOG_PID=", b"LISTEN_PID="];
+/// The same process by the inode of its pidfd, beside `LISTEN_PID`.
+const ADDRESSED_INODE: &[u8] = b"LISTEN_PIDFDID=";
+/// Length of the longest process id, with the zero byte at its end.
+const PID_LENGTH: usize = "2147483647\0".len();
+
 /// Length of the beginning of a script that the kernel reads, `BINPRM_BUF_SIZE`.
 const SCRIPT_BYTES: usize = 256;
 
@@ -110,6 +118,8 @@ pub(super) struct Program {
     argv: Vec<CString>,
     /// Variables that the command does not get.
     cleared: Vec<String>,
+    /// The process that the caller has started: dlock.
+    addressee: Pid,
 }
 
 /// A command that has been forked.
@@ -130,15 +140,17 @@ impl Program {
             path,
             argv: argv.collect::<Result<_, _>>()?,
             cleared: cleared.to_vec(),
+            addressee: getpid(),
         })
     }
 
     /// Forks and execs in the child, which stays in this process group, dies with this process, and else finds everything
     /// as the caller had it. Must be called in a process with one thread, with whose end the child dies.
     pub(super) fn start(&self, variables: &[(String, String)]) -> io::Result<Launched> {
-        let environment = environment(variables, &self.cleared)?;
         // Everything that allocates happens before the fork.
-        let image = self.image(&environment);
+        let mut environment = environment(variables, &self.cleared)?;
+        let mut addresses = readdressed(&mut environment, self.addressee);
+        let image = self.image(&environment, &mut addresses);
         let (outcome, report) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
         let parent = getpid();
         // SAFETY: the child calls only functions that are async-signal-safe, and never returns.
@@ -152,18 +164,65 @@ impl Program {
         Ok(Launched { pid, outcome })
     }
 
-    fn image<'a>(&'a self, environment: &'a [Cow<'static, CStr>]) -> ExecImage<'a> {
+    fn image<'a>(
+        &'a self,
+        environment: &'a [Cow<'static, CStr>],
+        addresses: &'a mut [Address],
+    ) -> ExecImage<'a> {
         let arguments = self.argv.iter().map(CString::as_c_str);
         let script = [SHELL, &self.path]
             .into_iter()
             .chain(arguments.clone().skip(1));
+        let addresses: Vec<_> = addresses.iter_mut().map(Address::pointer).collect();
         ExecImage {
             path: &self.path,
             argv: pointers(arguments),
             script: pointers(script),
-            environment: pointers(environment.iter().map(AsRef::as_ref)),
+            environment: environment
+                .iter()
+                .map(|entry| entry.as_ptr())
+                .chain(addresses.iter().map(|(entry, _)| entry.cast_const().cast()))
+                .chain(iter::once(ptr::null()))
+                .collect(),
+            addresses,
         }
     }
+}
+
+/// A variable with the process id of the command, which only the command's own process knows.
+struct Address {
+    /// `NAME=`, and room for the number.
+    entry: Vec<u8>,
+}
+
+impl Address {
+    fn new(name: &[u8]) -> Self {
+        let mut entry = name.to_vec();
+        entry.resize(name.len() + PID_LENGTH, 0);
+        Self { entry }
+    }
+
+    /// The entry, and the offset of its number.
+    fn pointer(&mut self) -> (*mut u8, usize) {
+        let offset = self.entry.len() - PID_LENGTH;
+        (self.entry.as_mut_ptr(), offset)
+    }
+}
+
+/// Takes the variables out of `environment` in which systemd addresses `addressee`; the command gets them with its own process id.
+fn readdressed(environment: &mut Vec<Cow<'static, CStr>>, addressee: Pid) -> Vec<Address> {
+    let own = addressee.as_raw_nonzero().to_string();
+    let mut found: Vec<&[u8]> = Vec::new();
+    environment.retain(|entry| {
+        let names = |name: &&&[u8]| entry.to_bytes().strip_prefix(**name) == Some(own.as_bytes());
+        let name = ADDRESSED.iter().find(names);
+        found.extend(name);
+        name.is_none()
+    });
+    if found.contains(&ADDRESSED[1]) {
+        environment.retain(|entry| !entry.to_bytes().starts_with(ADDRESSED_INODE));
+    }
+    found.into_iter().map(Address::new).collect()
 }
 
 /// Replaces this process by the command, as the caller had it, with `variables` added and `cleared` removed. Returns only
@@ -180,7 +239,7 @@ pub(crate) fn become_command(
     });
     match prepared {
         Ok((program, environment)) => {
-            let image = program.image(&environment);
+            let image = program.image(&environment, &mut []);
             inherited::restore();
             image.exec().into()
         }
@@ -201,11 +260,18 @@ struct ExecImage<'a> {
     argv: Vec<*const c_char>,
     script: Vec<*const c_char>,
     environment: Vec<*const c_char>,
+    /// Entries that get the process id in the child, and the offset of it.
+    addresses: Vec<(*mut u8, usize)>,
 }
 
 impl ExecImage<'_> {
     /// Replaces this process by the command, or returns the error. Async-signal-safe.
     fn setup_and_exec(&self, parent: Pid) -> Errno {
+        let digits = digits(getpid());
+        for &(entry, offset) in &self.addresses {
+            // SAFETY: the entry has room for a process id from the offset on, and nothing else uses it in this process.
+            unsafe { ptr::copy_nonoverlapping(digits.as_ptr(), entry.add(offset), PID_LENGTH) };
+        }
         match prepare(parent) {
             Ok(()) => self.exec(),
             Err(error) => error,
@@ -238,6 +304,17 @@ fn prepare(parent: Pid) -> Result<(), Errno> {
     }
     inherited::restore();
     Ok(())
+}
+
+/// The decimal digits of a process id, then zero bytes. Async-signal-safe.
+fn digits(pid: Pid) -> [u8; PID_LENGTH] {
+    let (mut digits, mut rest) = ([0; PID_LENGTH], pid.as_raw_nonzero().get().unsigned_abs());
+    let count = rest.ilog10() as usize + 1;
+    for digit in digits.iter_mut().take(count).rev() {
+        *digit = b'0' + (rest % 10) as u8;
+        rest /= 10;
+    }
+    digits
 }
 
 fn pointers<'a>(strings: impl Iterator<Item = &'a CStr>) -> Vec<*const c_char> {
@@ -368,5 +445,36 @@ mod tests {
         assert!(environment(&[own("A", "\0")], &[]).is_err());
         let fewer = environment(&[], &["PATH", "PAT"].map(str::to_owned)).unwrap();
         assert_eq!(fewer.len(), environment::entries().len() - 1);
+    }
+
+    #[test]
+    fn a_variable_of_systemd_for_dlock_names_the_command_and_one_for_another_process_stays() {
+        let own = getpid().as_raw_nonzero();
+        let text = |line: String| Cow::Owned(CString::new(line).unwrap());
+        let mut environment = vec![
+            text(format!("WATCHDOG_PID={own}")),
+            text(format!("LISTEN_PID={own}1")),
+            text("LISTEN_PIDFDID=7".to_owned()),
+            text(format!("MY_WATCHDOG_PID={own}")),
+        ];
+        let found = readdressed(&mut environment, getpid());
+        assert_eq!(found.len(), 1);
+        assert_eq!(found[0].entry, b"WATCHDOG_PID=\0\0\0\0\0\0\0\0\0\0\0");
+        assert_eq!(environment.len(), 3);
+        // The inode goes only with the process id that it belongs to.
+        environment.push(text(format!("LISTEN_PID={own}")));
+        assert_eq!(readdressed(&mut environment, getpid()).len(), 1);
+        let left = format!("LISTEN_PID={own}1 MY_WATCHDOG_PID={own}");
+        let entries: Vec<&str> = environment.iter().map(|it| it.to_str().unwrap()).collect();
+        assert_eq!(entries.join(" "), left);
+    }
+
+    #[test]
+    fn a_process_id_is_written_in_decimal_digits() {
+        for number in [1, 9, 10, 4_194_304, i32::MAX] {
+            let text = digits(Pid::from_raw(number).unwrap());
+            let end = CStr::from_bytes_until_nul(&text).unwrap();
+            assert_eq!(end.to_str().unwrap(), number.to_string());
+        }
     }
 }

@@ -1,11 +1,16 @@
-//! Status messages to the service manager, systemd(1): the lock is held, or what dlock waits for: `sd_notify(3)`.
-//! It must not know when a status changes.
+//! Messages to the service manager, systemd(1): the lock is held, what dlock waits for, and that dlock is alive: `sd_notify(3)`.
+//! It must not know when a status changes, nor whether a command runs.
 
+use std::convert::Infallible;
 use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::time::Duration;
+
+/// Messages to the watchdog in its period: dlock and the command answer it in turn, and so in each other's pauses.
+const ANSWERS_PER_PERIOD: u32 = 4;
 
 /// The service is up: the lock is held and its command runs.
 pub(crate) fn ready(status: &str) {
@@ -17,12 +22,38 @@ pub(crate) fn status(status: &str) {
     notify(&format!("STATUS={}", one_line(status)));
 }
 
+/// While polled, answers the manager's watchdog (`WatchdogSec=`) in place of a command that does not run; `is_due` says so.
+pub(crate) async fn answer_watchdog(is_due: impl Fn() -> bool) -> Infallible {
+    let socket = variable("NOTIFY_SOCKET");
+    let period = watchdog_period(&variable, std::process::id());
+    let (Some(socket), Some(period)) = (socket, period) else {
+        return std::future::pending().await;
+    };
+    loop {
+        if is_due() {
+            let _ = send(&socket, "WATCHDOG=1");
+        }
+        tokio::time::sleep(period / ANSWERS_PER_PERIOD).await;
+    }
+}
+
+/// Time after which the manager takes this process for dead, unless it hears from it. As in `sd_watchdog_enabled(3)`, the
+/// variables are meant for one process; without a process id, the caller has left them to the command.
+fn watchdog_period(variable: &dyn Fn(&str) -> Option<OsString>, own: u32) -> Option<Duration> {
+    let number = |name: &str| variable(name)?.to_str()?.parse::<u64>().ok();
+    let micros = number("WATCHDOG_USEC").filter(|&micros| micros > 0)?;
+    (number("WATCHDOG_PID")? == u64::from(own)).then(|| Duration::from_micros(micros))
+}
+
 /// Sends a message. Errors are ignored: a manager that does not listen needs none.
 fn notify(message: &str) {
-    let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
     if let Some(socket) = socket_path(&variable, std::process::id()) {
         let _ = send(&socket, message);
     }
+}
+
+fn variable(name: &str) -> Option<OsString> {
+    std::env::var_os(name).filter(|value| !value.is_empty())
 }
 
 /// The manager's socket, if this process may use it. The command inherits `NOTIFY_SOCKET` as without dlock, and so does a
@@ -68,6 +99,29 @@ mod tests {
         assert!(spoken(None, Some("/run/x")) && spoken(Some("42"), Some("/run/x")));
         assert!(!spoken(Some("41"), Some("/run/x")) && !spoken(Some("none"), Some("/run/x")));
         assert!(!spoken(Some("42"), None));
+    }
+
+    #[test]
+    fn the_watchdog_is_answered_by_the_process_that_it_watches() {
+        let period = |pid: Option<&str>, usec: Option<&str>| {
+            let variable = |name: &str| match name {
+                "WATCHDOG_PID" => pid.map(OsString::from),
+                "WATCHDOG_USEC" => usec.map(OsString::from),
+                _ => None,
+            };
+            watchdog_period(&variable, 42)
+        };
+        let watched = Some(Duration::from_secs(30));
+        assert_eq!(period(Some("42"), Some("30000000")), watched);
+        for (pid, usec) in [
+            (Some("41"), Some("30000000")),
+            (None, Some("30000000")),
+            (Some("42"), Some("0")),
+            (Some("42"), Some("soon")),
+            (Some("42"), None),
+        ] {
+            assert_eq!(period(pid, usec), None, "{pid:?} {usec:?}");
+        }
     }
 
     #[test]

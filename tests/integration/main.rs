@@ -37,6 +37,7 @@ mod security;
 mod service;
 mod sharing;
 mod signals;
+mod standby;
 mod superseding;
 mod support;
 mod survivors;

@@ -2,8 +2,12 @@
 //! It must not know systemd's units; `examples/formats.rs` checks them.
 
 use std::os::unix::net::UnixDatagram;
+use std::process::Stdio;
+use std::time::Duration;
 
-use crate::support::{Dlock, Etcd, LIMIT, Scratch, dlock_program, eventually, hold_open, unique};
+use crate::support::{
+    Dlock, Etcd, LIMIT, Scratch, dlock_program, eventually, hold_open, let_pass, unique,
+};
 
 /// The socket of a service manager.
 struct Manager {
@@ -47,7 +51,7 @@ impl Manager {
     }
 }
 
-/// "the service is starting while it waits, and active once the lock is held and the command runs" (dlock-examples(7))
+/// "The unit is active where it holds the lock and the daemon runs" (dlock-examples(7))
 #[test]
 fn a_service_is_ready_when_the_lock_is_held() {
     let etcd = Etcd::shared();
@@ -109,6 +113,61 @@ fn only_the_process_that_the_manager_started_notifies_it() {
     let service = service.env("SYSTEMD_EXEC_PID", "0").run([&*outer, "true"]);
     service.finish().expect_code(0).expect_silent();
     assert_eq!(manager.heard(), "");
+}
+
+/// "If that is dlock, the command gets its own process id in them ... While no command runs, dlock answers the watchdog."
+/// (dlock-run(1))
+#[test]
+fn the_watchdog_is_answered_by_dlock_and_then_by_the_command() {
+    let etcd = Etcd::shared();
+    let name = unique("watched");
+    let mut holder = hold_open(Dlock::on(etcd), &[], &name);
+    let manager = Manager::new();
+    let script =
+        "[ $WATCHDOG_PID = $$ ] && [ $LISTEN_PID = $$ ] && echo addressed; read line; echo over";
+    let service = Dlock::on(etcd)
+        .env("WATCHDOG_USEC", "400000")
+        .stdin(Stdio::piped())
+        .run([&*name, "sh", "-c", script]);
+    let service = service.after("export WATCHDOG_PID=$$ LISTEN_PID=$$");
+    let mut service = manager.starts(service).start();
+    for _ in 0..3 {
+        manager.hears("WATCHDOG=1");
+    }
+    holder.let_go();
+    service.says("addressed\n");
+    manager.heard();
+    // Two periods.
+    let_pass(Duration::from_millis(800));
+    let said = manager.heard();
+    assert!(!said.contains("WATCHDOG"), "{said}");
+    service.let_go().expect_code(0).expect_silent();
+
+    // A lock without a command.
+    let hold = Dlock::on(etcd).env("WATCHDOG_USEC", "400000");
+    let hold = hold.args(["hold", &*name]).after("export WATCHDOG_PID=$$");
+    let _hold = manager.starts(hold).start();
+    manager.hears("READY=1\n");
+    manager.heard();
+    for _ in 0..3 {
+        manager.hears("WATCHDOG=1");
+    }
+}
+
+/// "A service manager names the process there": what is meant for another process than dlock stays as it is.
+#[test]
+fn a_variable_for_another_process_stays() {
+    let script = "echo $WATCHDOG_PID $LISTEN_PID ${LISTEN_PIDFDID-none}";
+    let service = |setup: &str| {
+        let service = Dlock::on(Etcd::shared());
+        let service = service.run([&*unique("service"), "sh", "-c", script]);
+        service.after(setup).finish().expect_code(0)
+    };
+    service("export WATCHDOG_PID=1 LISTEN_PID=1 LISTEN_PIDFDID=7").expect_stdout("1 1 7\n");
+    // The inode of dlock's pidfd is not the command's.
+    let own = service("export WATCHDOG_PID=1 LISTEN_PID=$$ LISTEN_PIDFDID=7");
+    assert!(own.stdout.ends_with(" none\n"), "{own:?}");
+    service("true").expect_stdout("none\n");
 }
 
 /// A manager that does not read delays nothing: neither the command nor a renewal.

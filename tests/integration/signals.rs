@@ -77,6 +77,30 @@ fn a_command_that_stops_itself_gives_the_terminal_back() {
     }
 }
 
+/// "dlock passes every signal on to the command that can be caught and that a process sends to dlock" (dlock-run(1)), also ABRT,
+/// which the watchdog of systemd sends; and it ends dlock as it ends the command.
+#[test]
+fn abrt_reaches_the_command() {
+    let (etcd, name) = (Etcd::shared(), unique("abort"));
+    let script =
+        "trap 'echo told; trap - ABRT' ABRT; ulimit -c 0; echo on; while :; do sleep 0.02; done";
+    let mut running = Dlock::on(etcd).run([&*name, "sh", "-c", script]).start();
+    running.says("on\n");
+    running.signal(Signal::ABORT);
+    running.says("told\n");
+    running.signal(Signal::ABORT);
+    running.wait().expect_signal(Signal::ABORT).expect_silent();
+    assert!(etcd.queue(&name).is_empty());
+
+    let _holder = hold_open(Dlock::on(etcd), &[], &name);
+    let waiter = Dlock::on(etcd).run([&*name, "true"]).after("ulimit -c 0");
+    let mut waiter = waiter.start();
+    etcd.queue_of(&name, 2);
+    waiter.signal(Signal::ABORT);
+    waiter.wait().expect_signal(Signal::ABORT);
+    assert_eq!(etcd.queue(&name).len(), 1);
+}
+
 /// "The guard's clock goes on" (dlock-run(1)): a command that stopped itself and stays so is killed in time for the
 /// next holder.
 #[test]

@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::Write as _;
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use serde_json::Value;
@@ -32,8 +33,8 @@ pub(super) const RUNNERS: &[Runner] = &[
     ("dlock-examples.7", "DLOCK_MAX_HOLD=", By(crontab)),
     (
         "dlock-examples.7",
-        "[Unit]\nDescription=Mail importer",
-        By(service),
+        "[Unit]\nDescription=Scheduler, active on one host",
+        By(active_and_standby),
     ),
     (
         "dlock-examples.7",
@@ -52,8 +53,8 @@ pub(super) const RUNNERS: &[Runner] = &[
     ),
     (
         "dlock-examples.7",
-        "[Unit]\nDescription=Nightly report, once in the fleet\n\n[Service]",
-        By(service),
+        "[Unit]\nDescription=Nightly report, once in the fleet\nWants=",
+        By(service_of_a_timer),
     ),
     (
         "dlock-examples.7",
@@ -406,8 +407,27 @@ fn system_calls(list: &str, set: &str) -> BTreeSet<String> {
     found
 }
 
+/// The example is what the project ships in contrib.
+fn assert_shipped(block: &Block, file: &str) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("contrib/systemd");
+    let shipped = fs::read_to_string(path.join(file)).expect(file);
+    assert_eq!(block.text, shipped, "contrib/systemd/{file}");
+}
+
 fn timer(block: &Block) {
+    assert_shipped(block, "nightly-report.timer");
     verified(block, "example.timer");
+}
+
+fn service_of_a_timer(block: &Block) {
+    assert_shipped(block, "nightly-report.service");
+    service(block);
+}
+
+/// tests/integration/standby.rs runs it on three hosts.
+fn active_and_standby(block: &Block) {
+    assert_shipped(block, "active-standby.service");
+    service(block);
 }
 
 /// The lines of a unit, in one. tests/integration/service.rs shows that dlock is silent then.

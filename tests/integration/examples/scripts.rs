@@ -172,7 +172,7 @@ const OWN: [&str; 12] = [
     "import.sh",
 ];
 /// In PATH.
-const INSTALLED: [&str; 8] = [
+const INSTALLED: [&str; 9] = [
     "nightly-report",
     "sync-feeds",
     "backup",
@@ -181,6 +181,7 @@ const INSTALLED: [&str; 8] = [
     "mail-importer",
     "migrate",
     "report",
+    "scheduler",
 ];
 /// On this machine, and for files of it.
 const SSH: &str = "#!/bin/sh\nshift\nexec sh -c \"$*\"\n";
@@ -228,6 +229,7 @@ pub(super) fn adapted(text: &str, home: &Path, endpoints: &str) -> String {
         ("/usr/bin/dlock", &format!("{bin}dlock")),
         ("/usr/bin/mail-importer", &format!("{bin}mail-importer")),
         ("/usr/bin/nightly-report", &format!("{bin}nightly-report")),
+        ("/usr/bin/scheduler", &format!("{bin}scheduler")),
         ("/srv/", &format!("{home}/srv/")),
         (
             "/var/lib/prometheus/node-exporter/",
