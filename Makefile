@@ -189,7 +189,7 @@ tools-demo:
 tools-test:
 	$(call need,$(PROTOC) $(ETCD) faketime=faketime openssl=openssl setsid=util-linux unshare=util-linux script=bsdutils \
 	    strace=strace mandoc=mandoc crontab=cron systemd-analyze=systemd jq=jq zsh=zsh fish=fish /usr/sbin/haproxy=haproxy \
-	    /usr/bin/python3=python3 /usr/lib/python3/dist-packages/yaml=python3-yaml $(STORES))
+	    curl=curl wget=wget /usr/bin/python3=python3 /usr/lib/python3/dist-packages/yaml=python3-yaml $(STORES))
 	@[ -x $(ETCD35)/usr/bin/etcdutl ] || tests/etcd35.sh $(ETCD35)
 
 tools-html:

@@ -11,6 +11,7 @@ use std::panic;
 
 use crate::support::Etcd;
 use documents::{Block, blocks};
+pub(crate) use formats::yaml;
 
 /// How a block is tested.
 enum How {

@@ -27,6 +27,7 @@ mod local;
 mod loss;
 mod marks;
 mod output;
+mod pipelines;
 mod proxy;
 mod queue;
 mod release;

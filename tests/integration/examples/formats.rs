@@ -445,7 +445,7 @@ fn command_that_notifies(block: &Block) {
 }
 
 /// YAML, parsed as its readers do.
-fn yaml(text: &str) -> Value {
+pub(crate) fn yaml(text: &str) -> Value {
     let program = "import json, sys, yaml; json.dump(yaml.safe_load(sys.stdin), sys.stdout)";
     let json = content("/usr/bin/python3", &["-c", program], text, "python3-yaml");
     serde_json::from_str(&json).expect("JSON")
