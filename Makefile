@@ -11,7 +11,8 @@
 # make mutants       the tests themselves: each promise is broken once, and a test must notice
 # make install [PREFIX=/usr/local] [DESTDIR=]     program, manual pages, completions; make uninstall takes them away
 # make html          the manual pages as HTML in target/html, with an index
-# make dist          static programs for every Linux on x86_64 and aarch64, packed with pages and completions in target/dist
+# make dist          static programs for every Linux on x86_64 and aarch64, packed with pages and completions in target/dist, and
+#                    the list of make sbom
 # make deb, make rpm Debian's and Red Hat's packages of the static programs, in target/debian and target/rpm
 # make image         container images of the static programs, in target/image
 # make dist-test     each of these as a user gets it: installed into scratch directories, used, removed without a trace
@@ -137,7 +138,10 @@ export SOURCE_DATE_EPOCH
 static: tools-static
 	packaging/static.sh $(ARCHES)
 
-dist: static
+# With the list of what is in the programs.
+dist: static tools-sbom
+	rm -rf target/dist
+	$(MAKE) --no-print-directory sbom
 	packaging/dist.sh $(ARCHES)
 
 CARGO_DEB := $(CURDIR)/target/tools/bin/cargo-deb

@@ -40,6 +40,7 @@ lock() {
 
 say "the sums"
 (cd target/dist && sha256sum --check --quiet --strict SHA256SUMS)
+grep -q "  dlock-$version.cdx.json$" target/dist/SHA256SUMS || fail "no list of the parts"
 
 start_etcd
 for arch; do
