@@ -29,8 +29,8 @@ const MAX_TTL: Duration = LeaseTimings::LONGEST_TTL;
 pub(crate) struct LockArgs {
     /// Do not wait if the lock is busy
     ///
-    /// dlock ends with the status of --conflict-exit-code. etcd has 3s for its first answer, unless
-    /// --connect-timeout is set.
+    /// dlock ends with the status of --conflict-exit-code. etcd has 3s for its first answer and 3s for the rest,
+    /// unless --connect-timeout is set.
     #[arg(short, long, help_heading = "Waiting")]
     no_wait: bool,
 

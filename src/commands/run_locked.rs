@@ -163,7 +163,9 @@ impl<C: LockBackend> LockedRunner<'_, C> {
                     WaitEvent::Behind(now) => {
                         (ahead, our_turn_at, no_slot) = (Some(now), None, None);
                     }
-                    WaitEvent::OurTurn => (our_turn_at, last_error) = (Some(clock::now()), None),
+                    WaitEvent::OurTurn => {
+                        (our_turn_at, last_error, no_slot) = (Some(clock::now()), None, None);
+                    }
                     WaitEvent::NoSlot(orphan) => (no_slot, our_turn_at) = (Some(orphan), None),
                     WaitEvent::EntryLost => our_turn_at = None,
                     WaitEvent::Error(error) => last_error = Some(error.cause),

@@ -31,11 +31,20 @@ impl LockBackend for EtcdBackend {
 
     async fn acquire(&self, mut on_event: impl FnMut(WaitEvent)) -> Result<Outcome, LockError> {
         let limit = self.limit;
-        let mut at_first = !matches!(self.request.wait_policy, WaitPolicy::Timeout(_));
+        let waits = self.request.wait_policy != WaitPolicy::NoWait;
+        let mut give_up_at = None;
+        let mut last_error = None;
+        let mut on_event = |event: WaitEvent| {
+            if let WaitEvent::Error(error) = &event {
+                last_error = Some(error.clone());
+            }
+            on_event(event);
+        };
+        let mut retries = matches!(self.request.wait_policy, WaitPolicy::Timeout(_));
         loop {
             let entered = loop {
                 match enqueue_unless_ran(self).await {
-                    Err(error) if !at_first && error.kind == ErrorKind::Retryable => {
+                    Err(error) if retries && error.kind == ErrorKind::Retryable => {
                         if let Some(refusal) = self.refused_for_good() {
                             return Err(refusal);
                         }
@@ -45,16 +54,17 @@ impl LockBackend for EtcdBackend {
                     other => break other?,
                 }
             };
-            at_first = false;
+            retries = waits;
+            // A request that does not wait ends at a silent etcd, too.
+            give_up_at = give_up_at.or((!waits).then(|| clock::now() + limit));
             let entry = match entered {
                 Ok(entry) => entry,
                 Err(outcome) => return Ok(outcome),
             };
             let mut all_asked = true;
             let is_free = entry.view.blockers.entries.is_empty();
-            if self.request.wait_policy == WaitPolicy::NoWait
-                && !(is_free && self.lock_delay_left().is_zero())
-            {
+            let is_busy = !is_free || !self.lock_delay_left().is_zero();
+            if is_busy && !waits {
                 self.leave_queue().await;
                 return busy(self, entry.view.position).await;
             }
@@ -73,6 +83,9 @@ impl LockBackend for EtcdBackend {
                 biased;
                 outcome = Waiter::new(self, entry).until_acquired(&mut on_event) => outcome?,
                 error = superseding.boxed_local() => return Err(error),
+                () = clock::until(give_up_at) => {
+                    return Err(last_error.unwrap_or_else(|| self.unreachable(limit)));
+                }
             };
             if let Some(outcome) = outcome {
                 if !matches!(outcome, Outcome::Acquired(_)) {

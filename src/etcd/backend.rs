@@ -22,7 +22,7 @@ use crate::core::keys::LockKeys;
 use crate::core::lock_delay::Predecessors;
 use crate::core::proof::EntryId;
 use crate::core::release::{ReleaseAnswers, ReleaseVerdict};
-use crate::core::request::{LockRequest, Mode};
+use crate::core::request::{LockRequest, Mode, WaitPolicy};
 use crate::core::time::{Instant, LeaseTimings};
 use crate::lock::backend::{Release, WaitEvent};
 use crate::lock::error::mode_conflict;
@@ -194,7 +194,7 @@ impl EtcdBackend {
         }
     }
 
-    /// Reads the queue, and retries for as long as we wait.
+    /// Reads the queue, and retries if we wait.
     pub(super) async fn read_queue(
         &self,
         entry: EntryId,
@@ -206,7 +206,10 @@ impl EtcdBackend {
         let reading = async |etcd| requests.queue.read_queue(&etcd, entry, Some(before)).await;
         loop {
             match requests.call(limit, reading).await {
-                Err(error) if error.kind == ErrorKind::Retryable => {
+                Err(error)
+                    if error.kind == ErrorKind::Retryable
+                        && self.request.wait_policy != WaitPolicy::NoWait =>
+                {
                     if let Some(refusal) = self.refused_for_good() {
                         return Err(refusal);
                     }

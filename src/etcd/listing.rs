@@ -6,10 +6,11 @@ use std::time::Duration;
 use etcd_client::{GetOptions, GetResponse, WatchOptions};
 use futures_util::FutureExt as _;
 use futures_util::stream::{self, StreamExt as _};
+use tokio::time::timeout;
 
 use super::Cluster;
 use super::backend::command_variables;
-use super::connection::Connection;
+use super::connection::{Connection, within};
 use super::error::LockError;
 use super::queue::{holder, queue_entry, read_page};
 use crate::config::Settings;
@@ -123,10 +124,10 @@ impl<'a> EtcdReader<'a> {
             let locks = locks
                 .into_iter()
                 .map(|(name, entries)| ListedLock::new(&name, entries));
-            let locks = time_left(&etcd, locks.collect()).await;
+            let locks = time_left(&etcd, locks.collect(), limit).await;
             locks.into_iter().for_each(&mut *take);
             match next {
-                Some(next) => read = page(&etcd, range, next, revision).await?,
+                Some(next) => read = within(limit, page(&etcd, range, next, revision)).await?,
                 None => return Ok(Snapshot(revision)),
             }
         }
@@ -198,8 +199,12 @@ async fn page(
     Ok(page.await?.0)
 }
 
-/// Adds the remaining time of the holders' leases.
-async fn time_left(etcd: &Connection, mut locks: Vec<ListedLock>) -> Vec<ListedLock> {
+/// Adds the remaining time of the holders' leases, as far as etcd answers within `limit`.
+async fn time_left(
+    etcd: &Connection,
+    mut locks: Vec<ListedLock>,
+    limit: Duration,
+) -> Vec<ListedLock> {
     let entries = locks
         .iter_mut()
         .flat_map(|lock| &mut lock.entries)
@@ -211,8 +216,7 @@ async fn time_left(etcd: &Connection, mut locks: Vec<ListedLock>) -> Vec<ListedL
             entry.left = u64::try_from(answer.ttl()).ok().map(Duration::from_secs);
         }
     });
-    stream::iter(reading)
-        .for_each_concurrent(MAX_PARALLEL_READS, |read| read)
-        .await;
+    let reading = stream::iter(reading).for_each_concurrent(MAX_PARALLEL_READS, |read| read);
+    let _ = timeout(limit, reading).await;
     locks
 }

@@ -64,7 +64,7 @@ pub(crate) struct EtcdSession {
     requests: mpsc::UnboundedSender<()>,
     events: mpsc::UnboundedReceiver<SessionEvent>,
     target: watch::Sender<WatchTarget>,
-    _tasks: JoinSet<()>,
+    tasks: JoinSet<()>,
 }
 
 impl EtcdSession {
@@ -93,8 +93,13 @@ impl EtcdSession {
             requests,
             events,
             target,
-            _tasks: tasks,
+            tasks,
         }
+    }
+
+    /// Runs a task for as long as the session lives.
+    pub(super) fn run_beside(&mut self, task: impl Future<Output = ()> + 'static) {
+        self.tasks.spawn_local(task);
     }
 
     /// Watches another target from now on.

@@ -1,15 +1,19 @@
 //! A waiter: waits for the lock, prepares what the command needs, and proves that its entry is there.
 //! It must not know how an entry is created, nor how it is removed.
 
+use std::rc::Rc;
+
+use tokio::time::sleep;
+
 use super::backend::{EtcdBackend, RETRY_PAUSE, command_variables};
-use super::connection::answers_as_proxy;
+use super::connection::{answers_as_proxy, within};
 use super::error::{ErrorKind, LockError};
 use super::prepare::Prepared;
 use super::queue::QueueView;
-use super::requests::Enqueued;
+use super::requests::{Announced, Enqueued, Requests};
 use super::session::{EtcdSession, WatchTarget};
 use crate::core::heartbeat::{Heartbeat, Watch};
-use crate::core::proof::{Ownership, Verdict};
+use crate::core::proof::{EntryId, Ownership, Verdict};
 use crate::core::request::WaitPolicy;
 use crate::core::time::{Instant, LeaseTimings};
 use crate::core::turn::Turn;
@@ -38,8 +42,10 @@ pub(super) struct Waiter<'a> {
     turn: Option<Turn>,
     /// Our turn has come, and it takes long enough for people to be told that our command has not started.
     pending: bool,
-    /// etcd refuses to change our record: it is out of space.
-    record_refused: bool,
+    /// One attempt to take that back has failed: the start does not wait for another.
+    shown_in_vain: bool,
+    /// The last preparation found no free slot, which is told instead of our turn.
+    no_slot: bool,
     /// The cause of the last renewal that proved nothing, for people.
     unproven: Option<String>,
 }
@@ -91,7 +97,8 @@ impl<'a> Waiter<'a> {
             prepared: 0,
             turn: None,
             pending: false,
-            record_refused: false,
+            shown_in_vain: false,
+            no_slot: false,
             unproven: None,
         }
     }
@@ -120,10 +127,10 @@ impl<'a> Waiter<'a> {
             let prepared =
                 || (self.backend.preparation).is_complete(now, self.timings, self.prepared);
             let step = if free && young && prepared() {
-                if !self.backend.shows_pending() || self.record_refused {
+                if !self.backend.shows_pending() || self.shown_in_vain {
                     return Ok(Some(self.acquired()));
                 }
-                self.show_start(on_event).await
+                self.show_start().await
             } else if free && young {
                 self.prepare(on_event).await?
             } else {
@@ -131,7 +138,7 @@ impl<'a> Waiter<'a> {
                     self.heartbeat.renew_now(now);
                     if self.turn.is_none() {
                         self.turn = Some(Turn::new(now, self.timings.ttl()));
-                        on_event(WaitEvent::OurTurn);
+                        self.tell_turn(on_event);
                     }
                 }
                 let check_at = self.turn.filter(|_| free).map(|turn| turn.check_at());
@@ -158,8 +165,12 @@ impl<'a> Waiter<'a> {
         }
     }
 
-    fn acquired(self) -> Outcome {
+    fn acquired(mut self) -> Outcome {
         let entry = self.ownership.entry;
+        if self.backend.shows_pending() {
+            let showing = show_start_later(&self.backend.requests, entry, self.timings);
+            self.session.run_beside(showing);
+        }
         Outcome::Acquired(Box::new(Acquired {
             token: entry.token,
             watchdog: Watchdog::new(self.timings, self.ownership, self.proven_at, self.heartbeat),
@@ -183,18 +194,13 @@ impl<'a> Waiter<'a> {
         let _ = self.backend.announce(entry, timings, self.pending).await;
     }
 
-    /// Takes back that our command has not started: a record that calls the holder a waiter misleads people.
-    async fn show_start(&mut self, on_event: &mut impl FnMut(WaitEvent)) -> Step {
+    /// Takes back that our command has not started: a record that calls the holder a waiter misleads people. If it fails, the
+    /// session does it later: nothing but the display depends on it.
+    async fn show_start(&mut self) -> Step {
         self.pending = false;
         let (entry, timings) = (self.ownership.entry, self.timings);
-        match self.backend.announce(entry, timings, false).await {
-            Ok(()) => {}
-            Err(error) if error.kind == ErrorKind::Retryable => {
-                on_event(WaitEvent::Error(error));
-                self.free_at = Some(clock::now() + RETRY_PAUSE);
-            }
-            Err(_) => self.record_refused = true,
-        }
+        let shown = self.backend.announce(entry, timings, false).await;
+        self.shown_in_vain = shown.is_err();
         Step::Continue
     }
 
@@ -214,7 +220,7 @@ impl<'a> Waiter<'a> {
                     self.heartbeat.proven(renewal.sent_at);
                     if let Some(turn) = &mut self.turn {
                         turn.proven(renewal.sent_at);
-                        on_event(WaitEvent::OurTurn);
+                        self.tell_turn(on_event);
                     }
                     self.announce().await;
                     Ok(Step::Continue)
@@ -242,6 +248,12 @@ impl<'a> Waiter<'a> {
             // The event was handled before.
             SessionEvent::QueueChanged if self.free_at.is_some() => Ok(Step::Continue),
             SessionEvent::QueueChanged | SessionEvent::Lost(_) => self.refresh(on_event).await,
+        }
+    }
+
+    fn tell_turn(&self, on_event: &mut impl FnMut(WaitEvent)) {
+        if !self.no_slot {
+            on_event(WaitEvent::OurTurn);
         }
     }
 
@@ -339,12 +351,11 @@ impl<'a> Waiter<'a> {
     async fn prepare(&mut self, on_event: &mut impl FnMut(WaitEvent)) -> Result<Step, LockError> {
         let again_at = |now: Instant| Some(now + RETRY_PAUSE);
         let (entry, tries) = (self.ownership.entry, self.prepared);
-        match self
-            .backend
-            .preparation
+        let prepared = (self.backend.preparation)
             .run(entry, self.timings, tries)
-            .await
-        {
+            .await;
+        self.no_slot = matches!(prepared, Ok(Prepared::NoSlot(_)));
+        match prepared {
             Ok(Prepared::Ready) => {
                 // No command before ours runs any more: later requests must not wait for one.
                 self.announce().await;
@@ -372,6 +383,31 @@ impl<'a> Waiter<'a> {
             Err(error) => return Err(error),
         }
         Ok(Step::Continue)
+    }
+}
+
+/// Takes back, as often as necessary, that our command has not started.
+fn show_start_later(
+    requests: &Rc<Requests>,
+    entry: EntryId,
+    timings: LeaseTimings,
+) -> impl Future<Output = ()> + 'static {
+    let requests = Rc::clone(requests);
+    async move {
+        let (cluster, limit) = (&requests.queue.cluster, timings.renew_timeout());
+        loop {
+            sleep(timings.renew_interval()).await;
+            let announced = Announced {
+                pending: false,
+                ..Announced::of(&requests.shown.borrow().record)
+            };
+            // A failure must not take the connection from the renewals.
+            if let Ok(etcd) = cluster.connection(cluster.current(), limit).await
+                && (within(limit, requests.announce(etcd, entry, announced)).await).is_ok()
+            {
+                return;
+            }
+        }
     }
 }
 

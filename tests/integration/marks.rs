@@ -105,6 +105,32 @@ fn a_mark_does_not_prolong_the_exit_with_a_silent_etcd() {
     );
 }
 
+/// "etcd has 3s for its first answer and 3s for the rest" (dlock-run(1)): a request that does not wait ends with an error
+/// at an etcd that falls silent between its entry and its start, and leaves the queue.
+#[test]
+fn a_request_that_does_not_wait_ends_at_an_etcd_that_falls_silent() {
+    let etcd = Etcd::shared();
+    let ends = |options: &[&str], words: fn(&str) -> [String; 2]| {
+        let (name, link) = (unique("silent"), Link::to(etcd.port()));
+        // Requests are executed, and no answer arrives.
+        snare(&link, &words(&name), &[(Direction::ToClient, Mode::Hold)]);
+        let dlock = Dlock::at(&link.endpoint()).run(["-n", "-E0", "--ttl=600s"]);
+        let began_at = boot_clock();
+        let mut run = dlock.args(options).args([&name, "echo", "never"]).start();
+        let outcome = run.wait().expect_code(125).expect_stdout("");
+        assert!(link.sprung(), "etcd fell silent");
+        let error = format!("cannot lock '{name}': no endpoint answered within");
+        outcome.expect_stderr(&[&error]);
+        // The lease lives for ten minutes, and so did a request without a limit.
+        assert!(since(began_at) < LIMIT, "{options:?}");
+        eventually(LIMIT, "no entry is left", || etcd.queue(&name).is_empty());
+    };
+    let slot = |name: &str| [format!("dlock/slot/{name}/"), "dlock/lock/".to_owned()];
+    ends(&["--slots=2"], slot);
+    ends(&["--slots=2", "--min-hold=1h"], slot);
+    ends(&["--once-per=1h"], marking);
+}
+
 /// "it ends the waits of earlier clients of dlock" (dlock-run(1)): also a waiter that is about to take its slot.
 #[test]
 fn a_stop_request_survives_the_claim_of_a_slot() {

@@ -8,7 +8,7 @@ use tonic::Code;
 use super::script::{Act, Point};
 use super::server::Fake;
 use super::{COMMAND, at_once, dlock, ends_well, fails, holder, is_lost, no_leak, survives};
-use crate::support::{Dlock, LIMIT, boot_clock, eventually};
+use crate::support::{Dlock, LIMIT, boot_clock, eventually, let_pass};
 
 const AT_ONCE: Duration = Duration::ZERO;
 const LEASE_EXISTS: &str = "etcdserver: lease already exists";
@@ -116,6 +116,89 @@ fn a_holder_that_vanishes_while_a_waiter_joins_is_waited_for() {
         }
         holder.wait().expect_code(121);
     });
+}
+
+/// "etcd has 3s for its first answer and 3s for the rest" (dlock-run(1)): the rest is also the lease of --min-hold, and
+/// the proof that a late answer needs. The reason is the last one.
+#[test]
+fn a_request_that_does_not_wait_ends_when_etcd_confirms_nothing() {
+    at_once([Point::Grant, Point::KeepAlive], |point| {
+        let fake = Fake::start();
+        let refusal = Act::Refuse(Code::Unavailable, "etcdserver: not now");
+        let words = if point == Point::Grant {
+            fake.script.once(point, Act::Honest);
+            fake.script.always(point, Act::Swallow);
+            "no endpoint answered within"
+        } else {
+            fake.script.once(Point::Place, Act::Hold);
+            fake.script.always(point, refusal);
+            "not now"
+        };
+        let run = Dlock::at(&fake.endpoint()).run(["-n", "-E0", "--ttl=10", "--min-hold=1h"]);
+        let run = run.args(["--connect-timeout=5", "job", "echo", "never"]);
+        let run = run.start();
+        fake.keys_of(1);
+        if point == Point::KeepAlive {
+            // A command starts on a proof that is younger than a fifth of the TTL.
+            let_pass(Duration::from_millis(2500));
+            fake.script.let_go();
+        }
+        fails(run, &fake, &[words]);
+        assert_eq!(fake.keys(), [""; 0]);
+        assert_eq!(
+            fake.expired(),
+            [0_i64; 0],
+            "the limit is shorter than the TTL"
+        );
+    });
+}
+
+/// "If etcd refuses to take that back, the command starts all the same, and the holder takes it back later"
+/// (dlock-status(1)).
+#[test]
+fn a_start_waits_for_no_record() {
+    at_once(
+        [
+            (Code::Unavailable, "etcdserver: request timed out"),
+            (Code::ResourceExhausted, NO_SPACE),
+        ],
+        |(code, message)| {
+            let fake = Fake::start();
+            let predecessor = fake.occupy("job");
+            let dlock = Dlock::at(&fake.endpoint()).run(["-v", "--ttl=20"]);
+            let dlock = dlock.args(COMMAND).stdin(std::process::Stdio::piped());
+            let unproven = Act::Refuse(Code::Unavailable, "etcdserver: not now");
+            fake.script.always(Point::KeepAlive, unproven);
+            let mut waiter = dlock.start();
+            fake.keys_of(2);
+            // A command starts on a proof that is younger than a fifth of the TTL, such as the grant.
+            let_pass(Duration::from_millis(4500));
+            fake.delete(&predecessor);
+            let is_pending = || fake.newest_record().contains("\"pending\":true");
+            eventually(LIMIT, "it says that it has not started", is_pending);
+            fake.script.always(Point::Place, Act::Refuse(code, message));
+            fake.script.end(Point::KeepAlive);
+            waiter.says("on\n");
+            assert!(is_pending());
+            fake.script.end(Point::Place);
+            eventually(LIMIT, "it takes that back", || !is_pending());
+            ends_well(&mut waiter, &fake);
+        },
+    );
+}
+
+/// "dlock status" ends at an etcd that falls silent after its first answer, with what is known.
+#[test]
+fn a_listing_waits_for_no_time_of_a_lease() {
+    let fake = Fake::start();
+    let mut holder = holder(&fake.endpoint());
+    fake.script.always(Point::TimeLeft, Act::Swallow);
+    for line in [&["status", "job"][..], &["ls"]] {
+        let listing = Dlock::at(&fake.endpoint()).args(["--connect-timeout=1"]);
+        let outcome = listing.args(line).finish().expect_code(0);
+        assert!(outcome.stdout.contains("exclusive"), "{outcome:?}");
+    }
+    ends_well(&mut holder, &fake).expect_silent();
 }
 
 /// "75: lock busy with `-n`": the rest of our own lost attempt does not count as a holder.

@@ -28,6 +28,8 @@ pub(super) enum Point {
     /// The transaction that deletes a key.
     Release,
     Revoke,
+    /// The remaining time of a lease.
+    TimeLeft,
     /// A stream of keepalives or watches.
     Open,
     /// One request on a keepalive stream.
@@ -124,11 +126,13 @@ impl Script {
     /// Answers nothing at all from now on.
     pub(super) fn silence(&self) {
         use Point::{
-            Grant, KeepAlive, Login, Look, Open, Place, Read, Release, Revoke, Status, Watch,
+            Grant, KeepAlive, Login, Look, Open, Place, Read, Release, Revoke, Status, TimeLeft,
+            Watch,
         };
         self.rules.lock().expect("no panic while locked").clear();
         for point in [
-            Login, Status, Grant, Place, Look, Read, Release, Revoke, Open, KeepAlive, Watch,
+            Login, Status, Grant, Place, Look, Read, Release, Revoke, TimeLeft, Open, KeepAlive,
+            Watch,
         ] {
             self.always(point, Act::Swallow);
         }
@@ -137,6 +141,12 @@ impl Script {
     fn plan(&self, point: Point, times: Option<u32>, act: Act) {
         let mut rules = self.rules.lock().expect("no panic while locked");
         rules.push(Rule { point, times, act });
+    }
+
+    /// Honest from now on for requests of this kind.
+    pub(super) fn end(&self, point: Point) {
+        let mut rules = self.rules.lock().expect("no panic while locked");
+        rules.retain(|rule| rule.point != point);
     }
 
     /// Honest from now on; answers that are held are sent.

@@ -140,6 +140,15 @@ impl Fake {
         places.map(name).collect()
     }
 
+    /// The record of the newest entry.
+    #[track_caller]
+    pub(super) fn newest_record(&self) -> String {
+        let keys = self.store.keys().into_iter();
+        let mut places = keys.filter(|key| key.key.starts_with(b"dlock/lock/"));
+        let newest = places.next_back().expect("an entry");
+        String::from_utf8_lossy(&newest.value).into_owned()
+    }
+
     /// The keys that no lease will end.
     pub(super) fn lasting_keys(&self) -> Vec<String> {
         self.store.lasting().iter().map(name).collect()
