@@ -248,4 +248,5 @@ sbom: tools-sbom
 	rm $(SBOM).json
 
 tools-sbom:
-	@[ -x $(CARGO_CYCLONEDX) ] || $(CARGO) install --locked --root $(CURDIR)/target/tools cargo-cyclonedx@^0.5
+# It runs once; to optimise it takes longer than that.
+	@[ -x $(CARGO_CYCLONEDX) ] || $(CARGO) install --locked --debug --root $(CURDIR)/target/tools cargo-cyclonedx@^0.5

@@ -18,8 +18,11 @@ const SERVICE: &str = "active-standby.service";
 const TTL: Duration = Duration::from_secs(10);
 /// The lock delay after a holder that vanished: a fifth of the TTL for its command to stop, a quarter of the TTL, and 2 s.
 const LOCK_DELAY: Duration = Duration::from_millis(2000 + 2500 + 2000);
-/// What this machine may add to any of these times.
-const BUSY: Duration = Duration::from_secs(10);
+/// Period of the watchdog here: shorter than the unit's, and longer than any pause of a daemon on a busy machine.
+const WATCHDOG: Duration = Duration::from_secs(10);
+/// What a busy machine may add to any of these times. A lock that nobody releases is free after four fifths of the TTL at least,
+/// and the lock delay: 14.5 s.
+const BUSY: Duration = Duration::from_secs(12);
 
 /// A host with systemd as its first process; drop is a power failure.
 struct Host {
@@ -54,9 +57,10 @@ impl Host {
         files.write(&format!("units/{SERVICE}"), &unit);
         symlink(format!("../{SERVICE}"), wants.join(SERVICE)).expect("a link");
         let endpoints = etcd.endpoint();
-        // A hang is found sooner than by the unit, and leaves no core.
+        // A daemon that hangs leaves no core here.
         let overriding = format!(
-            "[Service]\nEnvironment=DLOCK_ENDPOINTS={endpoints}\nWatchdogSec=5s\nLimitCORE=0\n"
+            "[Service]\nEnvironment=DLOCK_ENDPOINTS={endpoints}\nWatchdogSec={}s\nLimitCORE=0\n",
+            WATCHDOG.as_secs()
         );
         files.write(&format!("units/{SERVICE}.d/test.conf"), &overriding);
         let log = fs::File::create(path.join("log")).expect("a file");
@@ -94,7 +98,8 @@ impl Host {
     fn boots(&mut self) -> bool {
         let mut is_over = false;
         eventually(LIMIT, "systemd answers or ends", || {
-            is_over = self.process.try_wait().expect("our own child").is_some();
+            is_over = self.process.try_wait().expect("our own child").is_some()
+                || self.files.read("log").contains("Freezing execution");
             is_over || self.systemctl(&["show", "--property=Version"]).is_some()
         });
         !is_over
@@ -165,8 +170,10 @@ fn active<'a>(hosts: &'a [Host], shared: &Scratch, count: usize, limit: Duration
 /// "This daemon is active on one host, and another host takes over when that one fails" (dlock-examples(7)), sentence by sentence.
 #[test]
 fn a_daemon_is_active_on_one_of_three_hosts() {
-    let may = as_root().and_then(|()| in_namespaces(&["--mount", "--pid", "--uts", "--cgroup"]));
-    if may.is_none() {
+    if as_root()
+        .and_then(|()| in_namespaces(&["--mount"]))
+        .is_none()
+    {
         return;
     }
     let (etcd, shared) = (Etcd::start(), Scratch::new());
@@ -176,7 +183,7 @@ fn a_daemon_is_active_on_one_of_three_hosts() {
         .into_iter()
         .collect::<Vec<_>>();
     if !hosts.iter_mut().all(Host::boots) {
-        // Some containers have the rights, and read-only control groups. The other tests of service.rs do not need them.
+        // Some containers give root no control groups. service.rs tests what dlock does, without systemd.
         announce(&format!(
             "standby: not run: systemd does not start here: {}",
             hosts[0].files.read("log")
@@ -210,7 +217,7 @@ fn a_daemon_is_active_on_one_of_three_hosts() {
     });
 
     // "The daemon answers the watchdog as it would without dlock", for longer than its period.
-    let_pass(Duration::from_secs(7));
+    let_pass(WATCHDOG + Duration::from_secs(2));
     assert_eq!(active(&hosts, &shared, 1, LIMIT).name, first.name);
     first.service(&["kill", "--kill-who=main", "--signal=USR1"]);
     let hung_at = boot_clock();
@@ -219,7 +226,7 @@ fn a_daemon_is_active_on_one_of_three_hosts() {
     // "When the daemon hangs, systemd sends SIGABRT, which dlock passes on; the daemon ends, dlock releases the lock, and
     // another host takes over at once": after the period, and without the TTL.
     let taken_over = since(hung_at);
-    assert!(taken_over < Duration::from_secs(5) + TTL, "{taken_over:?}");
+    assert!(taken_over < WATCHDOG + BUSY, "{taken_over:?}");
     first.shows("NRestarts", "=1");
     first.shows("StatusText", "held by root@");
 
@@ -229,7 +236,7 @@ fn a_daemon_is_active_on_one_of_three_hosts() {
     assert!(events(&shared).contains(&format!("{} stopped", second.name)));
     let third = active(&hosts, &shared, 3, LIMIT);
     let taken_over = since(stopped_at);
-    assert!(taken_over < TTL, "{taken_over:?}");
+    assert!(taken_over < BUSY, "{taken_over:?}");
     second.shows("ActiveState", "=inactive");
 
     // "Another host takes over within the TTL and the lock delay"
