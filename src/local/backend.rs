@@ -1,4 +1,4 @@
-//! The backend of local locks: waits in a thread of its own, holds the lock, releases it.
+//! The backend of local locks: takes a free lock at once, else waits in a thread of its own; holds the lock, releases it.
 //! It must not know the order of the queue, nor the command that runs under the lock.
 
 use std::os::fd::{AsFd as _, BorrowedFd};
@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use tokio::sync::{Notify, mpsc};
 
-use super::entry::{Entry, QueueOutcome};
+use super::entry::{Entered, Entry, QueueOutcome};
 use super::state_dir::StateDir;
 use crate::core::holder::Holder;
 use crate::core::local::EntryName;
@@ -82,13 +82,23 @@ impl LockBackend for LocalBackend {
     }
 
     async fn acquire(&self, mut tell: impl FnMut(WaitEvent)) -> Result<Outcome, LockError> {
+        // A thread takes as long as all else that a free lock needs. Only the disk can keep this thread waiting here, and it
+        // would keep [`Entry::remove`] waiting as well.
+        let entered = match self.entry.try_enter()? {
+            Some(Entered::Ended(ended)) => {
+                // A signal that came meanwhile ends the wait: once the lock is acquired, it is the command's.
+                tokio::task::yield_now().await;
+                return Ok(self.outcome(ended));
+            }
+            entered => entered,
+        };
         let (told, mut telling) = mpsc::unbounded_channel();
         let entry = Arc::clone(&self.entry);
         // The wait in the kernel blocks only that thread, so signals and time limits work in this one.
         let waiting = thread::Builder::new()
             .stack_size(STACK_BYTES)
             .spawn(move || {
-                let ended = entry.queue(|ahead| drop(told.send(Told::Behind(ahead))));
+                let ended = entry.queue(entered, |ahead| drop(told.send(Told::Behind(ahead))));
                 let _ = told.send(Told::Ended(ended));
             });
         waiting.map_err(|error| {
@@ -99,13 +109,7 @@ impl LockBackend for LocalBackend {
         loop {
             match telling.recv().await {
                 Some(Told::Behind(ahead)) => tell(WaitEvent::Behind(ahead)),
-                Some(Told::Ended(ended)) => {
-                    let outcome = self.outcome(ended?);
-                    if !matches!(outcome, Outcome::Acquired(_)) {
-                        self.entry.remove(false);
-                    }
-                    return Ok(outcome);
-                }
+                Some(Told::Ended(ended)) => return Ok(self.outcome(ended?)),
                 None => return Err(LockError::refused("the thread that waited has ended", None)),
             }
         }
@@ -148,7 +152,11 @@ impl LockBackend for LocalBackend {
 }
 
 impl LocalBackend {
+    /// The outcome of the wait; removes the entry if that is not the lock.
     fn outcome(&self, end: QueueOutcome) -> Outcome {
+        if !matches!(end, QueueOutcome::Acquired(_)) {
+            self.entry.remove(false);
+        }
         match end {
             QueueOutcome::Busy(ahead) => Outcome::Busy(ahead),
             QueueOutcome::Cooling(ahead, left) => Outcome::Cooling(ahead, left),

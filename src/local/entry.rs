@@ -81,12 +81,26 @@ impl Entry {
         }
     }
 
-    /// Gets a token and waits for the lock. Blocks.
+    /// Gets a token, and the lock if it is free; `None` while another process changes the queue. Never waits for one.
+    pub(super) fn try_enter(&self) -> Result<Option<Entered>, Failure> {
+        let locked = self.lock_dir.try_lock()?;
+        locked.map(|locked| self.enter(&locked)).transpose()
+    }
+
+    /// Waits for the lock, after it has got a token unless it has `entered` already. Blocks.
     pub(super) fn queue(
         &self,
+        entered: Option<Entered>,
         mut tell: impl FnMut(QueuePosition),
     ) -> Result<QueueOutcome, Failure> {
-        let (ticket, ahead) = match self.enter()? {
+        let entered = match entered {
+            Some(entered) => entered,
+            None => self.enter(&match self.request.wait_policy {
+                WaitPolicy::NoWait => self.lock_dir.lock_within(QUEUE_TIMEOUT)?,
+                WaitPolicy::Timeout(_) | WaitPolicy::Forever => self.lock_dir.lock()?,
+            })?,
+        };
+        let (ticket, ahead) = match entered {
             Entered::Ended(end) => return Ok(end),
             Entered::Behind(ticket, ahead) => (ticket, ahead),
         };
@@ -172,11 +186,7 @@ impl Entry {
     }
 
     /// Gets a token, unless the request already fails without one.
-    fn enter(&self) -> Result<Entered, Failure> {
-        let locked = match self.request.wait_policy {
-            WaitPolicy::NoWait => self.lock_dir.lock_within(QUEUE_TIMEOUT)?,
-            WaitPolicy::Timeout(_) | WaitPolicy::Forever => self.lock_dir.lock()?,
-        };
+    fn enter(&self, locked: &Locked) -> Result<Entered, Failure> {
         let present = locked.swept()?;
         let mut others = present.iter().map(|one| one.queue_entry().mode());
         if let Some(theirs) = others.find(|theirs| !theirs.is_compatible_with(self.request.mode)) {
@@ -197,7 +207,7 @@ impl Entry {
         own.set_name(ticket);
         drop(own);
         let won = if free {
-            self.try_acquire(&locked, ticket, &present)?
+            self.try_acquire(locked, ticket, &present)?
         } else {
             None
         };
@@ -282,8 +292,8 @@ impl Own {
     }
 }
 
-/// The result of [`Entry::enter`].
-enum Entered {
+/// The result of a try to get a token.
+pub(super) enum Entered {
     Ended(QueueOutcome),
     Behind(EntryName, QueuePosition),
 }

@@ -144,13 +144,24 @@ impl LockDir {
         self.lock_by(wait)
     }
 
+    /// The same without a wait; `None` if another process has it.
+    pub(super) fn try_lock(&self) -> Result<Option<Locked<'_>>, Failure> {
+        match self.lock_by(|_| Err(Errno::WOULDBLOCK)) {
+            Err(failure) if is_would_block(&failure) => Ok(None),
+            locked => locked.map(Some),
+        }
+    }
+
     /// The same for `limit` at most.
     pub(super) fn lock_within(&self, limit: Duration) -> Result<Locked<'_>, Failure> {
         let give_up_at = clock::now() + limit;
         self.lock_by(|lock| lock_until(lock, give_up_at))
-            .map_err(|failure| match failure.error.downcast_ref() {
-                Some(&Errno::WOULDBLOCK) => self.queue_busy(limit),
-                _ => failure,
+            .map_err(|failure| {
+                if is_would_block(&failure) {
+                    self.queue_busy(limit)
+                } else {
+                    failure
+                }
             })
     }
 
@@ -413,6 +424,10 @@ impl Locked<'_> {
             not_written(&tried, error)
         })
     }
+}
+
+fn is_would_block(failure: &Failure) -> bool {
+    failure.error.downcast_ref() == Some(&Errno::WOULDBLOCK)
 }
 
 fn repair(why: &Unreadable) -> &'static str {
