@@ -203,7 +203,7 @@ impl EtcdBackend {
         on_event: &mut impl FnMut(WaitEvent),
     ) -> Result<QueueView, LockError> {
         let (requests, limit) = (&self.requests, timings.renew_timeout() * 2);
-        let reading = async |etcd| requests.queue.read_queue(&etcd, entry, Some(before)).await;
+        let reading = async |etcd| requests.queue.read_queue(&etcd, entry, before).await;
         loop {
             match requests.call(limit, reading).await {
                 Err(error)

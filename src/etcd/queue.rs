@@ -7,6 +7,7 @@ use std::time::Duration;
 use etcd_client::{
     GetOptions, KeyValue, SortOrder, SortTarget, Txn, TxnOp, TxnOpResponse, TxnResponse,
 };
+use futures_util::FutureExt as _;
 
 use super::Cluster;
 use super::connection::Connection;
@@ -31,6 +32,7 @@ const MAX_COUNTED: usize = 1000;
 pub(super) struct QueueView {
     /// Our own entry is there.
     pub(super) own: bool,
+    /// The revision of what is shown.
     pub(super) revision: i64,
     pub(super) blockers: Blockers,
     /// The same, for the lock delay.
@@ -188,6 +190,28 @@ pub(crate) async fn holder(
     }))
 }
 
+/// What the reads of a queue have shown.
+struct Seen {
+    own: bool,
+    revision: i64,
+    /// The number of keys before ours, as far as they are counted.
+    count: usize,
+    /// The number of entries among them, for people.
+    waiting: usize,
+    blockers: Blockers,
+    oldest: Option<QueueEntry>,
+    vanished: Option<Duration>,
+}
+
+fn position(count: usize, oldest: Option<QueueEntry>) -> QueuePosition {
+    QueuePosition {
+        count,
+        lease: oldest.as_ref().map(|oldest| oldest.lease),
+        permanent: oldest.as_ref().and_then(QueueEntry::permanent),
+        holder: oldest.and_then(|oldest| oldest.record),
+    }
+}
+
 /// The reads of one queue.
 pub(super) struct QueueReader {
     pub(super) cluster: Rc<Cluster>,
@@ -197,29 +221,76 @@ pub(super) struct QueueReader {
 }
 
 impl QueueReader {
-    /// The read of entries before a revision, from the nearest on or from the oldest.
-    fn before(&self, token: i64, order: SortOrder, limit: i64) -> TxnOp {
+    /// The read of entries before a revision, from the nearest on or from the oldest; as of revision `at`, or now.
+    fn before(&self, token: i64, order: SortOrder, limit: i64, at: Option<i64>) -> TxnOp {
         let options = GetOptions::new()
             .with_range(self.keys.ended())
             .with_sort(SortTarget::Create, order)
             .with_max_create_revision(token - 1)
-            .with_limit(limit);
+            .with_limit(limit)
+            .with_revision(at.unwrap_or(0));
         TxnOp::get(self.keys.prefix(), Some(options))
     }
 
-    /// Reads our key and the entries before it that matter, linearizably. `known` is the entries that we have waited
-    /// for until now; `None` means that ours is new, and the entry before it may have vanished since.
+    /// Reads the entries before ours that matter, as of the moment at which ours was created. Ours was the last of `others`
+    /// keys and itself then. Whatever has changed since is found when the watch opens, so no end of an entry is missed.
     ///
-    /// A filter by revision makes etcd scan the whole queue. So an exclusive request first tries [`Self::fast_path`],
-    /// which is enough after most releases; and the details of the entries before ours are read only if there may be
-    /// any.
+    /// A filter by revision makes etcd load the whole queue, for each read: where many come at once, that is most of its
+    /// work and memory.
+    pub(super) async fn read_as_created(
+        &self,
+        etcd: &Connection,
+        entry: EntryId,
+        others: usize,
+    ) -> Result<QueueView, LockError> {
+        match self.as_created(etcd, entry, others).boxed_local().await {
+            // etcd has compacted that revision.
+            Err(error) if error.cause.contains("compacted") => {
+                self.read_queue(etcd, entry, &[]).await
+            }
+            view => view,
+        }
+    }
+
+    async fn as_created(
+        &self,
+        etcd: &Connection,
+        entry: EntryId,
+        others: usize,
+    ) -> Result<QueueView, LockError> {
+        let (token, created) = (entry.token.0, Some(entry.token.0));
+        let mut reads = vec![self.before(token, SortOrder::Descend, 1, created)];
+        if others > 1 {
+            reads.push(self.before(token, SortOrder::Ascend, 1, created));
+        }
+        let (_, mut reads) = self.read(etcd, reads).await?;
+        let oldest = reads.pop().unwrap_or_default();
+        let newest = reads.pop().unwrap_or_else(|| oldest.clone());
+        let blockers = self.scan(etcd, newest, created).await?;
+        let seen = Seen {
+            own: true,
+            revision: token,
+            count: others.min(MAX_COUNTED),
+            waiting: others,
+            blockers,
+            oldest: self.first_entry(&oldest),
+            vanished: None,
+        };
+        Ok(self.view(etcd, seen, &[]).await)
+    }
+
+    /// Reads our key and the entries before it that matter, linearizably. `before` is the entries that we have waited for
+    /// until now.
+    ///
+    /// An exclusive request first tries [`Self::fast_path`], which is enough after most releases; and the details of the
+    /// entries before ours are read only if there may be any.
     pub(super) async fn read_queue(
         &self,
         etcd: &Connection,
         entry: EntryId,
-        known: Option<&[QueueEntry]>,
+        before: &[QueueEntry],
     ) -> Result<QueueView, LockError> {
-        let (token, before) = (entry.token.0, known.unwrap_or_default());
+        let token = entry.token.0;
         let single = match before {
             [one] if self.mode == Mode::Exclusive => Some(one),
             _ => None,
@@ -234,7 +305,7 @@ impl QueueReader {
         let decisive = || {
             let mut reads = vec![
                 read_entry(self.keys.entry(entry.lease)),
-                self.before(token, SortOrder::Descend, 1),
+                self.before(token, SortOrder::Descend, 1, None),
             ];
             reads.extend(
                 nearest
@@ -246,20 +317,10 @@ impl QueueReader {
         let everything = || {
             let mut reads = decisive();
             reads.push(count_before(&self.keys, token));
-            reads.push(self.before(token, SortOrder::Ascend, 1));
+            reads.push(self.before(token, SortOrder::Ascend, 1, None));
             reads
         };
-        let (header, reads) = if known.is_none() {
-            let mut reads = everything();
-            reads.push(self.at_entry(token));
-            match self.read(etcd, reads).await {
-                // etcd has compacted that revision.
-                Err(error) if error.cause.contains("compacted") => {
-                    self.read(etcd, everything()).await?
-                }
-                read => read?,
-            }
-        } else if before.is_empty() || single.is_some() {
+        let (header, reads) = if before.is_empty() || single.is_some() {
             self.read(etcd, everything()).await?
         } else {
             let (header, reads) = self.read(etcd, decisive()).await?;
@@ -277,12 +338,26 @@ impl QueueReader {
         let record = nearest
             .first()
             .map(|one| (one.token, release_record(&next())));
-        let (counted, oldest, at_entry) = (next(), next(), next());
-        let blockers = self.scan(etcd, newest).await?;
-        let at_entry = at_entry.first().and_then(|key| entry_in(&self.keys, key));
-        let before = at_entry.as_ref().map_or(before, std::slice::from_ref);
+        let (counted, oldest) = (next(), next());
+        let blockers = self.scan(etcd, newest, None).await?;
         let vanished = self.vanished(etcd, before, &blockers, record).await?;
-        let oldest = oldest.first().and_then(|key| entry_in(&self.keys, key));
+        let seen = Seen {
+            own: is_own(&own, entry),
+            revision: header.revision,
+            count: counted.len(),
+            waiting: self.entries_in(&counted),
+            blockers,
+            oldest: self.first_entry(&oldest),
+            vanished,
+        };
+        Ok(self.view(etcd, seen, before).await)
+    }
+
+    /// The view of what was `seen`, after we have waited for the entries `before`.
+    async fn view(&self, etcd: &Connection, seen: Seen, before: &[QueueEntry]) -> QueueView {
+        let Seen {
+            blockers, oldest, ..
+        } = seen;
         let sight = Sight {
             awaited: blockers.predecessors(),
             none: blockers.entries.is_empty(),
@@ -290,24 +365,22 @@ impl QueueReader {
                 .as_ref()
                 .and_then(QueueEntry::predecessor)
                 .map_or(Duration::ZERO, |first| first.grace()),
-            vanished,
-            kept: self
-                .kept_entries(etcd, known.unwrap_or_default(), &blockers)
-                .await,
+            vanished: seen.vanished,
+            kept: self.kept_entries(etcd, before, &blockers).await,
         };
         let mode = oldest
             .as_ref()
             .filter(|oldest| oldest.record.is_some())
             .map(QueueEntry::mode);
-        Ok(QueueView {
-            own: is_own(&own, entry),
-            revision: header.revision,
+        QueueView {
+            own: seen.own,
+            revision: seen.revision,
             blockers,
             sight,
             mode_conflict: mode.filter(|mode| !mode.is_compatible_with(self.mode)),
-            count: counted.len(),
-            position: self.position_of(&counted, oldest),
-        })
+            count: seen.count,
+            position: position(seen.waiting, oldest),
+        }
     }
 
     /// The view of a waiter behind a holder that held the lock alone and released it. No entry was before that holder,
@@ -359,16 +432,17 @@ impl QueueReader {
         Ok((header, reads_of(&answer)))
     }
 
-    fn position_of(&self, counted: &[KeyValue], oldest: Option<QueueEntry>) -> QueuePosition {
-        let entries = counted
+    /// The entry in a read of one key, if it belongs to this queue.
+    fn first_entry(&self, read: &[KeyValue]) -> Option<QueueEntry> {
+        read.first().and_then(|key| entry_in(&self.keys, key))
+    }
+
+    /// The number of entries of this queue among `keys`.
+    fn entries_in(&self, keys: &[KeyValue]) -> usize {
+        let entries = keys
             .iter()
             .filter(|key| self.keys.parse_entry(key.key()).is_some());
-        QueuePosition {
-            count: entries.count(),
-            lease: oldest.as_ref().map(|oldest| oldest.lease),
-            permanent: oldest.as_ref().and_then(QueueEntry::permanent),
-            holder: oldest.and_then(|oldest| oldest.record),
-        }
+        entries.count()
     }
 
     /// The position of `entry` now, for people: nothing is decided by it.
@@ -380,18 +454,22 @@ impl QueueReader {
         let token = entry.token.0;
         let reads = [
             count_before(&self.keys, token),
-            self.before(token, SortOrder::Ascend, 1),
+            self.before(token, SortOrder::Ascend, 1, None),
         ];
         let (_, reads) = self.read(etcd, reads.into()).await?;
         let mut reads = reads.into_iter();
         let (counted, oldest) = (reads.next().unwrap_or_default(), reads.next());
-        let oldest = oldest.unwrap_or_default();
-        let oldest = oldest.first().and_then(|key| entry_in(&self.keys, key));
-        Ok(self.position_of(&counted, oldest))
+        let oldest = self.first_entry(&oldest.unwrap_or_default());
+        Ok(position(self.entries_in(&counted), oldest))
     }
 
-    /// Reads on from the nearest entry, while further entries matter.
-    async fn scan(&self, etcd: &Connection, nearest: Vec<KeyValue>) -> Result<Blockers, LockError> {
+    /// Reads on from the nearest entry, while further entries matter; as of revision `at`, or now.
+    async fn scan(
+        &self,
+        etcd: &Connection,
+        nearest: Vec<KeyValue>,
+        at: Option<i64>,
+    ) -> Result<Blockers, LockError> {
         let mut scan = BlockerScan::new(self.mode);
         let (mut page, mut full) = (nearest, 1);
         loop {
@@ -405,24 +483,13 @@ impl QueueReader {
             };
             let nearest = last.create_revision();
             let rest = read_page(PAGE_SIZE, async |keys| {
-                let rest = self.before(nearest, SortOrder::Descend, keys);
+                let rest = self.before(nearest, SortOrder::Descend, keys, at);
                 self.read(etcd, vec![rest]).await
             });
             let ((_, pages), keys) = rest.await?;
             page = pages.into_iter().next().unwrap_or_default();
             full = keys;
         }
-    }
-
-    /// The read of the entry right before ours, as it was when ours was created.
-    fn at_entry(&self, token: i64) -> TxnOp {
-        let options = GetOptions::new()
-            .with_range(self.keys.ended())
-            .with_sort(SortTarget::Create, SortOrder::Descend)
-            .with_max_create_revision(token - 1)
-            .with_limit(1)
-            .with_revision(token);
-        TxnOp::get(self.keys.prefix(), Some(options))
     }
 
     /// The entries that we wait for, kept for a command, that were not kept in `before`.

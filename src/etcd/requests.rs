@@ -255,15 +255,16 @@ impl Requests {
             token: FencingToken(header.revision),
             lease,
         };
-        let alone = put
-            .op_responses()
-            .iter()
-            .all(|read| !matches!(read, TxnOpResponse::Get(read) if read.count() > 1));
-        let view = if alone {
+        let others = put.op_responses().iter().find_map(|read| match read {
+            TxnOpResponse::Get(read) => usize::try_from(read.count() - 1).ok(),
+            _ => None,
+        });
+        let others = others.unwrap_or(0);
+        let view = if others == 0 {
             QueueView::empty(header.revision)
         } else {
             self.queue
-                .read_queue(etcd, entry, None)
+                .read_as_created(etcd, entry, others)
                 .boxed_local()
                 .await?
         };

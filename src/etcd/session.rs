@@ -45,6 +45,8 @@ pub(super) enum WatchTarget {
         keys: BTreeSet<String>,
         /// The number of all keys before ours, as far as they are counted.
         count: usize,
+        /// The revision as of which the entries are known.
+        revision: i64,
     },
 }
 
@@ -158,7 +160,13 @@ impl SessionState {
                 let latest = others.first().map(KeyValue::mod_revision);
                 latest != Some(*changed)
             }
-            WatchTarget::Any { count, .. } => others.len() != *count,
+            WatchTarget::Any {
+                count, revision, ..
+            } => {
+                let is_newer =
+                    |key: &KeyValue| key.mod_revision() > *revision && target.contains(key.key());
+                others.len() != *count || others.iter().any(is_newer)
+            }
         });
         if moved {
             self.emit(SessionEvent::QueueChanged);

@@ -424,6 +424,7 @@ fn watch_target(backend: &EtcdBackend, view: &QueueView) -> WatchTarget {
             queue: queue.clone(),
             keys: several.iter().map(|one| one.key.clone()).collect(),
             count: view.count,
+            revision: view.revision,
         },
     }
 }

@@ -1,6 +1,7 @@
 //! Entry and release while etcd's answers differ from its actions.
 //! It must not know how the fake does it.
 
+use std::process::Stdio;
 use std::time::Duration;
 
 use tonic::Code;
@@ -166,7 +167,7 @@ fn a_start_waits_for_no_record() {
             let fake = Fake::start();
             let predecessor = fake.occupy("job");
             let dlock = Dlock::at(&fake.endpoint()).run(["-v", "--ttl=20"]);
-            let dlock = dlock.args(COMMAND).stdin(std::process::Stdio::piped());
+            let dlock = dlock.args(COMMAND).stdin(Stdio::piped());
             let unproven = Act::Refuse(Code::Unavailable, "etcdserver: not now");
             fake.script.always(Point::KeepAlive, unproven);
             let mut waiter = dlock.start();
@@ -199,6 +200,32 @@ fn a_listing_waits_for_no_time_of_a_lease() {
         assert!(outcome.stdout.contains("exclusive"), "{outcome:?}");
     }
     ends_well(&mut holder, &fake).expect_silent();
+}
+
+/// A waiter sees the change of a record before its watch is open: the record shows how long the command of that holder may
+/// run.
+#[test]
+fn an_entry_that_changes_while_a_waiter_joins_is_read_again() {
+    let fake = Fake::start();
+    let reader = || {
+        let shared = ["-s", "--ttl=600"].into_iter().chain(COMMAND);
+        let reader = Dlock::at(&fake.endpoint()).run(shared);
+        let mut reader = reader.stdin(Stdio::piped()).start();
+        reader.says("on\n");
+        reader
+    };
+    let _readers = [reader(), reader()];
+    let before = fake.script.seen(Point::Look);
+    let looks = || fake.script.seen(Point::Look) - before;
+    fake.script.once(Point::Look, Act::Hold);
+    let _writer = Dlock::at(&fake.endpoint())
+        .run(["--ttl=600", "job", "true"])
+        .start();
+    eventually(LIMIT, "the writer looks", || looks() == 1);
+    fake.rewrite(&fake.keys()[1]);
+    fake.script.let_go();
+    // Another look finds the second reader, and a third one opens the watch; nothing is renewed before two minutes.
+    eventually(LIMIT, "the writer looks again", || looks() > 3);
 }
 
 /// "75: lock busy with `-n`": the rest of our own lost attempt does not count as a holder.

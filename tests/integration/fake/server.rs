@@ -121,6 +121,20 @@ impl Fake {
         key
     }
 
+    /// A key is put again, as it is.
+    pub(super) fn rewrite(&self, key: &str) {
+        let keys = self.store.keys();
+        let found = keys.iter().find(|found| found.key == key.as_bytes());
+        let found = found.expect("it is there");
+        let put = PbPutRequest {
+            key: found.key.clone(),
+            value: found.value.clone(),
+            lease: found.lease,
+            ..PbPutRequest::default()
+        };
+        self.store.put(&put).expect("the lease is there");
+    }
+
     /// Another client deletes a key.
     pub(super) fn delete(&self, key: &str) {
         let (_, deleted) = self.store.delete(&PbDeleteRequest {
