@@ -5,7 +5,7 @@
 //! |---|---|
 //! | which options and settings exist, and what are their limits? | `cli/`, `config/` |
 //! | when is the command stopped or killed? | `core/watchdog.rs` |
-//! | what proves that the lock is ours, and for how long? | `core/proof.rs`, `core/time.rs` |
+//! | what proves that the lock is ours, and for how long? | `core/proof.rs`, `core/proven_lock.rs`, `core/time.rs` |
 //! | when is the next renewal? | `core/heartbeat.rs` |
 //! | which keys does a lock have, and which entries block ours? | `core/name.rs`, `core/keys.rs`, `core/blockers.rs` |
 //! | whose command may still run when we have the lock? | `core/lock_delay.rs` |
@@ -17,6 +17,7 @@
 //! | which system calls does dlock make? | `sys/`; `unsafe` is in `sys/` and `guard/` only |
 //! | which file survives a crash? | `sys/atomic_file.rs` |
 //! | which tokens does a fence refuse, and what is in its file? | `core/fence.rs`, `local/token_file.rs` |
+//! | how are several locks taken, and kept until all are held? | `core/name.rs` (`in_order`), `commands/acquire.rs` |
 //! | in what order does it all happen? | `commands/`, one file per sub-command; `commands/run_locked.rs` |
 //! | what does the shell offer at TAB? | `commands/complete.rs`, `cli/partial.rs`, `completions/` |
 //! | what does systemd get? | `output/systemd.rs` |

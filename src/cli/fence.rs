@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use anyhow::anyhow;
 use clap::{Args, ValueHint};
 
+use super::lock;
 use crate::config::layers::{Layers, SettingValue};
 use crate::core::fence::parse_token;
 use crate::core::name::LockName;
@@ -86,8 +87,8 @@ impl FenceArgs {
                     token: SettingValue::flag("reset", text).parse(|text| number(text, 0))?,
                 },
                 None => Task::Enter {
+                    token: token(layers, &name, self.token)?,
                     name,
-                    token: token(layers, self.token)?,
                     command: self.command,
                 },
             }
@@ -103,7 +104,16 @@ fn invalid_name(error: crate::core::name::InvalidName) -> String {
     error.to_string()
 }
 
-fn token(layers: &Layers, flag: Option<OsString>) -> Result<FencingToken, Failure> {
+fn token(
+    layers: &Layers,
+    name: &LockName,
+    flag: Option<OsString>,
+) -> Result<FencingToken, Failure> {
+    if flag.is_none()
+        && let Some(token) = lock::held_token(layers, name, None)
+    {
+        return Ok(token);
+    }
     flag_or_env(layers, flag, "token", "DLOCK_FENCING_TOKEN")
         .ok_or_else(|| anyhow!("no token to check"))
         .or_hint("give --token NUMBER; the command of dlock run has it in DLOCK_FENCING_TOKEN")?

@@ -72,6 +72,8 @@ pub(crate) struct ReleaseArgs {
 #[expect(clippy::struct_excessive_bools, reason = "each is an option")]
 pub(crate) struct Options {
     pub(crate) name: LockName,
+    /// All locks, that one among them, in the order in which they are taken.
+    pub(crate) names: Vec<LockName>,
     pub(crate) lock: lock::Options,
     pub(crate) pid: Option<i32>,
     pub(crate) session_leader: bool,
@@ -92,8 +94,11 @@ impl HoldArgs {
 
     fn options(self, layers: &Layers, kind: BackendKind) -> Result<Options, Failure> {
         let pid = self.pid.as_deref().map(pid).transpose()?;
+        let name = lock::name(&self.name)?;
+        self.lock.refuse_with_several(layers, &[])?;
         Ok(Options {
-            name: lock::name(&self.name)?,
+            names: self.lock.names(&name)?,
+            name,
             lock: lock::resolve(layers, kind)?,
             pid,
             session_leader: self.session_leader,

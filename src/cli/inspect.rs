@@ -179,12 +179,16 @@ impl CheckArgs {
                     "give --name and --token; dlock sets the variables only for the command of dlock run",
                 )
         };
-        let name = inherited(self.name, "DLOCK_NAME")?;
-        let token = inherited(self.token, "DLOCK_FENCING_TOKEN")?;
-        let check = Check {
-            name: lock::name(&name)?,
-            token: parse_token(&token)?,
+        let name = lock::name(&inherited(self.name, "DLOCK_NAME")?)?;
+        let held = match self.token {
+            None => lock::held_token(layers, &name, Some(&backend.scope())),
+            Some(_) => None,
         };
+        let token = match held {
+            Some(token) => token,
+            None => parse_token(&inherited(self.token, "DLOCK_FENCING_TOKEN")?)?,
+        };
+        let check = Check { name, token };
         Ok(Work::Check(backend, check))
     }
 }

@@ -13,7 +13,8 @@ use crate::config::backend::BackendKind;
 use crate::config::duration;
 use crate::config::layers::{Layers, SettingValue, parse_digits};
 use crate::config::setting::Setting;
-use crate::core::name::LockName;
+use crate::core::name::{HeldLocks, LockName, Scope, in_order};
+use crate::core::proof::FencingToken;
 use crate::core::request::{LockRequest, Mode, Supersede, WaitPolicy};
 use crate::core::text::format_duration;
 use crate::core::time::LeaseTimings;
@@ -69,6 +70,14 @@ pub(crate) struct LockArgs {
         hide_possible_values = true
     )]
     supersede: Option<String>,
+
+    /// Take this lock, too; may be repeated
+    ///
+    /// dlock takes all locks in the order of the bytes of their names, so that two runs never wait for each other, and
+    /// runs the command when it holds all of them. The loss of any lock stops the command. Not with --once-per,
+    /// --min-hold, --supersede or --reentrant.
+    #[arg(long, help_heading = "Sharing", value_name = "NAME", value_hint = ValueHint::Other)]
+    also: Vec<OsString>,
 
     /// Share the lock with other --shared runs
     ///
@@ -170,6 +179,51 @@ pub(crate) fn name(text: &OsStr) -> Result<LockName, Failure> {
         .parse::<LockName>()
         .map_err(|error| anyhow!("cannot use the lock name {name:?}: {error}"))?;
     Ok(name)
+}
+
+/// The token of a lock around us that is not the one of `DLOCK_NAME`, whose token is in `DLOCK_FENCING_TOKEN`.
+pub(super) fn held_token(
+    layers: &Layers,
+    name: &LockName,
+    scope: Option<&Scope>,
+) -> Option<FencingToken> {
+    let variable = |name| layers.variable(name)?.into_string().ok();
+    if variable("DLOCK_NAME").is_some_and(|own| own == name.to_string()) {
+        return None;
+    }
+    let held = HeldLocks::parse(&variable("DLOCK_HELD")?);
+    let found = held.named(name, scope)?;
+    Some(FencingToken(found.token))
+}
+
+impl LockArgs {
+    /// The locks of a run in the order in which they are taken, for the lock that is named first.
+    pub(super) fn names(&self, name: &LockName) -> Result<Vec<LockName>, Failure> {
+        let also = self.also.iter().map(|text| self::name(text));
+        let all = in_order(name, also.collect::<Result<_, _>>()?);
+        all.map_err(|twice| anyhow!("cannot use the lock name '{twice}' twice"))
+            .or_hint("name each lock once: as NAME or with --also")
+    }
+
+    /// Refuses options that say nothing of several locks.
+    pub(super) fn refuse_with_several(
+        &self,
+        layers: &Layers,
+        more: &[Setting],
+    ) -> Result<(), Failure> {
+        if self.also.is_empty() {
+            return Ok(());
+        }
+        let one_lock_each = [Setting::OncePer, Setting::MinHold, Setting::Supersede];
+        let mut all = one_lock_each.iter().chain(more);
+        match all.find_map(|setting| layers.find(*setting)) {
+            Some(found) => Err(anyhow!(
+                "cannot use {found} together with --also: it is for one lock"
+            ))
+            .or_hint("nest two commands: dlock run OPTIONS NAME -- dlock run --also OTHER ANOTHER -- COMMAND"),
+            None => Ok(()),
+        }
+    }
 }
 
 /// Resolves the options with the flags, the variables, the file and the defaults.

@@ -60,6 +60,8 @@ pub(crate) struct RunArgs {
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Options {
     pub(crate) name: LockName,
+    /// All locks, that one among them, in the order in which they are taken.
+    pub(crate) names: Vec<LockName>,
     /// The command as the user typed it, never empty; `-c` has become `$SHELL -c STRING`.
     pub(crate) command: Vec<OsString>,
     pub(crate) lock: lock::Options,
@@ -89,8 +91,12 @@ impl RunArgs {
         let leftovers = layers.parse(Setting::Leftovers, leftovers)?;
         let mut lock = lock::resolve(layers, kind)?;
         lock.request.retry_failed = retry_failed(layers, &lock.request)?;
+        let name = lock::name(&self.name)?;
+        self.lock
+            .refuse_with_several(layers, &[Setting::Reentrant])?;
         Ok(Options {
-            name: lock::name(&self.name)?,
+            names: self.lock.names(&name)?,
+            name,
             command: command(layers, self.command, self.string)?,
             lock,
             leftovers: leftovers.unwrap_or(Leftovers::Kill),

@@ -139,6 +139,7 @@ fn of_text(
 fn is_lock(command: &str, argument: &str) -> bool {
     match argument {
         "name" => ["run", "hold", "status", "break", "check", "fence"].contains(&command),
+        "also" => true,
         "beginning" => command == "ls",
         _ => false,
     }

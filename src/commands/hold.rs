@@ -9,10 +9,10 @@ use std::time::Duration;
 
 use anyhow::{Context as _, anyhow};
 
+use super::locked_run::LockedRun;
 use super::report::ReportFiles;
 use super::run::refuse_self_deadlock;
 use super::run_end::RunEnd;
-use super::run_locked::LockedRun;
 use super::select_backend;
 use crate::cli::hold::Options;
 use crate::config::backend::BackendConfig;
@@ -36,7 +36,7 @@ const RELEASE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Holds the lock, in the foreground or in the background.
 pub(super) fn hold(backend: &BackendConfig, options: &Options) -> Result<Exit, Failure> {
-    refuse_self_deadlock(&options.name, backend, "")?;
+    refuse_self_deadlock(&options.names, backend, "")?;
     let owner = options.pid.map(|pid| owner(pid, options.session_leader));
     let owner = owner.transpose()?;
     let log_file = options.background.then_some(options.log_file.as_deref());
@@ -127,6 +127,7 @@ fn hold_lock(
     };
     let run = LockedRun {
         name: &options.name,
+        names: &options.names,
         lock: &options.lock,
         program: OsStr::new("dlock hold"),
         is_hold: true,

@@ -1,6 +1,7 @@
 //! One file per sub-command, and the waiting that several of them share: signals and the guard.
 //! It must not know gRPC, nor system calls.
 
+mod acquire;
 mod break_lock;
 mod check;
 pub(crate) mod complete;
@@ -9,6 +10,7 @@ mod fence;
 mod guard_io;
 pub(crate) mod hold;
 mod list;
+mod locked_run;
 mod not_acquired;
 mod program;
 mod progress;

@@ -149,6 +149,7 @@ impl<'a> ReportFiles<'a> {
             },
             reason: end.reason,
             token: stats.token().map(|token| token.0),
+            also: std::mem::take(&mut stats.also),
             began,
             ended: clock::wall_clock(),
             waited_seconds: seconds(stats.waited(now)),

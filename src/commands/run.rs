@@ -4,10 +4,10 @@
 use anyhow::anyhow;
 
 use super::check::held;
+use super::locked_run::LockedRun;
 use super::program::{find, lock_variables, not_started};
 use super::report::ReportFiles;
 use super::run_end::RunEnd;
-use super::run_locked::LockedRun;
 use super::select_backend::{self, cleared_variables};
 use crate::cli::run::Options;
 use crate::config::backend::BackendConfig;
@@ -44,9 +44,10 @@ fn execute(
     {
         return run_reentrant(backend, options, held_lock, command);
     }
-    refuse_self_deadlock(&options.name, backend, "give --reentrant, or ")?;
+    refuse_self_deadlock(&options.names, backend, "give --reentrant, or ")?;
     let run = LockedRun {
         name: &options.name,
+        names: &options.names,
         lock: &options.lock,
         program: options.program(),
         is_hold: false,
@@ -83,26 +84,27 @@ fn run_reentrant(
     Err(not_started(options.program(), &error))
 }
 
-/// Refuses to wait for a lock that is held around us. The environment of a daemon, or of a script that has released its lock,
+/// Refuses to wait for locks that are held around us. The environment of a daemon, or of a script that has released its lock,
 /// may name a lock that nobody holds any more.
 pub(super) fn refuse_self_deadlock(
-    name: &LockName,
+    names: &[LockName],
     backend: &BackendConfig,
     or: &str,
 ) -> Result<(), Failure> {
     let held = identity::held();
-    let Some(HeldLock { token, .. }) = held.find(name, &backend.scope()) else {
-        return Ok(());
-    };
-    if variables_if_held(backend, name, *token)?.is_none() {
-        return Ok(());
+    for name in names {
+        if let Some(HeldLock { token, .. }) = held.find(name, &backend.scope())
+            && variables_if_held(backend, name, *token)?.is_some()
+        {
+            return Err(anyhow!(
+                "cannot lock '{name}': this command runs under it already (token {token}) and would wait for itself"
+            ))
+            .or_hint(format!(
+                "take it once around both commands, {or}run this one without DLOCK_HELD if it is independent of the lock"
+            ));
+        }
     }
-    Err(anyhow!(
-        "cannot lock '{name}': this command runs under it already (token {token}) and would wait for itself"
-    ))
-    .or_hint(format!(
-        "take it once around both commands, {or}run this one without DLOCK_HELD if it is independent of the lock"
-    ))
+    Ok(())
 }
 
 /// The variables of the lock that a command around us acquired; `None` if its token does not hold it any more.

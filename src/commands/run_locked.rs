@@ -2,7 +2,6 @@
 //! It must not know gRPC, nor how processes are killed.
 
 use std::cell::Cell;
-use std::ffi::OsStr;
 use std::fmt::Write as _;
 use std::io;
 use std::time::Duration;
@@ -11,63 +10,36 @@ use anyhow::{Context as _, anyhow};
 use futures_util::FutureExt as _;
 use tracing::{error, info, warn};
 
-use super::failed;
+use super::acquire::Acquirer;
 use super::guard_io::GuardIo;
-use super::not_acquired::NotAcquired;
+use super::locked_run::LockedRun;
 use super::program::{lock_variables, not_started};
-use super::progress::WaitReporter;
 use super::run_end::RunEnd;
 use super::signals::Signals;
 use super::supervise::{Supervision, SupervisionEnd};
-use crate::cli::lock;
-use crate::core::name::{HeldLock, LockName};
+use crate::core::name::HeldLock;
 use crate::core::proof::FencingToken;
-use crate::core::request::Leftovers;
-use crate::core::request::WaitPolicy;
-use crate::core::run_stats::{Outcome, RunStats};
+use crate::core::run_stats::{OtherLock, Outcome, RunStats};
 use crate::core::text::{format_duration, seconds};
 use crate::core::time::Instant;
 use crate::core::watchdog::{LockState, Watchdog};
-use crate::guard::{Guard, GuardReport, Survivor};
+use crate::guard::{Guard, Survivor};
 use crate::host::identity;
-use crate::lock::backend::{
-    AcquireOutcome, Acquired, LockBackend, Release, ReleaseReason, WaitEvent,
-};
-use crate::lock::error::LockError;
+use crate::lock::backend::{Acquired, LockBackend, Release, ReleaseReason};
 use crate::output::events;
 use crate::output::exit::{Exit, Failure};
 use crate::output::systemd;
 use crate::sys::clock;
-use crate::sys::daemonize::Background;
 
 /// Timeout of the release of a lock that was held to the end.
 const RELEASE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Timeout of the cleanup after a loss, and of the release of a lock that is past its deadline.
 const CLEANUP_TIMEOUT: Duration = Duration::from_secs(1);
-/// Pause between two checks whether the lock is still wanted.
-const UNWANTED_POLL_INTERVAL: Duration = Duration::from_millis(500);
 
-/// A run and its lock.
-pub(super) struct LockedRun<'a> {
-    pub(super) name: &'a LockName,
-    pub(super) lock: &'a lock::Options,
-    /// The program name that others see.
-    pub(super) program: &'a OsStr,
-    /// Whether the command is dlock itself, which only waits and answers no watchdog.
-    pub(super) is_hold: bool,
-    pub(super) leftovers: Leftovers,
-    /// Variables of the command, beside those of the lock.
-    pub(super) variables: Vec<(String, String)>,
-    /// Whether nobody wants the lock any more; polled during the wait.
-    pub(super) unwanted: Option<&'a dyn Fn() -> bool>,
-    /// The link to the parent that waits in the foreground.
-    pub(super) background: Option<&'a Background>,
-}
-
-/// Runs the command under the lock and returns its end.
+/// Runs the command under its locks and returns its end; there is a backend for each name of the run.
 pub(super) fn execute(
     run: &LockedRun,
-    backend: impl LockBackend,
+    backends: &[impl LockBackend],
     guard: Guard,
     stats: &mut RunStats,
 ) -> Result<RunEnd, Failure> {
@@ -75,7 +47,7 @@ pub(super) fn execute(
         let runs = Cell::new(false);
         let mut runner = LockedRunner {
             run,
-            backend,
+            backends,
             guard_io: GuardIo::open(guard).context("cannot listen to the guard process")?,
             signals: Signals::listen().context("cannot listen to signals")?,
             began_at: clock::now(),
@@ -90,12 +62,9 @@ pub(super) fn execute(
     })
 }
 
-/// The acquired lock, or the end of a run that did not acquire it.
-type Acquisition<S> = Result<Box<Acquired<S>>, RunEnd>;
-
-struct LockedRunner<'a, C> {
+struct LockedRunner<'a, B> {
     run: &'a LockedRun<'a>,
-    backend: C,
+    backends: &'a [B],
     guard_io: GuardIo,
     signals: Signals,
     began_at: Instant,
@@ -104,12 +73,19 @@ struct LockedRunner<'a, C> {
     stats: &'a mut RunStats,
 }
 
-impl<C: LockBackend> LockedRunner<'_, C> {
+impl<B: LockBackend> LockedRunner<'_, B> {
     async fn run(&mut self) -> Result<RunEnd, Failure> {
+        let acquisition = Acquirer {
+            run: self.run,
+            backends: self.backends,
+            guard_io: &mut self.guard_io,
+            signals: &mut self.signals,
+            began_at: self.began_at,
+        };
         // Boxed: the memory of one future is free while the other runs.
-        match self.acquire().boxed_local().await? {
-            Ok(acquired) => {
-                let ended = self.hold(*acquired).boxed_local().await;
+        match acquisition.acquire().boxed_local().await? {
+            Ok(locks) => {
+                let ended = self.hold(locks).boxed_local().await;
                 self.say_uncounted(&RunEnd::of(&ended));
                 ended
             }
@@ -138,151 +114,39 @@ impl<C: LockBackend> LockedRunner<'_, C> {
         );
     }
 
-    async fn acquire(&mut self) -> Result<Acquisition<C::Session>, Failure> {
-        enum Event<S> {
-            Acquired(Result<AcquireOutcome<S>, LockError>),
-            WaitPassed,
-            Signal(i32),
-            GuardDead,
-            Unwanted,
-        }
-        let give_up_at = match self.run.lock.request.wait_policy {
-            WaitPolicy::Timeout(wait) => Some(self.began_at + wait),
-            WaitPolicy::NoWait | WaitPolicy::Forever => None,
-        };
-        let mut ahead = None;
-        let (mut our_turn_at, mut last_error) = (None, None);
-        let mut no_slot = None;
-        let mut held_back = Vec::new();
-        let backend = &self.backend;
-        let event = {
-            let reporter = WaitReporter::new(self.run.name, self.began_at, give_up_at);
-            let on_event = |waiting: WaitEvent| {
-                reporter.on_event(&waiting);
-                match waiting {
-                    WaitEvent::Behind(now) => {
-                        (ahead, our_turn_at, no_slot) = (Some(now), None, None);
-                    }
-                    WaitEvent::OurTurn => {
-                        (our_turn_at, last_error, no_slot) = (Some(clock::now()), None, None);
-                    }
-                    WaitEvent::NoSlot(orphan) => (no_slot, our_turn_at) = (Some(orphan), None),
-                    WaitEvent::EntryLost => our_turn_at = None,
-                    WaitEvent::Error(error) => last_error = Some(error.cause),
-                    WaitEvent::LockDelay(_) => {}
-                }
-            };
-            let ending = async {
-                loop {
-                    let signal = self.signals.next().await;
-                    if crate::sys::inherited::blocked_at_start(signal.number) {
-                        // The command gets the signal when it unblocks it.
-                        held_back.push(signal);
-                    } else if signal.ends() {
-                        break signal.number;
-                    } else if signal.stops() {
-                        crate::sys::signals::stop_by(signal.number);
-                    }
-                }
-            };
-            tokio::select! {
-                biased;
-                signal = ending => Event::Signal(signal),
-                () = guard_dead(&mut self.guard_io) => Event::GuardDead,
-                outcome = backend.acquire(on_event) => Event::Acquired(outcome),
-                () = clock::until(give_up_at) => Event::WaitPassed,
-                () = unwanted(self.run.unwanted) => Event::Unwanted,
-                never = reporter.refresh(async || backend.position().await) => match never {},
-                never = reporter.warn_unanswered(|| backend.unanswered_causes()) => match never {},
-            }
-        };
-        self.signals.hold_back(held_back);
-        if !matches!(event, Event::Acquired(Ok(_))) {
-            backend.leave_queue().await;
-        }
-        match event {
-            Event::Acquired(outcome) => {
-                let outcome = outcome.map_err(|error| self.cannot_lock(error))?;
-                Ok(self.interpret(outcome))
-            }
-            Event::WaitPassed => {
-                if let (Some(our_turn_at), Some(error)) = (our_turn_at, last_error) {
-                    let unproven = clock::now().since(our_turn_at);
-                    let error = LockError::unproven(unproven, Some(&error));
-                    return Err(self.cannot_lock(error));
-                }
-                if let Some(orphan) = no_slot {
-                    return Ok(self.interpret(AcquireOutcome::NoSlot(orphan)));
-                }
-                if let Some(ahead) = ahead {
-                    return Ok(self.interpret(AcquireOutcome::Busy(ahead)));
-                }
-                // Nobody knows whether the lock is busy.
-                let waited = give_up_at.unwrap_or(clock::now()).since(self.began_at);
-                Err(self.cannot_lock(backend.unreachable(waited)))
-            }
-            Event::Signal(signal) => {
-                let reason = format!("ended by signal {signal} while waiting");
-                let exit = Exit::Signalled(signal);
-                Ok(Err(RunEnd::new(Outcome::Interrupted, exit, reason)))
-            }
-            Event::GuardDead => Err(anyhow!(
-                "cannot wait for lock '{}': the guard process is dead",
-                self.run.name
-            )
-            .into()),
-            Event::Unwanted => Ok(Err(RunEnd::new(
-                Outcome::Interrupted,
-                Exit::Done,
-                RunEnd::UNWANTED,
-            ))),
-        }
-    }
-
-    fn cannot_lock(&self, error: LockError) -> Failure {
-        failed(format_args!("cannot lock '{}'", self.run.name), error)
-    }
-
-    fn interpret(&self, outcome: AcquireOutcome<C::Session>) -> Acquisition<C::Session> {
-        let LockedRun { name, lock, .. } = self.run;
-        NotAcquired::of(name, lock.request.wait_policy, outcome)
-            .map_err(|refused| refused.report(name, lock))
-    }
-
-    async fn hold(&mut self, acquired: Acquired<C::Session>) -> Result<RunEnd, Failure> {
-        let environment = self.environment(&acquired);
+    async fn hold(&mut self, acquired: Vec<Acquired<B::Session>>) -> Result<RunEnd, Failure> {
         let run = self.run;
-        let (now, token) = (clock::now(), acquired.token);
-        self.stats.acquired(now, token);
-        let waited = now.since(self.began_at);
-        info!(
-            event = events::ACQUIRED,
-            lock = %run.name,
-            token = token.0,
-            waited_seconds = seconds(waited),
-            "acquired '{}' with token {token} after {}",
-            run.name,
-            format_duration(waited)
-        );
+        let environment = self.environment(&acquired);
+        let tokens: Vec<FencingToken> = acquired.iter().map(|one| one.token).collect();
+        if let Some(token) = self.named(&tokens) {
+            self.stats.acquired(clock::now(), *token);
+        }
+        let others = run.names.iter().zip(&tokens);
+        let others = others.filter(|(name, _)| *name != run.name);
+        self.stats.also = others
+            .map(|(name, token)| OtherLock {
+                name: name.to_string(),
+                token: token.0,
+            })
+            .collect();
+        let (locks, mut sessions): (Vec<_>, Vec<_>) =
+            (acquired.into_iter().map(|one| (one.lock, one.session))).unzip();
         let limit_at = run.lock.max_hold.map(|limit| clock::now() + limit);
-        let watchdog = acquired.watchdog.with_max_hold(limit_at);
+        let watchdog = Watchdog::new(locks).with_max_hold(limit_at);
         if let Err(error) = self
             .guard_io
             .guard
             .start(&environment, watchdog.deadlines())
         {
-            let _ = self
-                .backend
-                .release(RELEASE_TIMEOUT, ReleaseReason::Unused)
-                .await;
+            self.release_unused().await;
             return Err(
                 anyhow!("cannot send the guard process the start of the command: {error}").into(),
             );
         }
         let mut supervision = Supervision {
-            name: run.name,
+            run,
             watchdog,
-            session: acquired.session,
+            sessions: &mut sessions,
             stats: self.stats,
             guard_io: &mut self.guard_io,
             signals: &mut self.signals,
@@ -301,51 +165,75 @@ impl<C: LockBackend> LockedRunner<'_, C> {
             SupervisionEnd::Survivors(survivors) => {
                 Ok(self.unkillable(&survivors, watchdog.state()))
             }
-            SupervisionEnd::Dead(end) => self.finish(token, &watchdog, end).await,
+            SupervisionEnd::Dead(end) => self.finish(&tokens, &watchdog, end).await,
             SupervisionEnd::NotStarted { errno } => {
-                let _ = self
-                    .backend
-                    .release(RELEASE_TIMEOUT, ReleaseReason::Unused)
-                    .await;
+                self.release_unused().await;
                 let error = io::Error::from_raw_os_error(errno);
                 Err(not_started(run.program, &error))
             }
         }
     }
 
-    /// The variables that dlock adds to the command's environment.
-    fn environment(&self, acquired: &Acquired<C::Session>) -> Vec<(String, String)> {
-        let held = identity::held().with(HeldLock {
-            name: self.run.name.clone(),
-            token: acquired.token.0,
-            mode: self.run.lock.request.mode,
-            scope: self.backend.scope(),
-        });
-        let slot = acquired.slot.map(|slot| ("DLOCK_SLOT", slot.to_string()));
-        let more = [("DLOCK_HELD", held.to_string())].into_iter().chain(slot);
-        let more = more.chain(acquired.variables.iter().cloned());
-        let variables = lock_variables(self.run.name, acquired.token, more);
-        [variables, self.run.variables.clone()].concat()
+    /// The element of the lock whose token the command gets, of a list with one for each lock.
+    fn named<'t, T>(&self, list: &'t [T]) -> Option<&'t T> {
+        let names = self.run.names.iter();
+        names
+            .zip(list)
+            .find_map(|(name, one)| (name == self.run.name).then_some(one))
     }
 
-    /// The whole tree is dead: releases the lock, and checks that it was held to the end.
+    /// The variables that dlock adds to the command's environment.
+    fn environment(&self, acquired: &[Acquired<B::Session>]) -> Vec<(String, String)> {
+        let run = self.run;
+        let locks = run.names.iter().zip(self.backends).zip(acquired);
+        let held = locks.fold(identity::held(), |held, ((name, backend), one)| {
+            held.with(HeldLock {
+                name: name.clone(),
+                token: one.token.0,
+                mode: run.lock.request.mode,
+                scope: backend.scope(),
+            })
+        });
+        let Some(named) = self.named(acquired) else {
+            return Vec::new();
+        };
+        let slot = named.slot.map(|slot| ("DLOCK_SLOT", slot.to_string()));
+        let more = [("DLOCK_HELD", held.to_string())].into_iter().chain(slot);
+        let more = more.chain(named.variables.iter().cloned());
+        let variables = lock_variables(run.name, named.token, more);
+        [variables, run.variables.clone()].concat()
+    }
+
+    /// Releases all locks, the last one first: no command has run under them.
+    async fn release_unused(&self) {
+        for backend in self.backends.iter().rev() {
+            let _ = backend
+                .release(RELEASE_TIMEOUT, ReleaseReason::Unused)
+                .await;
+        }
+    }
+
+    /// The whole tree is dead: releases the locks, the last one first, and checks that each was held to the end.
     async fn finish(
         &mut self,
-        token: FencingToken,
+        tokens: &[FencingToken],
         watchdog: &Watchdog,
         end: Option<RunEnd>,
     ) -> Result<RunEnd, Failure> {
-        let name = self.run.name;
         let end = match (watchdog.state(), end) {
             (LockState::Held, Some(end)) => end,
             (LockState::Lost(_), Some(end)) => {
                 let lost = ReleaseReason::AtOnce("lost the lock");
-                let _ = self.backend.release(CLEANUP_TIMEOUT, lost).await;
+                for backend in self.backends.iter().rev() {
+                    let _ = backend.release(CLEANUP_TIMEOUT, lost).await;
+                }
                 return Ok(end);
             }
             (_, None) | (LockState::Unguarded, _) => {
                 let killed = ReleaseReason::AtOnce("killed, its guard was dead");
-                let _ = self.backend.release(RELEASE_TIMEOUT, killed).await;
+                for backend in self.backends.iter().rev() {
+                    let _ = backend.release(RELEASE_TIMEOUT, killed).await;
+                }
                 return Err(anyhow!(
                     "the command was killed: its guard process was killed or stopped"
                 )
@@ -360,37 +248,45 @@ impl<C: LockBackend> LockedRunner<'_, C> {
         };
         let left = watchdog.deadlines().kill_at.since(clock::now());
         // After its deadline the lock may belong to another holder; only the answer shows that.
-        let limit = left.clamp(CLEANUP_TIMEOUT, RELEASE_TIMEOUT);
-        match self.backend.release(limit, reason).await {
-            Release::Confirmed => {
-                let held = self.stats.held(clock::now());
-                info!(
-                    event = events::RELEASED,
-                    lock = %name,
-                    token = token.0,
-                    held_seconds = seconds(held),
-                    result,
-                    "released '{name}' after {}: {result}",
-                    format_duration(held)
-                );
-            }
-            Release::Unconfirmed(error) => warn!(
-                event = events::RELEASE_UNCONFIRMED,
-                lock = %name,
-                cause = %error,
-                within_seconds = seconds(self.run.lock.ttl),
-                "cannot confirm the release of lock '{name}', which etcd frees within {}: {error}",
-                format_duration(self.run.lock.ttl)
-            ),
-            Release::NotOurs => {
-                let cause = "its key is gone, or another client has replaced it";
-                warn!(
-                    event = events::LOST,
-                    lock = %name,
-                    cause,
-                    "lost lock '{name}' while the command ran: {cause}"
-                );
-                return Ok(RunEnd::lost(Some(end), cause));
+        let mut limit = left.clamp(CLEANUP_TIMEOUT, RELEASE_TIMEOUT);
+        let mut end = end;
+        let locks = self.run.names.iter().zip(self.backends).zip(tokens);
+        for ((name, backend), token) in locks.rev() {
+            match backend.release(limit, reason).await {
+                Release::Confirmed => {
+                    let held = self.stats.held(clock::now());
+                    info!(
+                        event = events::RELEASED,
+                        lock = %name,
+                        token = token.0,
+                        held_seconds = seconds(held),
+                        result,
+                        "released '{name}' after {}: {result}",
+                        format_duration(held)
+                    );
+                }
+                Release::Unconfirmed(error) => {
+                    warn!(
+                        event = events::RELEASE_UNCONFIRMED,
+                        lock = %name,
+                        cause = %error,
+                        within_seconds = seconds(self.run.lock.ttl),
+                        "cannot confirm the release of lock '{name}', which etcd frees within {}: {error}",
+                        format_duration(self.run.lock.ttl)
+                    );
+                    // The next one has probably no answer either.
+                    limit = CLEANUP_TIMEOUT;
+                }
+                Release::NotOurs => {
+                    let cause = "its key is gone, or another client has replaced it";
+                    warn!(
+                        event = events::LOST,
+                        lock = %name,
+                        cause,
+                        "lost lock '{name}' while the command ran: {cause}"
+                    );
+                    end = RunEnd::lost(Some(end), &self.run.reason(name, cause));
+                }
             }
         }
         Ok(end)
@@ -421,34 +317,18 @@ impl<C: LockBackend> LockedRunner<'_, C> {
             );
             reason = Some(line);
         }
-        let fate = self
-            .backend
-            .describe_unreleased(state != LockState::Unguarded);
-        error!(
-            event = events::UNKILLABLE,
-            lock = %self.run.name,
-            "cannot release lock '{}': {fate}",
-            self.run.name,
-        );
+        for (name, backend) in self.run.names.iter().zip(self.backends) {
+            let fate = backend.describe_unreleased(state != LockState::Unguarded);
+            error!(
+                event = events::UNKILLABLE,
+                lock = %name,
+                "cannot release lock '{name}': {fate}",
+            );
+        }
         RunEnd {
             outcome: Outcome::Unkillable,
             exit: Exit::Unkillable,
             reason,
         }
     }
-}
-
-/// Waits until the lock is not wanted any more.
-async fn unwanted(unwanted: Option<&dyn Fn() -> bool>) {
-    let Some(unwanted) = unwanted else {
-        return std::future::pending().await;
-    };
-    while !unwanted() {
-        tokio::time::sleep(UNWANTED_POLL_INTERVAL).await;
-    }
-}
-
-/// Waits for the guard's death, its only report before the start of the command.
-async fn guard_dead(guard_io: &mut GuardIo) {
-    while !matches!(guard_io.report().await, GuardReport::GuardDead) {}
 }

@@ -5,8 +5,9 @@ use std::rc::Rc;
 
 use anyhow::Context as _;
 
+use super::locked_run::LockedRun;
 use super::run_end::RunEnd;
-use super::run_locked::{self, LockedRun};
+use super::run_locked;
 use crate::config::backend::BackendConfig;
 use crate::config::setting::Setting;
 use crate::core::keys::LockKeys;
@@ -47,7 +48,7 @@ pub(super) fn cleared_variables() -> Vec<String> {
         .collect()
 }
 
-/// Runs `command` under the lock and returns its end. The caller must have started no thread: see guard/mod.rs.
+/// Runs `command` under its locks and returns its end. The caller must have started no thread: see guard/mod.rs.
 pub(super) fn execute(
     run: &LockedRun,
     config: &BackendConfig,
@@ -55,7 +56,7 @@ pub(super) fn execute(
     launch_options: LaunchOptions,
     stats: &mut RunStats,
 ) -> Result<RunEnd, Failure> {
-    let (name, lock) = (run.name, run.lock);
+    let lock = run.lock;
     let policy = Policy {
         signal: lock.signal,
         grace: lock.grace,
@@ -80,23 +81,32 @@ pub(super) fn execute(
     match config {
         BackendConfig::Etcd(settings) => {
             let guard = launch(&launch_options)?;
-            let backend = EtcdBackend::new(
-                Rc::new(Cluster::new(settings)),
-                LockKeys::new(&settings.prefix, name),
-                record,
-                LeaseTimings::new(lock.ttl, lock.grace),
-                lock.request,
-                settings.first_answer_limit(lock.request.wait_policy),
-            );
-            run_locked::execute(run, backend, guard, stats)
+            let cluster = Rc::new(Cluster::new(settings));
+            let backend = |name| {
+                EtcdBackend::new(
+                    Rc::clone(&cluster),
+                    LockKeys::new(&settings.prefix, name),
+                    record.clone(),
+                    LeaseTimings::new(lock.ttl, lock.grace),
+                    lock.request,
+                    settings.first_answer_limit(lock.request.wait_policy),
+                )
+            };
+            let backends: Vec<EtcdBackend> = run.names.iter().map(backend).collect();
+            run_locked::execute(run, &backends, guard, stats)
         }
         BackendConfig::Local(directory) => {
-            let backend = LocalBackend::new(directory, name, record, lock.request)?;
-            launch_options.kept.push(backend.used());
-            launch_options.shared = Some(backend.held());
+            let backend = |name| LocalBackend::new(directory, name, record.clone(), lock.request);
+            let backends: Result<Vec<LocalBackend>, Failure> =
+                run.names.iter().map(backend).collect();
+            let backends = backends?;
+            launch_options
+                .kept
+                .extend(backends.iter().map(LocalBackend::used));
+            launch_options.shared = backends.iter().map(LocalBackend::held).collect();
             let guard = launch(&launch_options)?;
             drop(launch_options);
-            run_locked::execute(run, backend, guard, stats)
+            run_locked::execute(run, &backends, guard, stats)
         }
     }
 }

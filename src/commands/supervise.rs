@@ -7,17 +7,19 @@ use std::time::Duration;
 use tracing::{Level, debug, enabled, info, warn};
 
 use super::guard_io::GuardIo;
+use super::locked_run::LockedRun;
 use super::run_end::RunEnd;
 use super::signals::Signals;
 use crate::core::holder::StopKind;
 use crate::core::name::LockName;
 use crate::core::proof::{Inconclusive, LossReason};
+use crate::core::proven_lock::{LockEvent, LockIndex};
 use crate::core::request::Leftovers;
 use crate::core::run_stats::{Outcome, RunStats};
 use crate::core::text::{format_duration, format_measured, printable, seconds};
 use crate::core::watchdog::{Action, Event, LockState, Watchdog};
 use crate::guard::{Cause, GuardReport, Signal, Survivor};
-use crate::lock::backend::{LockSession, SessionEvent};
+use crate::lock::backend::{LockSession, SessionEvent, next_event};
 use crate::output::exit::Exit;
 use crate::output::systemd;
 use crate::output::{events, log};
@@ -39,11 +41,12 @@ pub(crate) enum SupervisionEnd {
     Survivors(Vec<Survivor>),
 }
 
-/// The state while the lock is held.
+/// The state while the locks are held.
 pub(crate) struct Supervision<'a, S> {
-    pub(crate) name: &'a LockName,
+    pub(crate) run: &'a LockedRun<'a>,
     pub(crate) watchdog: Watchdog,
-    pub(crate) session: S,
+    /// One of each lock.
+    pub(crate) sessions: &'a mut [S],
     pub(crate) stats: &'a mut RunStats,
     pub(crate) guard_io: &'a mut GuardIo,
     pub(crate) signals: &'a mut Signals,
@@ -63,11 +66,11 @@ pub(crate) struct Supervision<'a, S> {
 enum Input {
     Report(GuardReport),
     Due,
-    SessionEvent(SessionEvent),
+    SessionEvent(LockIndex, SessionEvent),
     Signal(Signal),
 }
 
-impl<S: LockSession> Supervision<'_, S> {
+impl<'a, S: LockSession> Supervision<'a, S> {
     /// Runs until the whole tree is dead, or the rest cannot be killed.
     pub(crate) async fn run(&mut self) -> SupervisionEnd {
         loop {
@@ -77,7 +80,7 @@ impl<S: LockSession> Supervision<'_, S> {
                 biased;
                 report = self.guard_io.report() => Input::Report(report),
                 () = clock::until(self.watchdog.due_at()) => Input::Due,
-                event = self.session.next_event() => Input::SessionEvent(event),
+                (lock, event) = next_event(self.sessions, |session| session) => Input::SessionEvent(lock, event),
                 signal = self.signals.next() => Input::Signal(signal),
             };
             if let Some(end) = self.handle(input) {
@@ -89,7 +92,7 @@ impl<S: LockSession> Supervision<'_, S> {
     fn handle(&mut self, input: Input) -> Option<SupervisionEnd> {
         match input {
             Input::Due => self.step(&Event::Tick),
-            Input::SessionEvent(event) => self.on_session_event(event),
+            Input::SessionEvent(lock, event) => self.on_session_event(lock, event),
             Input::Signal(signal) => {
                 self.on_signal(signal);
                 None
@@ -114,7 +117,7 @@ impl<S: LockSession> Supervision<'_, S> {
         }
         let stops = actions
             .iter()
-            .any(|action| matches!(action, Action::Stop | Action::Lost(_) | Action::Unguarded));
+            .any(|action| matches!(action, Action::Stop | Action::Lost(..) | Action::Unguarded));
         // The processes may be dead a moment later, so they are listed now and logged after the signal.
         let living = (stops && enabled!(Level::INFO)).then(|| self.guard_io.guard.living());
         let mut end = None;
@@ -130,12 +133,12 @@ impl<S: LockSession> Supervision<'_, S> {
     fn perform(&mut self, action: Action) -> Option<SupervisionEnd> {
         let guard = &mut self.guard_io.guard;
         match action {
-            Action::Renew => self.session.renew(),
+            Action::Renew(lock) => self.sessions[lock.0].renew(),
             Action::Extend { beat, deadlines } => check_sent(guard.extend(beat, deadlines)),
             Action::Stop => check_sent(guard.stop()),
             Action::Kill => check_sent(guard.kill()),
             Action::KillTree => return Some(self.kill_tree()),
-            Action::Lost(loss) => self.log_loss(loss),
+            Action::Lost(lock, loss) => self.log_loss(lock, loss),
             // Reported at the end, as an error.
             Action::Unguarded => {}
             Action::MaxHold => {
@@ -143,9 +146,9 @@ impl<S: LockSession> Supervision<'_, S> {
                 self.stopped = Some(end);
                 warn!(
                     event = events::MAX_HOLD,
-                    lock = %self.name,
+                    lock = %self.run.name,
                     "the command has run for the time of --max-hold under lock '{}': stopping the command",
-                    self.name
+                    self.run.name
                 );
             }
             Action::Proven { slack } => {
@@ -166,13 +169,14 @@ impl<S: LockSession> Supervision<'_, S> {
         }
     }
 
-    fn on_session_event(&mut self, event: SessionEvent) -> Option<SupervisionEnd> {
-        match event {
-            SessionEvent::Renewed(renewal) => self.step(&Event::Renewed(renewal)),
+    fn on_session_event(&mut self, lock: LockIndex, event: SessionEvent) -> Option<SupervisionEnd> {
+        let name = self.name_of(lock);
+        let event = match event {
+            SessionEvent::Renewed(renewal) => LockEvent::Renewed(renewal),
             SessionEvent::Failed { endpoint, cause } => {
                 info!(
                     event = events::RENEWAL_FAILED,
-                    lock = %self.name,
+                    lock = %name,
                     endpoint,
                     cause,
                     left_seconds = seconds(self.left()),
@@ -180,29 +184,33 @@ impl<S: LockSession> Supervision<'_, S> {
                     format_duration(self.left())
                 );
                 self.last_failure = Some(format!("'{endpoint}': {cause}"));
-                self.step(&Event::RenewalFailed)
+                LockEvent::RenewalFailed
             }
-            SessionEvent::StillHeld => self.step(&Event::StillHeld),
-            SessionEvent::Lost(loss) => self.step(&Event::Lost(loss)),
-            SessionEvent::Watch(watch) => self.step(&Event::Watch(watch)),
+            SessionEvent::StillHeld => LockEvent::StillHeld,
+            SessionEvent::Lost(loss) => LockEvent::Lost(loss),
+            SessionEvent::Watch(watch) => LockEvent::Watch(watch),
             SessionEvent::StopRequested(request)
                 if request.to == StopKind::Stop && self.stopped.is_none() =>
             {
                 let by = request.describe();
-                let reason = format!("asked by {by}");
+                let reason = self.run.reason(name, &format!("asked by {by}"));
                 self.stopped = Some(RunEnd::new(Outcome::Asked, Exit::Lost, reason));
                 warn!(
                     event = events::RELEASE_REQUESTED,
-                    lock = %self.name,
+                    lock = %name,
                     by,
-                    "asked to release lock '{}' by {by}: stopping the command",
-                    self.name,
+                    "asked to release lock '{name}' by {by}: stopping the command",
                 );
-                self.step(&Event::ReleaseRequested)
+                return self.step(&Event::ReleaseRequested);
             }
             // A repeated request, or an event for waiters.
-            SessionEvent::StopRequested(_) | SessionEvent::QueueChanged => None,
-        }
+            SessionEvent::StopRequested(_) | SessionEvent::QueueChanged => return None,
+        };
+        self.step(&Event::Lock(lock, event))
+    }
+
+    fn name_of(&self, lock: LockIndex) -> &'a LockName {
+        &self.run.names[lock.0]
     }
 
     fn on_signal(&mut self, signal: Signal) {
@@ -223,7 +231,7 @@ impl<S: LockSession> Supervision<'_, S> {
                 if let Some(background) = self.background.take() {
                     return self.detach(background);
                 }
-                systemd::ready(&format!("holding the lock '{}'", self.name));
+                systemd::ready(&format!("holding the lock {}", self.run.shown()));
                 None
             }
             GuardReport::Stopped(signal) => {
@@ -241,7 +249,7 @@ impl<S: LockSession> Supervision<'_, S> {
                 let line = format!(
                     "the command has ended, {what} {count} process(es) that it left behind"
                 );
-                let lock = self.name.to_string();
+                let lock = self.run.name.to_string();
                 if self.policy == Leftovers::Kill {
                     // The command itself has seen no error: only this says that the rest of its work is missing.
                     warn!(target: log::KEPT, event = events::LEFTOVERS, lock, count, policy, "{line}");
@@ -291,12 +299,13 @@ impl<S: LockSession> Supervision<'_, S> {
         self.watchdog.deadlines().stop_at.since(clock::now())
     }
 
-    fn log_loss(&mut self, loss: LossReason) {
-        let (name, cause) = (self.name, loss.describe());
+    fn log_loss(&mut self, lock: LockIndex, loss: LossReason) {
+        let (name, cause) = (self.name_of(lock), loss.describe());
         let (mut reason, mut failure, mut unproven_seconds) = (cause.to_owned(), None, None);
         if loss == LossReason::Unproven {
             self.stats.unproven();
-            let unproven = clock::now().since(self.watchdog.proven_at());
+            let now = clock::now();
+            let unproven = now.since(self.watchdog.proven_at(lock).unwrap_or(now));
             let last = self.last_failure.as_deref();
             let shown =
                 last.map_or_else(|| "no answer".to_owned(), |it| format!("last error: {it}"));
@@ -306,7 +315,8 @@ impl<S: LockSession> Supervision<'_, S> {
             );
             (failure, unproven_seconds) = (last, Some(seconds(unproven)));
         }
-        self.stopped = Some(RunEnd::lost(self.stopped.take(), &reason));
+        let told = self.run.reason(name, &reason);
+        self.stopped = Some(RunEnd::lost(self.stopped.take(), &told));
         warn!(
             event = events::LOST,
             lock = %name,
@@ -326,7 +336,7 @@ impl<S: LockSession> Supervision<'_, S> {
         let processes = printable(&processes.join(", "));
         info!(
             event = events::STOPPING,
-            lock = %self.name,
+            lock = %self.run.name,
             processes,
             "stopping the processes {processes}"
         );
@@ -337,7 +347,7 @@ impl<S: LockSession> Supervision<'_, S> {
         let result = result.unwrap_or_else(|| "never started".to_owned());
         info!(
             event = events::KILLED,
-            lock = %self.name,
+            lock = %self.run.name,
             result,
             "the command and all its processes have ended: {result}"
         );
@@ -347,7 +357,7 @@ impl<S: LockSession> Supervision<'_, S> {
         let cause = doubt.describe();
         info!(
             event = events::RENEWAL_DOUBTFUL,
-            lock = %self.name,
+            lock = %self.run.name,
             cause,
             left_seconds = seconds(self.left()),
             "a renewal proved nothing, {} left: {cause}",

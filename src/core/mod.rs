@@ -21,6 +21,7 @@ pub mod preparation;
 pub mod proof;
 #[cfg(test)]
 mod properties;
+pub mod proven_lock;
 pub mod release;
 pub(crate) mod remedy;
 pub mod request;

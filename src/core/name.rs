@@ -25,7 +25,7 @@ const ENCODED: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'-');
 
 /// A valid name of a lock, as its user wrote it.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct LockName(String);
 
 /// Why a text cannot name a lock.
@@ -94,6 +94,18 @@ impl LockName {
     /// The name whose encoding is `encoded`, if [`LockName::encoded`] could have written it.
     pub fn decode(encoded: &str) -> Option<Self> {
         decode(encoded)?.parse().ok()
+    }
+}
+
+/// The locks of one run in the order in which they are taken: that of the bytes of their names, so that all runs take the
+/// same locks in the same order, and no two of them wait for each other. The error is a name that is given twice.
+pub fn in_order(name: &LockName, also: Vec<LockName>) -> Result<Vec<LockName>, LockName> {
+    let mut all = also;
+    all.push(name.clone());
+    all.sort();
+    match all.windows(2).find(|pair| pair[0] == pair[1]) {
+        Some(pair) => Err(pair[0].clone()),
+        None => Ok(all),
     }
 }
 
@@ -173,6 +185,13 @@ impl HeldLocks {
     pub fn find(&self, name: &LockName, scope: &Scope) -> Option<&HeldLock> {
         let mut inner = self.0.iter().rev();
         inner.find(|link| link.name == *name && link.scope == *scope)
+    }
+
+    /// The innermost lock `name`: in this scope if there is one, else in any.
+    pub fn named(&self, name: &LockName, scope: Option<&Scope>) -> Option<&HeldLock> {
+        let here = scope.and_then(|scope| self.find(name, scope));
+        let mut inner = self.0.iter().rev();
+        here.or_else(|| inner.find(|link| link.name == *name))
     }
 
     /// A lock `name` in any scope with this token.
@@ -273,6 +292,13 @@ mod tests {
         assert_eq!(token("outer x", under("team/a b/")), Some(123));
         assert_eq!(token("outer x", under(PREFIX)), None);
         assert_eq!(held.with_token(&name("p"), 131), held.0.last());
+        let outer = held.0.first();
+        assert_eq!(held.named(&name("outer x"), None), outer);
+        assert_eq!(held.named(&name("outer x"), Some(&under(PREFIX))), outer);
+        let both = held.clone().with(link("outer x", 132, Mode::Exclusive));
+        assert_eq!(both.named(&name("outer x"), None), both.0.last());
+        let scope = under("team/a b/");
+        assert_eq!(both.named(&name("outer x"), Some(&scope)), outer);
     }
 
     #[test]
@@ -282,6 +308,24 @@ mod tests {
         );
         assert_eq!(held.to_string(), "a:5 b:6");
         assert_eq!(HeldLocks::parse(""), HeldLocks::default());
+    }
+
+    #[test]
+    fn locks_are_taken_in_the_order_of_their_bytes_whichever_is_named_first() {
+        let names = |texts: &[&str]| texts.iter().map(|text| name(text)).collect::<Vec<_>>();
+        let sorted = names(&["B", "a", "a/b", "b", "ä"]);
+        for first in 0..sorted.len() {
+            let mut also = sorted.clone();
+            let one = also.remove(first);
+            also.reverse();
+            assert_eq!(in_order(&one, also), Ok(sorted.clone()));
+        }
+        assert_eq!(in_order(&name("a"), Vec::new()), Ok(names(&["a"])));
+        assert_eq!(in_order(&name("a"), names(&["b", "a"])), Err(name("a")));
+        assert_eq!(
+            in_order(&name("a"), names(&["b", "c", "b"])),
+            Err(name("b"))
+        );
     }
 
     proptest! {

@@ -21,8 +21,9 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::heartbeat::Heartbeat;
-use super::proof::tests::{HEADER, PLACE, ownership};
+use super::proof::tests::{HEADER, PLACE, ownership, renewal};
 use super::proof::{EntryId, Header, LeaseId, LossReason, Renewal};
+use super::proven_lock::{LockEvent, LockIndex, ProvenLock};
 use super::time::tests::at;
 use super::time::{Instant, LeaseTimings};
 use super::watchdog::{Action, Event, LockState, Watchdog};
@@ -164,6 +165,17 @@ impl Letter {
     }
 }
 
+/// A lock that was proven at 0.
+fn lock(timings: LeaseTimings, seed: u64) -> ProvenLock {
+    let heartbeat = Heartbeat::new(timings, at(0.0), seed);
+    ProvenLock::new(timings, ownership(), at(0.0), heartbeat)
+}
+
+/// An event of the only lock.
+fn of(event: LockEvent) -> Event {
+    Event::Lock(LockIndex(0), event)
+}
+
 /// A run of a holder against the model.
 struct Model {
     watchdog: Watchdog,
@@ -191,12 +203,7 @@ impl Model {
     fn new(ttl: Duration, grace: Duration, rate: u32) -> Self {
         let timings = LeaseTimings::new(ttl, grace);
         Self {
-            watchdog: Watchdog::new(
-                timings,
-                ownership(),
-                at(0.0),
-                Heartbeat::new(timings, at(0.0), u64::from(rate)),
-            ),
+            watchdog: Watchdog::new(vec![lock(timings, u64::from(rate))]),
             timings,
             rate,
             expires_at: at(0.0) + ttl * 1000 / rate,
@@ -228,7 +235,7 @@ impl Model {
     fn renew(&mut self, now: Instant, fate: Fate) {
         let given_up_at = now + self.timings.renew_timeout();
         self.mail
-            .push(Letter::plain(given_up_at, Event::RenewalFailed));
+            .push(Letter::plain(given_up_at, of(LockEvent::RenewalFailed)));
         if fate.lost {
             return;
         }
@@ -281,7 +288,7 @@ impl Model {
         for copy in 0..=u32::from(fate.twice) {
             self.mail.push(Letter {
                 at: answer_at + fate.back * copy,
-                event: Event::Renewed(renewal.clone()),
+                event: of(LockEvent::Renewed(renewal.clone())),
                 proves: fate.odd.proves() && key == Some(PLACE) && copy == 0,
                 shows_loss: key != Some(PLACE) && !foreign,
             });
@@ -308,7 +315,7 @@ impl Model {
         );
         if before != after {
             prop_assert!(letter.proves, "only a proof moves a deadline");
-            let Event::Renewed(renewal) = event else {
+            let Event::Lock(_, LockEvent::Renewed(renewal)) = event else {
                 return Err(TestCaseError::fail("only a renewal is a proof"));
             };
             // Computed independently of the code.
@@ -325,7 +332,7 @@ impl Model {
         prop_assert_eq!(proven, before != after, "a moved deadline is announced");
         for action in actions {
             match action {
-                Action::Renew => {
+                Action::Renew(_) => {
                     prop_assert!(!self.was_lost, "what is lost is not renewed");
                     self.renew(now, fate);
                 }
@@ -344,7 +351,7 @@ impl Model {
                     self.kills += 1;
                     self.killed = true;
                 }
-                Action::Lost(_) | Action::Unguarded => self.announced += 1,
+                Action::Lost(..) | Action::Unguarded => self.announced += 1,
                 Action::Proven { .. } | Action::Inconclusive(_) => {}
                 Action::MaxHold => return Err(TestCaseError::fail("there is no limit")),
             }
@@ -372,7 +379,10 @@ impl Model {
         if self.was_lost {
             prop_assert!(!held, "lost is lost");
         }
-        if matches!(letter.event, Event::Renewed(_)) && letter.at < stop_at && !self.was_lost {
+        if matches!(letter.event, Event::Lock(_, LockEvent::Renewed(_)))
+            && letter.at < stop_at
+            && !self.was_lost
+        {
             prop_assert_eq!(
                 held,
                 !letter.shows_loss,
@@ -447,11 +457,54 @@ proptest! {
         taken in any::<bool>(),
     ) {
         let timings = LeaseTimings::new(Duration::from_secs(10), Duration::from_secs(2));
-        let mut watchdog = Watchdog::new(timings, ownership(), at(0.0), Heartbeat::new(timings, at(0.0), 1));
+        let mut watchdog = Watchdog::new(vec![lock(timings, 1)]);
         let loss = if taken { LossReason::KeyTaken } else { LossReason::KeyGone };
-        let actions = watchdog.step(at(seconds), &Event::Lost(loss));
+        let actions = watchdog.step(at(seconds), &of(LockEvent::Lost(loss)));
         prop_assert!(actions.contains(&Action::Stop));
         watchdog.step(at(seconds), &Event::TreeDead { in_time: true });
         prop_assert_eq!(watchdog.state(), LockState::Lost(loss));
+    }
+
+    /// "The command is stopped in time for the lock whose proof is the oldest, and when any of the locks is lost": one
+    /// watchdog over several locks decides what the most urgent of as many watchdogs over one lock decides.
+    #[test]
+    fn several_locks_are_as_safe_as_the_most_urgent_of_them(
+        events in prop::collection::vec((0_usize..3, 0_u64..1500, 0_u64..3000, 0_u8..40), 1..80),
+    ) {
+        let timings = LeaseTimings::new(Duration::from_secs(10), Duration::from_secs(2));
+        let locks = || (0..3).map(|seed| lock(timings, seed));
+        let mut all = Watchdog::new(locks().collect());
+        let mut alone: Vec<Watchdog> = locks().map(|lock| Watchdog::new(vec![lock])).collect();
+        let mut now = at(0.0);
+        for (index, pause, travel, kind) in events {
+            now = now + Duration::from_millis(pause);
+            let event = match kind {
+                0 => LockEvent::Lost(LossReason::KeyGone),
+                1..10 => LockEvent::RenewalFailed,
+                _ => {
+                    let sent_at = (now - Duration::from_millis(travel)).max(at(0.0));
+                    LockEvent::Renewed(renewal(sent_at))
+                }
+            };
+            let actions = all.step(now, &Event::Lock(LockIndex(index), event.clone()));
+            for (other, watchdog) in alone.iter_mut().enumerate() {
+                // An answer of the guard that changes nothing: only the time passes.
+                let its_event = if other == index { of(event.clone()) } else { Event::Ack(0) };
+                watchdog.step(now, &its_event);
+            }
+            let lost: Vec<usize> = (0..3).filter(|one| alone[*one].state() != LockState::Held).collect();
+            for action in actions {
+                if let Action::Lost(LockIndex(named), _) = action {
+                    prop_assert!(lost.contains(&named), "a lock is named that is not lost");
+                }
+            }
+            prop_assert_eq!(all.state() == LockState::Held, lost.is_empty(), "each loss counts");
+            if !lost.is_empty() {
+                break;
+            }
+            let earliest = |of: fn(&Watchdog) -> Instant| alone.iter().map(of).min();
+            prop_assert_eq!(Some(all.deadlines().kill_at), earliest(|one| one.deadlines().kill_at));
+            prop_assert_eq!(Some(all.deadlines().stop_at), earliest(|one| one.deadlines().stop_at));
+        }
     }
 }

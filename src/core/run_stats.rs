@@ -19,6 +19,14 @@ pub struct RunStats {
     /// As in [`RunReport`].
     pub proofs: u64,
     pub smallest_slack: Option<Duration>,
+    pub also: Vec<OtherLock>,
+}
+
+/// Another lock of the same run.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct OtherLock {
+    pub name: String,
+    pub token: i64,
 }
 
 /// The result of a run.
@@ -100,6 +108,9 @@ pub struct RunReport {
     pub reason: Option<String>,
     /// `None` if the lock was never acquired.
     pub token: Option<i64>,
+    /// The other locks that the run held.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub also: Vec<OtherLock>,
     /// Wall clock, RFC 3339, for people.
     pub began: String,
     pub ended: String,
@@ -123,6 +134,7 @@ impl RunStats {
             over_at: None,
             proofs: 0,
             smallest_slack: None,
+            also: Vec::new(),
         }
     }
 
@@ -236,6 +248,7 @@ mod tests {
             signal: None,
             reason: None,
             token: Some(7),
+            also: Vec::new(),
             began: "2026-11-23T10:00:00Z".to_owned(),
             ended: "2026-11-23T10:00:09Z".to_owned(),
             waited_seconds: 2.5,

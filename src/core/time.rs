@@ -54,6 +54,15 @@ impl Deadlines {
         stop_at: Instant::from_boot(Duration::MAX),
         kill_at: Instant::from_boot(Duration::MAX),
     };
+
+    /// The earlier moments of both.
+    #[must_use]
+    pub fn earliest(self, other: Self) -> Self {
+        Self {
+            stop_at: self.stop_at.min(other.stop_at),
+            kill_at: self.kill_at.min(other.kill_at),
+        }
+    }
 }
 
 /// The durations that follow from a lease's time to live and the command's grace.

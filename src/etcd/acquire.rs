@@ -40,7 +40,12 @@ impl LockBackend for EtcdBackend {
             }
             on_event(event);
         };
-        let mut retries = matches!(self.request.wait_policy, WaitPolicy::Timeout(_));
+        let mut retries = match self.request.wait_policy {
+            WaitPolicy::NoWait => false,
+            WaitPolicy::Timeout(_) => true,
+            // For another lock of the same run etcd may have answered before.
+            WaitPolicy::Forever => self.requests.queue.cluster.has_answered(),
+        };
         loop {
             let entered = loop {
                 match enqueue_unless_ran(self).await {
@@ -129,9 +134,15 @@ impl LockBackend for EtcdBackend {
         }
         let left = self.predecessors.borrow().remaining(clock::now());
         if left.is_zero() || self.entry.get().is_none() {
-            let _ = self
-                .delete_entry(rest(), None, ReleaseAnswers::default())
-                .await;
+            let lease = self.entry.get().map(|entry| entry.lease);
+            if !matches!(
+                self.delete_entry(rest(), None, ReleaseAnswers::default())
+                    .await,
+                Release::Confirmed
+            ) {
+                // A later request of ours must not wait for this one.
+                self.attempts.abandon(lease);
+            }
         } else {
             // No other request may acquire the lock while the command of a vanished holder may run. If that lease
             // cannot be granted, our own keeps the entry, and those behind us wait for one more grace.

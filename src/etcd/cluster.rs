@@ -395,9 +395,14 @@ impl Cluster {
         }
     }
 
+    /// Whether a member has ever answered.
+    pub(super) fn has_answered(&self) -> bool {
+        self.answered.get()
+    }
+
     /// The error of each endpoint, while none has ever answered.
     pub(super) fn unanswered(&self) -> Option<String> {
-        (!self.answered.get()).then(|| self.causes())
+        (!self.has_answered()).then(|| self.causes())
     }
 
     fn causes(&self) -> String {

@@ -14,10 +14,10 @@ use super::requests::{Announced, Enqueued, Requests};
 use super::session::{EtcdSession, WatchTarget};
 use crate::core::heartbeat::{Heartbeat, Watch};
 use crate::core::proof::{EntryId, Ownership, Verdict};
+use crate::core::proven_lock::ProvenLock;
 use crate::core::request::WaitPolicy;
 use crate::core::time::{Instant, LeaseTimings};
 use crate::core::turn::Turn;
-use crate::core::watchdog::Watchdog;
 use crate::lock::backend::{AcquireOutcome, Acquired, LockSession as _, SessionEvent, WaitEvent};
 use crate::sys::clock;
 
@@ -173,7 +173,7 @@ impl<'a> Waiter<'a> {
         }
         Outcome::Acquired(Box::new(Acquired {
             token: entry.token,
-            watchdog: Watchdog::new(self.timings, self.ownership, self.proven_at, self.heartbeat),
+            lock: ProvenLock::new(self.timings, self.ownership, self.proven_at, self.heartbeat),
             session: self.session,
             slot: self.backend.preparation.slot.get(),
             variables: command_variables(&self.backend.requests.queue.keys, entry),

@@ -84,9 +84,9 @@ pub(crate) struct LaunchOptions<'a> {
     pub(crate) adopted: Option<&'a ProcessHandle>,
     /// Descriptors that stay open in dlock.
     pub(crate) kept: Vec<BorrowedFd<'a>>,
-    /// A descriptor that stays open in dlock, and in the guard until no process of the command is left. The command does
-    /// not get it.
-    pub(crate) shared: Option<BorrowedFd<'a>>,
+    /// Descriptors that stay open in dlock, and in the guard until no process of the command is left. The command does not
+    /// get them.
+    pub(crate) shared: Vec<BorrowedFd<'a>>,
     /// Variables that the command does not get, though the caller has them.
     pub(crate) cleared: Vec<String>,
 }
@@ -154,7 +154,7 @@ fn fork_guard(command: Command, policy: Policy, options: &LaunchOptions) -> io::
             deaths,
             timer,
             null,
-            shared: options.shared.map(|shared| shared.as_raw_fd()),
+            shared: options.shared.iter().map(AsRawFd::as_raw_fd).collect(),
             program,
             policy,
         };

@@ -42,8 +42,8 @@ pub(super) struct Resources {
     pub(super) timer: OwnedFd,
     /// /dev/null.
     pub(super) null: OwnedFd,
-    /// A descriptor that stays open until this process ends.
-    pub(super) shared: Option<RawFd>,
+    /// Descriptors that stay open until this process ends.
+    pub(super) shared: Vec<RawFd>,
     pub(super) program: Program,
     pub(super) policy: Policy,
 }

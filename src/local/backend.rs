@@ -16,10 +16,10 @@ use crate::core::local::EntryName;
 use crate::core::name::LockName;
 use crate::core::name::Scope;
 use crate::core::proof::LossReason;
+use crate::core::proven_lock::ProvenLock;
 use crate::core::remedy::remedy;
 use crate::core::request::LockRequest;
 use crate::core::time::LeaseTimings;
-use crate::core::watchdog::Watchdog;
 use crate::lock::backend::{
     self, Acquired, LockBackend, LockSession, QueuePosition, Release, ReleaseReason, SessionEvent,
     WaitEvent,
@@ -164,11 +164,7 @@ impl LocalBackend {
                 let timings = LeaseTimings::new(RENEWAL_TTL, self.entry.record.grace());
                 Outcome::Acquired(Box::new(Acquired {
                     token,
-                    watchdog: Watchdog::without_lease(
-                        timings,
-                        clock::now(),
-                        token.0.unsigned_abs(),
-                    ),
+                    lock: ProvenLock::without_lease(timings, clock::now(), token.0.unsigned_abs()),
                     session: LocalSession {
                         entry: Arc::clone(&self.entry),
                         asked: Notify::new(),

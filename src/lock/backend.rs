@@ -3,13 +3,16 @@
 
 use std::time::Duration;
 
+use futures_util::FutureExt;
+use futures_util::future::select_all;
+
 use crate::core::blockers::OrphanSlot;
 use crate::core::blockers::PermanentKey;
 use crate::core::heartbeat::Watch;
 use crate::core::holder::{Holder, StopRequest};
 use crate::core::name::Scope;
 use crate::core::proof::{FencingToken, LeaseId, LossReason, Renewal};
-use crate::core::watchdog::Watchdog;
+use crate::core::proven_lock::{LockIndex, ProvenLock};
 use crate::lock::error::LockError;
 
 /// One request for a lock.
@@ -58,6 +61,22 @@ pub(crate) trait LockSession {
     async fn next_event(&mut self) -> SessionEvent;
 }
 
+/// The next event of any of `locks`, each of which has a session; cancel-safe.
+pub(crate) async fn next_event<T, S: LockSession>(
+    locks: &mut [T],
+    session: impl Fn(&mut T) -> &mut S,
+) -> (LockIndex, SessionEvent) {
+    match locks {
+        [] => std::future::pending().await,
+        [only] => (LockIndex(0), session(only).next_event().await),
+        several => {
+            let events = several.iter_mut().map(|one| session(one).next_event());
+            let (event, index, _) = select_all(events.map(FutureExt::boxed_local)).await;
+            (LockIndex(index), event)
+        }
+    }
+}
+
 /// The result of a request for the lock.
 pub(crate) enum AcquireOutcome<S> {
     Acquired(Box<Acquired<S>>),
@@ -76,8 +95,8 @@ pub(crate) enum AcquireOutcome<S> {
 /// An acquired lock.
 pub(crate) struct Acquired<S> {
     pub(crate) token: FencingToken,
-    /// The watchdog of this hold.
-    pub(crate) watchdog: Watchdog,
+    /// The state of its proof.
+    pub(crate) lock: ProvenLock,
     pub(crate) session: S,
     pub(crate) slot: Option<u16>,
     /// Variables that the command gets from this kind of lock.

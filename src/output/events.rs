@@ -24,7 +24,7 @@ macro_rules! events {
 
 events! {
     ACQUIRED = "acquired" [lock token waited_seconds]
-        "the lock is held, and the command starts";
+        "the lock is held; the command starts when all locks of the run are";
     ADMITTED = "admitted" [lock token file]
         "dlock fence accepts a token";
     ALREADY_RAN = "already-ran" [lock]

@@ -217,6 +217,7 @@ mod tests {
             signal: None,
             reason: None,
             token: (outcome == Outcome::Completed).then_some(7),
+            also: Vec::new(),
             began: String::new(),
             ended: String::new(),
             waited_seconds: 0.5,

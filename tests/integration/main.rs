@@ -36,6 +36,7 @@ mod retrying;
 mod rotation;
 mod security;
 mod service;
+mod several;
 mod sharing;
 mod signals;
 mod standby;

@@ -111,6 +111,11 @@ pub(super) const RUNNERS: &[Runner] = &[
         "dlock run deploy -- ./deploy.sh",
         Prints(&["deploy.sh production"]),
     ),
+    (
+        "dlock-run.1",
+        "dlock run --also database deploy",
+        Prints(&["deploy.sh production"]),
+    ),
     ("dlock-run.1", "case \" $DLOCK_HELD \" in", By(runs_itself)),
     ("dlock-run.1", "dlock run --local backup", By(begun)),
     ("dlock-run.1", "dlock run --report", Prints(&["job"])),
