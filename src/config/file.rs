@@ -47,7 +47,7 @@ impl File {
             return match read(&path) {
                 Ok(text) => Self::parse(path, &text),
                 Err(error) => {
-                    let hint = error.is::<Untrusted>().then(|| Untrusted::HINT.to_owned());
+                    let hint = error.downcast_ref::<Refused>().map(|it| it.hint.to_owned());
                     let error = error.context(unreadable(&path));
                     Err(Failure {
                         hint,
@@ -62,12 +62,10 @@ impl File {
                 Err(error) if is_missing(&error) => {}
                 // Another etcd than the one that the file names would give a second holder.
                 Err(error) => {
-                    let untrusted = error.is::<Untrusted>();
-                    return Err(error.context(unreadable(&path))).or_hint(if untrusted {
-                        Untrusted::HINT
-                    } else {
-                        "the file may name the etcd to use, so dlock does not go on without it: make it readable, or name another one with --config (/dev/null is an empty one)"
-                    });
+                    let refused = error.downcast_ref::<Refused>().map(|it| it.hint);
+                    return Err(error.context(unreadable(&path))).or_hint(refused.unwrap_or(
+                        "the file may name the etcd to use, so dlock does not go on without it: make it readable, or name another one with --config (/dev/null is an empty one)",
+                    ));
                 }
             }
         }
@@ -110,21 +108,26 @@ impl File {
     }
 }
 
-/// The reason why another user can change the file.
+/// The reason why dlock does not use a file that it could read.
 #[derive(Debug)]
-struct Untrusted(String);
-
-impl Untrusted {
-    const HINT: &str = "the file decides where the lock is and which files dlock replaces, so only its caller and root may change it: use chown and chmod go-w, or name another file with --config (/dev/null is an empty one)";
+struct Refused {
+    why: String,
+    hint: &'static str,
 }
 
-impl fmt::Display for Untrusted {
+impl Refused {
+    /// For a file that another user can change.
+    const UNTRUSTED: &str = "the file decides where the lock is and which files dlock replaces, so only its caller and root may change it: use chown and chmod go-w, or name another file with --config (/dev/null is an empty one)";
+    const PIPE: &str = "write the settings into a file, or set options or DLOCK_* variables; --config /dev/null is an empty file";
+}
+
+impl fmt::Display for Refused {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        f.write_str(&self.why)
     }
 }
 
-impl std::error::Error for Untrusted {}
+impl std::error::Error for Refused {}
 
 /// The default paths of the file, in order.
 fn default_paths(variables: &dyn Fn(&str) -> Option<OsString>) -> Vec<PathBuf> {
@@ -159,11 +162,20 @@ fn read(path: &Path) -> anyhow::Result<String> {
         .open(path)?;
     let metadata = file.metadata()?;
     if metadata.file_type().is_fifo() {
-        return Err(anyhow!("it is a pipe, not a file"));
+        let why = "it is a pipe, not a file".to_owned();
+        return Err(Refused {
+            why,
+            hint: Refused::PIPE,
+        }
+        .into());
     }
     // A device such as /dev/null contains what its driver says.
     if let Some(why) = foreign_writer(&metadata).filter(|_| metadata.is_file()) {
-        return Err(Untrusted(why).into());
+        return Err(Refused {
+            why,
+            hint: Refused::UNTRUSTED,
+        }
+        .into());
     }
     let mut text = Vec::new();
     file.take(MAX_FILE_BYTES + 1).read_to_end(&mut text)?;

@@ -335,6 +335,25 @@ fn the_built_in_default_endpoint_is_told() {
     }
 }
 
+/// "A named pipe is refused: without a writer, dlock would wait for it" (dlock.toml(5)), also in the place of the default file.
+#[test]
+fn a_pipe_as_configuration_is_refused_at_once() {
+    let dlock = || {
+        let dlock = Dlock::nowhere();
+        let directory = dlock.home().file("config/dlock");
+        let pipe = format!("{directory}/config.toml");
+        let setup = format!("mkdir -p '{directory}' && mkfifo '{pipe}'");
+        (dlock.after(&setup), pipe)
+    };
+    let words = [
+        "config.toml': it is a pipe, not a file",
+        "hint: write the settings",
+    ];
+    refused(dlock().0.run(["job", "true"]), &words);
+    let (named, pipe) = dlock();
+    refused(named.args(["--config", &pipe]).run(["job", "true"]), &words);
+}
+
 /// "Unknown key in the file: error with the line."
 #[test]
 fn a_bad_file_is_refused_with_the_line() {
