@@ -3,6 +3,8 @@
 
 #[path = "assets/markdown.rs"]
 mod markdown;
+#[path = "assets/schemas.rs"]
+mod schemas;
 #[path = "assets/timeline.rs"]
 mod timeline;
 
@@ -17,6 +19,7 @@ use dlock::cli;
 use dlock::core::doctor::version;
 use dlock::core::run_stats::Outcome;
 use dlock::output::{events, exit, metrics};
+use serde_json::{Value, json};
 
 /// Date of the hand-written parts; change it with them.
 const DATE: &str = "2026-11-25";
@@ -344,6 +347,37 @@ fn pages_in_markdown() {
         );
     }
     check("docs/man/README.md", &markdown::index(&pages));
+}
+
+fn schema(name: &str) -> Value {
+    serde_json::from_str(&read(&format!("contrib/schemas/{name}.schema.json"))).unwrap()
+}
+
+/// Every event is in the schema, with its fields.
+#[test]
+fn schema_of_the_events() {
+    check("contrib/schemas/event.schema.json", &schemas::event());
+}
+
+/// The schemas that are written by hand have the words that dlock prints.
+#[test]
+fn words_in_the_schemas() {
+    let outcomes: Vec<&str> = Outcome::ALL.into_iter().map(Outcome::word).collect();
+    assert_eq!(
+        schema("report")["properties"]["outcome"]["enum"],
+        json!(outcomes)
+    );
+    let page = read("man/notes/dlock-doctor.roff");
+    let (_, findings) = page.split_once(".SH FINDINGS\n").unwrap();
+    let (findings, _) = findings.split_once("\n.SH ").unwrap();
+    let checks: Vec<&str> = findings
+        .split(".TP\n.B ")
+        .skip(1)
+        .filter_map(|it| it.lines().next())
+        .collect();
+    let finding = &schema("doctor")["properties"]["findings"]["items"]["properties"];
+    assert_eq!(finding["check"]["enum"], json!(checks));
+    assert_eq!(schema("ls")["$defs"], schema("status")["$defs"]);
 }
 
 #[test]

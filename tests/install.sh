@@ -15,12 +15,16 @@ use() {
     [ "$("$@" completions bash | head -c 1)" = '#' ] || fail "$* has no completions"
 }
 
-# Manual pages for all that dlock can do, and completions; below a directory such as /usr.
+# Manual pages for all that dlock can do, files for other programs, and completions; below a directory such as /usr.
 look_at() {
     local page
     for page in man/*.[1-8]; do
         local section=${page##*.}
         ls "$1/share/man/man$section/${page##*/}"* >/dev/null || fail "no manual page ${page##*/}"
+    done
+    local file
+    for file in schemas/report.schema.json; do
+        cmp "contrib/$file" "$1/share/dlock/$file" || fail "no ${file##*/}"
     done
     bash -n "$1/share/bash-completion/completions/dlock"
     ls "$1"/share/zsh/*/_dlock "$1/share/fish/vendor_completions.d/dlock.fish" >/dev/null

@@ -28,12 +28,12 @@ use crate::output::stdout;
 use crate::sys::clock;
 
 /// Version of the object that `--json` prints.
-const SCHEMA: u32 = 1;
+const VERSION: u32 = 1;
 
 /// The output of `dlock doctor`.
 #[derive(Serialize)]
 struct DoctorReport<'a> {
-    v: u32,
+    version: u32,
     level: Level,
     findings: Vec<Finding>,
     settings: &'a [Origin],
@@ -47,7 +47,7 @@ pub(super) fn run(backend: &BackendConfig, options: &Options) -> Result<Exit, Fa
     };
     let level = worst(&findings);
     let report = DoctorReport {
-        v: SCHEMA,
+        version: VERSION,
         level,
         findings,
         settings: &options.settings,

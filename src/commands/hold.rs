@@ -19,7 +19,7 @@ use crate::config::backend::BackendConfig;
 use crate::core::hold::{HoldEnd, HoldVerdict, hold_verdict};
 use crate::core::request::Leftovers;
 use crate::core::run_stats::{Outcome, RunStats};
-use crate::core::text::format_duration;
+use crate::core::text::{self, format_duration};
 use crate::core::time::Instant;
 use crate::guard::{self, LaunchOptions};
 use crate::output::exit::{Exit, Failure, OrFail as _};
@@ -206,6 +206,9 @@ pub(crate) fn hold_child(args: &[OsString]) -> Result<Exit, Failure> {
     Ok(Exit::Done)
 }
 
+/// Version of the object that `--json` prints.
+const JSON_VERSION: u32 = 1;
+
 /// The variables that are printed; the key in JSON is the lower-case part after `DLOCK_`.
 const VARIABLES: [&str; 9] = [
     "DLOCK_FENCING_TOKEN",
@@ -249,7 +252,7 @@ fn json(variables: impl Iterator<Item = (&'static str, String)>) -> String {
             Some((key, value))
         })
         .collect();
-    serde_json::Value::from(object).to_string()
+    text::json(JSON_VERSION, &object)
 }
 
 /// Ends a `dlock hold`, waits until it has released the lock, and checks that the lock was held until then.
@@ -329,7 +332,7 @@ mod tests {
         );
         assert_eq!(
             json(variables("it's 1")),
-            r#"{"fencing_token":12,"name":"it's 1"}"#
+            r#"{"version":1,"fencing_token":12,"name":"it's 1"}"#
         );
     }
 

@@ -12,6 +12,9 @@ use super::proof::LeaseId;
 use super::request::Mode;
 use super::text::{format_age, format_duration, json, printable, shown_name};
 
+/// Version of the JSON of `dlock ls` and `dlock status`.
+const VERSION: u32 = 1;
+
 /// One lock with its queue.
 #[derive(Clone, Debug)]
 pub struct ListedLock {
@@ -69,11 +72,14 @@ impl ListedLock {
             holders: Vec<Entry<'a>>,
             waiting: usize,
         }
-        json(&Summary {
-            name: &self.name,
-            holders: self.holders().map(ListedEntry::entry).collect(),
-            waiting: self.waiting(),
-        })
+        json(
+            VERSION,
+            &Summary {
+                name: &self.name,
+                holders: self.holders().map(ListedEntry::entry).collect(),
+                waiting: self.waiting(),
+            },
+        )
     }
 
     /// One line of JSON for `dlock status`.
@@ -86,12 +92,15 @@ impl ListedLock {
             waiting: Vec<Entry<'a>>,
         }
         let waiting = self.entries.iter().filter(|entry| !entry.holds);
-        json(&Detail {
-            name: &self.name,
-            held: !self.entries.is_empty(),
-            holders: self.holders().map(ListedEntry::entry).collect(),
-            waiting: waiting.map(ListedEntry::entry).collect(),
-        })
+        json(
+            VERSION,
+            &Detail {
+                name: &self.name,
+                held: !self.entries.is_empty(),
+                holders: self.holders().map(ListedEntry::entry).collect(),
+                waiting: waiting.map(ListedEntry::entry).collect(),
+            },
+        )
     }
 
     /// The name, safe for a terminal.
@@ -109,7 +118,7 @@ struct Entry<'a> {
     lease: Option<String>,
     /// Whole seconds.
     #[serde(skip_serializing_if = "Option::is_none")]
-    ttl_left: Option<u64>,
+    ttl_left_seconds: Option<u64>,
     mode: &'static str,
     slots: u16,
     /// Absent for clients that are not dlock.
@@ -123,7 +132,7 @@ impl ListedEntry {
         Entry {
             token: self.entry.token.0,
             lease: self.lease().map(|lease| lease.to_string()),
-            ttl_left: self.left.map(|left| left.as_secs()),
+            ttl_left_seconds: self.left.map(|left| left.as_secs()),
             mode: mode.word(),
             slots: mode.slots(),
             holder: self.entry.record.as_ref(),
@@ -261,7 +270,7 @@ mod tests {
         let summary: serde_json::Value = serde_json::from_str(&lock.summary()).unwrap();
         assert_eq!(summary["waiting"], 1);
         assert_eq!(summary["holders"][0]["token"], 4);
-        assert_eq!(summary["holders"][0]["ttl_left"], 12);
+        assert_eq!(summary["holders"][0]["ttl_left_seconds"], 12);
         assert_eq!(summary["holders"][0]["holder"]["pid"], 7);
         let detail: serde_json::Value = serde_json::from_str(&lock.detail()).unwrap();
         assert_eq!(detail["held"], true);

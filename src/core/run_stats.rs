@@ -9,6 +9,9 @@ use super::proof::FencingToken;
 use super::text::json;
 use super::time::Instant;
 
+/// Version of the JSON of a report.
+const VERSION: u32 = 1;
+
 /// The statistics of a run that has not finished.
 #[derive(Clone, Debug)]
 pub struct RunStats {
@@ -197,7 +200,7 @@ impl RunReport {
 
     /// One JSON object on one line.
     pub fn to_json(&self) -> String {
-        json(self) + "\n"
+        json(VERSION, self) + "\n"
     }
 }
 
@@ -260,7 +263,7 @@ mod tests {
         assert_eq!(
             report.to_json(),
             concat!(
-                r#"{"name":"job","outcome":"completed","exit_code":0,"signal":null,"reason":null,"token":7,"#,
+                r#"{"version":1,"name":"job","outcome":"completed","exit_code":0,"signal":null,"reason":null,"token":7,"#,
                 r#""began":"2026-11-23T10:00:00Z","ended":"2026-11-23T10:00:09Z","#,
                 r#""waited_seconds":2.5,"held_seconds":6.5,"proofs":4,"smallest_slack_seconds":2.5,"#,
                 r#""endpoints_from":"built-in default"}"#,

@@ -116,11 +116,17 @@ pub fn escaped(text: &str) -> String {
     shown
 }
 
-/// `value` as JSON on one line that is safe for a terminal: characters that JSON allows but a terminal interprets become
-/// escapes.
-pub fn json(value: &impl Serialize) -> String {
+/// `object` as JSON on one line that is safe for a terminal: characters that JSON allows but a terminal interprets become
+/// escapes. Its first key is the version of its format.
+pub fn json(version: u32, object: &impl Serialize) -> String {
+    #[derive(Serialize)]
+    struct Versioned<'a, T> {
+        version: u32,
+        #[serde(flatten)]
+        object: &'a T,
+    }
     // Texts and numbers always serialise.
-    let plain = serde_json::to_string(value).unwrap_or_default();
+    let plain = serde_json::to_string(&Versioned { version, object }).unwrap_or_default();
     if !plain.chars().any(is_hostile) {
         return plain;
     }
@@ -255,6 +261,8 @@ pub fn is_hostile(character: char) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use proptest::prelude::*;
 
     use super::*;
@@ -403,9 +411,10 @@ mod tests {
 
         #[test]
         fn any_json_is_fit_to_show_and_says_the_same(text in "(?s)[\u{200e}-\u{202f}\u{2066}\u{61c}\u{7f}-\u{9f}a\\PC\\pC]{0,99}") {
-            let shown = json(&text);
+            let shown = json(7, &BTreeMap::from([("text", &text)]));
             prop_assert!(!shown.chars().any(is_hostile), "{shown:?}");
-            prop_assert_eq!(serde_json::from_str::<String>(&shown).ok(), Some(text));
+            let read = serde_json::from_str::<serde_json::Value>(&shown).ok();
+            prop_assert_eq!(read, Some(serde_json::json!({"version": 7, "text": text})));
         }
 
         #[test]

@@ -29,6 +29,9 @@ use crate::sys::syslog::{self, Severity};
 /// `PIPE_BUF` of Linux, `pipe(7)`: a longer write may be torn, or block halfway.
 const MAX_LINE_BYTES: usize = 4096;
 
+/// Version of the JSON of an event.
+const VERSION: u32 = 1;
+
 /// Rooms of dlock that log.
 const ROOMS: [&str; 2] = ["commands", "etcd"];
 
@@ -245,6 +248,7 @@ impl LogRecord {
     fn json(&self) -> String {
         #[derive(Serialize)]
         struct Line<'a> {
+            version: u32,
             ts: &'a str,
             level: &'a str,
             event: &'a str,
@@ -263,6 +267,7 @@ impl LogRecord {
                 .iter()
                 .map(|(name, value)| (name.clone(), short(value)));
             let line = Line {
+                version: VERSION,
                 ts: &ts,
                 level: &self.level.as_str().to_ascii_lowercase(),
                 event: &self.event,
@@ -513,7 +518,10 @@ mod tests {
     fn json_has_one_schema() {
         let line: Value = serde_json::from_str(&said("x \"y\"", "z").json()).unwrap();
         let keys: Vec<&String> = line.as_object().unwrap().keys().collect();
-        assert_eq!(keys, ["event", "fields", "level", "message", "ts"]);
+        assert_eq!(
+            keys,
+            ["event", "fields", "level", "message", "ts", "version"]
+        );
         assert_eq!(line["message"], "x \"y\"");
         assert_eq!(
             (&line["level"], &line["event"]),

@@ -55,7 +55,7 @@ fn many_locks_are_listed_page_by_page() {
         assert_eq!(lock["name"], format!("job-{number:04}"));
         let holders = lock["holders"].as_array().expect("a list");
         assert_eq!((holders.len(), &lock["waiting"]), (1, &1.into()), "{lock}");
-        assert!(holders[0].get("holder").is_none() && holders[0].get("ttl_left").is_none());
+        assert!(holders[0].get("holder").is_none() && holders[0].get("ttl_left_seconds").is_none());
     }
     let table = Dlock::on(&etcd).args(["ls"]).finish().expect_code(0).stdout;
     assert_eq!(table.lines().count(), 1 + LOCKS);

@@ -628,7 +628,10 @@ fn a_lock_is_seen_and_checked() {
     let first = &lock["holders"][0];
     assert_eq!(first["token"], 1);
     assert_eq!(first["holder"]["pid"], holder.process().0);
-    assert_eq!((first.get("lease"), first.get("ttl_left")), (None, None));
+    assert_eq!(
+        (first.get("lease"), first.get("ttl_left_seconds")),
+        (None, None)
+    );
     let shown = on(&["status", "job"]).stdout;
     assert!(
         shown.contains("1 holding, 1 waiting") && !shown.contains('\u{1b}'),
@@ -699,7 +702,7 @@ fn a_lock_is_held_without_a_command() {
         .args(["hold", "--json", "--until-eof", "job"])
         .stdin(Stdio::piped())
         .start();
-    piped.says("{\"fencing_token\":");
+    piped.says("\"fencing_token\":");
     assert!(!piped.stdout().contains("\"key\"") && !piped.stdout().contains("\"lease\""));
     drop(piped.take_stdin());
     piped.wait().expect_code(0).expect_silent();

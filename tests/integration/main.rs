@@ -34,6 +34,7 @@ mod release;
 mod report;
 mod retrying;
 mod rotation;
+mod schemas;
 mod security;
 mod service;
 mod several;

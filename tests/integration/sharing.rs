@@ -453,7 +453,7 @@ fn a_lock_without_a_command_ends_with_its_input_or_a_signal() {
         .args(["hold", "--json", "--until-eof", &name])
         .stdin(std::process::Stdio::piped())
         .start();
-    holder.says("{\"fencing_token\":");
+    holder.says("\"fencing_token\":");
     assert_eq!(etcd.queue(&name).len(), 1);
     // The lock for which this one still waits is not wanted any more.
     let mut waiter = Dlock::on(etcd)

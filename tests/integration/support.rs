@@ -6,6 +6,7 @@ mod cluster;
 mod dlock;
 mod etcd;
 mod fixtures;
+pub(crate) mod json;
 mod link;
 mod metrics;
 mod oracle;

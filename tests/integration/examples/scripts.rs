@@ -47,6 +47,7 @@ pub(super) const RUNNERS: &[Runner] = &[
         Prints(&["job"]),
     ),
     ("dlock-events.7", "DLOCK_LOG=", Prints(&["job"])),
+    ("dlock-json.5", "dlock run --report", Prints(&["job"])),
     ("dlock-local.7", "dlock run --local -n", By(begun)),
     ("dlock-local.7", "install -d -m 2770", By(shared_by_a_group)),
     (
@@ -241,6 +242,10 @@ pub(super) fn adapted(text: &str, home: &Path, endpoints: &str) -> String {
             &format!("{home}/srv/"),
         ),
         ("/backup/", &format!("{home}/backup/")),
+        (
+            "/usr/share/dlock/",
+            concat!(env!("CARGO_MANIFEST_DIR"), "/contrib/"),
+        ),
     ]
     .iter()
     .fold(text.to_owned(), |text, (from, to)| text.replace(from, to))

@@ -14,7 +14,7 @@ use rustix::process::Signal;
 
 use super::etcd::Etcd;
 use super::processes::{MARK, Process, kill_marked, marked};
-use super::{LIMIT, Scratch, eventually, unique};
+use super::{LIMIT, Scratch, eventually, json, unique};
 
 /// The path of the dlock under test: the one in `DLOCK_TEST_BIN`, else the one that cargo built for the tests.
 pub(crate) fn dlock_program() -> &'static str {
@@ -58,6 +58,7 @@ pub(crate) struct Dlock {
 /// A started program; drop kills it and all its descendants.
 pub(crate) struct Running {
     child: Child,
+    line: Vec<OsString>,
     mark: String,
     scratch: Scratch,
 }
@@ -176,6 +177,7 @@ impl Dlock {
             .expect("the program starts");
         Running {
             child,
+            line: self.line,
             mark,
             scratch: self.scratch,
         }
@@ -289,10 +291,12 @@ impl Running {
         let until = super::boot_clock() + limit;
         loop {
             if let Some(status) = self.child.try_wait().expect("our own child") {
+                let (stdout, stderr) = (self.stdout(), self.stderr());
+                json::check_outputs(&self.line, &stdout, &stderr);
                 return Outcome {
                     status,
-                    stdout: self.stdout(),
-                    stderr: self.stderr(),
+                    stdout,
+                    stderr,
                 };
             }
             assert!(
