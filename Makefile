@@ -109,6 +109,8 @@ FILES := 755 $(PROGRAM) bin/dlock $(MANUALS) \
     644 completions/_dlock share/zsh/site-functions/_dlock \
     644 completions/dlock.fish share/fish/vendor_completions.d/dlock.fish \
     $(foreach schema,$(wildcard contrib/schemas/*.json),644 $(schema) share/dlock/schemas/$(notdir $(schema))) \
+    644 contrib/prometheus/dlock.rules.yml share/dlock/prometheus/dlock.rules.yml \
+    644 contrib/grafana/dlock.json share/dlock/grafana/dlock.json \
     644 LICENSE share/doc/dlock/LICENSE
 
 # As root nothing is compiled: its owner could not build again in a target directory with root's files.
@@ -193,7 +195,7 @@ tools-demo:
 
 tools-test:
 	$(call need,$(PROTOC) $(ETCD) faketime=faketime openssl=openssl setsid=util-linux unshare=util-linux script=bsdutils \
-	    strace=strace mandoc=mandoc crontab=cron systemd-analyze=systemd jq=jq zsh=zsh fish=fish /usr/sbin/haproxy=haproxy \
+	    strace=strace mandoc=mandoc crontab=cron systemd-analyze=systemd jq=jq zsh=zsh fish=fish /usr/sbin/haproxy=haproxy prometheus=prometheus \
 	    curl=curl wget=wget /usr/bin/python3=python3 \
 	    /usr/lib/python3/dist-packages/jsonschema=python3-jsonschema /usr/lib/python3/dist-packages/yaml=python3-yaml $(STORES))
 	@[ -x $(ETCD35)/usr/bin/etcdutl ] || tests/etcd35.sh $(ETCD35)

@@ -26,6 +26,7 @@ mod load;
 mod local;
 mod loss;
 mod marks;
+mod monitoring;
 mod output;
 mod pipelines;
 mod proxy;

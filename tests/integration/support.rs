@@ -29,7 +29,7 @@ pub(crate) use dlock::{Dlock, Outcome, Running, dlock_program, previous_program}
 pub(crate) use etcd::{Etcd, etcd_program, etcdctl_program, free_port, search_path};
 pub(crate) use fixtures::{hold, hold_open, holder_and_waiter, is_followed};
 pub(crate) use link::{Bait, BlackHole, Direction, Link, Lost, Mode, Trap};
-pub(crate) use metrics::Metrics;
+pub(crate) use metrics::{Metrics, http_get};
 pub(crate) use oracle::Oracle;
 pub(crate) use permission::{as_root, as_user, in_namespaces, may_trace, not_run, without};
 pub(crate) use processes::{PlainKill, Process, alive};

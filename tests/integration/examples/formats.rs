@@ -28,6 +28,7 @@ pub(super) const RUNNERS: &[Runner] = &[
         By(config),
     ),
     ("dlock-doctor.1", "0 17 * * *", By(crontab)),
+    ("dlock-report.5", "# /etc/prometheus", By(prometheus)),
     ("dlock-run.1", "0 3 * * *", By(crontab)),
     ("dlock-examples.7", "PATH=/usr/local/bin", By(crontab)),
     ("dlock-examples.7", "DLOCK_MAX_HOLD=", By(crontab)),
@@ -442,6 +443,16 @@ fn command_that_notifies(block: &Block) {
     );
     let start = value(&block.text, "ExecStart");
     script(&Etcd::start(), &start).finish().expect_code(0);
+}
+
+/// Prometheus accepts the configuration, with the rules that it names.
+fn prometheus(block: &Block) {
+    let scratch = Scratch::new();
+    let contrib = concat!(env!("CARGO_MANIFEST_DIR"), "/contrib/");
+    let text = block.text.replace("/usr/share/dlock/", contrib);
+    let file = scratch.write("prometheus.yml", &text);
+    let checked = Dlock::program(["promtool", "check", "config", &file]).finish();
+    assert!(checked.expect_code(0).stdout.contains("5 rules found"));
 }
 
 /// YAML, parsed as its readers do.

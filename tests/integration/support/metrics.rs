@@ -1,23 +1,27 @@
-//! The counters of an etcd, in Prometheus' text form.
+//! The counters of an etcd, in Prometheus' text form, and requests by HTTP.
 //! It must not know which client sent which request.
 
-use std::io::{Read as _, Write as _};
+use std::io::{self, Read as _, Write as _};
 use std::net::TcpStream;
 
 use super::Etcd;
+
+/// The body of the answer of a server on this machine.
+pub(crate) fn http_get(port: u16, path: &str) -> io::Result<String> {
+    let mut stream = TcpStream::connect(("127.0.0.1", port))?;
+    stream.write_all(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes())?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    let (_, body) = answer.split_once("\r\n\r\n").unwrap_or_default();
+    Ok(body.to_owned())
+}
 
 /// The counters of an etcd at one moment.
 pub(crate) struct Metrics(String);
 
 impl Metrics {
     pub(crate) fn of(etcd: &Etcd) -> Self {
-        let mut stream = TcpStream::connect(("127.0.0.1", etcd.port())).expect("etcd listens");
-        stream
-            .write_all(b"GET /metrics HTTP/1.0\r\n\r\n")
-            .expect("etcd reads");
-        let mut text = String::new();
-        stream.read_to_string(&mut text).expect("etcd answers");
-        Self(text)
+        Self(http_get(etcd.port(), "/metrics").expect("etcd answers"))
     }
 
     /// How much a counter has grown since `earlier`, over all of its series that have these labels.
