@@ -32,10 +32,7 @@ impl QueueEntry {
     /// The key, if it is in etcd and has no lease. A local entry has no revision.
     pub fn permanent(&self) -> Option<PermanentKey> {
         let is_permanent = self.lease == LeaseId::NONE && self.mod_revision > 0;
-        is_permanent.then(|| PermanentKey {
-            key: self.key.clone(),
-            token: self.token,
-        })
+        is_permanent.then(|| PermanentKey::new(self.key.clone(), self.token))
     }
 
     /// Whether its owner has one of the slots.
@@ -90,6 +87,10 @@ pub struct PermanentKey {
 }
 
 impl PermanentKey {
+    pub const fn new(key: String, token: FencingToken) -> Self {
+        Self { key, token }
+    }
+
     /// For people.
     pub fn describe(&self) -> String {
         printable(&format!(

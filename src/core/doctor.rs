@@ -5,6 +5,7 @@ pub mod certificate;
 mod cluster;
 pub mod endpoints;
 pub mod facts;
+pub mod keys;
 pub mod latency;
 pub mod machine;
 pub mod state_dir;

@@ -137,7 +137,7 @@ fn lease(digits: &[u8]) -> Option<LeaseId> {
 }
 
 /// The first key that does not begin with `prefix`, which ends with a slash.
-fn end_of_prefix(prefix: &str) -> String {
+pub fn end_of_prefix(prefix: &str) -> String {
     let stem = prefix.strip_suffix('/').unwrap_or(prefix);
     // '0' follows '/' in ASCII.
     format!("{stem}0")

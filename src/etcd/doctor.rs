@@ -5,7 +5,7 @@ pub(crate) mod certificates;
 mod http_probe;
 mod trial_lock;
 
-use etcd_client::{Error, StatusResponse};
+use etcd_client::{Error, GetOptions, StatusResponse};
 use tokio::time::timeout;
 
 use self::trial_lock::{STEP_TIMEOUT, complaint};
@@ -17,9 +17,14 @@ use crate::config::Settings;
 use crate::config::credentials::Credentials;
 use crate::config::endpoint::Endpoint;
 use crate::core::doctor::certificate::Certificate;
-use crate::core::doctor::facts::{Answer, Member, MemberStatus, Probe};
+use crate::core::doctor::facts::{Answer, KeyFacts, Member, MemberStatus, Probe};
+use crate::core::keys::end_of_prefix;
+use crate::core::proof::FencingToken;
 use crate::core::time::LeaseTimings;
 use crate::sys::clock;
+
+/// Keys per read.
+const KEYS_PER_READ: i64 = 1000;
 
 /// The results for one endpoint.
 pub(crate) struct Examined {
@@ -76,6 +81,9 @@ async fn probe(
     let took = clock::now().since(asked_at);
     let users = users(&etcd, credentials).await;
     let members = members(&etcd).await;
+    let keys = within(STEP_TIMEOUT, keys(&etcd, &settings.prefix))
+        .await
+        .ok();
     let (trial, granted_by) = trial_lock::run(&etcd, &settings.prefix, timings).await;
     let header = status
         .as_ref()
@@ -88,6 +96,7 @@ async fn probe(
         members,
         users,
         trial,
+        keys,
     })
 }
 
@@ -123,6 +132,30 @@ async fn users(etcd: &Connection, credentials: Option<&Credentials>) -> Option<b
         Ok(_) => Some(true),
         Err(error) if error.kind == ErrorKind::Refused => Some(false),
         Err(_) => None,
+    }
+}
+
+/// The keys under the prefix, as this member has them: it needs no majority for that.
+async fn keys(etcd: &Connection, prefix: &str) -> Result<KeyFacts, LockError> {
+    let end = end_of_prefix(prefix);
+    let (mut facts, mut from) = (KeyFacts::default(), prefix.as_bytes().to_vec());
+    loop {
+        let options = GetOptions::new()
+            .with_range(end.as_str())
+            .with_limit(KEYS_PER_READ)
+            .with_keys_only()
+            .with_serializable();
+        let read = etcd.kv().get(from, Some(options)).await?;
+        facts.count += read.kvs().len();
+        let permanent = read.kvs().iter().filter(|key| key.lease() == 0);
+        facts.permanent.extend(permanent.map(|key| {
+            let name = String::from_utf8_lossy(key.key()).into_owned();
+            (name, FencingToken(key.create_revision()))
+        }));
+        match read.kvs().last().filter(|_| read.more()) {
+            Some(last) => from = [last.key(), &[0]].concat(),
+            None => return Ok(facts),
+        }
     }
 }
 

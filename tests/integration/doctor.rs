@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use crate::support::{
     BlackHole, Certificates, Cluster, Direction, Dlock, Etcd, Link, Mode, Scratch, boot_clock,
-    since,
+    dlock_program, hold, search_path, since,
 };
 
 /// The output of one doctor.
@@ -80,6 +80,46 @@ impl Diagnosis {
         let setting = all.iter().find(|setting| setting["option"] == option)?;
         Some((setting["value"].as_str()?, setting["source"].as_str()?))
     }
+}
+
+/// "A key without a lease is a warning: no dlock writes one, it never expires, and it can keep a lock for ever. The hint deletes
+/// it" (dlock-doctor(1)).
+#[test]
+fn keys_without_a_lease_are_named_with_the_line_that_deletes_them() {
+    let etcd = Etcd::start();
+    let _holder = hold(Dlock::on(&etcd), &["--slots=2"], "job");
+    Diagnosis::of(Dlock::on(&etcd), &[]).is_fine(&["keys"]);
+    let keys = [
+        (
+            "dlock/lock/nightly report/1f",
+            "the lock 'nightly report' is taken for ever",
+        ),
+        ("dlock/notes", "no dlock has written it"),
+        ("dlock/once/backup", "no run with --once-per starts"),
+        ("dlock/slot/job/1", "a slot is taken for ever"),
+    ];
+    for (key, _) in keys {
+        etcd.ctl(&["put", &key.replace(' ', "%20"), "x"]);
+    }
+    let found = Diagnosis::of(Dlock::on(&etcd), &[]);
+    assert_eq!(found.findings("keys").len(), keys.len());
+    for (key, says) in keys {
+        let key = key.replace(' ', "%20");
+        found.says("keys", &key, "warning", &[says, "has no lease"]);
+    }
+    for finding in found.findings("keys") {
+        let hint = finding["hint"].as_str().expect("a hint");
+        let (_, line) = hint.split_once(": ").expect("a line of shell");
+        let line = line.replace("dlock break", &format!("{} break", dlock_program()));
+        Dlock::program(["sh", "-c", &line])
+            .env("PATH", search_path())
+            .env("DLOCK_ENDPOINTS", etcd.endpoint())
+            .env("ETCDCTL_ENDPOINTS", etcd.endpoint())
+            .env("ETCDCTL_API", "3")
+            .finish()
+            .expect_code(0);
+    }
+    Diagnosis::of(Dlock::on(&etcd), &[]).is_fine(&["keys"]);
 }
 
 /// All checks of etcd, except the version, which the tests do not choose.

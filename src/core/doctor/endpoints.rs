@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::facts::{Answer, Complaint, NO_LEADER, Named, Probe, Trial};
 use super::latency;
-use super::{Finding, Level, cluster};
+use super::{Finding, Level, cluster, keys};
 use crate::core::cluster_id::ClusterId;
 use crate::core::proof::Header;
 use crate::core::text::format_duration;
@@ -68,6 +68,7 @@ pub fn check_endpoints(asked: &[Probe], asking: &ProbeSettings) -> Vec<Finding> 
     ));
     findings.extend(user(&answers, asking));
     findings.extend(permission(&answers, asking));
+    findings.extend(keys::check_keys(&answers, asking.prefix));
     let proofs = answers
         .iter()
         .filter(|(_, answer)| !answer.trial.proofs.is_empty());

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use super::latency::Proof;
-use crate::core::proof::{Header, is_grpc_proxy};
+use crate::core::proof::{FencingToken, Header, is_grpc_proxy};
 
 pub(super) const NO_LEADER: &str = "most members of the cluster are down or cut off from this one, or their disks hang, or an election is under way: try again in a few seconds";
 
@@ -59,6 +59,8 @@ pub struct Answer {
     /// Whether authentication is enabled; `None` without a user.
     pub users: Option<bool>,
     pub trial: Trial,
+    /// The keys under the prefix; `None` if they could not be read.
+    pub keys: Option<KeyFacts>,
 }
 
 impl Answer {
@@ -66,6 +68,14 @@ impl Answer {
     pub fn is_from_proxy(&self) -> bool {
         is_grpc_proxy(self.members.iter().map(|member| member.id))
     }
+}
+
+/// The keys under the prefix.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct KeyFacts {
+    pub count: usize,
+    /// Those without a lease.
+    pub permanent: Vec<(String, FencingToken)>,
 }
 
 /// The status that a member reports.

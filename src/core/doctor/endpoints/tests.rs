@@ -2,7 +2,7 @@
 //! They send no request.
 
 use super::*;
-use crate::core::doctor::facts::{Member, MemberStatus};
+use crate::core::doctor::facts::{KeyFacts, Member, MemberStatus};
 use crate::core::doctor::worst;
 
 const URLS: [&str; 3] = ["http://a:2379", "http://b:2379", "http://c:2379"];
@@ -42,6 +42,7 @@ fn healthy(count: usize) -> Vec<Probe> {
                 key: Ok(()),
                 proofs: vec![Ok(Duration::from_millis(2)); 5],
             },
+            keys: Some(KeyFacts::default()),
         }),
     };
     members.iter().map(asked).collect()
