@@ -136,3 +136,57 @@ fn no_dependency_needs_a_newer_compiler() {
         "the README does not say {promise:?}"
     );
 }
+
+/// A lock file as it is.
+fn lock_file(path: &str) -> toml::Table {
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
+    toml::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
+}
+
+fn packages(lock: &toml::Table) -> impl Iterator<Item = (&str, &str, &toml::Value)> {
+    let all = lock["package"].as_array().unwrap().iter();
+    all.map(|it| {
+        (
+            it["name"].as_str().unwrap(),
+            it["version"].as_str().unwrap(),
+            it,
+        )
+    })
+}
+
+/// The fuzz targets are a workspace of their own, with a lock file of its own: they must test what is shipped.
+#[test]
+fn the_fuzz_targets_have_the_same_dependencies() {
+    const STALE: &str =
+        "fuzz/Cargo.lock is stale: copy Cargo.lock over it, and run cargo metadata in fuzz";
+    let (ours, theirs) = (lock_file("Cargo.lock"), lock_file("fuzz/Cargo.lock"));
+    let mut shared = 0;
+    for (name, version, package) in packages(&theirs) {
+        let known: Vec<&str> = packages(&ours)
+            .filter(|it| it.0 == name)
+            .map(|it| it.1)
+            .collect();
+        assert!(
+            known.is_empty() || known.contains(&version),
+            "{name} {version}: {STALE}"
+        );
+        shared += usize::from(!known.is_empty());
+        if name == env!("CARGO_PKG_NAME") {
+            let manifest = lock_file("Cargo.toml");
+            let wanted: Vec<&str> = manifest["dependencies"]
+                .as_table()
+                .unwrap()
+                .keys()
+                .map(String::as_str)
+                .collect();
+            let named = package["dependencies"].as_array().unwrap().iter();
+            // A version follows the name where there are two.
+            let mut named: Vec<&str> = named
+                .map(|it| it.as_str().unwrap().split(' ').next().unwrap())
+                .collect();
+            named.sort_unstable();
+            assert_eq!(named, wanted, "{STALE}");
+        }
+    }
+    assert!(shared > 100, "{shared}");
+}
