@@ -4,7 +4,7 @@
 use std::env;
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
-use std::net::TcpListener;
+use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Output, Stdio};
 use std::sync::{LazyLock, Mutex};
@@ -241,7 +241,10 @@ impl Etcd {
 
     pub(crate) fn kill(&self) {
         self.process().signal(Signal::KILL);
-        eventually(LIMIT, "etcd is dead", || !alive(self.process()));
+        // The first thread of a process may be dead while others, and with them its sockets, are not.
+        eventually(LIMIT, "etcd is dead", || {
+            !alive(self.process()) && TcpStream::connect(("127.0.0.1", self.port)).is_err()
+        });
     }
 
     /// Starts the server again, killing it first if it still runs; does not wait for it.
