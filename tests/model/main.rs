@@ -42,6 +42,20 @@
 //! A keepalive renews a lease also when it proves nothing, as behind a proxy. So a waiter whose turn has come gives its
 //! entry up by the rule of [`Turn`](dlock::core::turn::Turn), else it blocks the queue for ever.
 //!
+//! # The times of `--once-per` and `--min-hold`
+//!
+//! [`periods`] has a model of its own: the leases that outlive a command, with requests that are late, lost or answered late, and a
+//! client that leaves or is killed at any moment. It takes from the code when a lease is too old for a start
+//! ([`Grant::is_young`](dlock::core::preparation::Grant::is_young)), and when a mark counts
+//! ([`Mark::is_still_young`](dlock::core::preparation::Mark::is_still_young)).
+//!
+//! - Between two starts, the whole period passes but for the second that a lease may be old at a start. A mark that was
+//!   only requested, or a lease of any age, is not enough.
+//! - A mark whose owner took it back without a run prevents no run of the next in the queue. That needs its revocation before the
+//!   deletion of the entry.
+//! - A release whose answer was lost is repeated with the lease of the entry as its condition: by name alone it would delete
+//!   the entry that cools down.
+//!
 //! # Bounds
 //!
 //! | | |
@@ -50,6 +64,7 @@
 //! | clocks | each host's rate constant, 10 % slow or 10 % fast against the leader's |
 //! | guard | as late as the promise allows: 0.5 s, and that always |
 //! | network | every message may be lost, repeated, overtaken, and late by 1 s |
+//! | periods | 3 s; two clients; of one of them two requests are given up, or its wait ends, or it is killed (520,000 and 140,000 states) |
 //! | clients | two (three where it says so), each takes the lock once |
 //! | etcd | two members that lead in turn and one election; or no election and one revocation |
 //! | dlock | stopped once, for any time (not among newcomers, not among three); one waiter killed, or a whole queue deleted, where it says so |
@@ -61,6 +76,7 @@
 
 mod cluster;
 mod host;
+mod periods;
 mod steps;
 mod world;
 
