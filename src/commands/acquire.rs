@@ -213,7 +213,13 @@ impl<B: LockBackend> Acquirer<'_, B> {
         name: &LockName,
         seen: &mut Seen,
     ) -> Event<B::Session> {
-        let give_up_at = self.give_up_at();
+        let give_up_at = match (self.give_up_at(), next, &taken) {
+            // A run that does not wait ends at a silent etcd, too.
+            (None, None, [one, ..]) if self.run.lock.request.wait_policy == WaitPolicy::NoWait => {
+                Some(clock::now() + one.lock.timings().renew_interval())
+            }
+            (limit, ..) => limit,
+        };
         let mut held_back = Vec::new();
         let event = {
             let reporter = WaitReporter::new(name, self.began_at, give_up_at);

@@ -155,7 +155,7 @@ impl<'a, S: LockSession> Supervision<'a, S> {
                 self.last_failure = None;
                 self.stats.proven(slack);
             }
-            Action::Inconclusive(doubt) => self.log_inconclusive(doubt),
+            Action::Inconclusive(lock, doubt) => self.log_inconclusive(lock, doubt),
         }
         None
     }
@@ -353,11 +353,11 @@ impl<'a, S: LockSession> Supervision<'a, S> {
         );
     }
 
-    fn log_inconclusive(&mut self, doubt: Inconclusive) {
+    fn log_inconclusive(&mut self, lock: LockIndex, doubt: Inconclusive) {
         let cause = doubt.describe();
         info!(
             event = events::RENEWAL_DOUBTFUL,
-            lock = %self.run.name,
+            lock = %self.name_of(lock),
             cause,
             left_seconds = seconds(self.left()),
             "a renewal proved nothing, {} left: {cause}",

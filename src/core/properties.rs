@@ -352,7 +352,7 @@ impl Model {
                     self.killed = true;
                 }
                 Action::Lost(..) | Action::Unguarded => self.announced += 1,
-                Action::Proven { .. } | Action::Inconclusive(_) => {}
+                Action::Proven { .. } | Action::Inconclusive(..) => {}
                 Action::MaxHold => return Err(TestCaseError::fail("there is no limit")),
             }
         }

@@ -53,7 +53,7 @@ pub enum Action {
     /// A renewal moved the deadlines when this was left until the old `stop_at`.
     Proven { slack: Duration },
     /// A renewal was answered but does not count.
-    Inconclusive(Inconclusive),
+    Inconclusive(LockIndex, Inconclusive),
 }
 
 /// For the log of -vv.
@@ -103,7 +103,7 @@ impl fmt::Display for Action {
             Self::Proven { slack } => {
                 write!(f, "the lock is proven, {} early", format_duration(*slack))
             }
-            Self::Inconclusive(doubt) => write!(f, "no proof: {}", doubt.describe()),
+            Self::Inconclusive(_, doubt) => write!(f, "no proof: {}", doubt.describe()),
         }
     }
 }
@@ -263,7 +263,9 @@ impl Watchdog {
             }
             // Another lock still has the earlier deadlines.
             Some(Finding::Proven) | None => {}
-            Some(Finding::Inconclusive(doubt)) => self.actions.push(Action::Inconclusive(doubt)),
+            Some(Finding::Inconclusive(doubt)) => {
+                self.actions.push(Action::Inconclusive(lock, doubt));
+            }
             Some(Finding::Lost(loss)) => self.lose(lock, loss, now),
         }
     }
@@ -486,7 +488,7 @@ mod tests {
                 sent_at + Duration::from_secs(1),
                 &of(LockEvent::Renewed(doubtful))
             ),
-            [Action::Inconclusive(Inconclusive::OtherTerm)]
+            [Action::Inconclusive(FIRST, Inconclusive::OtherTerm)]
         );
         assert_eq!(watchdog.deadlines(), before);
         assert!(watchdog.due_at().unwrap() <= sent_at + Duration::from_secs(1));

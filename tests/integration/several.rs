@@ -3,14 +3,15 @@
 
 use std::fs;
 use std::process::Stdio;
+use std::time::Duration;
 
 use crate::support::{
-    Dlock, Etcd, LIMIT, Running, Scratch, Signal, dlock_program, eventually, hold, hold_open,
-    let_pass, unique,
+    Dlock, Etcd, LIMIT, Link, Mode, Running, Scratch, Signal, dlock_program, eventually, hold,
+    hold_open, let_pass, unique,
 };
 
 /// The shortest TTL that dlock allows.
-const TTL: std::time::Duration = std::time::Duration::from_secs(5);
+const TTL: Duration = Duration::from_secs(5);
 
 /// Two names, in the order in which dlock takes the locks.
 fn two_names(stem: &str) -> (String, String) {
@@ -274,6 +275,36 @@ fn a_lock_that_is_lost_during_the_wait_is_awaited_again() {
         .expect_stderr(&[&words])
         .expect_stdout("ran\n");
     assert!(etcd.queue(&a).is_empty() && etcd.queue(&b).is_empty());
+}
+
+/// "If one of them is lost during the wait, dlock gives back all others and queues again for all locks": also after an outage
+/// that both entries did not survive. The command runs only when both are held again.
+#[test]
+fn an_outage_longer_than_the_lease_starts_the_wait_again() {
+    let etcd = Etcd::shared();
+    let (a, b) = two_names("outage");
+    let link = Link::to(etcd.port());
+    let mut holder = hold_open(Dlock::on(etcd), &[], &b);
+    let mut waiter = Dlock::at(&link.endpoint())
+        .run(["--ttl=5", "--also", &b, &a, "echo", "ran"])
+        .start();
+    etcd.queue_of(&b, 2);
+    link.both(Mode::Drop);
+    let mut next = hold_open(Dlock::on(etcd), &[], &a);
+    etcd.queue_of(&b, 1);
+    link.both(Mode::Pass);
+    etcd.queue_of(&a, 2);
+    holder.let_go();
+    assert_eq!(waiter.stdout(), "");
+    next.let_go();
+    let words = format!("lost lock '{a}' before the others were held");
+    waiter
+        .wait_within(LIMIT * 2)
+        .expect_code(0)
+        .expect_stderr(&[&words])
+        .expect_stdout("ran\n");
+    etcd.queue_of(&a, 0);
+    etcd.queue_of(&b, 0);
 }
 
 /// "Not with --once-per, --min-hold, --supersede or --reentrant", nor with one name twice.
