@@ -8,6 +8,7 @@
 //! | what proves that the lock is ours, and for how long? | `core/proof.rs`, `core/proven_lock.rs`, `core/time.rs` |
 //! | when is the next renewal? | `core/heartbeat.rs` |
 //! | which keys does a lock have, and which entries block ours? | `core/name.rs`, `core/keys.rs`, `core/blockers.rs` |
+//! | which waiters wait for each other in a ring, and which of them leaves? | `core/deadlock.rs` |
 //! | whose command may still run when we have the lock? | `core/lock_delay.rs` |
 //! | what does the holder record say? | `core/holder.rs`, `host/identity.rs` |
 //! | what do both kinds of lock have in common? | `lock/` |

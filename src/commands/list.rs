@@ -11,7 +11,7 @@ use super::select_backend::reader;
 use super::{block_on, failed};
 use crate::cli::inspect::{ListFormat, ListRequest};
 use crate::config::backend::BackendConfig;
-use crate::core::listing::{ListedEntry, ListedLock};
+use crate::core::listing::{ListedEntry, ListedLock, NestedWaits};
 use crate::core::text::{fit, table};
 use crate::lock::error::LockError;
 use crate::lock::reader::{LockReader, Selection, Snapshot};
@@ -81,21 +81,31 @@ impl Viewer<'_> {
 
     /// Reads the locks; the text has a line of JSON for each, or a table.
     async fn show(&self, format: ListFormat) -> Result<(String, Snapshot), LockError> {
-        // A list keeps only its rows, a status keeps the whole lock.
-        let (mut lines, mut rows, mut only) = (String::new(), heads(), None);
+        let (mut locks, mut waits) = (Vec::new(), NestedWaits::default());
         let (now, columns) = (clock::since_1970(), stdout::columns());
-        let mut take = |lock: ListedLock| match self.which {
-            Selection::One(_) => only = Some(lock),
-            Selection::BeginningWith(_) if format.json => lines += &(lock.summary() + "\n"),
-            Selection::BeginningWith(_) => rows.extend(holder_rows(&lock, now)),
+        let mut take = |mut lock: ListedLock| {
+            if let Selection::BeginningWith(_) = self.which {
+                waits.add(&lock);
+                lock.drop_waiters();
+            }
+            locks.push(lock);
         };
         let snapshot = self.reader.read(self.which, &mut take).await?;
+        for lock in &mut locks {
+            waits.show_in(lock);
+        }
         let text = match self.which {
-            Selection::BeginningWith(_) if format.json => lines,
-            Selection::BeginningWith(_) => fitted(rows, &[0, 1], columns),
+            Selection::BeginningWith(_) if format.json => {
+                let lines = locks.iter().map(|lock| lock.summary() + "\n");
+                lines.collect()
+            }
+            Selection::BeginningWith(_) => {
+                let rows = locks.iter().flat_map(|lock| holder_rows(lock, now));
+                fitted(heads().into_iter().chain(rows).collect(), &[0, 1], columns)
+            }
             Selection::One(name) => {
                 let free = || ListedLock::new(&name.encoded(), Vec::new());
-                let lock = only.unwrap_or_else(free);
+                let lock = locks.pop().unwrap_or_else(free);
                 if format.json {
                     lock.detail() + "\n"
                 } else {

@@ -10,7 +10,9 @@ use super::run_end::RunEnd;
 use super::run_locked;
 use crate::config::backend::BackendConfig;
 use crate::config::setting::Setting;
+use crate::core::holder::Holder;
 use crate::core::keys::LockKeys;
+use crate::core::request::WaitPolicy;
 use crate::core::run_stats::RunStats;
 use crate::core::time::LeaseTimings;
 use crate::etcd::Cluster;
@@ -62,12 +64,16 @@ pub(super) fn execute(
         grace: lock.grace,
         leftovers: run.leftovers,
     };
-    let record = identity::holder(
-        run.program,
-        lock.note.as_deref(),
-        lock.request.mode,
-        lock.grace,
-    );
+    let record = Holder {
+        held: identity::outer_locks(&config.scope()),
+        limited: lock.request.wait_policy != WaitPolicy::Forever,
+        ..identity::holder(
+            run.program,
+            lock.note.as_deref(),
+            lock.request.mode,
+            lock.grace,
+        )
+    };
     // A shorter lifetime, for the references that are added here.
     let mut launch_options: LaunchOptions = launch_options;
     launch_options.cleared = cleared_variables();

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::name::LockName;
 use super::proof::LeaseId;
 use super::request::Mode;
 use super::text::{elided, printable, truncate};
@@ -18,6 +19,9 @@ const MAX_NOTE_COLUMNS: usize = 60;
 
 /// Maximum length of a record in bytes.
 const MAX_RECORD_BYTES: usize = 1024;
+
+/// Maximum length of the list of outer locks in a record, in bytes; the innermost one is there even if it is longer.
+const MAX_HELD_BYTES: usize = 256;
 
 /// The record. Texts may contain anything: show them through [`printable`] or [`Holder::sentence`].
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -69,6 +73,20 @@ pub struct Holder {
     /// A request to its owner to give the lock up.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub asked: Option<StopRequest>,
+    /// The locks around its owner, outermost first. The record in etcd has those of a long list that are innermost; the
+    /// first of these lists the others in its own record.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub held: Vec<OuterLock>,
+    /// Its owner waits for a limited time, so it blocks nobody for ever.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub limited: bool,
+}
+
+/// A lock that is held around the owner of a record.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OuterLock {
+    pub name: String,
+    pub token: i64,
 }
 
 /// A request to the owner of an entry, made by a change of its record.
@@ -144,9 +162,15 @@ impl Holder {
         Duration::from_millis(self.grace_ms)
     }
 
+    /// Whether its owner holds other locks and waits without limit.
+    pub fn is_nested(&self) -> bool {
+        !self.held.is_empty() && !self.limited
+    }
+
     /// The value of the key: at most 1 KiB; the longest texts are truncated to reach that.
     pub fn to_json(&self) -> String {
         let mut record = self.clone();
+        record.shorten_held();
         loop {
             // A struct of texts and numbers always serialises.
             let json = serde_json::to_string(&record).unwrap_or_default();
@@ -155,6 +179,21 @@ impl Holder {
             };
             record.shorten(excess + 1);
         }
+    }
+
+    /// Removes outer locks until the list fits, and those whose names no lock can have.
+    fn shorten_held(&mut self) {
+        self.held.retain(|one| one.name.parse::<LockName>().is_ok());
+        let mut room = MAX_HELD_BYTES;
+        let fitting = self.held.iter().rev().take_while(|one| {
+            let is_first = room == MAX_HELD_BYTES;
+            let length = serde_json::to_string(one).unwrap_or_default().len() + 1;
+            let left = room.checked_sub(length);
+            room = left.unwrap_or(0);
+            left.is_some() || is_first
+        });
+        let removed = self.held.len() - fitting.count();
+        self.held.drain(..removed);
     }
 
     /// Removes `excess` bytes from the longest text, or all of it.
@@ -418,6 +457,34 @@ mod tests {
         assert_eq!((cut.user.as_str(), cut.pid, cut.url), ("alice", 12, None));
     }
 
+    /// "the record stays small": fifty locks around a waiter are listed as far as they fit, the innermost ones.
+    #[test]
+    fn a_long_list_of_outer_locks_is_cut_from_the_outside() {
+        let outer = |name: String, token| OuterLock { name, token };
+        let held: Vec<OuterLock> = (1..=50)
+            .map(|token| outer(format!("lock {token}"), token))
+            .collect();
+        let written = |held: &[OuterLock]| {
+            let record = Holder {
+                held: held.to_vec(),
+                ..alice()
+            };
+            let json = record.to_json();
+            assert!(json.len() <= MAX_RECORD_BYTES, "{}", json.len());
+            Holder::parse(json.as_bytes()).unwrap().held
+        };
+        let kept = written(&held);
+        assert_eq!(kept, held[held.len() - kept.len()..]);
+        assert!((5..50).contains(&kept.len()), "{kept:?}");
+        let long = [
+            outer("x".repeat(200), 1),
+            outer("\"".repeat(255), 2),
+            outer("y".repeat(256), 3),
+        ];
+        assert_eq!(written(&long), long[1..2]);
+        assert_eq!(written(&held[..2]), held[..2]);
+    }
+
     /// dlock adds a request to a record that another client has written.
     #[test]
     fn a_long_mode_is_cut() {
@@ -455,9 +522,11 @@ mod tests {
         }
 
         #[test]
-        fn any_record_fits(note in ".{0,2000}", program in ".{0,2000}", host in ".{0,500}", url in ".{0,1500}", why in ".{0,900}", mode in ".{0,900}") {
+        fn any_record_fits(note in ".{0,2000}", program in ".{0,2000}", host in ".{0,500}", url in ".{0,1500}", why in ".{0,900}", mode in ".{0,900}",
+            names in proptest::collection::vec(".{0,300}", 0..20)) {
+            let held = names.into_iter().map(|name| OuterLock { name, token: i64::MAX }).collect();
             let asked = Some(StopRequest { to: StopKind::Stop, by: host.clone(), why: Some(why) });
-            let holder = Holder { note: Some(note), program, host, url: Some(url), asked, mode, ..alice() };
+            let holder = Holder { note: Some(note), program, host, url: Some(url), asked, mode, held, ..alice() };
             let json = holder.to_json();
             prop_assert!(json.len() <= MAX_RECORD_BYTES);
             prop_assert!(Holder::parse(json.as_bytes()).is_some());

@@ -1,6 +1,7 @@
 //! Locks with their holders and waiters, as text for people and as JSON.
 //! It must not know how the queues are read, nor where they are shown.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use serde::Serialize;
@@ -22,6 +23,7 @@ pub struct ListedLock {
     pub name: String,
     /// The entries, the oldest first.
     pub entries: Vec<ListedEntry>,
+    waiting: usize,
 }
 
 /// An entry of the queue.
@@ -32,6 +34,35 @@ pub struct ListedEntry {
     /// Time until its lease expires without a further renewal, by the server's count; for a local lock, the rest of a
     /// cooldown.
     pub left: Option<Duration>,
+    /// The other locks that its command waits for, as far as they were read.
+    pub waits_for: Vec<String>,
+}
+
+/// The waits of commands that hold locks: for each held name and token, the names of the locks that are waited for.
+#[derive(Debug, Default)]
+pub struct NestedWaits(BTreeMap<(String, i64), BTreeSet<String>>);
+
+impl NestedWaits {
+    /// Adds the waiters of a lock.
+    pub fn add(&mut self, lock: &ListedLock) {
+        let waiters = lock.entries.iter().filter(|one| !one.holds);
+        let records = waiters.filter_map(|one| one.entry.record.as_ref());
+        for outer in records.flat_map(|record| &record.held) {
+            let held = (outer.name.clone(), outer.token);
+            let waits = self.0.entry(held).or_default();
+            waits.insert(lock.name.clone());
+        }
+    }
+
+    /// Shows with the holders of a lock what their commands wait for.
+    pub fn show_in(&self, lock: &mut ListedLock) {
+        let name = &lock.name;
+        for one in lock.entries.iter_mut().filter(|one| one.holds) {
+            let held = (name.clone(), one.entry.token.0);
+            let waits = self.0.get(&held).into_iter().flatten();
+            one.waits_for = waits.cloned().collect();
+        }
+    }
 }
 
 impl ListedLock {
@@ -40,18 +71,24 @@ impl ListedLock {
         queue.sort_by_key(|entry| entry.token);
         let first = holders(&queue);
         let name = LockName::decode(encoded);
+        let entries = queue.into_iter().zip(first);
+        let entries = entries.map(|(entry, first)| ListedEntry {
+            holds: first && !entry.is_pending(),
+            entry,
+            left: None,
+            waits_for: Vec::new(),
+        });
+        let entries: Vec<ListedEntry> = entries.collect();
         Self {
             name: name.map_or_else(|| encoded.to_owned(), |name| name.to_string()),
-            entries: queue
-                .into_iter()
-                .zip(first)
-                .map(|(entry, first)| ListedEntry {
-                    holds: first && !entry.is_pending(),
-                    entry,
-                    left: None,
-                })
-                .collect(),
+            waiting: entries.iter().filter(|entry| !entry.holds).count(),
+            entries,
         }
+    }
+
+    /// Removes the waiters, which still count: a list shows none of them.
+    pub fn drop_waiters(&mut self) {
+        self.entries.retain(|entry| entry.holds);
     }
 
     /// The entries that hold the lock.
@@ -61,7 +98,7 @@ impl ListedLock {
 
     /// Number of waiters.
     pub fn waiting(&self) -> usize {
-        self.entries.len() - self.holders().count()
+        self.waiting
     }
 
     /// One line of JSON for `dlock ls`.
@@ -124,6 +161,8 @@ struct Entry<'a> {
     /// Absent for clients that are not dlock.
     #[serde(skip_serializing_if = "Option::is_none")]
     holder: Option<&'a Holder>,
+    #[serde(skip_serializing_if = "<[String]>::is_empty")]
+    waits_for: &'a [String],
 }
 
 impl ListedEntry {
@@ -136,6 +175,7 @@ impl ListedEntry {
             mode: mode.word(),
             slots: mode.slots(),
             holder: self.entry.record.as_ref(),
+            waits_for: &self.waits_for,
         }
     }
 
@@ -174,6 +214,13 @@ impl ListedEntry {
         words.extend(record.result.as_ref().map(|result| format!("({result})")));
         let asked = record.asked.as_ref();
         words.extend(asked.map(|ask| format!("(asked to leave by {})", ask.describe())));
+        if !self.waits_for.is_empty() {
+            words.push(format!("(waits for {})", quoted(&self.waits_for)));
+        }
+        if !self.holds && !record.held.is_empty() {
+            let held = record.held.iter().map(|outer| &outer.name);
+            words.push(format!("(holds {})", quoted(held)));
+        }
         printable(&words.join(" "))
     }
 
@@ -219,6 +266,12 @@ impl ListedEntry {
     }
 }
 
+/// Names in quotes: `'A', 'B'`.
+fn quoted<'a>(names: impl IntoIterator<Item = &'a String>) -> String {
+    let quoted = names.into_iter().map(|name| format!("'{name}'"));
+    quoted.collect::<Vec<_>>().join(", ")
+}
+
 fn other_client() -> String {
     "another client".to_owned()
 }
@@ -227,6 +280,7 @@ fn other_client() -> String {
 mod tests {
     use proptest::prelude::*;
 
+    use super::super::holder::OuterLock;
     use super::super::proof::FencingToken;
     use super::*;
 
@@ -291,6 +345,33 @@ mod tests {
         assert_eq!(lock.entries[0].state(), "exclusive, not started");
         let detail: serde_json::Value = serde_json::from_str(&lock.detail()).unwrap();
         assert_eq!(detail["waiting"][0]["holder"]["pending"], true);
+    }
+
+    /// "`status` shows who waits for what while holding what", and a list what the command of a holder waits for.
+    #[test]
+    fn nested_waits_are_shown() {
+        let nested = Holder {
+            held: vec![OuterLock {
+                name: "a b".to_owned(),
+                token: 4,
+            }],
+            ..bob(Mode::Exclusive)
+        };
+        let inner = ListedLock::new("b", vec![entry(5, None), entry(6, Some(nested))]);
+        assert_eq!(inner.entries[1].note(), "sh \"a b\" (holds 'a b')");
+        let mut waits = NestedWaits::default();
+        waits.add(&inner);
+        let queue = vec![entry(4, Some(bob(Mode::Exclusive))), entry(7, None)];
+        let mut outer = ListedLock::new("a%20b", queue);
+        outer.drop_waiters();
+        waits.show_in(&mut outer);
+        assert_eq!((outer.entries.len(), outer.waiting()), (1, 1));
+        assert_eq!(outer.entries[0].note(), "sh \"a b\" (waits for 'b')");
+        let summary: serde_json::Value = serde_json::from_str(&outer.summary()).unwrap();
+        assert_eq!(summary["holders"][0]["waits_for"], serde_json::json!(["b"]));
+        let detail: serde_json::Value = serde_json::from_str(&inner.detail()).unwrap();
+        let held = serde_json::json!([{"name": "a b", "token": 4}]);
+        assert_eq!(detail["waiting"][0]["holder"]["held"], held);
     }
 
     #[test]

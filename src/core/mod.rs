@@ -4,6 +4,7 @@
 pub mod abandoned;
 pub mod blockers;
 pub mod cluster_id;
+pub mod deadlock;
 pub mod doctor;
 pub mod fence;
 pub mod forwarding;

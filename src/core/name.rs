@@ -194,6 +194,11 @@ impl HeldLocks {
         here.or_else(|| inner.find(|link| link.name == *name))
     }
 
+    /// The locks in this scope, outermost first.
+    pub fn within(&self, scope: &Scope) -> impl Iterator<Item = &HeldLock> {
+        self.0.iter().filter(move |link| link.scope == *scope)
+    }
+
     /// A lock `name` in any scope with this token.
     pub fn with_token(&self, name: &LockName, token: i64) -> Option<&HeldLock> {
         let mut inner = self.0.iter().rev();

@@ -82,12 +82,20 @@ impl LockBackend for EtcdBackend {
                     all => all_asked = all?,
                 }
             }
-            let superseding =
-                self.supersede_the_rest(all_asked, entry.ownership.entry, entry.timings);
+            let (entered_as, timings) = (entry.ownership.entry, entry.timings);
+            let superseding = self.supersede_the_rest(all_asked, entered_as, timings);
+            let deadlocked = async {
+                // No entry comes before ours once we are the first.
+                if is_free || !self.requests.record.is_nested() {
+                    return std::future::pending().await;
+                }
+                self.deadlocked(entered_as, timings).boxed_local().await
+            };
             let outcome = tokio::select! {
                 biased;
                 outcome = Waiter::new(self, entry).until_acquired(&mut on_event) => outcome?,
                 error = superseding.boxed_local() => return Err(error),
+                error = deadlocked => return Err(error),
                 () = clock::until(give_up_at) => {
                     return Err(last_error.unwrap_or_else(|| self.unreachable(limit)));
                 }

@@ -5,6 +5,7 @@ use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::time::Duration;
 
+use tokio::sync::Notify;
 use tokio::time::sleep;
 
 use super::attempts::Attempts;
@@ -53,6 +54,8 @@ pub(crate) struct EtcdBackend {
     pub(super) entry: Cell<Option<EntryId>>,
     pub(super) predecessors: RefCell<Predecessors>,
     pub(super) attempts: Rc<Attempts>,
+    /// Told when the entries have changed that we wait for.
+    pub(super) queue_changed: Notify,
     pub(super) preparation: Preparation,
 }
 
@@ -84,6 +87,7 @@ impl EtcdBackend {
             limit,
             entry: Cell::new(None),
             predecessors: RefCell::default(),
+            queue_changed: Notify::new(),
             attempts,
         }
     }

@@ -6,6 +6,7 @@ mod attempts;
 pub(crate) mod backend;
 mod cluster;
 mod connection;
+mod deadlock;
 pub(crate) mod doctor;
 mod error;
 pub(crate) mod eviction;

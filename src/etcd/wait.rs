@@ -337,6 +337,7 @@ impl<'a> Waiter<'a> {
             return Ok(Step::EntryLost);
         }
         self.ownership.highest_revision = self.ownership.highest_revision.max(*revision);
+        backend.queue_changed.notify_one();
         let is_new = !self.view.blockers.entries.is_empty() && *ahead != before.position;
         let behind = is_new.then(|| WaitEvent::Behind(ahead.clone()));
         self.update_free_at(clock::now());

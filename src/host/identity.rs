@@ -8,14 +8,24 @@ use std::path::Path;
 use std::process;
 use std::time::Duration;
 
-use crate::core::holder::Holder;
-use crate::core::name::HeldLocks;
+use crate::core::holder::{Holder, OuterLock};
+use crate::core::name::{HeldLocks, Scope};
 use crate::core::request::Mode;
 use crate::sys::clock;
 
 /// The locks under which dlock itself was started.
 pub(crate) fn held() -> HeldLocks {
     HeldLocks::parse(&env::var("DLOCK_HELD").unwrap_or_default())
+}
+
+/// The locks of this scope under which dlock itself was started, as a record lists them.
+pub(crate) fn outer_locks(scope: &Scope) -> Vec<OuterLock> {
+    let held = held();
+    let outer = held.within(scope).map(|link| OuterLock {
+        name: link.name.to_string(),
+        token: link.token,
+    });
+    outer.collect()
 }
 
 /// The record of this process for a lock under which `program` runs.

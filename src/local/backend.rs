@@ -2,15 +2,17 @@
 //! It must not know the order of the queue, nor the command that runs under the lock.
 
 use std::os::fd::{AsFd as _, BorrowedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
 use tokio::sync::{Notify, mpsc};
 
+use super::deadlock;
 use super::entry::{Entered, Entry, QueueOutcome};
 use super::state_dir::StateDir;
+use crate::core::deadlock::Ring;
 use crate::core::holder::Holder;
 use crate::core::local::EntryName;
 use crate::core::name::LockName;
@@ -39,6 +41,7 @@ const STACK_BYTES: usize = 256 * 1024;
 
 /// A request for a local lock.
 pub(crate) struct LocalBackend {
+    directory: PathBuf,
     entry: Arc<Entry>,
 }
 
@@ -57,8 +60,14 @@ impl LocalBackend {
         record: Holder,
         request: LockRequest,
     ) -> Result<Self, Failure> {
-        let lock_dir = StateDir::create(directory)?.make_lock_dir(name)?;
+        let root = StateDir::create(directory)?;
+        let record = Holder {
+            held: deadlock::held_here(&root, &record.held),
+            ..record
+        };
+        let lock_dir = root.make_lock_dir(name)?;
         Ok(Self {
+            directory: directory.to_owned(),
             entry: Arc::new(Entry::create(lock_dir, record, request)?),
         })
     }
@@ -107,7 +116,11 @@ impl LockBackend for LocalBackend {
             LockError::refused(cause, hint)
         })?;
         loop {
-            match telling.recv().await {
+            let told = tokio::select! {
+                told = telling.recv() => told,
+                error = self.deadlocked() => return Err(error),
+            };
+            match told {
                 Some(Told::Behind(ahead)) => tell(WaitEvent::Behind(ahead)),
                 Some(Told::Ended(ended)) => return Ok(self.outcome(ended?)),
                 None => return Err(LockError::refused("the thread that waited has ended", None)),
@@ -152,6 +165,22 @@ impl LockBackend for LocalBackend {
 }
 
 impl LocalBackend {
+    /// Returns when our wait is in a deadlock that we have to break.
+    async fn deadlocked(&self) -> LockError {
+        if !self.entry.record.is_nested() {
+            return std::future::pending().await;
+        }
+        loop {
+            if let Some(ours) = self.entry.nested_wait()
+                // Directories that cannot be read show no deadlock, and the wait goes on.
+                && let Ok(Some(ring)) = deadlock::deadlock(&self.directory, &ours)
+            {
+                return LockError::refused(ring.describe(), Some(Ring::HINT));
+            }
+            tokio::time::sleep(CHECK_INTERVAL).await;
+        }
+    }
+
     /// The outcome of the wait; removes the entry if that is not the lock.
     fn outcome(&self, end: QueueOutcome) -> Outcome {
         if !matches!(end, QueueOutcome::Acquired(_)) {

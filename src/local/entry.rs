@@ -11,6 +11,7 @@ use rustix::fs::{FlockOperation, flock};
 
 use super::lock_dir::{LockDir, Locked, Present};
 use crate::core::blockers::{BlockerScan, Blockers};
+use crate::core::deadlock::NestedWait;
 use crate::core::holder::Holder;
 use crate::core::local::EntryName;
 use crate::core::request::{LockRequest, Mode, WaitPolicy};
@@ -235,6 +236,16 @@ impl Entry {
             return Err(anyhow!("the entry in the queue was removed by another process").into());
         }
         Ok(QueueOutcome::Acquired(ticket))
+    }
+
+    /// Our wait inside of other locks, once it has a token.
+    pub(super) fn nested_wait(&self) -> Option<NestedWait> {
+        let ticket = self.names().ticket?;
+        Some(NestedWait {
+            name: self.lock_dir.name.clone(),
+            token: ticket.token,
+            held: self.record.held.clone(),
+        })
     }
 
     /// The current position in the queue, for people; `None` without a token.

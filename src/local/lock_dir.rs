@@ -50,6 +50,8 @@ pub(super) struct Present {
     pub(super) record: Option<Holder>,
     /// The rest of the cooldown, if no process holds the entry any more.
     pub(super) cooling: Option<Duration>,
+    /// The nanoseconds from 1970 to its creation, by the clock of its file system.
+    pub(super) made_at: i64,
 }
 
 impl Present {
@@ -256,11 +258,16 @@ impl LockDir {
             }
             return Ok(Inspected::Dead);
         }
+        // The file is written once, when it is created.
+        let status = fstat(&file).with_context(|| self.cannot_use())?;
+        let nanoseconds = i64::try_from(status.st_mtime_nsec).unwrap_or(0);
+        let made_at = (status.st_mtime * 1_000_000_000).saturating_add(nanoseconds);
         let record = Holder::parse(&self.text(&name, file)?);
         Ok(Inspected::Present(Present {
             ticket,
             record,
             cooling,
+            made_at,
         }))
     }
 

@@ -168,6 +168,19 @@ pub(crate) fn tick() -> u64 {
     now.as_secs() * TICKS + u64::from(now.subsec_nanos()) * TICKS / 1_000_000_000
 }
 
+/// Whether the process with this pid is above this one in the tree of processes.
+pub(crate) fn is_ancestor(pid: i32) -> bool {
+    let parent_of = |child: i32| {
+        let (directory, _) = directory_of(&open().ok()?, child).ok()?;
+        first_number::<i32>(&read(&directory, "status").ok()?, b"PPid:")
+    };
+    let above = std::iter::successors(Some(own_pid()), |child| parent_of(*child));
+    above
+        .take_while(|one| *one > 0)
+        .skip(1)
+        .any(|one| one == pid)
+}
+
 pub(crate) fn own_pid() -> i32 {
     getpid().as_raw_nonzero().get()
 }

@@ -7,6 +7,7 @@ mod cli;
 mod cluster;
 mod command;
 mod completion;
+mod deadlock;
 mod delay;
 mod doctor;
 mod entering;
