@@ -62,7 +62,7 @@ pub(crate) struct LockArgs {
     #[arg(
         long,
         help_heading = "Waiting",
-        value_name = "WHOM",
+        value_name = "TARGET",
         value_parser = ["waiters", "holder"],
         num_args = 0..=1,
         require_equals = true,

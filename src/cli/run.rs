@@ -49,7 +49,7 @@ pub(crate) struct RunArgs {
     ///
     /// Orphans are processes that run on when the command has ended. kill: stop them, then release the lock. wait: hold the lock until the last one has ended, as flock(1) does.
     /// leave: release the lock and let them run.
-    #[arg(long, help_heading = "Stopping", value_name = "WHAT", value_parser = ["kill", "wait", "leave"], hide_possible_values = true)]
+    #[arg(long, help_heading = "Stopping", value_name = "ACTION", value_parser = ["kill", "wait", "leave"], hide_possible_values = true)]
     leftovers: Option<String>,
 
     #[command(flatten)]

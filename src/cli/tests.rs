@@ -454,7 +454,7 @@ fn nonsense_is_refused() {
     for (args, part) in [
         (&["-v"][..], "subcommand"),
         (&["nonsense"], "dlock run NAME -- COMMAND"),
-        (&["run"], "<NAME>"),
+        (&["run"], "missing argument: NAME"),
         (&["run", "x"], "no command to run"),
         (&["run", "x", "-n"], "no command to run"),
         (&["run", "", "y"], "must not be empty"),

@@ -21,7 +21,18 @@ pub(super) fn failure(error: &Error, definitions: &Command) -> Failure {
     let tip = paragraphs
         .flat_map(str::lines)
         .find_map(|line| line.trim().strip_prefix("tip: "))
-        .map(one_line);
+        .map(|tip| in_our_words(&one_line(tip)));
+    let what = match error.get(ContextKind::InvalidArg) {
+        Some(ContextValue::Strings(missing))
+            if error.kind() == ErrorKind::MissingRequiredArgument =>
+        {
+            format!(
+                "missing argument: {}",
+                missing.join(", ").replace(['<', '>'], "")
+            )
+        }
+        _ => what,
+    };
     // The first usage line of the sub-command.
     let usage = text.lines().find_map(|line| line.strip_prefix("Usage: "));
     let other = match error.kind() {
@@ -38,6 +49,20 @@ pub(super) fn failure(error: &Error, definitions: &Command) -> Failure {
         ),
         error: anyhow!(what),
     }
+}
+
+/// clap's tips on a misspelt word, and on an option before its sub-command, in the form of our own hints.
+fn in_our_words(tip: &str) -> String {
+    if let Some((_, similar)) = tip.split_once(" exists: ").or(tip.split_once(" exist: ")) {
+        return format!("did you mean {similar}?");
+    }
+    let of_a_command = tip
+        .strip_prefix('\'')
+        .and_then(|tip| tip.strip_suffix("' exists"));
+    of_a_command.map_or_else(
+        || tip.to_owned(),
+        |words| format!("write it after the sub-command: dlock {words}"),
+    )
 }
 
 /// The command that a user of another tool wants by this word. Similar tools have no sub-command: `flock FILE COMMAND`.
@@ -108,7 +133,7 @@ pub(super) fn refuse_detached_value(
     Err(command.error(
         ErrorKind::ValueValidation,
         format!(
-            "'{option}' takes its value after '=', and '{word}' would be something else\n\n  tip: write {option}={word}, or '--' between the two if '{word}' is no value of it"
+            "'{option}' takes its value after '=', so '{word}' is not its value\n\n  tip: write {option}={word}, or '--' before '{word}' if it is not the value"
         ),
     ))
 }
