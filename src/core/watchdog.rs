@@ -60,7 +60,7 @@ pub enum Action {
 impl fmt::Display for Event {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Tick => f.write_str("a moment has come"),
+            Self::Tick => f.write_str("the timer has expired"),
             Self::Lock(_, event) => event.fmt(f),
             Self::Ack(beat) => write!(f, "the guard has confirmed deadline {beat}"),
             Self::GuardDead => f.write_str("the guard is dead"),
@@ -101,7 +101,11 @@ impl fmt::Display for Action {
             Self::Unguarded => f.write_str("report that no guard is left"),
             Self::MaxHold => f.write_str("report the end of --max-hold"),
             Self::Proven { slack } => {
-                write!(f, "the lock is proven, {} early", format_duration(*slack))
+                write!(
+                    f,
+                    "the lock is proven, {} before the stop",
+                    format_duration(*slack)
+                )
             }
             Self::Inconclusive(_, doubt) => write!(f, "no proof: {}", doubt.describe()),
         }

@@ -8,8 +8,8 @@ use std::time::Duration;
 use serde_json::Value;
 
 use crate::support::{
-    BlackHole, Certificates, Cluster, Direction, Dlock, Etcd, Link, Mode, Scratch, boot_clock,
-    dlock_program, hold, search_path, since,
+    BlackHole, Certificates, Cluster, Direction, Dlock, Etcd, LIMIT, Link, Mode, Scratch, Terminal,
+    boot_clock, dlock_program, eventually, hold, search_path, since,
 };
 
 /// The output of one doctor.
@@ -173,6 +173,48 @@ fn the_table_is_aligned() {
     assert!(row("         hint: ", "is etcd running there?").len() > 20);
     assert!(row("endpoints ", nowhere).ends_with("DLOCK_ENDPOINTS"));
     assert!(lines.last().unwrap().starts_with("locks work; warnings: "));
+    assert!(
+        !outcome.stdout.contains('\u{1b}'),
+        "no terminal, no colours"
+    );
+}
+
+/// "On a terminal the levels have colours, unless `NO_COLOR` is set, or TERM is unset or dumb" (dlock-doctor(1))
+#[test]
+fn levels_have_colours_on_a_terminal() {
+    const GREEN: &str = "\u{1b}[32mok\u{1b}[m       ";
+    const YELLOW: &str = "\u{1b}[33mwarning\u{1b}[m  ";
+    const RED: &str = "\u{1b}[31munusable\u{1b}[m ";
+    let etcd = Etcd::shared();
+    let nowhere = "http://127.0.0.1:1";
+    let mut terminal = Terminal::of_kind(&format!("{},{nowhere}", etcd.endpoint()), "xterm");
+    let mut shown = |variables: &str, words: &str| {
+        terminal.line("stty cols 200");
+        terminal.prompts();
+        let before = terminal.everything().len();
+        terminal.line(&format!(
+            "{variables} {} doctor {words}; echo ended-$((40+2))",
+            dlock_program()
+        ));
+        let output = || terminal.everything()[before..].to_owned();
+        eventually(LIMIT, "the doctor has ended", || {
+            Some(output()).filter(|output| output.contains("ended-42"))
+        })
+    };
+    let output = shown("", "");
+    for coloured in [GREEN, YELLOW] {
+        assert!(output.contains(coloured), "{output:?}");
+    }
+    let output = shown("", &format!("--endpoints={nowhere}"));
+    assert!(output.contains(RED), "{output:?}");
+    // A program that reads the objects wants no colours in them.
+    let output = shown("", "--json");
+    assert!(!output.contains("\u{1b}[3"), "{output:?}");
+    for variables in ["NO_COLOR=1", "TERM=dumb", "env -u TERM"] {
+        let output = shown(variables, "");
+        assert!(output.contains("\nwarning  "), "{output:?}");
+        assert!(!output.contains("\u{1b}[3"), "{output:?}");
+    }
 }
 
 /// "a member stopped or dead": it is named, and the doctor waits for it for `--connect-timeout` at most.

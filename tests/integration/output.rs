@@ -27,10 +27,10 @@ fn the_live_line_shows_the_wait_for_a_lock() {
     terminal.prompts();
     terminal.line(&format!("{dlock} run -w 10m {name} echo won-$((3+4))"));
     for text in [
-        format!("dlock: waiting for '{name}' 0s, 9m 59s left (next in line; held "),
+        format!("dlock: waiting for '{name}' 0s, 10m left (next in line; held "),
         format!(": sh, note \"ticket 7\", pid {})", holder.process().0),
         // It continues.
-        format!("\r\u{1b}[Kdlock: waiting for '{name}' 2s, 9m 57s left ("),
+        format!("\r\u{1b}[Kdlock: waiting for '{name}' 2s, 9m 58s left ("),
     ] {
         terminal.await_text(&text);
     }
@@ -448,4 +448,48 @@ fn directives_win_and_must_be_valid() {
             && output.contains("\nhint: "),
         "{output}"
     );
+}
+
+/// "-vv ... details": they are words, for a person, and not the debug form of Rust's values.
+#[test]
+fn details_are_words() {
+    let etcd = Etcd::start();
+    let long = ["--ttl=5s", "job", "sleep", "60"];
+    let mut lost = Dlock::on(&etcd).args(["-vv"]).run(long).start();
+    let proven = "dlock: a renewal was answered: the lock is proven, ";
+    eventually(LIMIT, "a renewal", || lost.stderr().contains(proven));
+    etcd.stop();
+    let lost = lost.wait().expect_code(121).stderr;
+    etcd.cont();
+    let state = Dlock::nowhere().args(["-vv"]);
+    let local = state.home().file("state");
+    let local = state
+        .env("DLOCK_LOCAL", local)
+        .run(["job", "true"])
+        .finish();
+    let local = local.expect_code(0).stderr;
+    let probed = Dlock::on(&etcd).args(["-vv", "doctor"]).finish().stderr;
+    for detail in [
+        "dlock: the watch is open: nothing to do\n",
+        "dlock: a renewal failed: nothing to do\n",
+        "dlock: the timer has expired: send deadline ",
+        ": report the loss",
+    ] {
+        assert!(lost.contains(detail), "no {detail:?} in {lost}");
+    }
+    assert!(
+        local.contains("dlock: no process of the command is left"),
+        "{local}"
+    );
+    assert!(probed.contains(" has answered the probe\n"), "{probed}");
+    let forms = [
+        "Some(", "None", "Ok(", "Err(", "{ ", "::", "Instant", "Duration",
+    ];
+    for line in [&lost, &local, &probed]
+        .into_iter()
+        .flat_map(|it| it.lines())
+    {
+        let found = forms.into_iter().find(|form| line.contains(form));
+        assert_eq!(found, None, "{line}");
+    }
 }
