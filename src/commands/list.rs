@@ -163,7 +163,7 @@ fn status(lock: &ListedLock, since_1970: Duration, columns: Option<usize>) -> St
         return format!("{}: free\n", lock.shown_name());
     }
     let mut rows = vec![row(&[
-        "PLACE", "WHO", "TOKEN", "MODE", "AGE", "TTL LEFT", "COMMAND",
+        "POSITION", "CLIENT", "TOKEN", "MODE", "AGE", "TTL LEFT", "COMMAND",
     ])];
     let mut entry = 0;
     for one in &lock.entries {

@@ -151,7 +151,7 @@ impl WaitStatus {
             let _ = write!(text, " ({UNCONFIRMED})");
         }
         if let Some(left) = self.left(now) {
-            let _ = write!(text, "; {} left of --wait", whole_seconds(left));
+            let _ = write!(text, "; {} left of --wait", seconds_left(left));
         }
         text
     }
@@ -178,9 +178,7 @@ impl WaitStatus {
         let name = self.name.to_string();
         let waited = whole_seconds(self.waited(now));
         let left = self.left(now);
-        let left = left.map_or_else(String::new, |left| {
-            format!(", {} left", whole_seconds(left))
-        });
+        let left = left.map_or_else(String::new, |left| format!(", {} left", seconds_left(left)));
         let line = |name: &str, left: &str, state: &str| {
             format!("waiting for '{name}' {waited}{left}{state}")
         };
@@ -194,13 +192,14 @@ impl WaitStatus {
             lines.push(line(&name, "", state));
             lines.push(line(&elided(&name, room.max(MIN_NAME_COLUMNS)), "", state));
         }
+        lines.push(line(&elided(&name, MIN_NAME_COLUMNS), "", ""));
         lines
     }
 
     /// The state in parentheses, from the longest text to the shortest, and the holder alone.
     fn states(&self, now: Instant, since_1970: Duration) -> (Vec<String>, Option<String>) {
         if let Some(delay) = self.lock_delay_ends_at.map(|at| at.since(now)) {
-            let delay = whole_seconds(delay);
+            let delay = seconds_left(delay);
             let vanished = format!(" (the holder has vanished; its command has {delay} to end)");
             return (vec![vanished], None);
         }
@@ -285,9 +284,17 @@ fn other() -> String {
     "another client".to_owned()
 }
 
-/// Rounded to the second: a line that is redrawn needs no more.
+/// A time that counts up, in whole seconds: a line that is redrawn needs no more.
 fn whole_seconds(duration: Duration) -> humantime::FormattedDuration {
     format_duration(Duration::from_secs(duration.as_secs()))
+}
+
+/// A time that counts down: rounded up, so that 0 is the end.
+fn seconds_left(duration: Duration) -> humantime::FormattedDuration {
+    let begun = u64::from(duration.subsec_nanos() > 0);
+    format_duration(Duration::from_secs(
+        duration.as_secs().saturating_add(begun),
+    ))
 }
 
 #[cfg(test)]
@@ -330,7 +337,7 @@ mod tests {
         assert!(status.is_visible());
         assert_eq!(
             status.live_line(at(112.9), TEN + Duration::from_secs(192), 200),
-            "waiting for 'deploy' 12s, 4m 47s left (2nd in line; held 3m 12s by alice@db1: deploy.sh, \
+            "waiting for 'deploy' 12s, 4m 48s left (2nd in line; held 3m 12s by alice@db1: deploy.sh, \
              note \"ticket 7\", pid 12, https://ci/7)"
         );
         assert_eq!(

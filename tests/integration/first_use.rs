@@ -64,11 +64,11 @@ fn without_etcd(endpoint: &str, variables: &[(&str, &str)]) -> Dlock {
         .fold(dlock, |dlock, (name, value)| dlock.env(name, value))
 }
 
-/// "`dlock` without arguments is a short, friendly help with three examples."
+/// "`dlock` without arguments is a short, friendly help with examples", of etcd and of a local lock.
 #[test]
 fn a_call_without_arguments_shows_the_welcome() {
     let wanted = include_str!("../../src/cli/welcome.txt");
-    assert_eq!(wanted.matches("\n  dlock ").count(), 3);
+    assert_eq!(wanted.matches("\n  dlock ").count(), 4);
     assert!(wanted.lines().count() < 12 && wanted.lines().all(|line| line.len() <= 120));
     says(Dlock::nowhere(), 125, &[], wanted);
 }
@@ -101,7 +101,24 @@ fn a_run_that_does_not_wait_gives_up_early() {
     );
 }
 
-/// A terminal shows after a second why nothing happens; a script learns it at the end.
+/// "Where it reports waiting, it also reports, after a second, that etcd has not answered yet ... Elsewhere it is silent
+/// until then" (dlock-run(1)): the tests above are elsewhere.
+#[test]
+fn a_log_has_an_early_notice() {
+    let run = || Dlock::at(NOBODY);
+    for dlock in [run().args(["-v"]), run().env("CI", "true")] {
+        says(
+            dlock.run(["-n", "job", "true"]),
+            125,
+            &[],
+            "dlock: no answer from etcd yet, trying for 2s more: 'http://127.0.0.1:1': Connection refused (os error 111)\n\
+             dlock: cannot lock 'job': no endpoint answered within 3s: 'http://127.0.0.1:1': Connection refused (os error 111)\n\
+             hint: is etcd running there? DLOCK_ENDPOINTS names this endpoint\n",
+        );
+    }
+}
+
+/// The same on a terminal.
 #[test]
 fn a_terminal_shows_an_early_notice() {
     let mut terminal = Terminal::open(NOBODY);
@@ -229,8 +246,20 @@ fn misplaced_arguments_are_explained() {
         (
             &["run"],
             125,
-            "dlock: the following required arguments were not provided: <NAME>\n\
+            "dlock: missing argument: NAME\n\
              hint: dlock run [OPTIONS] NAME [--] COMMAND [ARG]...\n",
+        ),
+        (
+            &["--ttl", "5", "run", "job", "true"],
+            125,
+            "dlock: unexpected argument '--ttl' found\n\
+             hint: write it after the sub-command: dlock run --ttl\n",
+        ),
+        (
+            &["stauts", "job"],
+            125,
+            "dlock: unrecognized subcommand 'stauts'\n\
+             hint: did you mean 'status'?\n",
         ),
         (
             &["run", "job"],
@@ -242,7 +271,7 @@ fn misplaced_arguments_are_explained() {
             &["run", "--no-wiat", "job", "true"],
             125,
             "dlock: unexpected argument '--no-wiat' found\n\
-             hint: a similar argument exists: '--no-wait'\n",
+             hint: did you mean '--no-wait'?\n",
         ),
         (
             &["run", "--wait", "5 minuts", "job", "true"],
