@@ -239,7 +239,11 @@ fn a_daemon_is_active_on_one_of_three_hosts() {
     assert!(taken_over < BUSY, "{taken_over:?}");
     second.shows("ActiveState", "=inactive");
 
-    // "Another host takes over within the TTL and the lock delay"
+    // "systemctl start --no-block starts it by hand"
+    second.service(&["start", "--no-block"]);
+    second.shows("ActiveState", "=activating");
+
+    // "Another host takes over within the TTL and the lock delay", when the host fails
     let name = third.name;
     let at = hosts.iter().position(|host| host.name == name);
     let crashed_at = boot_clock();
@@ -247,5 +251,9 @@ fn a_daemon_is_active_on_one_of_three_hosts() {
     let fourth = active(&hosts, &shared, 4, TTL + LOCK_DELAY + BUSY);
     let taken_over = since(crashed_at);
     assert!(taken_over > TTL / 2, "{taken_over:?}");
-    assert!(fourth.name != name);
+
+    // and when dlock is killed: no daemon of the service survives it.
+    fourth.service(&["kill", "--kill-who=main", "--signal=KILL"]);
+    let fifth = active(&hosts, &shared, 5, TTL + LOCK_DELAY + BUSY);
+    assert_ne!(fifth.name, fourth.name);
 }
