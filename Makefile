@@ -3,7 +3,7 @@
 # make test-matrix   the end-to-end tests on etcd 3.5 as well; DLOCK_TEST_BIN=FILE tests that dlock
 # make faults        the same faults on dlock and its peers, as one table (seven minutes; ten with consul)
 # make late          how late a lost command is dead on a machine that has too much to do, as root (five minutes)
-# make bench         what dlock costs beside its peers and beside a bare client, as tables and as JSON (ten minutes)
+# make bench         what dlock costs beside its peers and beside a bare client, as tables and as JSON (six minutes)
 # make soak SECONDS= random faults for that long, with a seed that is printed and replays by SEED=
 # make fuzz SECONDS= random bytes for all that others may have written: each target of fuzz/ for that long, else a minute
 # make sbom          the list of all that is compiled into dlock, in CycloneDX's form, in target/dist
@@ -81,7 +81,7 @@ late: tools-late
 	TMPDIR=/dev/shm $(CARGO) bench --locked --bench late -- --json $(CURDIR)/target/late.json
 
 bench: tools-bench
-	$(CARGO) bench --locked --bench speed -- --json target/speed.json
+	$(CARGO) bench --locked --bench speed -- --json target/speed.json $(BENCH)
 
 pictures: build tools-pictures
 	pictures/record.py target/release/dlock pictures/run.svg

@@ -1,7 +1,7 @@
 //! The tools under comparison, and the command line of each for a command under a lock.
 //! It must not know the faults.
 
-use crate::support::{Dlock, etcdctl_program};
+use crate::support::{Dlock, dlock_program, etcdctl_program};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Tool {
@@ -37,7 +37,7 @@ impl Tool {
     pub(crate) fn line(self, endpoints: &str, file: &str, name: &str, ttl: &str) -> Vec<String> {
         let address = format!("-http-addr={endpoints}");
         let (endpoints, ttl) = (format!("--endpoints={endpoints}"), format!("--ttl={ttl}"));
-        let program = env!("CARGO_BIN_EXE_dlock");
+        let program = dlock_program();
         let etcdctl = etcdctl_program();
         let words: &[&str] = match self {
             Self::Dlock => &[program, &endpoints, "run", &ttl, name, "--"],

@@ -1,6 +1,7 @@
 //! Many processes of one tool at once, and the stamps of their commands.
 //! It must not know what is measured.
 
+use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::process::{Child, Command, Stdio};
@@ -9,7 +10,7 @@ use std::time::Duration;
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 
 use crate::stamp::{self, Stamp};
-use crate::support::{Etcd, Process, Scratch, boot_clock, eventually, let_pass};
+use crate::support::{Etcd, Process, Scratch, boot_clock, dlock_program, eventually, let_pass};
 use crate::tool::{Tool, myself};
 use crate::{baseline, server};
 
@@ -22,6 +23,8 @@ pub(crate) enum Kind {
     Tool(Tool),
     /// The bare client.
     Bare,
+    /// dlock without a server.
+    Local,
 }
 
 impl Kind {
@@ -30,6 +33,7 @@ impl Kind {
         match self {
             Self::Tool(tool) => tool.line(endpoint, file, name, ttl),
             Self::Bare => baseline::line(baseline::QUEUED, endpoint, baseline::PLAIN, name),
+            Self::Local => local_line(&format!("{file}.d"), name),
         }
     }
 
@@ -38,8 +42,17 @@ impl Kind {
         match self {
             Self::Tool(tool) => tool.keys(name),
             Self::Bare => Some(format!("{name}/")),
+            Self::Local => None,
         }
     }
+}
+
+/// The command line up to the command, of dlock with its state in this directory.
+pub(crate) fn local_line(directory: &str, name: &str) -> Vec<String> {
+    let local = format!("--local={directory}");
+    [dlock_program(), "run", &local, name, "--"]
+        .map(str::to_owned)
+        .to_vec()
 }
 
 pub(crate) struct Contenders {
@@ -54,14 +67,14 @@ pub(crate) struct Contenders {
 }
 
 impl Contenders {
-    pub(crate) fn new(kind: Kind, etcd: &Etcd, ttl: &'static str) -> Self {
+    pub(crate) fn new(kind: Kind, endpoint: String, ttl: &'static str) -> Self {
         let dir = Scratch::new();
         let fifo = dir.file("fifo");
         mknodat(CWD, &*fifo, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).expect("a new file");
         Self {
             kind,
             ttl,
-            at: etcd.endpoint(),
+            at: endpoint,
             children: Vec::new(),
             stamps: dir.write("stamps", ""),
             fifo,
@@ -107,12 +120,23 @@ impl Contenders {
     }
 
     /// Waits until the queue has `count` entries, that of the holder included.
-    pub(crate) fn await_queued(&self, etcd: &Etcd, name: &str, count: usize) {
-        let Some(keys) = self.kind.keys(name) else {
+    pub(crate) fn await_queued(&self, etcd: Option<&Etcd>, name: &str, count: usize) {
+        if self.kind == Kind::Local {
+            let directory = self.dir.path().join(format!("lock-{name}.d/{name}"));
+            return eventually(PATIENCE, "all of them queue", || {
+                let files = fs::read_dir(&directory).into_iter().flatten().flatten();
+                let is_entry =
+                    |name: &OsStr| name.to_str().is_some_and(|it| it.parse::<u64>().is_ok());
+                files.filter(|file| is_entry(&file.file_name())).count() == count
+            });
+        }
+        let (Some(keys), Some(etcd)) = (self.kind.keys(name), etcd) else {
             // These tools report nothing; this is enough for all to start on two cores.
-            return let_pass(Duration::from_secs(2));
+            return let_pass(Duration::from_millis(500 + 10 * count as u64));
         };
-        let query = ["get", "--prefix", &keys, "--keys-only"];
+        // A server may be slow to answer while thousands come.
+        let limit = format!("--command-timeout={}s", PATIENCE.as_secs());
+        let query = ["get", "--prefix", &keys, "--keys-only", &limit];
         eventually(PATIENCE, "all of them queue", || {
             let found = etcd.ctl(&query);
             found.lines().filter(|line| !line.is_empty()).count() == count

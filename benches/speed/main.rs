@@ -8,6 +8,7 @@ mod capacity;
 mod contenders;
 mod footprint;
 mod handover;
+mod local;
 mod machine;
 mod report;
 #[path = "../shared/results.rs"]
@@ -54,6 +55,9 @@ struct Arguments {
         default_value = "10,100,1000"
     )]
     crowds: Vec<usize>,
+    /// How many wait for one lock in one more measurement
+    #[arg(long, value_name = "COUNT")]
+    long_queue: Option<usize>,
 }
 
 fn main() -> ExitCode {
@@ -67,9 +71,12 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let wanted = |name: &str| arguments.results.wants(name);
     let (mut peers, mut floor) = (Table::beside_peers(), Table::beside_floor());
-    let mut capacity = Table::capacity();
+    let (mut alone, mut capacity) = (Table::beside_flock(), Table::capacity());
     if wanted("uncontended") {
         uncontended::measure(arguments.runs, &mut peers, &mut floor);
+    }
+    if wanted("local") {
+        local::measure(arguments.runs, &mut alone);
     }
     if wanted("distance") {
         round_trips::measure(arguments.runs, &mut peers, &mut floor);
@@ -81,9 +88,12 @@ fn main() -> ExitCode {
         footprint::measure(&mut peers);
     }
     if wanted("capacity") {
-        capacity::measure(&arguments.crowds, &mut capacity);
+        capacity::measure(&arguments.crowds, &mut peers, &mut capacity);
     }
-    let tables = [peers, floor, capacity];
+    if let Some(size) = arguments.long_queue {
+        capacity::measure_long_queue(size, &mut peers);
+    }
+    let tables = [peers, floor, alone, capacity];
     let text = report::markdown(&tables);
     arguments
         .results

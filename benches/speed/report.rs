@@ -9,6 +9,39 @@ use crate::machine;
 use crate::sample::{Sample, Summary};
 use crate::tool::Tool;
 
+/// The goal of the first column.
+#[derive(Clone, Copy, Serialize)]
+pub(crate) enum Goal {
+    None,
+    AtMost(f64),
+    /// As a multiple of the second column.
+    AtMostOf(f64),
+    AtLeastOf(f64),
+}
+
+impl Goal {
+    /// Figures count as they are printed.
+    fn is_missed(self, figure: f64, ratio: Option<f64>) -> bool {
+        let printed = |value: f64| (value * 100.0).round() / 100.0;
+        match (self, ratio.map(printed)) {
+            (Self::AtMost(most), _) => printed(figure) > most,
+            (Self::AtMostOf(most), Some(ratio)) => ratio > most,
+            (Self::AtLeastOf(least), Some(ratio)) => ratio < least,
+            (Self::None | Self::AtMostOf(_) | Self::AtLeastOf(_), _) => false,
+        }
+    }
+
+    /// In words; `second` is the title of the second column.
+    fn text(self, second: &str) -> String {
+        match self {
+            Self::None => String::new(),
+            Self::AtMost(most) => format!("at most {}", number(most)),
+            Self::AtMostOf(most) => format!("at most {} of {second}", number(most)),
+            Self::AtLeastOf(least) => format!("at least {} of {second}", number(least)),
+        }
+    }
+}
+
 /// A table of related figures.
 #[derive(Serialize)]
 pub(crate) struct Table {
@@ -25,8 +58,10 @@ struct Row {
     unit: &'static str,
     /// The cells, one for each column.
     cells: Vec<Option<Summary>>,
-    /// The target of the first column, in words.
-    goal: &'static str,
+    /// The first column divided by the second, by turns where there were any.
+    ratio: Option<f64>,
+    goal: Goal,
+    missed: bool,
 }
 
 impl Table {
@@ -37,6 +72,10 @@ impl Table {
     pub(crate) fn beside_floor() -> Self {
         let clients = ["dlock run", "bare client", "sequential client"];
         Self::new("beside the least", clients, true)
+    }
+
+    pub(crate) fn beside_flock() -> Self {
+        Self::new("on one machine", ["dlock run --local", "flock"], true)
     }
 
     pub(crate) fn capacity() -> Self {
@@ -63,16 +102,30 @@ impl Table {
         what: impl Into<String>,
         unit: &'static str,
         cells: impl IntoIterator<Item = Option<Sample>>,
-        goal: &'static str,
+        goal: Goal,
     ) {
-        let cells = cells.into_iter().map(|cell| Some(cell?.summary()));
+        let cells: Vec<Option<Sample>> = cells.into_iter().collect();
+        let ratio = match &cells[..] {
+            [Some(first), Some(second), ..] if self.related => first
+                .paired_ratio(second)
+                .or_else(|| Some(first.median() / second.median()))
+                .filter(|ratio| ratio.is_finite()),
+            _ => None,
+        };
+        let first = cells.first().and_then(Option::as_ref);
+        let missed = first.is_some_and(|first| goal.is_missed(first.median(), ratio));
         let row = Row {
             what: what.into(),
             unit,
-            cells: cells.collect(),
+            cells: cells
+                .iter()
+                .map(|it| Some(it.as_ref()?.summary()))
+                .collect(),
+            ratio,
             goal,
+            missed,
         };
-        crate::results::print_line(&format!("{}\n", row.markdown(self.related)));
+        crate::results::print_line(&format!("{}\n", self.line(&row)));
         self.rows.push(row);
     }
 
@@ -89,31 +142,46 @@ impl Table {
             "---|".repeat(titles.len())
         );
         for row in &self.rows {
-            let _ = writeln!(text, "{}", row.markdown(self.related));
+            let _ = writeln!(text, "{}", self.line(row));
         }
         text
     }
-}
 
-impl Row {
-    fn markdown(&self, related: bool) -> String {
-        let mut words = vec![self.what.clone(), self.unit.to_owned()];
+    fn line(&self, row: &Row) -> String {
+        let mut words = vec![row.what.clone(), row.unit.to_owned()];
         words.extend(
-            self.cells
+            row.cells
                 .iter()
                 .map(|cell| cell.map_or("-".to_owned(), figure)),
         );
-        if related {
-            let ratio = match (&self.cells[0], self.cells.get(1)) {
-                (Some(first), Some(Some(second))) if second.median > 0.0 => {
-                    format!("{:.2}", first.median / second.median)
-                }
-                _ => String::new(),
-            };
-            words.push(ratio);
-            words.push(self.goal.to_owned());
+        if self.related {
+            words.push(
+                row.ratio
+                    .map_or_else(String::new, |ratio| format!("{ratio:.2}")),
+            );
+            words.push(row.goal.text(&self.columns[1]));
         }
         format!("| {} |", words.join(" | "))
+    }
+
+    /// One item for each goal that was missed.
+    fn missed(&self) -> impl Iterator<Item = String> {
+        self.rows.iter().filter(|row| row.missed).map(|row| {
+            let Row {
+                what,
+                unit,
+                goal,
+                ratio,
+                ..
+            } = row;
+            let first = row.cells.first().copied().flatten();
+            let figure = match (goal, ratio, first) {
+                (Goal::AtMostOf(_) | Goal::AtLeastOf(_), Some(ratio), _) => format!("{ratio:.2}"),
+                (_, _, Some(first)) => format!("{} {unit}", number(first.median)),
+                _ => String::new(),
+            };
+            format!("- {what}: {figure} (goal: {})", goal.text(&self.columns[1]))
+        })
     }
 }
 
@@ -140,13 +208,19 @@ fn number(value: f64) -> String {
     }
 }
 
-/// All tables that have rows, with machine and date.
+/// All tables that have rows, with machine and date, and at last what fell short of a goal.
 pub(crate) fn markdown(tables: &[Table]) -> String {
     let mut text = String::new();
     for table in tables.iter().filter(|table| !table.rows.is_empty()) {
         let _ = writeln!(text, "{}", table.markdown());
     }
-    let _ = writeln!(text, "{}", machine::description());
+    let _ = writeln!(text, "{}\n", machine::description());
+    let missed: Vec<String> = tables.iter().flat_map(Table::missed).collect();
+    let _ = if missed.is_empty() {
+        writeln!(text, "All goals are met.")
+    } else {
+        writeln!(text, "These goals are missed:\n\n{}", missed.join("\n"))
+    };
     text
 }
 

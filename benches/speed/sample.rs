@@ -3,9 +3,13 @@
 
 use serde::Serialize;
 
-/// The measurements, sorted.
+/// The measurements.
 #[derive(Clone, Debug)]
-pub(crate) struct Sample(Vec<f64>);
+pub(crate) struct Sample {
+    sorted: Vec<f64>,
+    /// In the order in which they were taken: in turn with those of other tools.
+    taken: Vec<f64>,
+}
 
 /// A sample in five numbers.
 #[derive(Clone, Copy, Debug, Serialize)]
@@ -21,10 +25,11 @@ pub(crate) struct Summary {
 
 impl Sample {
     /// `values` must not be empty.
-    pub(crate) fn new(mut numbers: Vec<f64>) -> Self {
-        assert!(!numbers.is_empty(), "nothing was measured");
-        numbers.sort_by(f64::total_cmp);
-        Self(numbers)
+    pub(crate) fn new(taken: Vec<f64>) -> Self {
+        assert!(!taken.is_empty(), "nothing was measured");
+        let mut sorted = taken.clone();
+        sorted.sort_by(f64::total_cmp);
+        Self { sorted, taken }
     }
 
     pub(crate) fn one(number: f64) -> Self {
@@ -33,11 +38,20 @@ impl Sample {
 
     /// The given percentile.
     pub(crate) fn percentile(&self, percent: usize) -> f64 {
-        self.0[(self.0.len() - 1) * percent / 100]
+        self.sorted[(self.sorted.len() - 1) * percent / 100]
     }
 
     pub(crate) fn median(&self) -> f64 {
         self.percentile(50)
+    }
+
+    /// The median of the ratios of measurements taken in the same turn: what disturbs the machine disturbs both. `None` if
+    /// there were no turns, or nothing to divide by.
+    pub(crate) fn paired_ratio(&self, other: &Self) -> Option<f64> {
+        let pairs = self.taken.iter().zip(&other.taken);
+        let ratios: Vec<f64> = pairs.map(|(own, theirs)| own / theirs).collect();
+        let whole = self.taken.len() == other.taken.len() && ratios.iter().all(|it| it.is_finite());
+        whole.then(|| Self::new(ratios).median())
     }
 
     pub(crate) fn summary(&self) -> Summary {
@@ -45,8 +59,8 @@ impl Sample {
             median: self.median(),
             lower: self.percentile(25),
             upper: self.percentile(75),
-            least: self.0[0],
-            count: self.0.len(),
+            least: self.sorted[0],
+            count: self.sorted.len(),
         }
     }
 }

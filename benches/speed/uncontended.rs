@@ -6,9 +6,9 @@ use std::process::Command;
 use serde_json::Value;
 
 use crate::baseline;
-use crate::report::Table;
+use crate::report::{Goal, Table};
 use crate::sample::Sample;
-use crate::support::{Etcd, Scratch};
+use crate::support::{Etcd, Scratch, dlock_program};
 use crate::tool::{Tool, installed};
 
 /// Number of runs of one tool before the next one's: a disturbance of the machine then affects all tools.
@@ -26,35 +26,34 @@ pub(crate) fn measure(runs: usize, peers: &mut Table, beside_floor: &mut Table) 
         [baseline::PIPELINED, baseline::SEQUENTIAL]
             .map(|way| baseline::line(way, &etcd.endpoint(), baseline::PLAIN, "floor")),
     );
-    let mut walls: Vec<Vec<f64>> = vec![Vec::new(); lines.len()];
-    for turn in 0..runs.div_ceil(TURN) {
-        for (line, walls) in lines.iter().zip(&mut walls) {
-            if installed(&line[0]) {
-                walls.extend(hyperfine(line, turn == 0, &dir));
-            }
-        }
-    }
-    let mut samples = walls
-        .into_iter()
-        .map(|walls| (!walls.is_empty()).then(|| Sample::new(walls)));
+    let mut samples = in_turn(runs, &lines, &dir).into_iter();
     let tools: Vec<Option<Sample>> = samples.by_ref().take(Tool::ALL.len()).collect();
     let floors: Vec<Option<Sample>> = [tools[0].clone()].into_iter().chain(samples).collect();
-    peers.row("`x true`, uncontended", "ms", tools, "0.30 of etcdctl");
-    beside_floor.row(
-        "`x true`, uncontended",
-        "ms",
-        floors,
-        "1.15 of the bare client",
-    );
-    let program = std::fs::metadata(env!("CARGO_BIN_EXE_dlock")).expect("it was built");
+    peers.row("`x true`, uncontended", "ms", tools, Goal::AtMostOf(0.25));
+    beside_floor.row("`x true`, uncontended", "ms", floors, Goal::None);
+    let program = std::fs::metadata(dlock_program()).expect("it was built");
     #[expect(clippy::cast_precision_loss, reason = "a few MiB")]
     let size = program.len() as f64 / 1024.0 / 1024.0;
     peers.row(
         "the program",
         "MiB",
         [Some(Sample::one(size)), None, None, None],
-        "4",
+        Goal::AtMost(4.3),
     );
+}
+
+/// The wall times of `true` under each of these, in ms; `None` for a tool that is not installed.
+pub(crate) fn in_turn(runs: usize, lines: &[Vec<String>], dir: &Scratch) -> Vec<Option<Sample>> {
+    let mut walls: Vec<Vec<f64>> = vec![Vec::new(); lines.len()];
+    for turn in 0..runs.div_ceil(TURN) {
+        for (line, walls) in lines.iter().zip(&mut walls) {
+            if installed(&line[0]) {
+                walls.extend(hyperfine(line, turn == 0, dir));
+            }
+        }
+    }
+    let sample = |walls: Vec<f64>| (!walls.is_empty()).then(|| Sample::new(walls));
+    walls.into_iter().map(sample).collect()
 }
 
 /// The wall time of each run, in ms.
