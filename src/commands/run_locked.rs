@@ -302,8 +302,11 @@ impl<B: LockBackend> LockedRunner<'_, B> {
             tracer,
         } in survivors
         {
-            let mut line =
-                format!("cannot kill process {pid} ('{program}', state {state}, uid {uid})");
+            let mut line = match (pid, state) {
+                (0, _) => "cannot kill a process that /proc hides (hidepid)".to_owned(),
+                (_, '?') => format!("cannot kill process {pid}, which /proc hides (hidepid)"),
+                _ => format!("cannot kill process {pid} ('{program}', state {state}, uid {uid})"),
+            };
             if let Some(tracer) = tracer {
                 let _ = write!(line, ": process {tracer} traces it");
             }

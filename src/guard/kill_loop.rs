@@ -101,17 +101,20 @@ impl KillLoop {
         same.next().is_some_and(|identity| identity.pid == pid)
     }
 
-    /// Whether the last round found no process, dead or alive. If there are children all the same, /proc hides them.
+    /// Whether the last round found no process, dead or alive. If there are children all the same, they cannot be seen.
     pub(super) fn met_nobody(&self) -> bool {
         self.met.is_empty()
     }
 
     /// The processes that SIGKILL has not ended by `now`, when it [is overdue](Self::is_overdue); `None` if all that are left
-    /// are about to end. Empty if /proc hides them.
+    /// are about to end. Never empty: what cannot be seen is not dead.
     pub(super) fn survivors(&self, tree: &mut Tree, now: Instant) -> Option<Vec<Survivor>> {
         let waits = now < self.since_at + STARVED_AFTER;
         let survivors = tree.survivors_except(|process| waits && process.is_ready());
-        (!survivors.is_empty() || self.met_nobody()).then_some(survivors)
+        if survivors.is_empty() && self.met_nobody() {
+            return Some(vec![Survivor::UNSEEN]);
+        }
+        (!survivors.is_empty()).then_some(survivors)
     }
 
     /// Whether processes that are left at `now` can be survivors.

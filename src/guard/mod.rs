@@ -339,8 +339,8 @@ impl Guard {
             let nothing_new = again_at > now;
             // With preexisting children, only a round that found no process, not even a zombie, proves that none is left: the
             // round may have missed the orphans of a process that died meanwhile.
-            let none =
-                children == Children::None || self.tree.has_preexisting() && kill_loop.met_nobody();
+            let found_none = kill_loop.met_nobody() && self.tree.sees_all();
+            let none = children == Children::None || self.tree.has_preexisting() && found_none;
             if none && !self.tree.adopted_lives() {
                 return Vec::new();
             }

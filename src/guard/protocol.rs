@@ -50,7 +50,7 @@ pub(crate) enum GuardReport {
         cause: Cause,
     },
     /// These processes live 2 s after the first SIGKILL, and not only because they wait for a processor. The guard continues
-    /// to kill, also without dlock. Sent again when the list changes; empty when /proc hides them (`hidepid`).
+    /// to kill, also without dlock. Sent again when the list changes, and never empty.
     Survivors(Vec<Survivor>),
     /// The guard's process has ended.
     GuardDead,
@@ -121,6 +121,17 @@ pub(crate) struct Survivor {
     pub(crate) program: String,
     /// The process that traces it. It keeps a process that has ended from being collected (`ptrace(2)`).
     pub(crate) tracer: Option<i32>,
+}
+
+impl Survivor {
+    /// A process that is there and cannot be seen: /proc hides it (`hidepid` of `proc(5)`).
+    pub(crate) const UNSEEN: Self = Self {
+        pid: 0,
+        state: '?',
+        uid: 0,
+        program: String::new(),
+        tracer: None,
+    };
 }
 
 /// Times are sent as the time since boot: both ends read the same clock.

@@ -8,6 +8,11 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::thread;
 use std::time::Duration;
 
+use rustix::io::Errno;
+use rustix::process::{
+    Pid, PidfdFlags, WaitId, WaitIdOptions, pidfd_open, test_kill_process, waitid,
+};
+
 use super::Survivor;
 use crate::core::time::Instant;
 use crate::sys::clock;
@@ -26,6 +31,9 @@ const STOP_POLL_INTERVAL: Duration = Duration::from_millis(1);
 
 /// Maximum number of survivors in a report.
 const MAX_SURVIVORS: usize = 64;
+
+/// The state of a process that /proc hides.
+pub(super) const UNKNOWN_STATE: char = '?';
 
 /// A process as it was found. Once it is reaped, its directory is stale and never shows another process.
 pub(super) struct Process {
@@ -48,6 +56,8 @@ pub(super) struct Tree {
     adopted: BTreeSet<ProcessId>,
     /// The process itself that was adopted.
     top: Option<Top>,
+    /// Whether /proc hid one of the adopted processes in the last search (`hidepid` of `proc(5)`): it may live.
+    hidden: bool,
     /// Processes that are never among the adopted: dlock and its guard.
     exempt: Vec<ProcessId>,
 }
@@ -74,6 +84,7 @@ impl Tree {
             preexisting: Vec::new(),
             adopted: BTreeSet::new(),
             top: None,
+            hidden: false,
             exempt: Vec::new(),
         };
         let root = tree.find(tree.root)?;
@@ -139,7 +150,14 @@ impl Tree {
     pub(super) fn adopted_lives(&mut self) -> bool {
         let mut lives = false;
         self.walk_adopted(|process| lives |= process.is_alive());
-        lives
+        lives || self.hidden
+    }
+
+    /// Whether a search that finds no process proves that there is none. Hidden descendants are found by the lists of
+    /// children alone.
+    pub(super) fn sees_all(&self) -> bool {
+        // A /proc that hides anything hides the first process from a plain user.
+        !self.hidden && (self.lists || self.find(1).is_ok())
     }
 
     /// Whether the kernel lists children, which is quicker than reading every process.
@@ -198,8 +216,10 @@ impl Tree {
         self.proc.as_raw_fd()
     }
 
+    /// The process that has this pid now.
     pub(super) fn find(&self, pid: i32) -> io::Result<Process> {
-        let (directory, stat) = proc::directory_of(&self.proc, pid)?;
+        let found = proc::directory_of(&self.proc, pid);
+        let (directory, stat) = found.or_else(|error| hidden_child(pid).ok_or(error))?;
         let identity = ProcessId {
             pid,
             start: stat.start,
@@ -243,13 +263,17 @@ impl Tree {
             }
             new
         };
+        let mut hidden = BTreeSet::new();
         for identity in mem::take(&mut self.adopted) {
-            let process = self.find(identity.pid);
-            let Some(process) = process.ok().filter(|found| found.identity == identity) else {
-                continue;
-            };
-            if note(&process) {
-                self.walk_below(&process, &self.exempt, &mut note);
+            match self.find(identity.pid) {
+                Ok(process) => {
+                    if process.identity == identity && note(&process) {
+                        self.walk_below(&process, &self.exempt, &mut note);
+                    }
+                }
+                // It gets no signal: its pid may be that of another process by now.
+                Err(_) if exists(identity.pid) => drop(hidden.insert(identity)),
+                Err(_) => {}
             }
         }
         for orphan in self.orphans_of_top() {
@@ -257,6 +281,8 @@ impl Tree {
                 self.walk_below(&orphan, &self.exempt, &mut note);
             }
         }
+        self.hidden = !hidden.is_empty();
+        met.append(&mut hidden);
         self.adopted = met;
     }
 
@@ -453,6 +479,32 @@ pub(super) fn stop_sequence(
     stop.chain(resume).chain(last).collect()
 }
 
+/// A child of this process that /proc hides, as `hidepid` does with the processes of other users and those that are not
+/// dumpable: its pidfd takes the place of its directory. Its pid is its own until it is waited for.
+fn hidden_child(pid: i32) -> Option<(OwnedFd, Stat)> {
+    let pid = Pid::from_raw(pid)?;
+    let process = pidfd_open(pid, PidfdFlags::empty()).ok()?;
+    let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+    // Fails for a process that is no child.
+    let ended = waitid(WaitId::PidFd(process.as_fd()), options).ok()?;
+    let stat = Stat {
+        program: String::new(),
+        state: if ended.is_some() { 'Z' } else { UNKNOWN_STATE },
+        parent: proc::own_pid(),
+        group: 0,
+        session: 0,
+        has_terminal: false,
+        threads: 1,
+        start: 0,
+    };
+    Some((process, stat))
+}
+
+/// Whether any process has this pid, also one that /proc hides.
+fn exists(pid: i32) -> bool {
+    Pid::from_raw(pid).is_some_and(|pid| test_kill_process(pid) != Err(Errno::SRCH))
+}
+
 impl Process {
     pub(super) fn signal(&self, signal: i32) -> io::Result<()> {
         signals::send(self.directory.as_fd(), signal)
@@ -479,10 +531,10 @@ impl Process {
         self.thread_states().into_iter().any(runs)
     }
 
-    /// Whether it only waits for a processor, and the kernel takes a signal for it. After a SIGKILL, such a process executes
+    /// Whether it only waits for a processor, as far as can be seen, and the kernel takes a signal for it. After a SIGKILL, such a process executes
     /// no instruction of its program any more: it ends as soon as it gets a processor.
     pub(super) fn is_ready(&self) -> bool {
-        let is_ready = |state| matches!(state, 'R' | 'Z' | 'X');
+        let is_ready = |state| matches!(state, 'R' | 'Z' | 'X' | UNKNOWN_STATE);
         self.is_alive() && self.thread_states().into_iter().all(is_ready) && self.signal(0).is_ok()
     }
 

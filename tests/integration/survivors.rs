@@ -1,11 +1,12 @@
 //! A process of the command that dlock may not kill: it is named, and the lock is not released early.
 //! It must not know how dlock kills, nor the fate of other processes.
 
+use std::os::unix::fs::PermissionsExt as _;
 use std::process::Stdio;
 
 use crate::support::{
-    Dlock, Etcd, LIMIT, Process, Scratch, Signal, alive, as_root, as_user, eventually, unique,
-    without,
+    Dlock, Etcd, LIMIT, Process, Scratch, Signal, alive, as_root, as_user, eventually,
+    in_namespaces, unique, without,
 };
 
 /// A prefix that starts a process as another user, as sudo(8) does.
@@ -115,4 +116,48 @@ fn a_survivor_keeps_a_local_lock_until_it_is_dead() {
     assert!(alive(survivor));
     survivor.signal(Signal::KILL);
     next("-w30").expect_code(0).expect_stdout("in\n");
+}
+
+/// A dlock of a plain user whose /proc hides processes, and the path of a program whose processes it hides: nobody may read
+/// that file, so they are not dumpable.
+fn dlock_with_hidden_processes(etcd: &Etcd, scratch: &Scratch) -> Option<(Dlock, String)> {
+    as_root()?;
+    let user = as_user(65534, 65534)?.join(" ");
+    in_namespaces(&["--mount"])?;
+    let setup = format!("mount -t proc -o hidepid=2 proc /proc && exec {user} \"$@\"");
+    let hidden = scratch.file("sleep");
+    std::fs::copy("/bin/sleep", &hidden).expect("a program");
+    let mode = std::fs::Permissions::from_mode(0o111);
+    std::fs::set_permissions(&hidden, mode).expect("our file");
+    let dlock = Dlock::on(etcd).under(["unshare", "--mount", "sh", "-c", &setup, "sh"]);
+    Some((dlock, hidden))
+}
+
+/// "A process that /proc hides ... gets the same signals ... and counts as living until dlock knows its end" (dlock-run(1)):
+/// after the end of the command, and after the death of the guard, no such process outlives the lock.
+#[test]
+fn a_process_that_proc_hides_does_not_outlive_the_lock() {
+    let (etcd, scratch) = (Etcd::shared(), Scratch::new());
+    for guard_is_killed in [false, true] {
+        let name = unique("hidden");
+        let Some((dlock, hidden)) = dlock_with_hidden_processes(etcd, &scratch) else {
+            return;
+        };
+        let script = format!("{hidden} 600 & echo $!; read -r _; [ -e /proc/$! ] || exit 3");
+        let run = dlock.run(["-k1", &name, "sh", "-c", &script]);
+        let mut holder = run.stdin(Stdio::piped()).start();
+        holder.says("\n");
+        let left = Process(holder.stdout().trim().parse().expect("its process id"));
+        eventually(LIMIT, "it runs", || left.name() == "sleep");
+        let code = if guard_is_killed {
+            holder.guard().signal(Signal::KILL);
+            125
+        } else {
+            holder.type_in("\n");
+            3
+        };
+        let outcome = holder.wait().expect_code(code);
+        assert!(!alive(left), "{outcome:?}");
+        assert!(etcd.queue(&name).is_empty(), "{outcome:?}");
+    }
 }
