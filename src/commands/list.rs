@@ -11,6 +11,7 @@ use super::select_backend::reader;
 use super::{block_on, failed};
 use crate::cli::inspect::{ListFormat, ListRequest};
 use crate::config::backend::BackendConfig;
+use crate::core::blockers::OrphanSlot;
 use crate::core::listing::{ListedEntry, ListedLock, NestedWaits};
 use crate::core::text::{fit, table};
 use crate::lock::error::LockError;
@@ -106,10 +107,11 @@ impl Viewer<'_> {
             Selection::One(name) => {
                 let free = || ListedLock::new(&name.encoded(), Vec::new());
                 let lock = locks.pop().unwrap_or_else(free);
+                let orphan = self.reader.orphan_slot(name).await?;
                 if format.json {
-                    lock.detail() + "\n"
+                    lock.detail(orphan.as_ref()) + "\n"
                 } else {
-                    status(&lock, now, columns)
+                    status(&lock, orphan.as_ref(), now, columns)
                 }
             }
         };
@@ -158,9 +160,22 @@ fn holder_rows(lock: &ListedLock, since_1970: Duration) -> Vec<Vec<String>> {
 }
 
 /// The whole queue in order.
-fn status(lock: &ListedLock, since_1970: Duration, columns: Option<usize>) -> String {
+fn status(
+    lock: &ListedLock,
+    orphan: Option<&OrphanSlot>,
+    since_1970: Duration,
+    columns: Option<usize>,
+) -> String {
+    let orphan = orphan.map_or_else(String::new, |orphan| {
+        format!("{}\nhint: {}\n", orphan.describe(), orphan.remedy())
+    });
     if lock.entries.is_empty() {
-        return format!("{}: free\n", lock.shown_name());
+        let free = if orphan.is_empty() {
+            "free"
+        } else {
+            "0 holding, 0 waiting"
+        };
+        return format!("{}: {free}\n{orphan}", lock.shown_name());
     }
     let mut rows = vec![row(&[
         "POSITION", "CLIENT", "TOKEN", "MODE", "AGE", "TTL LEFT", "COMMAND",
@@ -181,7 +196,7 @@ fn status(lock: &ListedLock, since_1970: Duration, columns: Option<usize>) -> St
         format!("token {}: {what}\nhint: {hint}\n", key.token)
     });
     format!(
-        "{}: {} holding, {} waiting\n{}{}",
+        "{}: {} holding, {} waiting\n{}{}{orphan}",
         lock.shown_name(),
         lock.holders().count(),
         lock.waiting(),

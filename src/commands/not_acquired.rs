@@ -5,11 +5,12 @@ use tracing::{info, warn};
 
 use super::run_end::RunEnd;
 use crate::cli::lock;
-use crate::core::holder::{Holder, StopKind};
+use crate::core::holder::StopKind;
 use crate::core::name::LockName;
+use crate::core::proof::LeaseId;
 use crate::core::request::WaitPolicy;
 use crate::core::run_stats::Outcome;
-use crate::core::text::{format_duration, printable, seconds};
+use crate::core::text::{format_duration, seconds};
 use crate::core::wait_status::{verb, who};
 use crate::lock::backend::{AcquireOutcome, Acquired};
 use crate::output::events;
@@ -21,6 +22,8 @@ pub(super) struct NotAcquired {
     line: String,
     left_seconds: Option<f64>,
     by: Option<String>,
+    /// It lasts until somebody deletes a key.
+    is_lasting: bool,
 }
 
 impl NotAcquired {
@@ -35,6 +38,7 @@ impl NotAcquired {
             line,
             left_seconds: None,
             by: None,
+            is_lasting: false,
         };
         Err(match outcome {
             AcquireOutcome::Acquired(acquired) => return Ok(acquired),
@@ -43,6 +47,7 @@ impl NotAcquired {
                     WaitPolicy::NoWait => "",
                     WaitPolicy::Timeout(_) | WaitPolicy::Forever => " still",
                 };
+                let is_lasting = ahead.permanent.is_some();
                 let permanent = ahead.permanent.map(|key| format!("; {}", key.describe()));
                 let holder = ahead.holder.as_ref();
                 let line = format!(
@@ -51,7 +56,10 @@ impl NotAcquired {
                     who(holder),
                     permanent.unwrap_or_default()
                 );
-                not_acquired(events::BUSY, line)
+                Self {
+                    is_lasting,
+                    ..not_acquired(events::BUSY, line)
+                }
             }
             AcquireOutcome::NoSlot(orphan) => {
                 let line = format!(
@@ -59,7 +67,10 @@ impl NotAcquired {
                     orphan.describe(),
                     orphan.remedy()
                 );
-                not_acquired(events::BUSY, line)
+                Self {
+                    is_lasting: orphan.lease == LeaseId::NONE,
+                    ..not_acquired(events::BUSY, line)
+                }
             }
             AcquireOutcome::Cooling(ahead, left) => Self {
                 left_seconds: Some(seconds(left)),
@@ -73,11 +84,11 @@ impl NotAcquired {
                 )
             },
             AcquireOutcome::AlreadyRan(earlier) => {
-                let line = format!(
-                    "'{name}' ran already: {}",
-                    describe_earlier_run(earlier.as_ref())
-                );
-                not_acquired(events::ALREADY_RAN, line)
+                let line = format!("'{name}' ran already: {}", earlier.describe());
+                Self {
+                    is_lasting: earlier.permanent.is_some(),
+                    ..not_acquired(events::ALREADY_RAN, line)
+                }
             }
             AcquireOutcome::StopRequested(request) => {
                 let by = request.describe();
@@ -99,23 +110,11 @@ impl NotAcquired {
         let (event, line) = (self.event, self.line);
         let (lock, left_seconds, by) = (name.to_string(), self.left_seconds, self.by);
         // A user who makes it a success wants no line: cron mails every one.
-        if options.conflict == 0 {
+        if options.conflict == 0 && !self.is_lasting {
             info!(event, lock, left_seconds, by, "{line}");
         } else {
             warn!(event, lock, left_seconds, by, "{line}");
         }
         RunEnd::new(Outcome::Busy, Exit::Busy(options.conflict), line)
     }
-}
-
-/// The last run: its holder, its time and its result.
-fn describe_earlier_run(earlier: Option<&Holder>) -> String {
-    let Some(earlier) = earlier else {
-        return "by another client".to_owned();
-    };
-    let result = earlier
-        .result
-        .as_deref()
-        .unwrap_or("not ended yet, or not told how");
-    printable(&format!("{}; {result}", earlier.sentence()))
 }

@@ -1,6 +1,7 @@
 //! The entries of a lock's queue: which of them hold the lock, and which ones a waiter waits for.
 //! It must not know the form of keys, nor how the queue is read.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::holder::{Holder, StopKind, StopRequest};
@@ -116,6 +117,18 @@ pub struct OrphanSlot {
 }
 
 impl OrphanSlot {
+    /// The first of the slots `taken`, given with their leases, whose entry is gone. A cooldown moves a slot and its entry to
+    /// another lease, and the key of the entry keeps its name, so the leases under which the `entries` are now count.
+    pub fn find(
+        taken: impl IntoIterator<Item = (String, LeaseId)>,
+        entries: &BTreeSet<LeaseId>,
+    ) -> Option<Self> {
+        // No dlock writes a slot without a lease.
+        let is_orphan = |lease| lease == LeaseId::NONE || !entries.contains(&lease);
+        let found = taken.into_iter().find(|(_, lease)| is_orphan(*lease));
+        found.map(|(key, lease)| Self { key, lease })
+    }
+
     /// For people.
     pub fn describe(&self) -> String {
         let end = match self.lease {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::blockers::{QueueEntry, holders};
+use super::blockers::{OrphanSlot, QueueEntry, holders};
 use super::holder::Holder;
 use super::name::LockName;
 use super::proof::LeaseId;
@@ -120,13 +120,15 @@ impl ListedLock {
     }
 
     /// One line of JSON for `dlock status`.
-    pub fn detail(&self) -> String {
+    pub fn detail(&self, orphan: Option<&OrphanSlot>) -> String {
         #[derive(Serialize)]
         struct Detail<'a> {
             name: &'a str,
             held: bool,
             holders: Vec<Entry<'a>>,
             waiting: Vec<Entry<'a>>,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            orphan_slot: Option<&'a str>,
         }
         let waiting = self.entries.iter().filter(|entry| !entry.holds);
         json(
@@ -136,6 +138,7 @@ impl ListedLock {
                 held: !self.entries.is_empty(),
                 holders: self.holders().map(ListedEntry::entry).collect(),
                 waiting: waiting.map(ListedEntry::entry).collect(),
+                orphan_slot: orphan.map(|orphan| orphan.key.as_str()),
             },
         )
     }
@@ -326,7 +329,7 @@ mod tests {
         assert_eq!(summary["holders"][0]["token"], 4);
         assert_eq!(summary["holders"][0]["ttl_left_seconds"], 12);
         assert_eq!(summary["holders"][0]["holder"]["pid"], 7);
-        let detail: serde_json::Value = serde_json::from_str(&lock.detail()).unwrap();
+        let detail: serde_json::Value = serde_json::from_str(&lock.detail(None)).unwrap();
         assert_eq!(detail["held"], true);
         assert_eq!(
             detail["waiting"][0],
@@ -343,7 +346,7 @@ mod tests {
         let lock = ListedLock::new("x", vec![entry(4, Some(pending)), entry(9, None)]);
         assert_eq!((lock.holders().count(), lock.waiting()), (0, 2));
         assert_eq!(lock.entries[0].state(), "exclusive, not started");
-        let detail: serde_json::Value = serde_json::from_str(&lock.detail()).unwrap();
+        let detail: serde_json::Value = serde_json::from_str(&lock.detail(None)).unwrap();
         assert_eq!(detail["waiting"][0]["holder"]["pending"], true);
     }
 
@@ -369,7 +372,7 @@ mod tests {
         assert_eq!(outer.entries[0].note(), "sh \"a b\" (waits for 'b')");
         let summary: serde_json::Value = serde_json::from_str(&outer.summary()).unwrap();
         assert_eq!(summary["holders"][0]["waits_for"], serde_json::json!(["b"]));
-        let detail: serde_json::Value = serde_json::from_str(&inner.detail()).unwrap();
+        let detail: serde_json::Value = serde_json::from_str(&inner.detail(None)).unwrap();
         let held = serde_json::json!([{"name": "a b", "token": 4}]);
         assert_eq!(detail["waiting"][0]["holder"]["held"], held);
     }
@@ -378,7 +381,7 @@ mod tests {
     fn a_free_lock_and_an_invalid_name_are_listed() {
         let lock = ListedLock::new("%zz\u{7}", Vec::new());
         assert_eq!(lock.shown_name(), r"'%zz\u{7}'");
-        assert!(lock.detail().contains("\"held\":false"));
+        assert!(lock.detail(None).contains("\"held\":false"));
     }
 
     proptest! {
@@ -392,7 +395,7 @@ mod tests {
         ) {
             let record = Holder { host, note: Some(note), mode, result: Some(result), ..bob(Mode::Shared) };
             let lock = ListedLock::new(&name, vec![entry(1, Holder::parse(&value)), entry(2, Some(record))]);
-            let mut shown = vec![lock.shown_name(), lock.summary(), lock.detail()];
+            let mut shown = vec![lock.shown_name(), lock.summary(), lock.detail(None)];
             for entry in &lock.entries {
                 shown.extend([entry.owner(), entry.note(), entry.state(), entry.since(), entry.left()]);
             }

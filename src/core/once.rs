@@ -3,6 +3,7 @@
 
 use super::holder::Holder;
 use super::proof::LeaseId;
+use super::text::printable;
 
 /// The result of a run that has succeeded, in its mark.
 const SUCCESS: &str = "exit 0";
@@ -10,6 +11,35 @@ const SUCCESS: &str = "exit 0";
 /// Whether a run with this result has succeeded.
 pub fn has_succeeded(result: &str) -> bool {
     result == SUCCESS
+}
+
+/// An earlier run, whose mark keeps another run from starting.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EarlierRun {
+    /// `None` for the mark of another client.
+    pub record: Option<Holder>,
+    /// The key of the mark, if it has no lease, which no dlock creates: it counts until somebody deletes it.
+    pub permanent: Option<String>,
+}
+
+impl EarlierRun {
+    /// For people: the run, its result, and how to end a mark that does not end by itself.
+    pub fn describe(&self) -> String {
+        let run = match &self.record {
+            None => "by another client".to_owned(),
+            Some(run) => {
+                let result = run.result.as_deref();
+                let result = result.unwrap_or("not ended yet, or not told how");
+                format!("{}; {result}", run.sentence())
+            }
+        };
+        let Some(key) = &self.permanent else {
+            return printable(&run);
+        };
+        printable(&format!(
+            "{run}; its mark '{key}' has no lease, so it never expires (etcdctl del '{key}')"
+        ))
+    }
 }
 
 /// Whether an earlier run counts for a later one.

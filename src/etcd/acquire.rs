@@ -218,7 +218,7 @@ async fn enqueue_unless_ran(backend: &EtcdBackend) -> Result<Result<Enqueued, Ou
         let ran = async |etcd| ttl_keys::read_mark(requests, etcd).await;
         // The result of a run that has not ended may be a failure: our turn will show it.
         if let Some(ran) = requests.call(limit, ran).await?
-            && counting(ran.as_ref(), backend.request.retry_failed) == Counting::Counts
+            && counting(ran.record.as_ref(), backend.request.retry_failed) == Counting::Counts
         {
             return Ok(Err(Outcome::AlreadyRan(ran)));
         }

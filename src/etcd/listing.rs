@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use etcd_client::{GetOptions, GetResponse, WatchOptions};
+use etcd_client::{GetOptions, GetResponse, Txn, TxnOp, WatchOptions};
 use futures_util::FutureExt as _;
 use futures_util::stream::{self, StreamExt as _};
 use tokio::time::timeout;
@@ -11,10 +11,10 @@ use tokio::time::timeout;
 use super::Cluster;
 use super::backend::command_variables;
 use super::connection::{Connection, within};
-use super::error::LockError;
-use super::queue::{holder, queue_entry, read_page};
+use super::error::{ErrorKind, LockError};
+use super::queue::{holder, queue_entry, read_page, reads_of};
 use crate::config::Settings;
-use crate::core::blockers::QueueEntry;
+use crate::core::blockers::{OrphanSlot, QueueEntry};
 use crate::core::keys::{LockKeys, lock_name_of, locks_prefix};
 use crate::core::listing::ListedLock;
 use crate::core::name::LockName;
@@ -133,6 +133,41 @@ impl<'a> EtcdReader<'a> {
         }
     }
 
+    /// A slot of the lock that is taken although its entry is gone.
+    async fn orphan_slot(&self, name: &LockName) -> Result<Option<OrphanSlot>, LockError> {
+        let keys = LockKeys::new(&self.settings.prefix, name);
+        let all = |end| Some(GetOptions::new().with_range(end).with_keys_only());
+        let slots = || TxnOp::get(keys.slots(), all(keys.slots_end()));
+        let entries = || TxnOp::get(keys.prefix(), all(keys.ended()));
+        let limit = self.settings.connect_timeout();
+        let read = self.cluster.call(limit, async |etcd: Connection| {
+            let mut kv = etcd.kv();
+            let some = kv.txn(Txn::new().and_then([slots()])).await?;
+            if reads_of(&some).iter().all(Vec::is_empty) {
+                return Ok(some);
+            }
+            // Both at one revision: a slot may have been taken meanwhile.
+            Ok(kv.txn(Txn::new().and_then([slots(), entries()])).await?)
+        });
+        let answer = match read.await {
+            // A user who may only read the queue sees no slots.
+            Err(error) if error.kind == ErrorKind::Refused => return Ok(None),
+            answer => answer?,
+        };
+        self.cluster.check_header(answer.header())?;
+        let mut reads = reads_of(&answer).into_iter();
+        let mut next = || reads.next().unwrap_or_default().into_iter();
+        let slots = next()
+            .filter(|key| keys.slot_number(key.key()).is_some())
+            .map(|key| {
+                let lease = LeaseId(key.lease());
+                (String::from_utf8_lossy(key.key()).into_owned(), lease)
+            });
+        let slots: Vec<_> = slots.collect();
+        let entries = next().map(|entry| LeaseId(entry.lease())).collect();
+        Ok(OrphanSlot::find(slots, &entries))
+    }
+
     /// Waits for a change after `revision`.
     async fn change(&self, which: &Selection, revision: i64) -> Result<(), LockError> {
         let (cluster, range) = (&self.cluster, self.range(which));
@@ -165,6 +200,10 @@ impl<'a> EtcdReader<'a> {
 impl LockReader for EtcdReader<'_> {
     fn read<'a>(&'a self, which: &'a Selection, take: Take<'a>) -> Reading<'a, Snapshot> {
         self.read(which, take).boxed_local()
+    }
+
+    fn orphan_slot<'a>(&'a self, name: &'a LockName) -> Reading<'a, Option<OrphanSlot>> {
+        self.orphan_slot(name).boxed_local()
     }
 
     fn change<'a>(&'a self, which: &'a Selection, before: Snapshot) -> Reading<'a, ()> {

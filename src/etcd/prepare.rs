@@ -12,7 +12,8 @@ use super::error::LockError;
 use super::requests::{LEAVE_TIMEOUT, Requests};
 use super::ttl_keys::{self, Claimed, Marked};
 use crate::core::blockers::OrphanSlot;
-use crate::core::holder::{Holder, StopRequest};
+use crate::core::holder::StopRequest;
+use crate::core::once::EarlierRun;
 use crate::core::once::has_succeeded;
 use crate::core::preparation::{Grant, Mark};
 use crate::core::proof::{EntryId, LeaseId};
@@ -29,7 +30,7 @@ pub(super) enum Prepared {
     NotYet,
     NoSlot(OrphanSlot),
     EntryLost,
-    AlreadyRan(Option<Holder>),
+    AlreadyRan(EarlierRun),
     StopRequested(StopRequest),
 }
 

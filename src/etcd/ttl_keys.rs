@@ -11,12 +11,9 @@ use super::queue::{is_own, reads_of};
 use super::requests::Requests;
 use crate::core::blockers::OrphanSlot;
 use crate::core::holder::{Holder, StopRequest};
-use crate::core::once::{Counting, counting, has_succeeded};
+use crate::core::once::{Counting, EarlierRun, counting, has_succeeded};
 use crate::core::proof::{EntryId, LeaseId};
 use crate::sys::clock;
-
-/// The record of an earlier run, whose mark is there.
-pub(super) type EarlierRun = Option<Holder>;
 
 /// The latest run, while its mark keeps others from running.
 pub(super) async fn read_mark(
@@ -26,7 +23,16 @@ pub(super) async fn read_mark(
     let answer = etcd.kv().get(requests.queue.keys.once(), None).await?;
     requests.queue.cluster.check_header(answer.header())?;
     let key = answer.kvs().first();
-    Ok(key.map(|key| Holder::parse(key.value())))
+    Ok(key.map(earlier_run))
+}
+
+/// The run that this mark is of.
+fn earlier_run(mark: &KeyValue) -> EarlierRun {
+    let permanent = LeaseId(mark.lease()) == LeaseId::NONE;
+    EarlierRun {
+        record: Holder::parse(mark.value()),
+        permanent: permanent.then(|| String::from_utf8_lossy(mark.key()).into_owned()),
+    }
 }
 
 /// Marks that our run starts now, until `lease` ends, or returns the run whose mark is there. A mark under one of
@@ -86,10 +92,10 @@ pub(super) async fn mark_run(
                 )]
             }
             Some(there) => {
-                let ran = Holder::parse(there.value());
+                let ran = earlier_run(&there);
                 let changed = there.mod_revision();
                 let unchanged = Compare::mod_revision(key.as_str(), CompareOp::Equal, changed);
-                match counting(ran.as_ref(), retry_failed) {
+                match counting(ran.record.as_ref(), retry_failed) {
                     Counting::Failed => vec![unchanged],
                     // If it is still there unchanged after this attempt, so is that entry.
                     Counting::WhileQueued(run) if tried.replace(changed) != Some(changed) => {
@@ -191,8 +197,7 @@ pub(super) async fn claim_slot(
     }
 }
 
-/// The first of these slots whose entry is gone. A cooldown moves a slot and its entry to another lease, and the key of the
-/// entry keeps its name, so the lease under which the entry is now counts.
+/// The first of these slots whose entry is gone.
 async fn orphan(
     requests: &Requests,
     etcd: &Connection,
@@ -205,13 +210,8 @@ async fn orphan(
     let entries: BTreeSet<LeaseId> = (reads.iter().flatten())
         .map(|entry| LeaseId(entry.lease()))
         .collect();
-    // No dlock writes a slot without a lease.
-    let is_orphan = |lease| lease == LeaseId::NONE || !entries.contains(&lease);
-    let found = taken.iter().find(|(_, lease)| is_orphan(*lease));
-    Ok(found.map(|(slot, lease)| OrphanSlot {
-        key: keys.slot(*slot),
-        lease: *lease,
-    }))
+    let taken = taken.iter().map(|(slot, lease)| (keys.slot(*slot), *lease));
+    Ok(OrphanSlot::find(taken, &entries))
 }
 
 /// The slots that are taken, each with its lease, and our own key.

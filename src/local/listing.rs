@@ -9,6 +9,7 @@ use futures_util::FutureExt as _;
 
 use super::lock_dir::{LockDir, Present};
 use super::state_dir::StateDir;
+use crate::core::blockers::OrphanSlot;
 use crate::core::blockers::holders;
 use crate::core::listing::ListedLock;
 use crate::core::name::LockName;
@@ -69,6 +70,11 @@ impl LockReader for LocalReader<'_> {
             Ok(snapshot)
         }
         .boxed_local()
+    }
+
+    fn orphan_slot<'a>(&'a self, _: &'a LockName) -> Reading<'a, Option<OrphanSlot>> {
+        // A slot is a part of the name of its entry.
+        std::future::ready(Ok(None)).boxed_local()
     }
 
     fn change<'a>(&'a self, which: &'a Selection, before: Snapshot) -> Reading<'a, ()> {

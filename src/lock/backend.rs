@@ -11,6 +11,7 @@ use crate::core::blockers::PermanentKey;
 use crate::core::heartbeat::Watch;
 use crate::core::holder::{Holder, StopRequest};
 use crate::core::name::Scope;
+use crate::core::once::EarlierRun;
 use crate::core::proof::{FencingToken, LeaseId, LossReason, Renewal};
 use crate::core::proven_lock::{LockIndex, ProvenLock};
 use crate::lock::error::LockError;
@@ -87,7 +88,7 @@ pub(crate) enum AcquireOutcome<S> {
     /// The lock cools down for this time.
     Cooling(QueuePosition, Duration),
     /// A run has started recently.
-    AlreadyRan(Option<Holder>),
+    AlreadyRan(EarlierRun),
     /// Another client requested that this one give up.
     StopRequested(StopRequest),
 }

@@ -3,6 +3,7 @@
 
 use futures_util::future::LocalBoxFuture;
 
+use crate::core::blockers::OrphanSlot;
 use crate::core::listing::ListedLock;
 use crate::core::name::LockName;
 use crate::core::proof::FencingToken;
@@ -33,6 +34,9 @@ pub(crate) type Take<'a> = &'a mut dyn FnMut(ListedLock);
 pub(crate) trait LockReader {
     /// Passes every selected lock with a holder or waiter to `take`, in the order of their names.
     fn read<'a>(&'a self, which: &'a Selection, take: Take<'a>) -> Reading<'a, Snapshot>;
+
+    /// A slot of the lock that is taken although its entry is gone.
+    fn orphan_slot<'a>(&'a self, name: &'a LockName) -> Reading<'a, Option<OrphanSlot>>;
 
     /// Waits for the next change of the selected locks.
     fn change<'a>(&'a self, which: &'a Selection, before: Snapshot) -> Reading<'a, ()>;

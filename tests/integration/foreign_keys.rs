@@ -121,6 +121,57 @@ fn a_slot_without_an_entry_is_named() {
     outcome.expect_stderr(&[&named, &end]);
 }
 
+/// "A slot whose entry is gone ... dlock status names it" (dlock-status(1)), also for a lock without any entry.
+#[test]
+fn a_lock_with_an_orphaned_slot_is_not_called_free() {
+    let (etcd, name) = (Etcd::shared(), unique("orphan"));
+    let status = |options: &[&str]| {
+        let line = [&["status"], options, &[&name]].concat();
+        Dlock::on(etcd).args(line).finish().expect_code(0).stdout
+    };
+    let holder = hold(Dlock::on(etcd), &["--slots=2"], &name);
+    let healthy = status(&[]);
+    assert!(!healthy.contains("is gone"), "{healthy}");
+    let key = format!("dlock/slot/{name}/1");
+    etcd.ctl(&["put", &key, "x"]);
+    drop(holder);
+    eventually(LIMIT, "the lock has no entry", || {
+        etcd.queue(&name).is_empty()
+    });
+    let said = status(&[]);
+    let named = format!(
+        "{name}: 0 holding, 0 waiting\nthe slot '{key}' is taken and its entry in the queue is gone: it has no lease"
+    );
+    assert!(said.starts_with(&named), "{said}");
+    assert!(said.contains(&format!("etcdctl del '{key}'")), "{said}");
+    assert!(status(&["--json"]).contains(&format!("\"orphan_slot\":\"{key}\"")));
+    etcd.ctl(&["del", &key]);
+    assert_eq!(status(&[]), format!("{name}: free\n"));
+}
+
+/// "A mark without a lease ... keeps every run from starting until somebody deletes it" (dlock-run(1)): it is named, also
+/// where a busy lock is no failure.
+#[test]
+fn a_mark_that_never_expires_is_named() {
+    let (etcd, name) = (Etcd::shared(), unique("mark"));
+    let key = format!("dlock/once/{name}");
+    etcd.ctl(&["put", &key, "x"]);
+    let run = || {
+        let options = ["-n", "-E0", "--once-per=1h", &name, "echo", "in"];
+        Dlock::on(etcd).run(options).finish().expect_code(0)
+    };
+    let skipped = run().expect_stdout("");
+    let named = format!("its mark '{key}' has no lease, so it never expires");
+    skipped.expect_stderr(&[
+        "ran already: by another client",
+        &named,
+        &format!("etcdctl del '{key}'"),
+    ]);
+    etcd.ctl(&["del", &key]);
+    run().expect_stdout("in\n");
+    run().expect_stdout("").expect_silent();
+}
+
 /// The same beside a slot that cools down: its entry is under another lease than its name says.
 #[test]
 fn a_slot_that_cools_down_is_not_taken_for_one_without_an_entry() {
