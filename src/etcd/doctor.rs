@@ -81,9 +81,7 @@ async fn probe(
     let took = clock::now().since(asked_at);
     let users = users(&etcd, credentials).await;
     let members = members(&etcd).await;
-    let keys = within(STEP_TIMEOUT, keys(&etcd, &settings.prefix))
-        .await
-        .ok();
+    let keys = within(STEP_TIMEOUT, keys(&etcd, &settings.prefix)).await;
     let (trial, granted_by) = trial_lock::run(&etcd, &settings.prefix, timings).await;
     let header = status
         .as_ref()
@@ -96,7 +94,7 @@ async fn probe(
         members,
         users,
         trial,
-        keys,
+        keys: keys.map_err(complaint),
     })
 }
 

@@ -59,8 +59,7 @@ pub struct Answer {
     /// Whether authentication is enabled; `None` without a user.
     pub users: Option<bool>,
     pub trial: Trial,
-    /// The keys under the prefix; `None` if they could not be read.
-    pub keys: Option<KeyFacts>,
+    pub keys: Result<KeyFacts, Complaint>,
 }
 
 impl Answer {

@@ -2,7 +2,7 @@
 //! It must not know how the keys are read.
 
 use super::Finding;
-use super::facts::Named;
+use super::facts::{Complaint, Named};
 use crate::core::blockers::PermanentKey;
 use crate::core::keys::lock_name_of;
 use crate::core::name::LockName;
@@ -12,11 +12,17 @@ use crate::core::text::shell_word;
 /// Findings on single keys; the rest is counted.
 const MAX_SHOWN: usize = 10;
 
-/// The findings on the keys that the first endpoint has shown. If none may read them, the check of permissions says so.
+/// The findings on the keys that the first endpoint has shown. If this user may not read them, the check of permissions says so.
 pub(super) fn check_keys(answers: &[Named], prefix: &str) -> Vec<Finding> {
     const CHECK: &str = "keys";
-    let Some(facts) = answers.iter().find_map(|(_, answer)| answer.keys.as_ref()) else {
-        return Vec::new();
+    let mut read = answers.iter().map(|(_, answer)| &answer.keys);
+    let Some(facts) = read.clone().find_map(|keys| keys.as_ref().ok()) else {
+        let failed = read.find_map(|keys| keys.as_ref().err().filter(|it| !it.refused));
+        let unread = |it: &Complaint| {
+            let says = format!("the keys cannot be read: {}", it.cause);
+            Finding::warning(CHECK, prefix, &says).maybe_hinting(it.help())
+        };
+        return failed.map(unread).into_iter().collect();
     };
     if facts.permanent.is_empty() {
         let count = super::counted(facts.count, "key, with a lease", "keys, each with a lease");

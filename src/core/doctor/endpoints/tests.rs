@@ -42,7 +42,7 @@ fn healthy(count: usize) -> Vec<Probe> {
                 key: Ok(()),
                 proofs: vec![Ok(Duration::from_millis(2)); 5],
             },
-            keys: Some(KeyFacts::default()),
+            keys: Ok(KeyFacts::default()),
         }),
     };
     members.iter().map(asked).collect()
@@ -411,6 +411,29 @@ fn an_assumed_http_is_named_without_a_warning() {
         (Level::Ok, "http://db:2379")
     );
     assert!(finding.says.contains("means http"), "{}", finding.says);
+}
+
+#[test]
+fn keys_that_no_endpoint_shows_are_a_warning_unless_they_are_refused() {
+    let failed = |refused| {
+        Err(Complaint {
+            cause: "no answer within 5s".to_owned(),
+            hint: None,
+            refused,
+        })
+    };
+    let mut asked = healthy(2);
+    let keys = |asked: &[Probe]| -> Vec<Level> {
+        let findings = check_endpoints(asked, &asking());
+        let ours = findings.iter().filter(|finding| finding.check == "keys");
+        ours.map(|finding| finding.level).collect()
+    };
+    answer(&mut asked[0]).keys = failed(false);
+    assert_eq!(keys(&asked), [Level::Ok]);
+    answer(&mut asked[1]).keys = failed(true);
+    assert_eq!(keys(&asked), [Level::Warning]);
+    answer(&mut asked[0]).keys = failed(true);
+    assert_eq!(keys(&asked), []);
 }
 
 #[test]
