@@ -111,6 +111,9 @@ FILES := 755 $(PROGRAM) bin/dlock $(MANUALS) \
     $(foreach schema,$(wildcard contrib/schemas/*.json),644 $(schema) share/dlock/schemas/$(notdir $(schema))) \
     644 contrib/prometheus/dlock.rules.yml share/dlock/prometheus/dlock.rules.yml \
     644 contrib/grafana/dlock.json share/dlock/grafana/dlock.json \
+    644 contrib/github/action.yml share/dlock/github/action.yml \
+    644 contrib/gitlab/dlock.yml share/dlock/gitlab/dlock.yml \
+    $(foreach unit,$(wildcard contrib/systemd/*),644 $(unit) share/dlock/systemd/$(notdir $(unit))) \
     644 LICENSE share/doc/dlock/LICENSE
 
 # As root nothing is compiled: its owner could not build again in a target directory with root's files.

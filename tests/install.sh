@@ -23,7 +23,8 @@ look_at() {
         ls "$1/share/man/man$section/${page##*/}"* >/dev/null || fail "no manual page ${page##*/}"
     done
     local file
-    for file in schemas/report.schema.json prometheus/dlock.rules.yml grafana/dlock.json; do
+    for file in schemas/report.schema.json prometheus/dlock.rules.yml grafana/dlock.json github/action.yml gitlab/dlock.yml \
+        systemd/active-standby.service; do
         cmp "contrib/$file" "$1/share/dlock/$file" || fail "no ${file##*/}"
     done
     bash -n "$1/share/bash-completion/completions/dlock"
