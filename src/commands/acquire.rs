@@ -85,7 +85,7 @@ enum Event<S> {
     Unwanted,
 }
 
-/// What is known of a wait when its time has passed.
+/// The state of a wait when its time has passed.
 struct Seen {
     began_at: Instant,
     ahead: Option<QueuePosition>,

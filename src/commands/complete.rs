@@ -340,7 +340,7 @@ mod tests {
     }
 
     #[test]
-    fn options_are_offered_to_who_begins_with_a_dash() {
+    fn options_are_offered_after_a_dash() {
         assert!(
             offered(&["dlock", ""])
                 .iter()

@@ -108,7 +108,7 @@ fn hold_lock(
         .until_eof
         .then(|| io::stdin().as_fd().try_clone_to_owned());
     let input = input.transpose().context("cannot keep standard input")?;
-    let ties = LaunchOptions {
+    let launch = LaunchOptions {
         adopted: owner,
         kept: input
             .iter()
@@ -137,7 +137,7 @@ fn hold_lock(
         background,
     };
     let command = hold_command(options, owner, background);
-    let end = select_backend::execute(&run, backend, command, ties, stats)?;
+    let end = select_backend::execute(&run, backend, command, launch, stats)?;
     Ok(match end.exit {
         _ if end.outcome != Outcome::Completed => end,
         Exit::Command(0) | Exit::Signalled(_) => RunEnd {

@@ -310,7 +310,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn who_is_told_of_waiting_and_how() {
+    fn the_form_of_a_wait_follows_from_its_reader() {
         // Under cron, and wherever nobody reads: no output.
         assert_eq!(choose_mode(S::Elsewhere, false, true, false), M::Silent);
         assert_eq!(choose_mode(S::Elsewhere, false, true, true), M::Lines);

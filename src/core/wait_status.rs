@@ -416,7 +416,7 @@ mod tests {
     }
 
     #[test]
-    fn a_place_in_the_line_is_an_ordinal() {
+    fn a_position_in_the_queue_is_an_ordinal() {
         let place = |count| {
             let mut status = status(None);
             status.behind(at(100.0), None, count);

@@ -190,7 +190,7 @@ pub(crate) async fn holder(
     }))
 }
 
-/// What the reads of a queue have shown.
+/// The result of the reads of a queue.
 struct Seen {
     own: bool,
     revision: i64,

@@ -138,7 +138,7 @@ impl<'a> Waiter<'a> {
                     self.heartbeat.renew_now(now);
                     if self.turn.is_none() {
                         self.turn = Some(Turn::new(now, self.timings.ttl()));
-                        self.tell_turn(on_event);
+                        self.report_turn(on_event);
                     }
                 }
                 let check_at = self.turn.filter(|_| free).map(|turn| turn.check_at());
@@ -220,7 +220,7 @@ impl<'a> Waiter<'a> {
                     self.heartbeat.proven(renewal.sent_at);
                     if let Some(turn) = &mut self.turn {
                         turn.proven(renewal.sent_at);
-                        self.tell_turn(on_event);
+                        self.report_turn(on_event);
                     }
                     self.announce().await;
                     Ok(Step::Continue)
@@ -251,7 +251,7 @@ impl<'a> Waiter<'a> {
         }
     }
 
-    fn tell_turn(&self, on_event: &mut impl FnMut(WaitEvent)) {
+    fn report_turn(&self, on_event: &mut impl FnMut(WaitEvent)) {
         if !self.no_slot {
             on_event(WaitEvent::OurTurn);
         }

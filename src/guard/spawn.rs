@@ -397,7 +397,7 @@ mod tests {
     }
 
     #[test]
-    fn looks_along_the_path_past_what_cannot_be_run() {
+    fn searches_the_path_past_files_that_cannot_be_run() {
         let first = Files::new("first", &[("plain", 0o644), ("shadowed", 0o644)]);
         let second = Files::new("second", &[("shadowed", 0o755)]);
         fs::create_dir(first.0.join("directory")).unwrap();

@@ -220,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn killing_goes_on_whatever_else_is_ordered() {
+    fn killing_continues_whatever_else_is_ordered() {
         let mut termination = termination();
         termination.kill(Cause::Ordered, at(3));
         assert_eq!(

@@ -308,7 +308,7 @@ fn an_unreadable_configuration_is_an_error() {
 
 /// "Without endpoints from an option, a variable or a file, dlock uses 127.0.0.1:2379", and `-v` tells so, as does the report.
 #[test]
-fn the_built_in_default_endpoint_is_told() {
+fn the_built_in_default_endpoint_is_reported() {
     // Nothing listens there in a network of its own.
     let Some(alone) = in_namespaces(&["--net"]) else {
         return;

@@ -250,7 +250,7 @@ fn a_holder_with_a_forged_release_record_keeps_the_lock() {
 /// A waiter that gives up "leaves its entry for the rest of that time" (dlock-run(1)), and dlock break, which deletes
 /// that entry, warns of the command that it is kept for. The other waiters give the command its time all the same.
 #[track_caller]
-fn is_kept_out_by_a_place_that_is_taken_away(comes_before: bool) {
+fn is_kept_out_by_an_entry_that_is_removed(comes_before: bool) {
     let (etcd, oracle, name) = (Etcd::shared(), Oracle::new(), unique("taken-away"));
     let holder = patient(etcd, &oracle, &[], &name);
     let mut waiter = quick(etcd, &oracle, &[], &name);
@@ -283,12 +283,12 @@ fn is_kept_out_by_a_place_that_is_taken_away(comes_before: bool) {
 
 #[test]
 fn a_kept_entry_protects_although_it_is_deleted() {
-    is_kept_out_by_a_place_that_is_taken_away(true);
+    is_kept_out_by_an_entry_that_is_removed(true);
 }
 
 #[test]
 fn a_kept_entry_protects_against_a_newcomer_although_it_is_deleted() {
-    is_kept_out_by_a_place_that_is_taken_away(false);
+    is_kept_out_by_an_entry_that_is_removed(false);
 }
 
 /// "A place that cools down for --min-hold protects nobody": its deletion causes neither a warning nor a delay.

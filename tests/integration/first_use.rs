@@ -472,32 +472,70 @@ fn a_limit_or_a_refusal_of_this_machine_is_explained() {
     );
 }
 
-/// A name server that takes questions and never answers.
-#[test]
-fn a_silent_name_server_is_explained() {
-    let silent = r#"
-import fcntl, os, socket, struct, sys
+/// A name server on the machine of the test that takes questions and never answers; `then` runs the words in `sys.argv`.
+fn silent_name_server(then: &str) -> String {
+    format!(
+        r#"
+import fcntl, os, socket, struct, subprocess, sys
 questions = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
 SIOCSIFFLAGS, IFF_UP = 0x8914, 1
 fcntl.ioctl(questions, SIOCSIFFLAGS, struct.pack("16sh14x", b"lo", IFF_UP))
 questions.bind(("127.0.0.1", 53))
-questions.set_inheritable(True)
-os.execvp(sys.argv[1], sys.argv[1:])
-"#;
+{then}
+"#
+    )
+}
+
+/// dlock on a machine whose only name server is this one; `None` where a test may not have a network of its own.
+fn asks_a_name_server(server: &str) -> Option<Dlock> {
     let dlock = without_etcd("http://etcd.example.org:2379", &[]);
-    let server = dlock.home().write("resolv.conf", "nameserver 127.0.0.1\n");
+    let file = dlock.home().write("resolv.conf", "nameserver 127.0.0.1\n");
     let resolves = dlock.home().write("nsswitch.conf", "hosts: dns\n");
     let bind = format!(
-        "mount --bind {server} /etc/resolv.conf && mount --bind {resolves} /etc/nsswitch.conf && exec \"$@\""
+        "mount --bind {file} /etc/resolv.conf && mount --bind {resolves} /etc/nsswitch.conf && exec \"$@\""
     );
-    let Some(alone) = in_namespaces(&["--mount", "--net"]) else {
+    let alone = in_namespaces(&["--mount", "--net"])?;
+    let python = ["/usr/bin/python3", "-c", server];
+    let dlock = dlock.under(alone).under(["sh", "-c", &bind, "sh"]);
+    Some(dlock.under(python))
+}
+
+#[test]
+fn a_silent_name_server_is_explained() {
+    let then = "questions.set_inheritable(True)\nos.execvp(sys.argv[1], sys.argv[1:])";
+    let Some(dlock) = asks_a_name_server(&silent_name_server(then)) else {
         return;
     };
-    let bind = ["sh", "-c", &bind, "sh"];
-    let python = ["/usr/bin/python3", "-c", silent];
-    let outcome = dlock.under(alone).under(bind).under(python).finish();
-    outcome.expect_code(125).expect_stderr(&[
+    dlock.finish().expect_code(125).expect_stderr(&[
         "dlock: cannot lock 'job': no endpoint answered within 2s: 'http://etcd.example.org:2379': the name was not looked up within ",
         "\nhint: check the name server in /etc/resolv.conf, or give an IP address\n",
     ]);
+}
+
+/// "dlock does not look up SRV records in DNS" (dlock(1)): the name server sees questions about the address alone.
+#[test]
+fn the_name_server_is_asked_for_addresses_alone() {
+    let then = r#"
+ended = subprocess.run(sys.argv[1:]).returncode
+questions.setblocking(False)
+try:
+    while True:
+        question, labels = questions.recv(512)[12:], []
+        while question[0]:
+            labels.append(question[1:question[0] + 1].decode())
+            question = question[question[0] + 1:]
+        print(".".join(labels), int.from_bytes(question[1:3], "big"))
+except BlockingIOError:
+    sys.exit(ended)
+"#;
+    let Some(dlock) = asks_a_name_server(&silent_name_server(then)) else {
+        return;
+    };
+    let asked = dlock.finish().expect_code(125).stdout;
+    // The types A and AAAA (RFC 1035, RFC 3596); SRV would be 33.
+    let addresses = ["etcd.example.org 1", "etcd.example.org 28"];
+    assert!(asked.contains(addresses[0]), "{asked:?}");
+    for question in asked.lines() {
+        assert!(addresses.contains(&question), "{question}");
+    }
 }

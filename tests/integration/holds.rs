@@ -171,7 +171,7 @@ fn a_hold_whose_release_is_unconfirmed_gets_a_warning() {
 
 /// "A script checks the status before it evaluates the line, as in EXAMPLES" (dlock-hold(1)): no shell goes on without the lock.
 #[test]
-fn a_script_that_checks_the_status_never_goes_on_without_the_lock() {
+fn a_script_that_checks_the_status_never_continues_without_the_lock() {
     let (etcd, dlock) = (Etcd::shared(), dlock_program());
     let (name, busy) = (unique("checked"), unique("busy"));
     let (mut holder, _) = hold(Dlock::on(etcd), &busy);

@@ -18,7 +18,7 @@ use crate::support::{
 const ACTION: &str = include_str!("../../contrib/github/action.yml");
 const TEMPLATE: &str = include_str!("../../contrib/gitlab/dlock.yml");
 
-/// What installs dlock may use these, and one of the programs that fetch files.
+/// An installation of dlock may use these, and one of the programs that fetch files.
 const TOOLS: [&str; 9] = [
     "bash",
     "sh",
@@ -73,7 +73,7 @@ fn environment(step: &Value, inputs: &[(&str, &str)]) -> Vec<(String, String)> {
             let default = declared[input]["default"].as_str().unwrap_or_default();
             given.map_or(default, |(_, value)| value).to_owned()
         }
-        // What the job has not set, and what the test leaves open.
+        // The values that the job has not set, and those that the test leaves open.
         _ => String::new(),
     };
     let variables = step["env"].as_object().expect("variables").iter();

@@ -71,7 +71,7 @@ fn a_killed_waiter_in_the_middle_blocks_the_queue_for_its_lease_at_most() {
 /// "A waiter that has no answer from etcd for one TTL sends no renewals until there is an answer, so it does not block the
 /// entries behind it" (dlock-run(1)): here its requests arrive, and no answer comes back.
 #[test]
-fn a_waiter_that_hears_nothing_does_not_block_those_behind_it() {
+fn a_waiter_without_an_answer_does_not_block_those_behind_it() {
     let (etcd, name) = (Etcd::start(), unique("deaf"));
     let link = Link::to(etcd.port());
     let mut holder = hold_open(Dlock::on(&etcd), &[], &name);

@@ -139,7 +139,7 @@ fn one_of_many_that_retry_succeeds() {
 
 /// "If etcd does not confirm the result of a success, dlock warns" (dlock-run(1)): once, and that run does not count.
 #[test]
-fn a_success_that_etcd_does_not_confirm_is_told() {
+fn a_success_that_etcd_does_not_confirm_is_reported() {
     let (etcd, name) = (Etcd::shared(), unique("retry-silent"));
     let link = Link::to(etcd.port());
     let silent = [

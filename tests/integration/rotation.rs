@@ -189,7 +189,7 @@ fn a_password_from_a_pipe_is_read_once() {
 
 /// "(and certificates: every credential in a file)": a key that is replaced before its certificate is.
 #[test]
-fn a_holder_goes_on_when_its_certificate_files_match_again() {
+fn a_holder_continues_when_its_certificate_files_match_again() {
     let made = Certificates::new();
     let etcd = Etcd::start_mutual_tls(&made);
     let link = Link::to(etcd.port());

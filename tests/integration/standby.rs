@@ -20,7 +20,7 @@ const TTL: Duration = Duration::from_secs(10);
 const LOCK_DELAY: Duration = Duration::from_millis(2000 + 2500 + 2000);
 /// Period of the watchdog here: shorter than the unit's, and longer than any pause of a daemon on a busy machine.
 const WATCHDOG: Duration = Duration::from_secs(10);
-/// What a busy machine may add to any of these times. A lock that nobody releases is free after four fifths of the TTL at least,
+/// The time that a busy machine may add to any of these times. A lock that nobody releases is free after four fifths of the TTL at least,
 /// and the lock delay: 14.5 s.
 const BUSY: Duration = Duration::from_secs(12);
 
@@ -146,7 +146,7 @@ fn replaced(text: &str, from: &str, to: &str) -> String {
     text.replace(from, to)
 }
 
-/// What the daemon has noted: a host and an event in each line.
+/// The lines that the daemon has written: a host and an event in each.
 fn events(shared: &Scratch) -> Vec<String> {
     let text = shared.read("log");
     assert!(!text.contains("OVERLAP"), "{text}");

@@ -98,7 +98,7 @@ enum Phase {
     Dead,
 }
 
-/// What a client has of etcd for its start.
+/// The answer of etcd to a client that starts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Prepared {
     Nothing,
@@ -178,7 +178,7 @@ impl World {
         self.queue.iter_mut().find(own)
     }
 
-    /// What ends with a lease.
+    /// The keys that end with a lease.
     fn end_lease(&mut self, client: usize, attempt: usize) {
         self.leases[client][attempt] = Lease::Ended;
         self.mark = self.mark.filter(|mark| *mark != (client, attempt));

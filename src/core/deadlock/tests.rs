@@ -110,7 +110,7 @@ fn the_youngest_of_two_in_a_ring_names_it_and_leaves() {
 }
 
 #[test]
-fn members_on_one_host_are_told_apart_by_their_pids() {
+fn members_on_one_host_differ_by_their_pids() {
     let mut store = two_in_a_ring();
     for (lock, token, pid) in [("A", 3, 30), ("B", 4, 40)] {
         let record = store.entry(lock, token).record.as_mut().unwrap();

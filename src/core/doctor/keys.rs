@@ -43,7 +43,7 @@ pub(super) fn check_keys(answers: &[Named], prefix: &str) -> Vec<Finding> {
     findings
 }
 
-/// What a key without a lease does to locks, and how to delete it.
+/// The effect of a key without a lease on locks, and the way to delete it.
 fn describe(prefix: &str, key: &str, token: FencingToken) -> (String, String) {
     let encoded = lock_name_of(prefix, key.as_bytes());
     if let Some(name) = encoded.and_then(LockName::decode) {

@@ -310,11 +310,11 @@ fn stop_with(adopted: &std::process::Child, policy: Policy) -> Guard {
 
 fn stop_with_pid(adopted: i32, policy: Policy) -> Guard {
     let other = ProcessHandle::find(adopted).unwrap();
-    let ties = LaunchOptions {
+    let options = LaunchOptions {
         adopted: Some(&other),
         ..LaunchOptions::default()
     };
-    let mut guard = launch(shell("sleep 1000"), policy, &ties).unwrap();
+    let mut guard = launch(shell("sleep 1000"), policy, &options).unwrap();
     guard.start(&[], far()).unwrap();
     assert_eq!(next(&mut guard), GuardReport::Started);
     guard.stop().unwrap();

@@ -156,7 +156,7 @@ pub(super) const RUNNERS: &[Runner] = &[
     (
         "dlock-examples.7",
         "#!/bin/sh\ndlock run -n import",
-        By(tells_a_busy_lock),
+        By(reports_a_busy_lock),
     ),
 ];
 
@@ -518,7 +518,7 @@ fn asked_whether_held(block: &Block) {
         .expect_stdout("yes\n");
 }
 
-fn tells_a_busy_lock(block: &Block) {
+fn reports_a_busy_lock(block: &Block) {
     let etcd = Etcd::start();
     let outcome = script(&etcd, &block.text).finish().expect_code(0);
     assert!(outcome.stdout.ends_with("imported\n"), "{outcome:?}");

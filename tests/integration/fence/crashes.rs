@@ -59,7 +59,7 @@ fn calls(fence: &Fence, token: u32) -> Vec<(String, usize)> {
 /// The fence works as if nothing had happened: the killed one's token is accepted, a lower one is not, and no file is
 /// left behind.
 #[track_caller]
-fn goes_on(fence: &Fence, token: u32) {
+fn continues(fence: &Fence, token: u32) {
     fence.token(token).finish().expect_code(0).expect_silent();
     is_late(fence.token(token - 1).finish(), token - 1, token);
     let mut files = fence.files();
@@ -97,7 +97,7 @@ fn a_kill_before_any_call_leaves_the_old_number_or_the_new_one() {
                     old += 1;
                 }
             }
-            goes_on(&fence, 2);
+            continues(&fence, 2);
         }
         assert!(old > 5 && new > 1, "{old} {new}");
     }
@@ -142,7 +142,7 @@ fn a_kill_at_a_random_moment_never_lowers_the_number() {
         );
         before = seen;
     }
-    goes_on(&fence, 61);
+    continues(&fence, 61);
 }
 
 /// It failed: nothing was run, and the number is the old one or the new one.
@@ -182,7 +182,7 @@ fn a_disk_that_fails_keeps_the_command_from_running() {
             let fault = format!("inject={call}:error={error}:when={number}");
             let outcome = traced(&fence, token, &["-e", &fault]).finish();
             has_failed(&fence, outcome, [token - 1, token]);
-            goes_on(&fence, token);
+            continues(&fence, token);
         }
     }
 }
@@ -201,7 +201,7 @@ fn an_interrupted_call_is_made_again() {
             .finish()
             .expect_code(0)
             .expect_stdout("written\n");
-        goes_on(&fence, token);
+        continues(&fence, token);
     }
 }
 
@@ -241,7 +241,7 @@ fn a_full_disk_keeps_the_number() {
     let outcome = limited().after("ulimit -f 0");
     outcome.finish().expect_code(125).expect_stdout("");
     assert_eq!(fence.highest(), 33);
-    goes_on(&fence, 34);
+    continues(&fence, 34);
 }
 
 /// "a read-only disk" (dlock-fence(1))
@@ -303,7 +303,7 @@ fn a_read_only_file_keeps_the_number() {
     is_late(dlock(&["--name=job", "--token=32"]).finish(), 32, 33);
     read_only(0o644);
     dlock(&["--name=job", "--token=34"]).finish().expect_code(0);
-    goes_on(&fence, 34);
+    continues(&fence, 34);
 }
 
 /// A script in a mount namespace of its own.
@@ -335,5 +335,5 @@ fn a_kill_among_many_writers_stops_no_other() {
             });
         }
     });
-    goes_on(&fence, 100);
+    continues(&fence, 100);
 }

@@ -402,7 +402,7 @@ fn every_user_has_a_state_directory() {
 /// "dlock checks the locks of this machine ... the state directory" (dlock-doctor(1)): with the option or its variable,
 /// and leaves nothing behind.
 #[test]
-fn the_doctor_looks_at_the_directory() {
+fn the_doctor_checks_the_directory() {
     let state = State::new();
     let of = |dlock: Dlock| Diagnosis::of(dlock, &["--kill-after=1h"]);
     of(state.dlock()).says("state", &state.path, "ok", &["does not exist yet"]);

@@ -43,7 +43,7 @@ static VALIDATOR: LazyLock<Mutex<Validator>> = LazyLock::new(|| {
     })
 });
 
-/// What is wrong with `value` by the schema `contrib/schemas/NAME.schema.json`; empty if nothing is.
+/// The faults of `value` by the schema `contrib/schemas/NAME.schema.json`; empty if nothing is.
 pub(crate) fn faults(name: &str, value: &Value) -> String {
     let mut validator = VALIDATOR.lock().unwrap_or_else(PoisonError::into_inner);
     writeln!(validator.input, "{}", json!([name, value])).expect("the validator reads");
