@@ -11,7 +11,7 @@ use tokio::time::timeout;
 use self::trial_lock::{STEP_TIMEOUT, complaint};
 use super::cluster::read_header;
 use super::connection::{Connection, connect, within};
-use super::error::{ErrorKind, LockError, connect_hint};
+use super::error::{ErrorKind, LockError, connect_hint, unreachable_hint};
 use super::login::Login;
 use crate::config::Settings;
 use crate::config::credentials::Credentials;
@@ -56,7 +56,12 @@ pub(crate) async fn examine(
             endpoint: endpoint.to_string(),
             answer: answer.map_err(|error| {
                 let hint = connect_hint(endpoint.https, &error.cause);
-                complaint(error.with_hint(hint))
+                let mut error = error.with_hint(hint);
+                if error.hint.is_some() {
+                    let source = settings.endpoints_source.as_deref();
+                    error.hint = unreachable_hint(source, error.hint);
+                }
+                complaint(error)
             }),
         },
         certificate: http.certificate,

@@ -16,7 +16,7 @@ use super::scripts::{adapted, furnish, script};
 use crate::support::{Certificates, Dlock, Etcd, Outcome, Scratch};
 
 pub(super) const RUNNERS: &[Runner] = &[
-    ("README.md", "30 3 * * *", By(crontab)),
+    ("README.md", "PATH=/usr/local/bin", By(crontab)),
     ("README.md", "deploy:", By(gitlab)),
     ("README.md", "[Service]", By(service)),
     ("README.md", "endpoints = [", By(config)),
