@@ -251,7 +251,8 @@ fn a_request_to_give_up_the_first_lock_ends_the_wait() {
 fn a_lock_that_is_lost_during_the_wait_is_awaited_again() {
     let etcd = Etcd::shared();
     let (a, b) = two_names("again");
-    let (mut holder, mut waiter) = waits_for_the_second(etcd, &[], (&a, &b));
+    // No renewal would notice the loss in time.
+    let (mut holder, mut waiter) = waits_for_the_second(etcd, &["--ttl=600"], (&a, &b));
     let mut next = Dlock::on(etcd)
         .stdin(Stdio::piped())
         .run([&*a, "sh", "-c", "echo on; exec cat"])
