@@ -24,7 +24,7 @@ use super::progress::WaitReporter;
 use super::run_end::RunEnd;
 use super::signals::Signals;
 use crate::core::blockers::OrphanSlot;
-use crate::core::holder::StopRequest;
+use crate::core::holder::{OuterLock, StopRequest};
 use crate::core::name::LockName;
 use crate::core::proof::LossReason;
 use crate::core::proven_lock::{Finding, LockEvent, LockIndex};
@@ -221,6 +221,12 @@ impl<B: LockBackend> Acquirer<'_, B> {
             (limit, ..) => limit,
         };
         let mut held_back = Vec::new();
+        let names = self.run.names.iter();
+        let held = names.zip(&*taken).map(|(name, one)| OuterLock {
+            name: name.to_string(),
+            token: one.token.0,
+        });
+        let held: Vec<OuterLock> = held.collect();
         let event = {
             let reporter = WaitReporter::new(name, self.began_at, give_up_at);
             let on_event = |waiting: WaitEvent| {
@@ -229,7 +235,7 @@ impl<B: LockBackend> Acquirer<'_, B> {
             };
             let acquiring = async {
                 match next {
-                    Some(backend) => backend.acquire(on_event).await,
+                    Some(backend) => backend.acquire(&held, on_event).await,
                     None => std::future::pending().await,
                 }
             };

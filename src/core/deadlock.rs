@@ -85,8 +85,7 @@ impl Ring {
     }
 
     /// How to avoid it.
-    pub const HINT: &str =
-        "take these locks in the same order everywhere, or limit the wait with --wait";
+    pub const HINT: &str = "take these locks in one order everywhere, or all at once with --also";
 }
 
 /// An entry by the position of its queue and its own position there.

@@ -13,6 +13,7 @@ use super::requests::{Cooldown, Enqueued, LEAVE_TIMEOUT};
 use super::session::EtcdSession;
 use super::ttl_keys;
 use super::wait::{Outcome, Waiter};
+use crate::core::holder::OuterLock;
 use crate::core::name::Scope;
 use crate::core::once::{Counting, counting};
 use crate::core::preparation::Grant;
@@ -29,7 +30,12 @@ impl LockBackend for EtcdBackend {
         Scope::Prefix(self.requests.queue.keys.namespace().to_owned())
     }
 
-    async fn acquire(&self, mut on_event: impl FnMut(WaitEvent)) -> Result<Outcome, LockError> {
+    async fn acquire(
+        &self,
+        taken: &[OuterLock],
+        mut on_event: impl FnMut(WaitEvent),
+    ) -> Result<Outcome, LockError> {
+        self.requests.taken.replace(taken.to_vec());
         let limit = self.limit;
         let waits = self.request.wait_policy != WaitPolicy::NoWait;
         let mut give_up_at = None;
@@ -86,7 +92,7 @@ impl LockBackend for EtcdBackend {
             let superseding = self.supersede_the_rest(all_asked, entered_as, timings);
             let deadlocked = async {
                 // No entry comes before ours once we are the first.
-                if is_free || !self.requests.record.is_nested() {
+                if is_free || !self.requests.record().is_nested() {
                     return std::future::pending().await;
                 }
                 self.deadlocked(entered_as, timings).boxed_local().await

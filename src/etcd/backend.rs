@@ -8,14 +8,13 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::sleep;
 
+use super::announced::{Announced, Shown};
 use super::attempts::Attempts;
 use super::connection::Connection;
 use super::error::{ErrorKind, LockError};
 use super::prepare::Preparation;
 use super::queue::{QueueReader, QueueView, read_entries};
-use super::requests::{
-    Announced, Cooldown, Enqueued, LEAVE_TIMEOUT, ReleaseRequest, Requests, Shown,
-};
+use super::requests::{Cooldown, Enqueued, LEAVE_TIMEOUT, ReleaseRequest, Requests};
 use super::{Cluster, eviction};
 use crate::core::blockers::{QueueEntry, superseded};
 use crate::core::holder::{Holder, StopRequest};
@@ -76,7 +75,8 @@ impl EtcdBackend {
                 mode: request.mode,
             },
             shown: RefCell::new(Shown::new(record.clone())),
-            record,
+            base: record,
+            taken: RefCell::default(),
             timings,
         });
         let attempts = Rc::new(Attempts::new(Rc::clone(&requests)));
@@ -124,7 +124,7 @@ impl EtcdBackend {
             return Ok(true);
         };
         let QueueReader { cluster, keys, .. } = &self.requests.queue;
-        let by = self.requests.record.sentence();
+        let by = self.requests.base.sentence();
         self.requests
             .call(limit, async |connection: Connection| {
                 let before = read_entries(cluster, keys, &connection, Some(entry.token)).await?;
@@ -252,7 +252,7 @@ impl EtcdBackend {
 
     /// Our record with the grace that those behind us have to know.
     fn record_to_announce(&self) -> Holder {
-        let record = self.requests.record.clone();
+        let record = self.requests.record();
         // A waiter for a slot takes each change of the entry before it for the taking of a slot.
         if matches!(self.request.mode, Mode::Slots(_)) {
             return record;

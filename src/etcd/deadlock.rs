@@ -40,7 +40,7 @@ impl EtcdBackend {
         let ours = NestedWait {
             name: self.requests.queue.keys.lock().clone(),
             token: entry.token,
-            held: self.requests.record.held.clone(),
+            held: self.requests.record().held,
         };
         let limit = timings.renew_timeout() * 2;
         let mut known: Option<(Ring, Instant)> = None;

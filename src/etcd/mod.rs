@@ -2,6 +2,7 @@
 //! It must not know the command that runs under the lock, nor exit codes.
 
 mod acquire;
+mod announced;
 mod attempts;
 pub(crate) mod backend;
 mod cluster;

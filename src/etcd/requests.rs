@@ -13,11 +13,12 @@ use futures_util::FutureExt as _;
 use rustix::thread::set_current_timer_slack;
 use tokio::time::sleep;
 
+use super::announced::{Announced, Shown};
 use super::connection::Connection;
 use super::error::{ErrorKind, LockError, attempt_after};
 use super::queue::{QueueReader, QueueView, is_own, reads_of};
 use crate::core::abandoned::Attempt;
-use crate::core::holder::Holder;
+use crate::core::holder::{Holder, OuterLock};
 use crate::core::lock_delay::ReleaseRecord;
 use crate::core::proof::{EntryId, FencingToken, LeaseId, Ownership};
 use crate::core::release::{ReleaseAnswer, ReleaseAnswers};
@@ -74,45 +75,6 @@ pub(crate) struct Cooldown {
     pub(super) grace: Duration,
 }
 
-/// Our record as it is in etcd.
-pub(super) struct Shown {
-    pub(super) record: Holder,
-    /// The latest revision that we know of its changes.
-    changed: i64,
-}
-
-impl Shown {
-    /// A record that is not in etcd yet.
-    pub(super) fn new(record: Holder) -> Self {
-        Self { record, changed: 0 }
-    }
-}
-
-/// The parts of our record that change while we wait.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) struct Announced {
-    /// The time for which commands may run if we vanish.
-    pub(super) grace: Duration,
-    /// Our turn has come, and our command has not started.
-    pub(super) pending: bool,
-}
-
-impl Announced {
-    pub(super) fn of(record: &Holder) -> Self {
-        Self {
-            grace: record.grace(),
-            pending: record.pending,
-        }
-    }
-
-    fn in_record(self, record: Holder) -> Holder {
-        Holder {
-            pending: self.pending,
-            ..record.with_grace(self.grace)
-        }
-    }
-}
-
 /// Lets pending requests leave, and then waits while a near server accepts them.
 async fn flush_and_pause(moment: Duration) {
     for _ in 0..FLUSH_YIELDS {
@@ -132,19 +94,27 @@ fn is_under(read: &[KeyValue], lease: LeaseId) -> bool {
 /// The requests of one lock request.
 pub(super) struct Requests {
     pub(super) queue: QueueReader,
-    /// Our record, which others read.
-    pub(super) record: Holder,
+    /// Our record, which others read, without the locks that the run has taken already.
+    pub(super) base: Holder,
+    pub(super) taken: RefCell<Vec<OuterLock>>,
     /// The record as it was written last.
     pub(super) shown: RefCell<Shown>,
     pub(super) timings: LeaseTimings,
 }
 
 impl Requests {
+    /// Our record, with the locks that the run has taken already.
+    pub(super) fn record(&self) -> Holder {
+        let mut record = self.base.clone();
+        record.held.extend(self.taken.borrow().iter().cloned());
+        record
+    }
+
     /// Our record as of now.
     pub(super) fn record_now(&self) -> Holder {
         Holder {
             since: clock::wall_clock(),
-            ..self.record.clone()
+            ..self.record()
         }
     }
 

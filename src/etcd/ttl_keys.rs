@@ -129,7 +129,7 @@ pub(super) async fn mark_result(
     let record = Holder {
         result: Some(result.to_owned()),
         entry: Some(entry.lease),
-        ..requests.record.clone()
+        ..requests.record()
     };
     let under = PutOptions::new().with_lease(lease.0);
     let success = has_succeeded(result).then(|| requests.ownership_compares(entry));
@@ -165,7 +165,7 @@ pub(super) async fn claim_slot(
             return Ok(Claimed::Slot(*slot));
         }
         // Others write into our record too: their part stays.
-        let record = Holder::parse(own.value()).unwrap_or_else(|| requests.record.clone());
+        let record = Holder::parse(own.value()).unwrap_or_else(|| requests.record());
         if let Some(request) = record.asked {
             return Ok(Claimed::StopRequested(request));
         }

@@ -5,12 +5,13 @@ use std::rc::Rc;
 
 use tokio::time::sleep;
 
+use super::announced::Announced;
 use super::backend::{EtcdBackend, RETRY_PAUSE, command_variables};
 use super::connection::{answers_as_proxy, within};
 use super::error::{ErrorKind, LockError};
 use super::prepare::Prepared;
 use super::queue::QueueView;
-use super::requests::{Announced, Enqueued, Requests};
+use super::requests::{Enqueued, Requests};
 use super::session::{EtcdSession, WatchTarget};
 use crate::core::heartbeat::{Heartbeat, Watch};
 use crate::core::proof::{EntryId, Ownership, Verdict};

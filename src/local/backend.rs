@@ -13,7 +13,7 @@ use super::deadlock;
 use super::entry::{Entered, Entry, QueueOutcome};
 use super::state_dir::StateDir;
 use crate::core::deadlock::Ring;
-use crate::core::holder::Holder;
+use crate::core::holder::{Holder, OuterLock};
 use crate::core::local::EntryName;
 use crate::core::name::LockName;
 use crate::core::name::Scope;
@@ -90,7 +90,12 @@ impl LockBackend for LocalBackend {
         Scope::Machine
     }
 
-    async fn acquire(&self, mut tell: impl FnMut(WaitEvent)) -> Result<Outcome, LockError> {
+    async fn acquire(
+        &self,
+        taken: &[OuterLock],
+        mut tell: impl FnMut(WaitEvent),
+    ) -> Result<Outcome, LockError> {
+        self.entry.list_taken(taken)?;
         // A thread takes as long as all else that a free lock needs. Only the disk can keep this thread waiting here, and it
         // would keep [`Entry::remove`] waiting as well.
         let entered = match self.entry.try_enter()? {
@@ -167,7 +172,7 @@ impl LockBackend for LocalBackend {
 impl LocalBackend {
     /// Returns when our wait is in a deadlock that we have to break.
     async fn deadlocked(&self) -> LockError {
-        if !self.entry.record.is_nested() {
+        if !self.entry.is_nested() {
             return std::future::pending().await;
         }
         loop {

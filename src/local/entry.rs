@@ -12,7 +12,7 @@ use rustix::fs::{FlockOperation, flock};
 use super::lock_dir::{LockDir, Locked, Present};
 use crate::core::blockers::{BlockerScan, Blockers};
 use crate::core::deadlock::NestedWait;
-use crate::core::holder::Holder;
+use crate::core::holder::{Holder, OuterLock};
 use crate::core::local::EntryName;
 use crate::core::request::{LockRequest, Mode, WaitPolicy};
 use crate::lock::backend::QueuePosition;
@@ -33,6 +33,8 @@ pub(super) struct Entry {
     /// The entry's file, whose flock is the entry; the guard has the same open file.
     pub(super) file: OwnedFd,
     pub(super) record: Holder,
+    /// The locks that the run has taken already.
+    taken: Mutex<Vec<OuterLock>>,
     request: LockRequest,
     own: Mutex<Own>,
 }
@@ -69,9 +71,36 @@ impl Entry {
             lock_dir,
             file,
             record,
+            taken: Mutex::default(),
             request,
             own: Mutex::new(own),
         })
+    }
+
+    /// The locks that its owner holds.
+    fn held(&self) -> Vec<OuterLock> {
+        let taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        [&self.record.held[..], &taken[..]].concat()
+    }
+
+    /// Adds the locks that the run has taken already to the record, before the entry has a token: no other process reads
+    /// it until then.
+    pub(super) fn list_taken(&self, taken: &[OuterLock]) -> Result<(), Failure> {
+        if taken.is_empty() {
+            return Ok(());
+        }
+        let own = self.own()?;
+        *self.taken.lock().unwrap_or_else(PoisonError::into_inner) = taken.to_vec();
+        let record = Holder {
+            held: self.held(),
+            ..self.record.clone()
+        };
+        self.lock_dir.rewrite_entry(&own.file, &self.file, &record)
+    }
+
+    /// Whether it waits without limit while its owner holds other locks.
+    pub(super) fn is_nested(&self) -> bool {
+        !self.held().is_empty() && !self.record.limited
     }
 
     /// The mode in the queue: a lock with one slot is an exclusive one.
@@ -244,7 +273,7 @@ impl Entry {
         Some(NestedWait {
             name: self.lock_dir.name.clone(),
             token: ticket.token,
-            held: self.record.held.clone(),
+            held: self.held(),
         })
     }
 

@@ -9,9 +9,10 @@ use std::time::Duration;
 
 use anyhow::{Context as _, anyhow};
 use rustix::fs::{
-    AtFlags, FlockOperation, Mode, OFlags, fchmod, flock, fstat, openat, renameat, statat, unlinkat,
+    AtFlags, FlockOperation, Mode, OFlags, fchmod, flock, fstat, ftruncate, openat, renameat,
+    statat, unlinkat,
 };
-use rustix::io::{Errno, retry_on_intr};
+use rustix::io::{Errno, pwrite, retry_on_intr};
 
 use super::dir_util::{Modes, list, not_written};
 use crate::core::blockers::QueueEntry;
@@ -120,6 +121,20 @@ impl LockDir {
                 }
             }
         }
+    }
+
+    /// Replaces the record of an entry that has no token.
+    pub(super) fn rewrite_entry(
+        &self,
+        file: &str,
+        entry: &OwnedFd,
+        record: &Holder,
+    ) -> Result<(), Failure> {
+        let written = ftruncate(entry, 0)
+            .and_then(|()| retry_on_intr(|| pwrite(entry, record.to_json().as_bytes(), 0)));
+        let tried = || format!("cannot write '{}'", self.shown(file));
+        written.map_err(|error| not_written(&tried(), error))?;
+        Ok(())
     }
 
     /// Whether the file with this name is `entry`.

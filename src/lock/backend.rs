@@ -9,7 +9,7 @@ use futures_util::future::select_all;
 use crate::core::blockers::OrphanSlot;
 use crate::core::blockers::PermanentKey;
 use crate::core::heartbeat::Watch;
-use crate::core::holder::{Holder, StopRequest};
+use crate::core::holder::{Holder, OuterLock, StopRequest};
 use crate::core::name::Scope;
 use crate::core::once::EarlierRun;
 use crate::core::proof::{FencingToken, LeaseId, LossReason, Renewal};
@@ -24,12 +24,13 @@ pub(crate) trait LockBackend {
     fn scope(&self) -> Scope;
 
     /// Joins the queue and waits for the lock, per `WaitPolicy`; `NoWait` removes its entry if the lock is taken. May be
-    /// dropped at any await; call [`Self::leave_queue`] then.
+    /// dropped at any await; call [`Self::leave_queue`] then. `taken`: the locks that the same run holds already.
     ///
     /// # Errors
     /// When the queue cannot be read, unless the request waits for that, too.
     async fn acquire(
         &self,
+        taken: &[OuterLock],
         tell: impl FnMut(WaitEvent),
     ) -> Result<AcquireOutcome<Self::Session>, LockError>;
 

@@ -87,7 +87,7 @@ fn the_youngest_waiter_of_a_ring_leaves_and_names_it() {
         other.ends("125"),
         format!(
             "dlock: cannot lock '{a}': deadlock: {leaver} holds '{b}' and waits for '{a}', {elder} holds '{a}' and waits for '{b}'\n\
-             hint: take these locks in the same order everywhere, or limit the wait with --wait\n"
+             hint: take these locks in one order everywhere, or all at once with --also\n"
         )
     );
     assert_eq!(one.ends("0"), "");
@@ -147,6 +147,33 @@ fn local_locks_form_rings_too() {
     assert!(named.contains(" holds 'b' and waits for 'a', "), "{named}");
     assert!(named.contains(" holds 'a' and waits for 'b'\n"), "{named}");
     assert_eq!(one.ends("0"), "");
+}
+
+/// "several locks for one run": one that holds the first and waits for the second is a member of a ring, with etcd and on
+/// this machine.
+#[test]
+fn locks_that_a_run_takes_together_are_part_of_a_ring() {
+    let (etcd, state) = (Etcd::shared(), Scratch::new());
+    let local = || Dlock::nowhere().env("DLOCK_LOCAL", state.file("state"));
+    let remote = || Dlock::on(etcd);
+    for dlock in [&remote as &dyn Fn() -> Dlock, &local] {
+        let (a, b) = (unique("a"), unique("b"));
+        let mut one = Script::start(dlock(), &[], &b, &inner(&[], &a));
+        let mut both = dlock().run(["--also", &b, &a, "echo", "ran"]).start();
+        let holds = format!("(holds '{a}')");
+        eventually(LIMIT, "the run with both waits", || {
+            let status = dlock().args(["status", &b]).finish();
+            status.stdout.contains(&holds)
+        });
+        one.go();
+        let named = one.ends("125");
+        let words = [
+            format!(" holds '{b}' and waits for '{a}', "),
+            format!(" holds '{a}' and waits for '{b}'\n"),
+        ];
+        assert!(words.iter().all(|words| named.contains(words)), "{named}");
+        both.wait().expect_code(0).expect_stdout("ran\n");
+    }
 }
 
 /// A list of another state directory names no lock of this one, although the tokens are the same.
