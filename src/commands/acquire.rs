@@ -152,7 +152,7 @@ impl<B: LockBackend> Acquirer<'_, B> {
     async fn give_back(&self, taken: &mut Vec<Acquired<B::Session>>) {
         let backends = &self.backends[..taken.len()];
         for (name, Acquired { token, .. }) in self.run.names.iter().zip(&*taken).rev() {
-            debug!("gives lock '{name}' back, token {token}");
+            debug!("releasing lock '{name}' with token {token}");
         }
         // Without their sessions, nothing renews them.
         taken.clear();

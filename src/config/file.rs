@@ -64,7 +64,7 @@ impl File {
                 Err(error) => {
                     let refused = error.downcast_ref::<Refused>().map(|it| it.hint);
                     return Err(error.context(unreadable(&path))).or_hint(refused.unwrap_or(
-                        "the file may name the etcd to use, so dlock does not go on without it: make it readable, or name another one with --config (/dev/null is an empty one)",
+                        "the file may name the etcd to use, so dlock does not continue without it: make it readable, or name another one with --config (/dev/null is an empty one)",
                     ));
                 }
             }

@@ -29,7 +29,7 @@ impl EarlierRun {
             None => "by another client".to_owned(),
             Some(run) => {
                 let result = run.result.as_deref();
-                let result = result.unwrap_or("not ended yet, or not told how");
+                let result = result.unwrap_or("not ended yet, or its result is unknown");
                 format!("{}; {result}", run.sentence())
             }
         };

@@ -389,6 +389,7 @@ mod tests {
                 "waiting for 'deploy' 12s (2nd in line; held 3m 12s by alice@db1)",
             ),
             (51, "waiting for 'deploy' 12s (held by alice@db1)"),
+            (24, "waiting for 'deploy' 12s"),
         ] {
             assert_eq!(line(columns), wanted, "{columns}");
         }
