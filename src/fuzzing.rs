@@ -12,6 +12,7 @@ use crate::config::setting::Setting;
 use crate::core::cluster_id::ClusterId;
 use crate::core::doctor::certificate::check_certificate;
 use crate::core::fence::HighestTokens;
+use crate::core::history::LocalHold;
 use crate::core::hold::{HoldEnd, hold_verdict};
 use crate::core::holder::Holder;
 use crate::core::keys::{LockKeys, lock_name_of};
@@ -143,6 +144,11 @@ pub fn fence_file(bytes: &[u8]) {
 /// The names and the contents of files in the directory of a local lock, and the end that a hold leaves for
 /// `dlock release`.
 pub fn local_files(bytes: &[u8]) {
+    for hold in LocalHold::parse_all(bytes) {
+        let hold = hold.into_hold();
+        is_shown(&hold.row(Duration::MAX).concat());
+        is_shown(&hold.describe_end());
+    }
     if let Ok(name) = str::from_utf8(bytes) {
         if let Some(entry) = EntryName::parse(name) {
             assert_eq!(entry.to_string(), name);

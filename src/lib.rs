@@ -23,6 +23,7 @@
 //! | what does the shell offer at TAB? | `commands/complete.rs`, `cli/partial.rs`, `completions/` |
 //! | what does systemd get? | `output/systemd.rs` |
 //! | what would go wrong tonight? | `commands/doctor.rs`, `core/doctor.rs`, `etcd/doctor.rs`, `local/doctor.rs`, `host/facts.rs` |
+//! | who held a lock last night? | `core/history.rs`, `etcd/history.rs`, `local/history.rs` |
 //! | how has a run ended, with which exit status? | `commands/run_end.rs`, `output/exit.rs` |
 //! | what time is it? | `sys/clock.rs` |
 //! | what do the log and the terminal show? | `output/log.rs`, `output/events.rs`, `output/live_line.rs`, `core/text.rs` |

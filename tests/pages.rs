@@ -513,6 +513,7 @@ const FOREIGN: &[&str] = &[
     "--from",
     "--interactive",
     "--auto-tls",
+    "--auto-compaction-retention",
     "--initial-cluster",
     "--initial-advertise-peer-urls",
     "--data-dir",

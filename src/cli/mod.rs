@@ -4,6 +4,7 @@
 pub(crate) mod connection;
 pub(crate) mod doctor;
 pub(crate) mod fence;
+pub(crate) mod history;
 pub(crate) mod hold;
 pub(crate) mod inspect;
 mod local;
@@ -107,6 +108,9 @@ enum Command {
     /// Show the holders and waiters of a lock
     #[command(after_help = examples_with_etcd!("status", "dlock status deploy", "dlock status --held deploy && echo busy"))]
     Status(inspect::StatusArgs),
+    /// Show who held a lock, for how long, and how it ended
+    #[command(after_help = examples_with_etcd!("history", "dlock history backup", "dlock history --since 12h backup"))]
+    History(history::HistoryArgs),
     /// Test whether a token still holds its lock
     #[command(after_help = examples_with_etcd!("check", "dlock check || exit", "dlock check --name deploy --token 4711"))]
     Check(inspect::CheckArgs),
@@ -169,6 +173,7 @@ pub(crate) enum Work {
     Fence(fence::Options),
     Hold(BackendConfig, hold::Options),
     List(BackendConfig, inspect::ListRequest),
+    History(BackendConfig, history::Options),
     Check(BackendConfig, inspect::Check),
     Break(Settings, inspect::Break),
     /// The id of the process that holds the lock.
@@ -182,6 +187,7 @@ impl Work {
         let (Self::Run(BackendConfig::Etcd(settings), _)
         | Self::Hold(BackendConfig::Etcd(settings), _)
         | Self::List(BackendConfig::Etcd(settings), _)
+        | Self::History(BackendConfig::Etcd(settings), _)
         | Self::Check(BackendConfig::Etcd(settings), _)
         | Self::Break(settings, _)
         | Self::Doctor(BackendConfig::Etcd(settings), _)) = self
@@ -311,6 +317,7 @@ pub(crate) fn parse(
         Command::Hold(options) => task(flags, variables, |resolver| options.resolve(resolver)),
         Command::Ls(options) => task(flags, variables, |resolver| options.resolve(resolver)),
         Command::Status(options) => task(flags, variables, |resolver| options.resolve(resolver)),
+        Command::History(options) => task(flags, variables, |resolver| options.resolve(resolver)),
         Command::Check(options) => task(flags, variables, |resolver| options.resolve(resolver)),
         Command::Break(options) => task(flags, variables, |resolver| options.resolve(resolver)),
         Command::Doctor(options) => task(flags, variables, |resolver| options.resolve(resolver)),

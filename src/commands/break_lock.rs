@@ -149,19 +149,24 @@ impl Eviction<'_> {
         failed(format_args!("cannot break '{}'", self.order.name), error)
     }
 
-    /// Writes the request; repeats when the record has changed meanwhile, by a taken slot or another request.
-    async fn request_stop(&self, first: &QueueEntry) -> Result<(), Failure> {
+    fn stop_request(&self) -> StopRequest {
         let me = identity::holder(
             "dlock break".as_ref(),
             None,
             Mode::Exclusive,
             Duration::ZERO,
         );
-        let request = StopRequest {
+        StopRequest {
             to: StopKind::Stop,
             by: me.sentence(),
             why: self.order.reason.clone(),
-        };
+            now: self.order.now,
+        }
+    }
+
+    /// Writes the request; repeats when the record has changed meanwhile, by a taken slot or another request.
+    async fn request_stop(&self, first: &QueueEntry) -> Result<(), Failure> {
+        let request = self.stop_request();
         let mut entry = first.clone();
         loop {
             if entry.record.is_none() {
@@ -224,6 +229,13 @@ impl Eviction<'_> {
 
     async fn remove(&self, entry: &ListedEntry) -> Result<Exit, Failure> {
         let (cluster, queue) = (&self.cluster, &self.queue);
+        if entry.holds && !entry.entry.is_cooling() {
+            // The holder learns who takes the lock away, and so does dlock history. A record that has changed meanwhile, or
+            // is not dlock's, makes no difference to the removal.
+            let request = self.stop_request();
+            let asked = eviction::request_stop(cluster, &entry.entry, &request, self.limit).await;
+            asked.map_err(|error| self.failed(error))?;
+        }
         let removed = eviction::remove_entry(cluster, queue, &entry.entry, self.limit).await;
         removed.map_err(|error| self.failed(error))?;
         let name = &self.order.name;

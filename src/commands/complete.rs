@@ -138,7 +138,10 @@ fn of_text(
 /// Whether the argument names a lock, and not a user or a key prefix.
 fn is_lock(command: &str, argument: &str) -> bool {
     match argument {
-        "name" => ["run", "hold", "status", "break", "check", "fence"].contains(&command),
+        "name" => [
+            "run", "hold", "status", "history", "break", "check", "fence",
+        ]
+        .contains(&command),
         "also" => true,
         "beginning" => command == "ls",
         _ => false,

@@ -8,6 +8,7 @@ pub(crate) mod complete;
 mod doctor;
 mod fence;
 mod guard_io;
+mod history;
 pub(crate) mod hold;
 mod list;
 mod locked_run;
@@ -93,6 +94,7 @@ pub(crate) fn execute(work: &Work) -> Result<Exit, Failure> {
         Work::Fence(options) => own_stack_frame(|| fence::fence(options)),
         Work::Hold(backend, options) => own_stack_frame(|| hold::hold(backend, options)),
         Work::List(backend, request) => own_stack_frame(|| list::execute(backend, request)),
+        Work::History(backend, options) => own_stack_frame(|| history::execute(backend, options)),
         Work::Check(backend, check) => own_stack_frame(|| check::check(backend, check)),
         Work::Break(settings, order) => own_stack_frame(|| break_lock::break_lock(settings, order)),
         Work::Release(hold) => own_stack_frame(|| hold::release(hold)),

@@ -365,7 +365,12 @@ mod tests {
 
     fn asked_to(to: StopKind, entry: QueueEntry) -> QueueEntry {
         let by = String::new();
-        let asked = Some(StopRequest { to, by, why: None });
+        let asked = Some(StopRequest {
+            to,
+            by,
+            why: None,
+            now: false,
+        });
         QueueEntry {
             record: entry.record.map(|record| Holder { asked, ..record }),
             ..entry

@@ -99,6 +99,9 @@ pub struct StopRequest {
     /// The reason, in the requester's words.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub why: Option<String>,
+    /// The requester removes the entry right afterwards, and does not wait.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub now: bool,
 }
 
 /// The kinds of [`StopRequest`].
@@ -409,6 +412,7 @@ mod tests {
             to: StopKind::Yield,
             by: "bob@db2".into(),
             why: Some("a \"newer\" one\u{1b}".into()),
+            now: false,
         };
         assert_eq!(asked.describe(), r#"bob@db2: "a 'newer' one\u{1b}""#);
         let record = Holder {
@@ -510,7 +514,7 @@ mod tests {
             host in "(?s).{0,99}", user in "(?s).{0,99}", note in "(?s).{0,2000}", since in "(?s).{0,40}",
             url in "(?s).{0,99}", by in "(?s).{0,99}", seconds in any::<u64>(),
         ) {
-            let asked = Some(StopRequest { to: StopKind::Stop, by, why: Some(note.clone()) });
+            let asked = Some(StopRequest { to: StopKind::Stop, by, why: Some(note.clone()), now: false });
             let holder = Holder { host, user, note: Some(note), since, url: Some(url), asked: asked.clone(), ..alice() };
             let asked = asked.map(|ask| ask.describe()).unwrap_or_default();
             for text in [vec![holder.sentence(), asked], holder.descriptions()].concat() {
@@ -525,7 +529,7 @@ mod tests {
         fn any_record_fits(note in ".{0,2000}", program in ".{0,2000}", host in ".{0,500}", url in ".{0,1500}", why in ".{0,900}", mode in ".{0,900}",
             names in proptest::collection::vec(".{0,300}", 0..20)) {
             let held = names.into_iter().map(|name| OuterLock { name, token: i64::MAX }).collect();
-            let asked = Some(StopRequest { to: StopKind::Stop, by: host.clone(), why: Some(why) });
+            let asked = Some(StopRequest { to: StopKind::Stop, by: host.clone(), why: Some(why), now: false });
             let holder = Holder { note: Some(note), program, host, url: Some(url), asked, mode, held, ..alice() };
             let json = holder.to_json();
             prop_assert!(json.len() <= MAX_RECORD_BYTES);

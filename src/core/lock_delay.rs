@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::heartbeat::NOTICE;
 use super::proof::{FencingToken, LeaseId};
 use super::request::Mode;
+use super::text::truncate;
 use super::time::{Instant, LeaseTimings};
 
 /// The time that the kernel may need to run the guard, and to kill.
@@ -105,11 +106,67 @@ pub enum ReleaseRecord {
     Behind(Vec<Predecessor>),
 }
 
+/// The end of a command that has run under the lock, in its owner's release record. For people only.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ended {
+    /// RFC 3339, by the owner's wall clock.
+    pub at: String,
+    held_ms: u64,
+    pub result: String,
+}
+
+/// Maximum length of the result in bytes: `exit 0`, or a reason.
+const MAX_RESULT_BYTES: usize = 200;
+
+impl Ended {
+    pub fn new(at: String, held: Duration, result: &str) -> Self {
+        Self {
+            at,
+            held_ms: held.as_millis().try_into().unwrap_or(u64::MAX),
+            result: truncate(result, MAX_RESULT_BYTES).to_owned(),
+        }
+    }
+
+    /// The time from the acquisition of the lock until then.
+    pub fn held(&self) -> Duration {
+        Duration::from_millis(self.held_ms)
+    }
+
+    /// Parses the end in the value of a release record.
+    pub fn parse(value: &[u8]) -> Option<Self> {
+        if value.len() > MAX_RECORD_BYTES {
+            return None;
+        }
+        let written: Written = serde_json::from_slice(value).ok()?;
+        written.ended
+    }
+}
+
+/// The value of a release record's key when a command has run.
+#[derive(Serialize, Deserialize)]
+struct Written {
+    #[serde(flatten)]
+    record: ReleaseRecord,
+    ended: Option<Ended>,
+}
+
 impl ReleaseRecord {
-    /// The value of the record's key.
+    /// The value of the record's key if no command has run.
     pub fn to_json(&self) -> String {
         // Words and numbers always serialise.
         serde_json::to_string(self).unwrap_or_default()
+    }
+
+    /// The value of the record's key.
+    pub fn to_value(&self, ended: Option<&Ended>) -> String {
+        if ended.is_none() {
+            return self.to_json();
+        }
+        let written = Written {
+            record: self.clone(),
+            ended: ended.cloned(),
+        };
+        serde_json::to_string(&written).unwrap_or_default()
     }
 
     /// The record of an owner that leaves its entry to a cooldown: the next client must not take it as `Alone`. `grace`
@@ -128,7 +185,9 @@ impl ReleaseRecord {
         if value.len() > MAX_RECORD_BYTES {
             return None;
         }
-        serde_json::from_slice(value).ok()
+        let plain = serde_json::from_slice(value);
+        let written = || serde_json::from_slice::<Written>(value).map(|it| it.record);
+        plain.or_else(|_| written()).ok()
     }
 }
 
@@ -502,6 +561,28 @@ mod tests {
         }
         for value in ["", "x", r#"{"later":1}"#, r#"{"behind":7}"#] {
             assert_eq!(ReleaseRecord::parse(value.as_bytes()), None, "{value}");
+        }
+        let ended = Ended::new(
+            "2026-11-29T03:30:00Z".to_owned(),
+            Duration::from_secs(3),
+            "exit 0",
+        );
+        for (record, begin) in [
+            (ReleaseRecord::Alone(FencingToken(7)), r#"{"alone":7,"#),
+            (ReleaseRecord::Free, r#"{"free":null,"#),
+            (ReleaseRecord::Kept, r#"{"kept":null,"#),
+            (behind(&[3]), r#"{"behind":["#),
+        ] {
+            let value = record.to_value(Some(&ended));
+            assert!(value.starts_with(begin), "{value}");
+            let end = r#""ended":{"at":"2026-11-29T03:30:00Z","held_ms":3000,"result":"exit 0"}}"#;
+            assert!(value.ends_with(end), "{value}");
+            assert_eq!(Ended::parse(value.as_bytes()), Some(ended.clone()));
+            assert_eq!(ReleaseRecord::parse(value.as_bytes()), Some(record.clone()));
+            let later = value.replacen('{', r#"{"later":{"x":[1]},"#, 1);
+            assert_eq!(ReleaseRecord::parse(later.as_bytes()), Some(record.clone()));
+            assert_eq!(record.to_value(None), record.to_json());
+            assert_eq!(Ended::parse(record.to_json().as_bytes()), None);
         }
         let readers = |count: i64| behind(&(1..count).collect::<Vec<_>>()).to_json();
         assert!(ReleaseRecord::parse(readers(2_000).as_bytes()).is_some());

@@ -9,6 +9,7 @@ pub mod doctor;
 pub mod fence;
 pub mod forwarding;
 pub mod heartbeat;
+pub mod history;
 pub mod hold;
 pub mod holder;
 pub mod job;

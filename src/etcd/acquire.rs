@@ -6,7 +6,7 @@ use std::time::Duration;
 use futures_util::FutureExt as _;
 use tokio::time::sleep;
 
-use super::backend::{EtcdBackend, RETRY_PAUSE};
+use super::backend::{EtcdBackend, Leaving, RETRY_PAUSE};
 use super::connection::Connection;
 use super::error::{ErrorKind, LockError};
 use super::requests::{Cooldown, Enqueued, LEAVE_TIMEOUT};
@@ -14,10 +14,11 @@ use super::session::EtcdSession;
 use super::ttl_keys;
 use super::wait::{Outcome, Waiter};
 use crate::core::holder::OuterLock;
+use crate::core::lock_delay::Ended;
 use crate::core::name::Scope;
 use crate::core::once::{Counting, counting};
 use crate::core::preparation::Grant;
-use crate::core::release::{ReleaseAnswer, ReleaseAnswers};
+use crate::core::release::ReleaseAnswer;
 use crate::core::request::WaitPolicy;
 use crate::core::text::format_duration;
 use crate::lock::backend::{LockBackend, QueuePosition, Release, ReleaseReason, WaitEvent};
@@ -107,7 +108,9 @@ impl LockBackend for EtcdBackend {
                 }
             };
             if let Some(outcome) = outcome {
-                if !matches!(outcome, Outcome::Acquired(_)) {
+                if matches!(outcome, Outcome::Acquired(_)) {
+                    self.acquired_at.set(Some(clock::now()));
+                } else {
                     self.leave_queue().await;
                 }
                 return Ok(outcome);
@@ -150,8 +153,7 @@ impl LockBackend for EtcdBackend {
         if left.is_zero() || self.entry.get().is_none() {
             let lease = self.entry.get().map(|entry| entry.lease);
             if !matches!(
-                self.delete_entry(rest(), None, ReleaseAnswers::default())
-                    .await,
+                self.delete_entry(rest(), Leaving::default()).await,
                 Release::Confirmed
             ) {
                 // A later request of ours must not wait for this one.
@@ -168,9 +170,11 @@ impl LockBackend for EtcdBackend {
                     result: None,
                     grace: (self.predecessors.borrow()).grace(clock::now(), least),
                 };
-                let _ = self
-                    .delete_entry(rest(), Some(kept), ReleaseAnswers::default())
-                    .await;
+                let leaving = Leaving {
+                    cooldown: Some(kept),
+                    ..Leaving::default()
+                };
+                let _ = self.delete_entry(rest(), leaving).await;
             }
         }
         self.preparation.revoke_unused(rest()).await;
@@ -183,14 +187,17 @@ impl LockBackend for EtcdBackend {
     /// Deletes our key if it is still the one that we acquired with, or leaves it to cool down. The success of that
     /// comparison proves, without any clock, that no other client held the lock in between.
     async fn release(&self, limit: Duration, reason: ReleaseReason<'_>) -> Release {
-        let mut seen = ReleaseAnswers::default();
+        let mut leaving = Leaving::default();
         if let ReleaseReason::Done(result) | ReleaseReason::AtOnce(result) = reason {
             let entry = self.entry.get();
             if self.preparation.mark_result(entry, result, limit).await {
-                seen = seen.with(ReleaseAnswer::Present);
+                leaving.seen = leaving.seen.with(ReleaseAnswer::Present);
             }
+            let held = |at| clock::now().since(at);
+            let held = self.acquired_at.get().map(held).unwrap_or_default();
+            leaving.ended = Some(Ended::new(clock::wall_clock_millis(), held, result));
         }
-        let cooldown = match reason {
+        leaving.cooldown = match reason {
             ReleaseReason::Done(result) => self.preparation.cooldown.take().map(|grant| Cooldown {
                 lease: grant.lease,
                 result: Some(result.to_owned()),
@@ -199,7 +206,7 @@ impl LockBackend for EtcdBackend {
             ReleaseReason::AtOnce(_) | ReleaseReason::Unused => None,
         };
         let lease = self.entry.get().map(|entry| entry.lease);
-        let release = self.delete_entry(limit, cooldown, seen).await;
+        let release = self.delete_entry(limit, leaving).await;
         if matches!(release, Release::NotOurs) {
             // No process of the command runs any more: its slot is free, too.
             self.attempts.abandon(lease);

@@ -19,7 +19,7 @@ use super::{Cluster, eviction};
 use crate::core::blockers::{QueueEntry, superseded};
 use crate::core::holder::{Holder, StopRequest};
 use crate::core::keys::LockKeys;
-use crate::core::lock_delay::Predecessors;
+use crate::core::lock_delay::{Ended, Predecessors};
 use crate::core::proof::EntryId;
 use crate::core::release::{ReleaseAnswers, ReleaseVerdict};
 use crate::core::request::{LockRequest, Mode, WaitPolicy};
@@ -43,6 +43,16 @@ pub(crate) fn command_variables(queue: &LockKeys, entry: EntryId) -> Vec<(&'stat
     ]
 }
 
+/// The way in which an entry is given up.
+#[derive(Default)]
+pub(super) struct Leaving {
+    pub(super) cooldown: Option<Cooldown>,
+    /// The end of the command, if one has run.
+    pub(super) ended: Option<Ended>,
+    /// What etcd has answered since then.
+    pub(super) seen: ReleaseAnswers,
+}
+
 /// One request for a lock, as a client of etcd.
 pub(crate) struct EtcdBackend {
     pub(super) requests: Rc<Requests>,
@@ -51,6 +61,8 @@ pub(crate) struct EtcdBackend {
     pub(super) limit: Duration,
     /// Our entry, from the moment that we know of it until it is given up.
     pub(super) entry: Cell<Option<EntryId>>,
+    /// The time of the acquisition.
+    pub(super) acquired_at: Cell<Option<Instant>>,
     pub(super) predecessors: RefCell<Predecessors>,
     pub(super) attempts: Rc<Attempts>,
     /// Told when the entries have changed that we wait for.
@@ -86,6 +98,7 @@ impl EtcdBackend {
             request,
             limit,
             entry: Cell::new(None),
+            acquired_at: Cell::new(None),
             predecessors: RefCell::default(),
             queue_changed: Notify::new(),
             attempts,
@@ -134,6 +147,7 @@ impl EtcdBackend {
                         to,
                         by: by.clone(),
                         why: Some("superseded by a newer request".to_owned()),
+                        now: false,
                     };
                     // A record that has changed meanwhile is read again.
                     all_asked &=
@@ -292,22 +306,18 @@ impl EtcdBackend {
         written.inspect_err(|error| tracing::debug!("our record cannot be changed: {error}"))
     }
 
-    /// Deletes our entry, or leaves it to a cooldown; `seen` is what etcd has answered since the end of the command.
-    pub(super) async fn delete_entry(
-        &self,
-        limit: Duration,
-        cooldown: Option<Cooldown>,
-        seen: ReleaseAnswers,
-    ) -> Release {
+    /// Deletes our entry, or leaves it to a cooldown.
+    pub(super) async fn delete_entry(&self, limit: Duration, leaving: Leaving) -> Release {
         let Some(entry) = self.entry.take() else {
             return Release::Confirmed;
         };
         let record = (self.predecessors.borrow()).release_record(self.request.mode, entry.token);
         let release = ReleaseRequest {
             record,
+            ended: leaving.ended,
             slot: self.preparation.slot.get(),
-            cooldown,
-            answers: Cell::new(seen),
+            cooldown: leaving.cooldown,
+            answers: Cell::new(leaving.seen),
         };
         let deleting = async |etcd| self.requests.delete_entry(&etcd, entry, &release).await;
         let answered = self.requests.queue.cluster.call(limit, deleting).await;

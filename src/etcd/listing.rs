@@ -12,9 +12,11 @@ use super::Cluster;
 use super::backend::command_variables;
 use super::connection::{Connection, within};
 use super::error::{ErrorKind, LockError};
+use super::history;
 use super::queue::{holder, queue_entry, read_page, reads_of};
 use crate::config::Settings;
 use crate::core::blockers::{OrphanSlot, QueueEntry};
+use crate::core::history::{History, Request};
 use crate::core::keys::{LockKeys, lock_name_of, locks_prefix};
 use crate::core::listing::ListedLock;
 use crate::core::name::LockName;
@@ -198,6 +200,12 @@ impl<'a> EtcdReader<'a> {
 }
 
 impl LockReader for EtcdReader<'_> {
+    fn history<'a>(&'a self, name: &'a LockName, request: Request) -> Reading<'a, History> {
+        let keys = LockKeys::new(&self.settings.prefix, name);
+        let limit = self.settings.connect_timeout();
+        async move { history::read(&self.cluster, &keys, request, limit).await }.boxed_local()
+    }
+
     fn read<'a>(&'a self, which: &'a Selection, take: Take<'a>) -> Reading<'a, Snapshot> {
         self.read(which, take).boxed_local()
     }

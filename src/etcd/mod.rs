@@ -11,6 +11,7 @@ mod deadlock;
 pub(crate) mod doctor;
 mod error;
 pub(crate) mod eviction;
+mod history;
 pub(crate) mod listing;
 mod login;
 mod p521;

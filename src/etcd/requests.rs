@@ -19,7 +19,7 @@ use super::error::{ErrorKind, LockError, attempt_after};
 use super::queue::{QueueReader, QueueView, is_own, reads_of};
 use crate::core::abandoned::Attempt;
 use crate::core::holder::{Holder, OuterLock};
-use crate::core::lock_delay::ReleaseRecord;
+use crate::core::lock_delay::{Ended, ReleaseRecord};
 use crate::core::proof::{EntryId, FencingToken, LeaseId, Ownership};
 use crate::core::release::{ReleaseAnswer, ReleaseAnswers};
 use crate::core::time::{Instant, LeaseTimings};
@@ -51,6 +51,8 @@ pub(super) struct Enqueued {
 pub(super) struct ReleaseRequest {
     /// The release record for those behind us.
     pub(super) record: ReleaseRecord,
+    /// The end of the command, if one has run.
+    pub(super) ended: Option<Ended>,
     pub(super) slot: Option<u16>,
     /// The entry stays for as long as the lease of the cooldown.
     pub(super) cooldown: Option<Cooldown>,
@@ -59,6 +61,11 @@ pub(super) struct ReleaseRequest {
 }
 
 impl ReleaseRequest {
+    /// The value of the key of this record.
+    fn value(&self, record: &ReleaseRecord) -> String {
+        record.to_value(self.ended.as_ref())
+    }
+
     /// Adds an answer. Must be called before any await that may end our lease, and our record with it.
     fn note_answer(&self, answer: ReleaseAnswer) {
         self.answers.set(self.answers.get().with(answer));
@@ -292,7 +299,7 @@ impl Requests {
             waiting = waiting.with_min_create_revision(entry.token.0 + 1);
         }
         let mut removal = self.removal_ops(entry, release.slot);
-        removal.push(self.record_release(entry, &release.record));
+        removal.push(self.record_release(entry, release.value(&release.record)));
         removal.push(TxnOp::get(self.queue.keys.prefix(), Some(waiting)));
         let answer = match self.leave_queue(etcd, entry, release, removal).await {
             // We release without the record, then, and the next holder has to wait: etcd is out of space, or our role
@@ -319,10 +326,10 @@ impl Requests {
     }
 
     /// The put of the record that only our release writes, under our lease.
-    fn record_release(&self, entry: EntryId, record: &ReleaseRecord) -> TxnOp {
+    fn record_release(&self, entry: EntryId, value: String) -> TxnOp {
         let lease = PutOptions::new().with_lease(entry.lease.0);
         let key = self.queue.keys.released(entry.lease);
-        TxnOp::put(key, record.to_json(), Some(lease))
+        TxnOp::put(key, value, Some(lease))
     }
 
     /// Runs `removal`, which removes our entry or transfers it, if the entry is ours, and returns the answer. Otherwise
@@ -447,12 +454,10 @@ impl Requests {
             ..self.record_now().with_grace(cooldown.grace)
         };
         let key = self.queue.keys.entry(entry.lease);
+        let kept = release.record.clone().with_place_kept(cooldown.grace);
         let mut puts = vec![
             TxnOp::put(key, record.to_json(), under()),
-            self.record_release(
-                entry,
-                &release.record.clone().with_place_kept(cooldown.grace),
-            ),
+            self.record_release(entry, release.value(&kept)),
         ];
         puts.extend(
             slot.map(|slot| {

@@ -1,6 +1,7 @@
 //! The backend of local locks: takes a free lock at once, else waits in a thread of its own; holds the lock, releases it.
 //! It must not know the order of the queue, nor the command that runs under the lock.
 
+use std::cell::Cell;
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -15,13 +16,14 @@ use super::state_dir::StateDir;
 use crate::core::deadlock::Ring;
 use crate::core::holder::{Holder, OuterLock};
 use crate::core::local::EntryName;
+use crate::core::lock_delay::Ended;
 use crate::core::name::LockName;
 use crate::core::name::Scope;
 use crate::core::proof::LossReason;
 use crate::core::proven_lock::ProvenLock;
 use crate::core::remedy::remedy;
 use crate::core::request::LockRequest;
-use crate::core::time::LeaseTimings;
+use crate::core::time::{Instant, LeaseTimings};
 use crate::lock::backend::{
     self, Acquired, LockBackend, LockSession, QueuePosition, Release, ReleaseReason, SessionEvent,
     WaitEvent,
@@ -43,6 +45,7 @@ const STACK_BYTES: usize = 256 * 1024;
 pub(crate) struct LocalBackend {
     directory: PathBuf,
     entry: Arc<Entry>,
+    acquired_at: Cell<Option<Instant>>,
 }
 
 /// A message of the waiting thread.
@@ -69,6 +72,7 @@ impl LocalBackend {
         Ok(Self {
             directory: directory.to_owned(),
             entry: Arc::new(Entry::create(lock_dir, record, request)?),
+            acquired_at: Cell::new(None),
         })
     }
 
@@ -151,6 +155,12 @@ impl LockBackend for LocalBackend {
 
     async fn release(&self, _limit: Duration, parting: ReleaseReason<'_>) -> Release {
         let lost = self.entry.is_lost();
+        if let ReleaseReason::Done(result) | ReleaseReason::AtOnce(result) = parting {
+            let held = |at| clock::now().since(at);
+            let held = self.acquired_at.get().map(held).unwrap_or_default();
+            self.entry
+                .remember(Ended::new(clock::wall_clock_millis(), held, result));
+        }
         self.entry.remove(matches!(parting, ReleaseReason::Done(_)));
         if lost {
             Release::NotOurs
@@ -195,6 +205,7 @@ impl LocalBackend {
             QueueOutcome::Busy(ahead) => Outcome::Busy(ahead),
             QueueOutcome::Cooling(ahead, left) => Outcome::Cooling(ahead, left),
             QueueOutcome::Acquired(EntryName { token, slot }) => {
+                self.acquired_at.set(Some(clock::now()));
                 let timings = LeaseTimings::new(RENEWAL_TTL, self.entry.record.grace());
                 Outcome::Acquired(Box::new(Acquired {
                     token,

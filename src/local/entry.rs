@@ -7,13 +7,17 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::anyhow;
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::{FlockOperation, flock, fstat};
+use rustix::io::pwrite;
 
+use super::history::HELD;
 use super::lock_dir::{LockDir, Locked, Present};
 use crate::core::blockers::{BlockerScan, Blockers};
 use crate::core::deadlock::NestedWait;
+use crate::core::history::LocalHold;
 use crate::core::holder::{Holder, OuterLock};
 use crate::core::local::EntryName;
+use crate::core::lock_delay::Ended;
 use crate::core::request::{LockRequest, Mode, WaitPolicy};
 use crate::lock::backend::QueuePosition;
 use crate::lock::error::mode_conflict;
@@ -264,6 +268,11 @@ impl Entry {
         if self.is_lost() {
             return Err(anyhow!("the entry in the queue was removed by another process").into());
         }
+        // For the history alone, if we die. The record may have been replaced by a longer one.
+        if let Ok(status) = fstat(&self.file) {
+            let end = u64::try_from(status.st_size).unwrap_or_default();
+            let _ = pwrite(&self.file, HELD, end);
+        }
         Ok(QueueOutcome::Acquired(ticket))
     }
 
@@ -303,6 +312,19 @@ impl Entry {
             return Err(anyhow!("the wait is over").into());
         }
         Ok(own)
+    }
+
+    /// Adds our hold to the history of the lock.
+    pub(super) fn remember(&self, ended: Ended) {
+        let ticket = self.names().ticket;
+        if let Some(EntryName { token, slot }) = ticket {
+            self.lock_dir.add_to_history(&LocalHold {
+                token,
+                slot,
+                holder: self.record.clone(),
+                ended: Some(ended),
+            });
+        }
     }
 
     /// Removes the entry, at once for all waiters. `cools`: it keeps the lock taken for the requested time.

@@ -7,10 +7,12 @@ use std::time::Duration;
 
 use futures_util::FutureExt as _;
 
+use super::history::HISTORY_LENGTH;
 use super::lock_dir::{LockDir, Present};
 use super::state_dir::StateDir;
 use crate::core::blockers::OrphanSlot;
 use crate::core::blockers::holders;
+use crate::core::history::{History, Memory, Request};
 use crate::core::listing::ListedLock;
 use crate::core::name::LockName;
 use crate::core::proof::FencingToken;
@@ -62,6 +64,21 @@ impl LocalReader<'_> {
 }
 
 impl LockReader for LocalReader<'_> {
+    fn history<'a>(&'a self, name: &'a LockName, request: Request) -> Reading<'a, History> {
+        async move {
+            let lock_dir = match StateDir::find(self.0)? {
+                Some(root) => root.lock_dir(name)?,
+                None => None,
+            };
+            let holds = lock_dir
+                .map(|lock_dir| lock_dir.past_and_current())
+                .transpose()?;
+            let memory = Memory::Last(HISTORY_LENGTH);
+            Ok(History::new(holds.unwrap_or_default(), memory, request))
+        }
+        .boxed_local()
+    }
+
     fn read<'a>(&'a self, which: &'a Selection, take: Take<'a>) -> Reading<'a, Snapshot> {
         async move {
             let locks = self.locks(which)?;

@@ -138,7 +138,7 @@ impl LockDir {
     }
 
     /// Whether the file with this name is `entry`.
-    fn has(&self, file: &str, entry: &OwnedFd) -> Result<bool, Errno> {
+    pub(super) fn has(&self, file: &str, entry: &OwnedFd) -> Result<bool, Errno> {
         match statat(&self.directory, file, AtFlags::SYMLINK_NOFOLLOW) {
             Ok(now) => Ok(same(&now, &fstat(entry)?)),
             Err(Errno::NOENT) => Ok(false),
@@ -268,6 +268,11 @@ impl LockDir {
         };
         if !held && cooling.is_none() {
             if sweep {
+                // A cooldown that is over belongs to an owner that has released the lock.
+                if let (Ok(None), Ok(text)) = (self.open(&ticket.cooling()), self.text(&name, file))
+                {
+                    self.remember_dead(ticket, &text);
+                }
                 self.remove(&name);
                 self.remove(&ticket.cooling());
             }
@@ -308,7 +313,7 @@ impl LockDir {
     }
 
     /// Opens a file for reading; `None` if it does not exist.
-    fn open(&self, name: &str) -> Result<Option<File>, Failure> {
+    pub(super) fn open(&self, name: &str) -> Result<Option<File>, Failure> {
         // Without waiting: a pipe may have no writer yet.
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
         match openat(&self.directory, name, flags, Mode::empty()) {

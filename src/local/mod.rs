@@ -3,7 +3,8 @@
 //!
 //! `state_dir`: the directory of all locks; `trusted`: who could change it; `lock_dir`: one lock's entries and tokens;
 //! `entry`: our entry and its wait; `backend`: the wait in a thread, and the held lock; `listing`: locks as others see
-//! them; `deadlock`: rings of nested locks; `doctor`: what `dlock doctor` tries; `token_file`: the file of a fence.
+//! them; `deadlock`: rings of nested locks; `history`: past holds; `doctor`: what `dlock doctor` tries; `token_file`: the file of a
+//! fence.
 //!
 //! An entry is a file `TOKEN` with an exclusive flock, created under the lock of the file that counts the tokens: a
 //! process with a token finds every entry with a lower one. An entry counts for as long as its flock is held, which the
@@ -16,6 +17,7 @@ mod deadlock;
 mod dir_util;
 pub(crate) mod doctor;
 mod entry;
+mod history;
 mod listing;
 mod lock_dir;
 mod state_dir;

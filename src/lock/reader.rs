@@ -4,6 +4,7 @@
 use futures_util::future::LocalBoxFuture;
 
 use crate::core::blockers::OrphanSlot;
+use crate::core::history::{History, Request};
 use crate::core::listing::ListedLock;
 use crate::core::name::LockName;
 use crate::core::proof::FencingToken;
@@ -40,6 +41,9 @@ pub(crate) trait LockReader {
 
     /// Waits for the next change of the selected locks.
     fn change<'a>(&'a self, which: &'a Selection, before: Snapshot) -> Reading<'a, ()>;
+
+    /// The past holders of the lock `name`.
+    fn history<'a>(&'a self, name: &'a LockName, request: Request) -> Reading<'a, History>;
 
     /// Whether `token` holds the lock `name` now.
     fn held<'a>(&'a self, name: &'a LockName, token: FencingToken) -> Reading<'a, Held>;

@@ -46,6 +46,11 @@ pub(crate) fn wall_clock() -> String {
     humantime::format_rfc3339_seconds(wall_time()).to_string()
 }
 
+/// The same with milliseconds.
+pub(crate) fn wall_clock_millis() -> String {
+    humantime::format_rfc3339_millis(wall_time()).to_string()
+}
+
 /// The wall clock's time since 1970, which only certificates depend on.
 pub(crate) fn since_1970() -> Duration {
     let since = wall_time().duration_since(SystemTime::UNIX_EPOCH);

@@ -36,7 +36,7 @@ impl State {
         self.dlock().run(words)
     }
 
-    /// The names in the directory of the lock `job`.
+    /// The names in the directory of the lock `job`, without that of its history.
     fn files(&self) -> Vec<String> {
         let Ok(entries) = fs::read_dir(format!("{}/job", self.path)) else {
             return Vec::new();
@@ -45,6 +45,7 @@ impl State {
             .map(|entry| entry.expect("an entry").file_name())
             .map(|name| name.into_string().expect("a plain name"))
             .collect();
+        names.retain(|name| name != "history");
         names.sort();
         names
     }

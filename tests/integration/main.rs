@@ -20,6 +20,7 @@ mod foreign_keys;
 mod guard;
 mod handover;
 mod harness;
+mod history;
 mod holds;
 mod idle;
 mod listing;

@@ -48,6 +48,7 @@ fn outputs() -> Vec<(&'static str, String)> {
         ("hold", held.stdout()),
         ("ls", stdout(&["ls", "--json", &name])),
         ("status", stdout(&["status", "--json", &name])),
+        ("history", stdout(&["history", "--json", &name])),
         ("doctor", stdout(&["doctor", "--json"])),
     ]
 }

@@ -156,6 +156,7 @@ fn entries_that_go_by_themselves_make_no_ring() {
             to,
             by: String::new(),
             why: None,
+            now: false,
         })
     };
     let changes: [(&str, i64, Change); 7] = [

@@ -25,6 +25,14 @@ impl Version {
     }
 }
 
+/// Whether a server of this version reports the progress of a watch only after all changes before it. Others may report it
+/// while older changes are still to come (etcd issue 15220, repaired in April 2023).
+pub fn reports_progress_in_order(text: &str) -> bool {
+    Version::parse(text).is_some_and(|it| {
+        it >= version(3, 5, 9) || (version(3, 4, 26)..version(3, 5, 0)).contains(&it)
+    })
+}
+
 /// A fault of some versions.
 struct Fault {
     /// The first version that has it.

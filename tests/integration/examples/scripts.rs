@@ -128,6 +128,16 @@ pub(super) const RUNNERS: &[Runner] = &[
     ),
     ("dlock-run.1", "dlock run db-dump", By(piped)),
     (
+        "dlock-history.1",
+        "dlock history --since",
+        By(asked_what_happened),
+    ),
+    (
+        "dlock-history.1",
+        "dlock history --json",
+        By(asked_what_failed),
+    ),
+    (
         "dlock-status.1",
         "dlock status --held deploy",
         By(asked_whether_held),
@@ -505,6 +515,25 @@ fn piped(block: &Block) {
     let text = format!("{}zcat /backup/shop.gz", block.text);
     let outcome = script(Etcd::shared(), &text).finish().expect_code(0);
     assert!(outcome.stdout.contains("pg_dump shop"), "{outcome:?}");
+}
+
+fn asked_what_happened(block: &Block) {
+    let etcd = Etcd::start();
+    let run = Dlock::on(&etcd).run(["backup", "sh", "-c", "exit 3"]);
+    run.finish().expect_code(3);
+    let listed = script(&etcd, &block.text).finish().expect_code(0);
+    assert!(listed.stdout.contains("  exit 3  "), "{listed:?}");
+}
+
+fn asked_what_failed(block: &Block) {
+    let etcd = Etcd::start();
+    for status in ["0", "3"] {
+        let command = ["-c", &format!("exit {status}")];
+        Dlock::on(&etcd).run(["backup"]).args(command).finish();
+    }
+    let listed = script(&etcd, &block.text).finish().expect_code(0);
+    assert_eq!(listed.stdout.lines().count(), 1, "{listed:?}");
+    assert!(listed.stdout.contains(r#""result":"exit 3""#), "{listed:?}");
 }
 
 fn asked_whether_held(block: &Block) {

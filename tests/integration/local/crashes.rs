@@ -444,7 +444,7 @@ fn a_full_disk_keeps_the_token() {
     let Some(script) = alone(&script) else { return };
     let outcome = script.finish().expect_code(0);
     assert_eq!(
-        outcome.stdout, "1\n125\n2\n125\n3\ntoken\ntoken.lock\n",
+        outcome.stdout, "1\n125\n2\n125\n3\nhistory\ntoken\ntoken.lock\n",
         "{outcome:?}"
     );
     outcome.expect_stderr(&["No space left on device", "Read-only file system"]);

@@ -12,12 +12,13 @@ use serde_json::{Value, json};
 use super::{dlock_program, previous_program};
 
 /// The key that only objects of this schema have, and the name of the schema.
-const SCHEMAS: [(&str, &str); 6] = [
+const SCHEMAS: [(&str, &str); 7] = [
     ("event", "event"),
     ("outcome", "report"),
     ("findings", "doctor"),
     ("fencing_token", "hold"),
     ("held", "status"),
+    ("holds", "history"),
     ("waiting", "ls"),
 ];
 
