@@ -33,6 +33,8 @@ pub(crate) const HOLD_CHILD: &str = "dlock-linger";
 
 /// Time that `dlock release` waits for the other dlock to release the lock.
 const RELEASE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Timeout of the end of a process that has no open file, far longer than an exit takes.
+const EXIT_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Holds the lock, in the foreground or in the background.
 pub(super) fn hold(backend: &BackendConfig, options: &Options) -> Result<Exit, Failure> {
@@ -264,7 +266,8 @@ pub(super) fn release(hold: &str) -> Result<Exit, Failure> {
     let other = ProcessHandle::open(name).map_err(|_| ended_before())?;
     let outcome = match other.outcome() {
         Ok(outcome) => outcome,
-        Err(_) if other.has_ended() => return Err(ended_before()),
+        // A process that exits has closed its files a moment before its end.
+        Err(_) if other.ends_within(EXIT_TIMEOUT).unwrap_or(false) => return Err(ended_before()),
         // The variable may name any process of this user, and any at all for root.
         Err(error) => {
             return Err(anyhow!(

@@ -3,6 +3,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
@@ -67,11 +68,16 @@ impl ProcessHandle {
     }
 
     /// Sends SIGTERM and waits until the process has ended, for `limit` at most; returns whether it has.
-    pub(crate) fn terminate(&self, limit: std::time::Duration) -> io::Result<bool> {
+    pub(crate) fn terminate(&self, limit: Duration) -> io::Result<bool> {
         match pidfd_send_signal(&self.process, Signal::TERM) {
             Err(Errno::SRCH) => return Ok(true),
             sent => sent?,
         }
+        self.ends_within(limit)
+    }
+
+    /// Waits until the process has ended, for `limit` at most; returns whether it has.
+    pub(crate) fn ends_within(&self, limit: Duration) -> io::Result<bool> {
         let mut end = [PollFd::new(&self.process, PollFlags::IN)];
         Ok(poll(&mut end, Some(&timespec(limit)))? > 0)
     }

@@ -42,17 +42,34 @@ fn release_after(holder: &Running, hold: &str, meanwhile: impl FnOnce()) -> Runn
 
 const NOT_HELD: &str = "dlock: the lock was not held until its release: ";
 
+/// The value that `DLOCK_HOLD` has for a process.
+fn name_of(process: &Running) -> String {
+    let pid = process.process().0;
+    let line = std::fs::read_to_string(format!("/proc/{pid}/stat")).expect("it lives");
+    let (_, fields) = line.rsplit_once(") ").expect("its name");
+    let start = fields.split(' ').nth(19).expect("its start");
+    format!("{pid}:{start}")
+}
+
+/// "It is not certain that the lock was held until then: it was lost, or the dlock hold had ended before or was killed": a
+/// process that exits has closed the file with its result a moment before it has ended.
+#[test]
+fn a_hold_that_is_about_to_end_has_ended() {
+    let mut ending = Dlock::program(["sh", "-c", "echo on; exec sleep 0.3"]).start();
+    ending.says("on");
+    release(&name_of(&ending))
+        .wait()
+        .expect_code(121)
+        .expect_stderr(&[NOT_HELD, "its dlock hold has ended before"]);
+}
+
 /// "A process that is no dlock hold is not ended": whatever `DLOCK_HOLD` names.
 #[test]
 fn no_other_process_is_ended_by_a_release() {
     let is_spared = |innocent: Dlock| {
         let mut innocent = innocent.start();
         innocent.says("on");
-        let pid = innocent.process().0;
-        let line = std::fs::read_to_string(format!("/proc/{pid}/stat")).expect("it lives");
-        let (_, fields) = line.rsplit_once(") ").expect("its name");
-        let start = fields.split(' ').nth(19).expect("its start");
-        release(&format!("{pid}:{start}"))
+        release(&name_of(&innocent))
             .wait()
             .expect_code(125)
             .expect_stderr(&["it does not seem to be a dlock hold", "hint: "]);
