@@ -399,8 +399,11 @@ async fn keep<S: LockSession>(taken: &mut [Acquired<S>], until_fresh: bool) -> K
             SessionEvent::StillHeld => LockEvent::StillHeld,
             SessionEvent::Lost(loss) => LockEvent::Lost(loss),
             SessionEvent::Watch(watch) => LockEvent::Watch(watch),
-            SessionEvent::StopRequested(request) => return Kept::StopRequested(index, request),
-            SessionEvent::QueueChanged => continue,
+            SessionEvent::StopRequested(request) if !request.now => {
+                return Kept::StopRequested(index, request);
+            }
+            // The removal of the entry follows, as another event.
+            SessionEvent::StopRequested(_) | SessionEvent::QueueChanged => continue,
         };
         match taken[index.0].lock.on_event(clock::now(), &event) {
             Some(Finding::Lost(loss)) => return Kept::Lost(index, loss),

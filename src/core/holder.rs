@@ -99,7 +99,8 @@ pub struct StopRequest {
     /// The reason, in the requester's words.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub why: Option<String>,
-    /// The requester removes the entry right afterwards, and does not wait.
+    /// The requester removes the entry right afterwards, and does not wait: a client whose command has not started queues again
+    /// then.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub now: bool,
 }

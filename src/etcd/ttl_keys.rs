@@ -166,8 +166,10 @@ pub(super) async fn claim_slot(
         }
         // Others write into our record too: their part stays.
         let record = Holder::parse(own.value()).unwrap_or_else(|| requests.record());
-        if let Some(request) = record.asked {
-            return Ok(Claimed::StopRequested(request));
+        if let Some(request) = &record.asked
+            && !request.now
+        {
+            return Ok(Claimed::StopRequested(request.clone()));
         }
         let free = (0..slots).find(|slot| taken.iter().all(|(one, _)| one != slot));
         let Some(slot) = free else {

@@ -237,6 +237,8 @@ impl<'a> Waiter<'a> {
                     self.refresh(on_event).await
                 }
             },
+            // The removal of our entry follows, as another event.
+            SessionEvent::StopRequested(request) if request.now => Ok(Step::Continue),
             SessionEvent::StopRequested(request) => {
                 Ok(Step::Ended(Box::new(Outcome::StopRequested(request))))
             }
