@@ -91,6 +91,20 @@ fn a_release_whose_answer_is_lost_without_space_is_no_loss() {
     assert!(etcd.queue("kept").is_empty());
 }
 
+/// "deletes the entry and its slot without waiting": an etcd out of space refuses the request to the holder,
+/// and dlock break --now takes the lock away all the same.
+#[test]
+fn a_lock_is_broken_at_once_without_space() {
+    let etcd = Etcd::start_with(&["--quota-backend-bytes=2097152"]);
+    let mut holder = hold_open(Dlock::on(&etcd), &[LONG], "broken");
+    let token = etcd.queue("broken")[0].create_revision.to_string();
+    etcd.fill();
+    let line = ["break", "broken", "--token", &token, "--yes", "--now"];
+    Dlock::on(&etcd).args(line).finish().expect_code(0);
+    assert!(etcd.queue("broken").is_empty());
+    holder.wait().expect_code(121);
+}
+
 /// "NOSPACE alarm": a lock whose --min-hold is over is released without a record, which the next holder is told truthfully.
 #[test]
 fn a_lock_whose_min_hold_is_over_is_released_without_space() {
