@@ -49,7 +49,7 @@ pub(super) struct Leaving {
     pub(super) cooldown: Option<Cooldown>,
     /// The end of the command, if one has run.
     pub(super) ended: Option<Ended>,
-    /// What etcd has answered since then.
+    /// The answers of etcd since then.
     pub(super) seen: ReleaseAnswers,
 }
 
