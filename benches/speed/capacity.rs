@@ -36,10 +36,9 @@ pub(crate) fn measure(crowds: &[usize], peers: &mut Table, table: &mut Table) {
     }
     let (mut waiters, mut holders) = (Vec::new(), Vec::new());
     for &size in crowds {
-        // Its waiters are there for as long as dlock's.
-        let etcdctl = queued(Tool::Etcdctl, size);
+        // Its waiters end here: they would slow dlock's.
+        let theirs = queued(Tool::Etcdctl, size).memory_for_each();
         let seen = contend(size, true);
-        let theirs = etcdctl.memory_for_each();
         let cells = [Some(seen.memory_for_each), Some(theirs), None, None];
         peers.row(
             format!("memory of etcd for each of {size} waiters"),
@@ -102,6 +101,8 @@ struct Queued {
     size: usize,
     /// Resident memory of the server before they came, in MiB.
     before: f64,
+    /// The time from the first one's start until all were there.
+    there_after: Duration,
 }
 
 impl Queued {
@@ -113,6 +114,7 @@ impl Queued {
 fn queued(tool: Tool, size: usize) -> Queued {
     let etcd = Etcd::start();
     let before = server::resident(etcd.process().0);
+    let began_at = boot_clock();
     let mut crowd = Contenders::new(Kind::Tool(tool), etcd.endpoint(), TTL);
     crowd.join("crowded", true);
     crowd.await_begun(1);
@@ -130,12 +132,14 @@ fn queued(tool: Tool, size: usize) -> Queued {
         crowd,
         size,
         before,
+        there_after: since(began_at),
     }
 }
 
 fn held(size: usize) -> Queued {
     let etcd = Etcd::start();
     let before = server::resident(etcd.process().0);
+    let began_at = boot_clock();
     let mut crowd = Contenders::new(Kind::Tool(Tool::Dlock), etcd.endpoint(), TTL);
     for number in 0..size {
         crowd.join(&format!("own-{number}"), true);
@@ -146,19 +150,19 @@ fn held(size: usize) -> Queued {
         crowd,
         size,
         before,
+        there_after: since(began_at),
     }
 }
 
 /// Starts all contenders, on one lock or on a lock each, measures and ends them. Fails if one is lost or the order of the
 /// queue is wrong.
 fn contend(size: usize, one_lock: bool) -> Seen {
-    let began_at = boot_clock();
     let queued = if one_lock {
         queued(Tool::Dlock, size)
     } else {
         held(size)
     };
-    let there_after = since(began_at).as_secs_f64();
+    let there_after = queued.there_after.as_secs_f64();
     // The first renewals come when they are due, and not all at once.
     let_pass(Duration::from_secs(6));
     let before = Counters::of(&queued.etcd);
