@@ -112,39 +112,37 @@ impl Queued {
 }
 
 fn queued(tool: Tool, size: usize) -> Queued {
+    start(tool, size, |etcd, crowd| {
+        crowd.join("crowded", true);
+        crowd.await_begun(1);
+        let mut queued = 1;
+        while queued <= size {
+            let batch = BATCH.min(size + 1 - queued);
+            for _ in 0..batch {
+                crowd.join("crowded", false);
+            }
+            queued += batch;
+            crowd.await_queued(Some(etcd), "crowded", queued);
+        }
+    })
+}
+
+fn held(size: usize) -> Queued {
+    start(Tool::Dlock, size, |_, crowd| {
+        for number in 0..size {
+            crowd.join(&format!("own-{number}"), true);
+        }
+        crowd.await_begun(size);
+    })
+}
+
+/// Starts a server and the contenders that `join` adds.
+fn start(tool: Tool, size: usize, join: impl FnOnce(&Etcd, &mut Contenders)) -> Queued {
     let etcd = Etcd::start();
     let before = server::resident(etcd.process().0);
     let began_at = boot_clock();
     let mut crowd = Contenders::new(Kind::Tool(tool), etcd.endpoint(), TTL);
-    crowd.join("crowded", true);
-    crowd.await_begun(1);
-    let mut queued = 1;
-    while queued <= size {
-        let batch = BATCH.min(size + 1 - queued);
-        for _ in 0..batch {
-            crowd.join("crowded", false);
-        }
-        queued += batch;
-        crowd.await_queued(Some(&etcd), "crowded", queued);
-    }
-    Queued {
-        etcd,
-        crowd,
-        size,
-        before,
-        there_after: since(began_at),
-    }
-}
-
-fn held(size: usize) -> Queued {
-    let etcd = Etcd::start();
-    let before = server::resident(etcd.process().0);
-    let began_at = boot_clock();
-    let mut crowd = Contenders::new(Kind::Tool(Tool::Dlock), etcd.endpoint(), TTL);
-    for number in 0..size {
-        crowd.join(&format!("own-{number}"), true);
-    }
-    crowd.await_begun(size);
+    join(&etcd, &mut crowd);
     Queued {
         etcd,
         crowd,

@@ -11,7 +11,7 @@ use super::holder::{Holder, StopKind, StopRequest};
 use super::lock_delay::{Ended, ReleaseRecord};
 use super::proof::{FencingToken, LeaseId};
 use super::request::Mode;
-use super::text::{format_age, json, printable, seconds};
+use super::text::{format_age, json, printable, seconds, since_1970};
 
 /// Version of the JSON of `dlock history`, and of the lines of a local history.
 const VERSION: u32 = 1;
@@ -96,7 +96,7 @@ impl Hold {
             _ if self.entry.record.is_none() => End::Unknown,
             _ => End::Lost,
         };
-        let ended_at = ended.as_ref().and_then(|ended| moment(&ended.at));
+        let ended_at = ended.as_ref().and_then(|ended| since_1970(&ended.at));
         let held = ended.as_ref().map(Ended::held);
         Self {
             end,
@@ -223,12 +223,6 @@ fn format_held(held: Duration) -> String {
 /// The process of a client, without the rest of its sentence.
 fn short_name(by: &str) -> &str {
     by.split(',').next().unwrap_or(by)
-}
-
-/// The time since 1970 of a text by RFC 3339.
-fn moment(text: &str) -> Option<Duration> {
-    let at = humantime::parse_rfc3339(text).ok()?;
-    at.duration_since(UNIX_EPOCH).ok()
 }
 
 fn rfc3339(since_1970: Duration) -> String {
@@ -549,7 +543,7 @@ impl LocalHold {
 
     /// The same as a hold.
     pub fn into_hold(self) -> Hold {
-        let ended_at = self.ended.as_ref().and_then(|ended| moment(&ended.at));
+        let ended_at = self.ended.as_ref().and_then(|ended| since_1970(&ended.at));
         let held = self.ended.as_ref().map(Ended::held);
         Hold {
             entry: QueueEntry {

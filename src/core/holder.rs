@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::name::LockName;
 use super::proof::LeaseId;
 use super::request::Mode;
-use super::text::{elided, printable, truncate};
+use super::text::{elided, printable, since_1970, truncate};
 
 /// The version of the record that this dlock writes and understands.
 const VERSION: u32 = 1;
@@ -302,8 +302,7 @@ impl Holder {
 
     /// The time since 1970 at which it was made, by its own wall clock.
     pub fn queued_at(&self) -> Option<Duration> {
-        let since = humantime::parse_rfc3339(&self.since).ok()?;
-        since.duration_since(std::time::UNIX_EPOCH).ok()
+        since_1970(&self.since)
     }
 }
 

@@ -2,7 +2,7 @@
 //! It must not know where they come from, nor where they are shown.
 
 use std::fmt::Write as _;
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 
 use serde::Serialize;
 use unicode_width::{UnicodeWidthChar as _, UnicodeWidthStr as _};
@@ -58,6 +58,12 @@ pub fn seconds(duration: Duration) -> f64 {
     #[expect(clippy::cast_precision_loss, reason = "exact for 285 years")]
     let micros = duration.as_micros() as f64;
     micros / 1e6
+}
+
+/// The time since 1970 that a text by RFC 3339 names.
+pub fn since_1970(text: &str) -> Option<Duration> {
+    let at = humantime::parse_rfc3339(text).ok()?;
+    at.duration_since(UNIX_EPOCH).ok()
 }
 
 /// At most about `columns` of `text`: its middle is left out, as names differ at both ends.

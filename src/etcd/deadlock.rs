@@ -28,7 +28,7 @@ const CONFIRM_INTERVAL: Duration = Duration::from_secs(1);
 /// A search, and the queues that it read.
 struct Found {
     ring: Option<Ring>,
-    names: BTreeSet<LockName>,
+    names: Vec<LockName>,
 }
 
 impl EtcdBackend {
@@ -44,7 +44,7 @@ impl EtcdBackend {
         };
         let limit = timings.renew_timeout() * 2;
         let mut known: Option<(Ring, Instant)> = None;
-        let mut first = BTreeSet::new();
+        let mut first = Vec::new();
         loop {
             let searching = async |etcd: Connection| self.search(&etcd, &ours, &first).await;
             let searched = self.requests.call(limit, searching).await;
@@ -69,7 +69,7 @@ impl EtcdBackend {
                     }
                     known = Some((ring, since));
                 }
-                Ok(_) => (known, first) = (None, BTreeSet::new()),
+                Ok(_) => (known, first) = (None, Vec::new()),
                 Err(error) => tracing::debug!("cannot search for a deadlock: {error}"),
             }
             tokio::select! {
@@ -84,15 +84,16 @@ impl EtcdBackend {
         &self,
         etcd: &Connection,
         ours: &NestedWait,
-        first: &BTreeSet<LockName>,
+        first: &[LockName],
     ) -> Result<Found, LockError> {
         let mut search = DeadlockSearch::new(ours);
-        let mut names: BTreeSet<LockName> = first.clone();
+        let mut names: BTreeSet<LockName> = first.iter().cloned().collect();
         if names.is_empty() {
             names = search.missing();
         }
-        let (mut read, mut revision) = (BTreeSet::new(), 0);
+        let mut revision = 0;
         loop {
+            let read = search.names();
             let next = names.into_iter().take(MAX_QUEUES - read.len());
             let queues: Vec<LockKeys> = next
                 .map(|name| LockKeys::new(self.requests.queue.keys.namespace(), &name))
@@ -106,7 +107,6 @@ impl EtcdBackend {
             revision = at;
             for (queue, entries) in queues.iter().zip(pages) {
                 search.push(queue.lock().clone(), entries);
-                read.insert(queue.lock().clone());
             }
             names = search.missing();
         }

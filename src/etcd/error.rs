@@ -60,6 +60,11 @@ pub(super) fn is_too_long(error: &LockError) -> bool {
     error.cause.contains("message length too large")
 }
 
+/// Whether etcd has compacted the revision that was asked for (`ErrCompacted` in etcd's rpctypes).
+pub(super) fn is_compacted(error: &LockError) -> bool {
+    error.cause.contains("compacted")
+}
+
 /// The state of an attempt after the answer to its grant.
 pub(super) fn attempt_after<T>(granted: &Result<T, LockError>) -> Attempt {
     match granted {

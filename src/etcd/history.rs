@@ -8,7 +8,7 @@ use futures_util::stream::{self, StreamExt as _};
 
 use super::Cluster;
 use super::connection::{Connection, within};
-use super::error::{ErrorKind, LockError};
+use super::error::{ErrorKind, LockError, is_compacted};
 use super::queue::{entry_in, read_page};
 use crate::core::blockers::QueueEntry;
 use crate::core::doctor::version::reports_progress_in_order;
@@ -135,7 +135,7 @@ impl Reader<'_> {
             Ok(_) => return Ok(0),
             Err(error) => {
                 let error = LockError::from(error);
-                if !error.cause.contains("compacted") {
+                if !is_compacted(&error) {
                     return Err(error);
                 }
             }
@@ -296,7 +296,7 @@ fn canceled(answer: &WatchResponse) -> LockError {
 
 /// A revision that was there a moment ago is read again from the start.
 fn forgotten_meanwhile(error: LockError) -> LockError {
-    if error.cause.contains("compacted") {
+    if is_compacted(&error) {
         return LockError::retryable(error.cause);
     }
     error

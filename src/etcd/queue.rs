@@ -11,7 +11,7 @@ use futures_util::FutureExt as _;
 
 use super::Cluster;
 use super::connection::Connection;
-use super::error::{LockError, is_too_long};
+use super::error::{LockError, is_compacted, is_too_long};
 use crate::core::blockers::{BlockerScan, Blockers, QueueEntry, holders};
 use crate::core::holder::Holder;
 use crate::core::keys::LockKeys;
@@ -244,10 +244,7 @@ impl QueueReader {
         others: usize,
     ) -> Result<QueueView, LockError> {
         match self.as_created(etcd, entry, others).boxed_local().await {
-            // etcd has compacted that revision.
-            Err(error) if error.cause.contains("compacted") => {
-                self.read_queue(etcd, entry, &[]).await
-            }
+            Err(error) if is_compacted(&error) => self.read_queue(etcd, entry, &[]).await,
             view => view,
         }
     }
